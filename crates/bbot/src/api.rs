@@ -1,0 +1,277 @@
+//! The controller's JSON API (protocol section 7) as the tool uses it.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{home::Home, source::Package};
+
+/// Where a controller listens when nobody says otherwise.
+const DEFAULT_URL: &str = "http://127.0.0.1:2268";
+
+/// How long the controller may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which controller, and what proves that we may change something there.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ControllerOptions {
+    /// The controller's URL [default: the one of `bbot up`, else http://127.0.0.1:2268]
+    #[arg(long, env = "BBOT_CONTROLLER", value_name = "URL", global = true)]
+    pub(crate) controller: Option<String>,
+    /// The file with the controller's token [default: the one of `bbot up`]
+    #[arg(long, env = "BBOT_TOKEN_FILE", value_name = "FILE", global = true)]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// One operation of a build, without its log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Operation {
+    pub(crate) name: String,
+    pub(crate) status: String,
+    #[serde(default)]
+    pub(crate) log_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Toolchain {
+    pub(crate) name: String,
+    pub(crate) version: String,
+}
+
+/// A build as the API gives it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Build {
+    pub(crate) id: String,
+    pub(crate) submission: String,
+    pub(crate) package: String,
+    pub(crate) version: String,
+    pub(crate) configuration: String,
+    pub(crate) target: Option<String>,
+    pub(crate) machine: Option<String>,
+    pub(crate) toolchain: Option<Toolchain>,
+    pub(crate) agent: Option<String>,
+    pub(crate) state: String,
+    pub(crate) status: Option<String>,
+    pub(crate) queued: Option<String>,
+    pub(crate) started: Option<String>,
+    pub(crate) finished: Option<String>,
+    #[serde(default)]
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) url: Option<String>,
+}
+
+impl Build {
+    pub(crate) fn is_built(&self) -> bool {
+        self.state == "built"
+    }
+
+    /// Did the build do what it should? A warning is a success with something to say.
+    pub(crate) fn succeeded(&self) -> bool {
+        matches!(self.status.as_deref(), Some("success" | "warning" | "skip"))
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Builds {
+    pub(crate) builds: Vec<Build>,
+    pub(crate) next: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Submission {
+    pub(crate) id: String,
+    pub(crate) builds: Vec<Build>,
+}
+
+/// A connection to one controller.
+#[derive(Debug)]
+pub(crate) struct Api {
+    client: Client,
+    root: String,
+    token: Result<String, String>,
+}
+
+impl Api {
+    pub(crate) fn new(options: &ControllerOptions, home: &Home) -> Result<Api> {
+        let root = match &options.controller {
+            Some(url) => url.clone(),
+            None => fs::read_to_string(home.controller_url())
+                .map_or_else(|_| DEFAULT_URL.to_string(), |url| url.trim().to_string()),
+        };
+        if !root.starts_with("http://") && !root.starts_with("https://") {
+            bail!("'{root}' is not the URL of a controller: it must start with http:// or https://");
+        }
+        let file = options.token_file.clone().unwrap_or_else(|| home.token());
+        // Reading needs no token: its absence is an error only once something is to be changed.
+        let token = fs::read_to_string(&file)
+            .map(|token| token.trim().to_string())
+            .map_err(|error| format!("cannot read the controller's token {}: {error}", file.display()));
+        let client = Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .timeout(ANSWER_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .context("cannot set up HTTP")?;
+        Ok(Api { client, root: root.trim_end_matches('/').to_string(), token })
+    }
+
+    pub(crate) fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// Sends the source archive; the controller may know it already.
+    pub(crate) async fn put_archive(&self, package: &Package) -> Result<()> {
+        let file = package.archive.try_clone().context("cannot read the source archive again")?;
+        let request = self
+            .changing(Method::PUT, &format!("/api/v1/archives/{}", package.sha256))?
+            // An archive may be large and the line slow: one minute for every 10 MB on top.
+            .timeout(ANSWER_TIMEOUT + Duration::from_secs(package.size / 166_666))
+            .header("Content-Type", "application/gzip")
+            .header("Content-Length", package.size)
+            .body(tokio::fs::File::from_std(file));
+        self.send(request).await.context("cannot send the source archive")?;
+        Ok(())
+    }
+
+    pub(crate) async fn submit(&self, submission: &serde_json::Value) -> Result<Submission> {
+        let request = self.changing(Method::POST, "/api/v1/submissions")?;
+        self.json(request.header("Content-Type", "application/json").body(submission.to_string())).await
+    }
+
+    pub(crate) async fn rebuild(&self, id: &str, reason: Option<&str>) -> Result<Build> {
+        let request = self.changing(Method::POST, &format!("/api/v1/builds/{}/rebuild", segment(id)?))?;
+        let body = serde_json::json!({ "reason": reason });
+        self.json(request.header("Content-Type", "application/json").body(body.to_string())).await
+    }
+
+    pub(crate) async fn builds(&self, filters: &[(&str, String)]) -> Result<Builds> {
+        let request = self.request(Method::GET, "/api/v1/builds");
+        let query: String = filters
+            .iter()
+            .map(|(name, value)| format!("&{name}={}", escape(value)))
+            .collect();
+        let request = match query.strip_prefix('&') {
+            Some(query) => self.request(Method::GET, &format!("/api/v1/builds?{query}")),
+            None => request,
+        };
+        self.json(request).await
+    }
+
+    pub(crate) async fn build(&self, id: &str) -> Result<Build> {
+        self.json(self.request(Method::GET, &format!("/api/v1/builds/{}", segment(id)?))).await
+    }
+
+    /// The log of a build, or of one of its operations.
+    pub(crate) async fn log(&self, id: &str, operation: Option<&str>) -> Result<Vec<u8>> {
+        let mut path = format!("/api/v1/builds/{}/log", segment(id)?);
+        if let Some(operation) = operation {
+            path = format!("{path}/{}", segment(operation)?);
+        }
+        let response = self.send(self.request(Method::GET, &path)).await?;
+        Ok(response.bytes().await.context("the log broke off")?.to_vec())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.root))
+    }
+
+    fn changing(&self, method: Method, path: &str) -> Result<RequestBuilder> {
+        match &self.token {
+            Ok(token) => Ok(self.request(method, path).bearer_auth(token)),
+            Err(error) => bail!(
+                "{error}: give the token's file with --token-file (the controller writes it below its data folder)"
+            ),
+        }
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        let response = self.send(request).await?;
+        let body = response.bytes().await.context("the controller's answer broke off")?;
+        serde_json::from_slice(&body).with_context(|| {
+            format!("{} does not answer as a bbot controller does", self.root)
+        })
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<reqwest::Response> {
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                anyhow!(
+                    "no controller answers at {}: start one with `bbot up`, or name it with --controller",
+                    self.root
+                )
+            } else {
+                anyhow!(error).context(format!("cannot talk to the controller at {}", self.root))
+            }
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.unwrap_or_default();
+        let said = said(&body);
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
+                "the controller at {} does not take our token: {said}",
+                self.root
+            ),
+            _ => bail!("the controller at {} answers {}: {said}", self.root, status.as_u16()),
+        }
+    }
+}
+
+/// What an error's body says: the sentence of our API, or the beginning of whatever it is.
+fn said(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Said {
+        error: String,
+    }
+    match serde_json::from_slice::<Said>(body) {
+        Ok(said) => said.error,
+        Err(_) => {
+            let text = bbot_manifest::log_text(&body[..body.len().min(200)]);
+            let line = text.lines().next().unwrap_or("").trim();
+            if line.is_empty() { "nothing more".to_string() } else { line.to_string() }
+        }
+    }
+}
+
+/// An id or name as one segment of a path.
+fn segment(text: &str) -> Result<String> {
+    if text.is_empty() || text == "." || text == ".." {
+        bail!("'{text}' is not the id of a build: `bbot builds` lists them");
+    }
+    Ok(escape(text))
+}
+
+fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(b).to_string()
+            }
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_into_a_path_is_one_segment() {
+        assert_eq!(segment("a/b?c").unwrap(), "a%2Fb%3Fc");
+        assert!(segment("..").is_err());
+        assert!(segment("").is_err());
+    }
+
+    #[test]
+    fn an_error_is_told_in_the_controllers_words() {
+        assert_eq!(said(br#"{"error": "no such build"}"#), "no such build");
+        assert_eq!(said(b"<html>\x1b[31m"), "<html>");
+        assert_eq!(said(b""), "nothing more");
+    }
+}

@@ -1,0 +1,168 @@
+//! `bbot submit`: hands a package to the controller, and waits for its builds on request.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::{Exit, log};
+use crate::{
+    api::{Api, Build, ControllerOptions},
+    home::Home,
+    progress::Progress,
+    source::{self, Given},
+};
+
+/// How often a waiting submit asks how its builds are doing.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Hand a package to the controller to be built.
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// A source directory, or an archive (tar, plain or compressed)
+    #[arg(required_unless_present_any = ["git", "repository"], conflicts_with_all = ["git", "repository"])]
+    source: Option<PathBuf>,
+
+    /// A git repository that the controller fetches (https only)
+    #[arg(long, value_name = "URL", requires = "commit", conflicts_with = "repository")]
+    git: Option<String>,
+    /// The commit of --git: its full hash
+    #[arg(long, value_name = "HASH", requires = "git")]
+    commit: Option<String>,
+
+    /// A package repository, for agents and workers of the original
+    #[arg(long, value_name = "URL", requires = "package")]
+    repository: Option<String>,
+    /// The package in --repository
+    #[arg(long, value_name = "NAME/VERSION", requires = "repository")]
+    package: Option<String>,
+    /// The kind of --repository: pkg, git or dir
+    #[arg(long = "type", value_name = "TYPE", requires = "repository")]
+    repository_type: Option<String>,
+    /// A certificate fingerprint that --repository is trusted by; may be repeated
+    #[arg(long, value_name = "FINGERPRINT", requires = "repository")]
+    trust: Vec<String>,
+
+    /// The package's name, where its sources do not tell it
+    #[arg(long)]
+    name: Option<String>,
+    /// The package's version, where its sources do not tell it
+    #[arg(long)]
+    version: Option<String>,
+    /// Build in this configuration only; may be repeated [default: every one in the controller's buildtab]
+    #[arg(long, short, value_name = "NAME")]
+    configuration: Vec<String>,
+    /// Wait until everything is built; print the logs; exit with 3 when a build did not succeed
+    #[arg(long, short)]
+    wait: bool,
+    /// Print the builds as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    controller: ControllerOptions,
+}
+
+pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
+    let api = Api::new(&options.controller, home)?;
+    let mut body = if let Some(url) = &options.git {
+        let base = url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let name = options.name.clone().unwrap_or_else(|| base.trim_end_matches(".git").to_string());
+        let commit = options.commit.as_deref().unwrap_or_default();
+        // A commit has no number of its own; its first digits tell it from the next one.
+        let version = options.version.clone().unwrap_or_else(|| format!("0.0.{commit:.12}"));
+        json!({ "name": name, "version": version, "source": { "git": { "url": url, "commit": commit } } })
+    } else if let Some(url) = &options.repository {
+        let package = options.package.as_deref().unwrap_or_default();
+        let Some((name, version)) = package.split_once('/') else {
+            bail!("'{package}' is not NAME/VERSION: give --package libhello/1.0.0");
+        };
+        json!({ "name": name, "version": version, "source": { "repository":
+            { "url": url, "type": options.repository_type, "trust": options.trust } } })
+    } else {
+        let path = options.source.as_ref().context("name a directory or an archive to submit")?;
+        let given = Given { name: options.name.clone(), version: options.version.clone() };
+        let package = source::package(path, &given)?;
+        api.put_archive(&package).await?;
+        json!({
+            "name": package.identity.name,
+            "version": package.identity.version,
+            "source": { "archive": package.sha256 },
+        })
+    };
+    if !options.configuration.is_empty() {
+        body["configurations"] = json!(options.configuration);
+    }
+    let submission = api.submit(&body).await?;
+
+    let mut builds = submission.builds;
+    if !options.json {
+        for build in &builds {
+            eprintln!(
+                "queued {}/{} for {} as build {}",
+                build.package, build.version, build.configuration, build.id
+            );
+        }
+        if builds.is_empty() {
+            eprintln!("submission {}: no configuration builds this package", submission.id);
+        }
+    }
+    if options.wait {
+        builds = wait(&api, builds, options.json).await?;
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&builds)?);
+    }
+    let failed = options.wait && builds.iter().any(|build| !build.succeeded());
+    Ok(if failed { Exit::BuildFailed } else { Exit::Done })
+}
+
+/// Waits until all are built; prints each log as its build ends.
+async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Build>> {
+    let progress = Progress::start("waiting for an agent", quiet || !std::io::stderr().is_terminal());
+    loop {
+        let mut open = 0_usize;
+        for build in builds.iter_mut().filter(|build| !build.is_built()) {
+            *build = api.build(&build.id).await?;
+            if build.is_built() {
+                if !quiet {
+                    let log = api.log(&build.id, None).await?;
+                    progress.pause(|| print_log(&log))?;
+                    progress.pause(|| log::print_summary(build));
+                }
+            } else {
+                open += 1;
+            }
+        }
+        if open == 0 {
+            return Ok(builds);
+        }
+        progress.set(&describe(&builds));
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn print_log(log: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(log).and_then(|()| out.flush()).context("cannot write the log")
+}
+
+/// One line on what the waiting is for.
+fn describe(builds: &[Build]) -> String {
+    let count = |state: &str| builds.iter().filter(|build| build.state == state).count();
+    match (count("building"), count("queued")) {
+        (0, queued) => format!("waiting for an agent: {queued} queued"),
+        (building, queued) => {
+            let machine = builds
+                .iter()
+                .find(|build| build.state == "building")
+                .and_then(|build| build.machine.as_deref())
+                .unwrap_or("a machine");
+            format!("{building} building (on {machine}), {queued} queued")
+        }
+    }
+}

@@ -1,0 +1,36 @@
+# Sourced by demo.sh, test.sh and the benchmarks: installs Debian packages that are missing.
+
+# need PACKAGE...
+need() {
+  local missing=() package sudo=()
+  for package; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$(id -u)" = 0 ] || sudo=(sudo)
+  if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+    echo "error: these packages are missing and there is no sudo to install them: ${missing[*]}" >&2
+    return 1
+  fi
+  echo "installing ${missing[*]}"
+  local log
+  log=$(mktemp)
+  if ! { "${sudo[@]}" apt-get update -q &&
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    echo "error: unable to install ${missing[*]}" >&2
+    return 1
+  fi
+  rm -f "$log"
+}
+
+# Rust by rustup may be installed without being on the path of a plain shell.
+need_cargo() {
+  command -v cargo >/dev/null || [ ! -f "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"
+  if ! command -v cargo >/dev/null; then
+    echo "error: cargo is not installed: bbot is built with Rust 1.94 or newer (https://rustup.rs)" >&2
+    return 1
+  fi
+}

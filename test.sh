@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs all tests, those on real parts included.
+#   ./test.sh          what every change must pass
+#   ./test.sh --full   the long forms too: more property cases, the benchmarks' short forms
+set -euo pipefail
+cd "$(dirname "$0")"
+. scripts/need.sh
+
+full=
+case ${1-} in
+--full) full=1 ;;
+'') ;;
+*) echo "usage: ./test.sh [--full]" >&2; exit 2 ;;
+esac
+
+step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+
+step "packages"
+need gcc libc6-dev make curl openssl git python3 \
+  qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap cpio iproute2 \
+  tftp-hpa tftpd-hpa atftp cmake strace
+need_cargo
+
+# Everything that a test may use is here now, so a test that would skip fails instead.
+export BBOT_REQUIRE=image,qemu,tftp,openssl
+[ "$(id -u)" != 0 ] || BBOT_REQUIRE=$BBOT_REQUIRE,root,btrfs
+target=${CARGO_TARGET_DIR:-$PWD/target}
+export BBOT_TEST_CACHE=${BBOT_TEST_CACHE:-$target/test-cache}
+[ -z "$full" ] || export PROPTEST_CASES=4096
+
+step "format"
+cargo fmt --all --check
+
+step "clippy"
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+step "static worker"
+BBOT_WORKER=$(cargo xtask worker | tail -n 1)
+export BBOT_WORKER
+ls -l "$BBOT_WORKER"
+
+step "machine image"
+cargo build --workspace --quiet
+"$target/debug/bbot" --home "$BBOT_TEST_CACHE/home" machine create debian-12 --if-missing
+
+step "tests"
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo nextest run --workspace --no-fail-fast --status-level slow --final-status-level fail
+else
+  cargo test --workspace --no-fail-fast --quiet
+fi
+cargo test --workspace --doc --quiet
+
+if [ -n "$full" ]; then
+  step "benchmarks, short"
+  for bench in bench/*; do
+    [ -x "$bench" ] && [ -f "$bench" ] && "$bench" --quick
+  done
+fi
+
+step "all passed"
