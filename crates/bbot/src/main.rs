@@ -1,3 +1,107 @@
-//! (skeleton)
+//! `bbot`: the operator's and the developer's tool.
 
-fn main() {}
+mod api;
+mod commands;
+mod home;
+mod progress;
+mod source;
+mod table;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use commands::{Exit, build, builds, key, log, machine, manifest, rebuild, submit, toolchain, up};
+use home::Home;
+
+/// Build packages in throw-away machines.
+///
+/// Exit status: 0 done, 1 failed, 2 wrong usage; `build` and `submit --wait` exit with 3 when the
+/// build itself did not succeed.
+#[derive(Debug, Parser)]
+#[command(name = "bbot", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+struct Options {
+    /// Where machines, toolchains and state are kept [default: /var/lib/bbot for root, else
+    /// ~/.local/share/bbot]
+    #[arg(long, env = "BBOT_HOME", value_name = "DIR", global = true)]
+    home: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(build::Build),
+    Up(up::Up),
+    Submit(submit::Submit),
+    Builds(builds::ListBuilds),
+    Log(log::Log),
+    Rebuild(rebuild::Rebuild),
+    #[command(subcommand)]
+    Machine(machine::Machine),
+    #[command(subcommand)]
+    Toolchain(toolchain::Toolchain),
+    #[command(subcommand)]
+    Manifest(manifest::Manifest),
+    Keygen(key::Keygen),
+    Fingerprint(key::Fingerprint),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    // Two crates may each bring a TLS provider; the process has to choose one.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("bbot: error: cannot set up TLS");
+        return ExitCode::FAILURE;
+    }
+    match run(options) {
+        Ok(exit) => exit.into(),
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bbot: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<Exit> {
+    let home = Home::new(options.home)?;
+    // One thread: QEMU is bound to the life of the thread that starts it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match options.command {
+        Command::Build(options) => runtime.block_on(build::run(options, &home)),
+        Command::Up(options) => runtime.block_on(up::run(options, &home)),
+        Command::Submit(options) => runtime.block_on(submit::run(options, &home)),
+        Command::Builds(options) => runtime.block_on(builds::run(options, &home)),
+        Command::Log(options) => runtime.block_on(log::run(options, &home)),
+        Command::Rebuild(options) => runtime.block_on(rebuild::run(options, &home)),
+        Command::Machine(command) => machine::run(command, &home),
+        Command::Toolchain(command) => toolchain::run(command, &home),
+        Command::Manifest(command) => manifest::run(&command),
+        Command::Keygen(options) => key::keygen(&options),
+        Command::Fingerprint(options) => key::fingerprint(&options),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+    }
+}
