@@ -1,1 +1,6 @@
-//! (skeleton)
+//! Build machines: volumes and snapshots, virtual machines, and the machine's
+//! own network.
+//!
+//! Knows nothing of controllers and tasks.
+
+pub mod accel;

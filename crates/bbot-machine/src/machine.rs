@@ -1,0 +1,289 @@
+//! What a running machine is to the agent: start it, hear of it, stop it.
+//!
+//! [`Hypervisor`] and [`Machine`] are the seam between the agent's loop and the
+//! outside world. The real one is [`crate::qemu::Qemu`]; [`fake`] plays a script,
+//! so that the loop can be tested with paused time and planted
+//! faults. Both traits are object safe, so their futures are boxed by hand.
+//!
+//! ```text
+//!             start                       shutdown (obeyed)
+//!   StartSpec ------> running ------------------------------> ended
+//!                      |   ^  \  force_down, crash, power off   ^
+//!              suspend v   | resume \___________________________|
+//!                    suspended _________ force_down ____________|
+//! ```
+
+pub mod fake;
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bbot_manifest::MachineManifest;
+
+use crate::accel::Accelerator;
+use crate::mac::Mac;
+
+/// A boxed future, so that the traits here are object safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Access of the guest to the world, besides the wire that ends in the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// Nothing but the wire.
+    #[default]
+    None,
+    /// A second card with user-mode internet; the host's loopback cannot be
+    /// reached over it.
+    User,
+}
+
+/// What becomes of the machine's disk after the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Kept (a bootstrap): what the guest flushed is on the disk, and the files
+    /// are given back to their owner when the machine has ended.
+    Kept,
+    /// Thrown away with its snapshot (a build): flushes are not waited for.
+    ThrowAway,
+}
+
+/// What the guest may fetch and upload on its wire.
+#[derive(Debug, Clone)]
+pub struct Tftp {
+    /// The names it may GET and PUT.
+    pub root: bbot_tftp::Root,
+    /// Bounds. A block size above 1468 is never agreed to, so that nothing is
+    /// fragmented on the wire.
+    pub limits: bbot_tftp::Limits,
+}
+
+/// All that is needed to start a machine.
+#[derive(Debug, Clone)]
+pub struct StartSpec {
+    /// The machine's directory (a temporary snapshot): `disk.img`, and
+    /// optionally `kernel`, `initrd` and `cmdline` for a direct boot.
+    pub directory: PathBuf,
+    /// The machine's manifest: its `options` replace the default disk and
+    /// network devices.
+    pub manifest: MachineManifest,
+    /// The address of the card on the wire. Absent: the manifest's, and when it
+    /// has none, a new one is made; [`Machine::mac`] tells.
+    pub mac: Option<Mac>,
+    /// Virtual processors, at least 1.
+    pub cpus: u32,
+    /// Memory of the guest in KiB.
+    pub ram_kib: u64,
+    /// Access to the world.
+    pub network: Network,
+    /// How the guest's instructions are run: [`crate::accel::choose`] tells.
+    pub accelerator: Accelerator,
+    /// What becomes of the disk.
+    pub disk: Disk,
+    /// What the guest may fetch and upload.
+    pub tftp: Tftp,
+    /// A directory for the run's sockets. It is made, with mode 0700, if it is
+    /// not there; its path must be short enough for a socket's (about 90 bytes).
+    pub run_dir: PathBuf,
+    /// When the agent is root: the user that QEMU runs as. Absent: `bbot-qemu`
+    /// where there is such a user, else `nobody`. Ignored for an agent that is
+    /// not root.
+    pub user: Option<String>,
+}
+
+/// Starts machines.
+pub trait Hypervisor: Send + Sync + fmt::Debug {
+    /// Starts a machine; it is running when this returns.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started; nothing is left behind then.
+    fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>>;
+}
+
+/// A machine that was started. Dropping it kills it.
+pub trait Machine: Send + fmt::Debug {
+    /// The address of its card on the wire.
+    fn mac(&self) -> Mac;
+
+    /// The next thing that happens. Cancel safe: no event is lost. After
+    /// [`MachineEvent::Exited`] it never completes again.
+    fn next_event(&mut self) -> BoxFuture<'_, MachineEvent>;
+
+    /// Asks the guest to power off and waits for it. Events that happen
+    /// meanwhile stay queued for [`Machine::next_event`]. After
+    /// [`ShutdownOutcome::TimedOut`] the machine still runs.
+    ///
+    /// # Errors
+    ///
+    /// When the machine cannot be asked.
+    fn shutdown(&mut self, timeout: Duration) -> BoxFuture<'_, Result<ShutdownOutcome, Error>>;
+
+    /// Ends the machine at once; it has ended when this returns. Ending one that
+    /// has ended is no error.
+    ///
+    /// # Errors
+    ///
+    /// When its process cannot be ended.
+    fn force_down(&mut self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Stops the guest's clock and processors; memory and devices stay, so that
+    /// a person can look at it.
+    ///
+    /// # Errors
+    ///
+    /// When the machine has ended or does not obey.
+    fn suspend(&mut self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Lets a suspended guest go on.
+    ///
+    /// # Errors
+    ///
+    /// When the machine has ended or does not obey.
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Waits until the machine has ended, and tells why. Cancel safe, and
+    /// answers again when asked again.
+    fn wait(&mut self) -> BoxFuture<'_, Exit>;
+
+    /// What a person needs to look at it: name, process, state, and how to reach
+    /// its console and screen. Several lines, without a newline at the end.
+    fn info(&self) -> String;
+}
+
+/// What happens to a running machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MachineEvent {
+    /// The guest asked for a file, fetched or uploaded one, or failed to.
+    Tftp(bbot_tftp::Event),
+    /// The machine has ended. The last event.
+    Exited(Exit),
+    /// The guest reported that its kernel panicked; it is halted for a look.
+    Panicked,
+    /// The guest began to power off; [`MachineEvent::Exited`] follows.
+    PoweringOff,
+    /// The guest restarted itself.
+    Reset,
+}
+
+/// How [`Machine::shutdown`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownOutcome {
+    /// The machine has ended.
+    Down,
+    /// It did not obey in time and still runs.
+    TimedOut,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// By whose doing.
+    pub cause: ExitCause,
+    /// The exit status or signal of its process, and the end of what it said on
+    /// standard error. For people.
+    pub detail: String,
+}
+
+/// By whose doing a machine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCause {
+    /// The guest powered off, by itself or since it was asked to.
+    PoweredOff,
+    /// We ended it.
+    Forced,
+    /// Its process ended though nobody asked: it crashed or was killed.
+    Crashed,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.cause {
+            ExitCause::PoweredOff => "the guest powered off",
+            ExitCause::Forced => "the machine was forced down",
+            ExitCause::Crashed => "the machine ended unexpectedly",
+        })?;
+        if self.detail.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {}", self.detail)
+        }
+    }
+}
+
+/// Why a machine could not be started or did not obey.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A program is missing.
+    #[error("{program} is not installed: install the package {package} (looked for it in PATH)")]
+    NotInstalled {
+        /// The program's name.
+        program: String,
+        /// Debian's package of it.
+        package: &'static str,
+    },
+    /// The machine has nothing to boot from.
+    #[error(
+        "machine {} has no disk: disk.img is not there; create or import the machine again",
+        directory.display()
+    )]
+    NoDisk {
+        /// The machine's directory.
+        directory: PathBuf,
+    },
+    /// The machine's manifest, or what was asked, cannot be done.
+    #[error("machine {machine}: {what}")]
+    Unsupported {
+        /// The machine's name.
+        machine: String,
+        /// What, and how to mend it.
+        what: String,
+    },
+    /// A file, socket or process could not be made.
+    #[error("unable to {what}")]
+    Io {
+        /// What was tried, with the path.
+        what: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine's process ended before the machine ran.
+    #[error("machine {machine} did not start: {detail}")]
+    NotStarted {
+        /// The machine's name.
+        machine: String,
+        /// What the process said.
+        detail: String,
+    },
+    /// The machine refused a command.
+    #[error("machine {machine} refused {command}: {reason}")]
+    Refused {
+        /// The machine's name.
+        machine: String,
+        /// The command.
+        command: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The machine did not answer in time.
+    #[error("machine {machine} did not answer {command} within {} s", timeout.as_secs())]
+    NoAnswer {
+        /// The machine's name.
+        machine: String,
+        /// The command.
+        command: String,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// The machine has ended.
+    #[error("machine {machine} is not running any more")]
+    Ended {
+        /// The machine's name.
+        machine: String,
+    },
+}

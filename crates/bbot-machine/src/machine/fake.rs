@@ -1,0 +1,301 @@
+//! A scripted machine for tests: plays events, records what is asked of it.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! use bbot_machine::machine::fake::{Fake, Script, Step};
+//! use bbot_machine::machine::{Exit, ExitCause, MachineEvent};
+//!
+//! let fake = Fake::new();
+//! fake.add(Script {
+//!     steps: vec![
+//!         Step::After(Duration::from_secs(3), MachineEvent::Reset),
+//!         Step::Silence,
+//!     ],
+//!     ..Script::default()
+//! });
+//! // Hand `fake.clone()` to the code under test as its `Hypervisor`, then:
+//! assert!(fake.calls().is_empty());
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    BoxFuture, Error, Exit, ExitCause, Hypervisor, Machine, MachineEvent, ShutdownOutcome,
+    StartSpec,
+};
+use crate::mac::Mac;
+
+/// One step of a script.
+#[derive(Debug)]
+pub enum Step {
+    /// This happens at once.
+    Now(MachineEvent),
+    /// This happens so long after the step before it. Needs tokio's time.
+    After(Duration, MachineEvent),
+    /// Runs when it is reached, with what the machine was started with: play the
+    /// guest here (put an upload where the agent looks for it).
+    Do(Action),
+    /// Nothing happens any more, until the machine is ended.
+    Silence,
+}
+
+/// What a [`Step::Do`] does.
+pub struct Action(pub Box<dyn FnMut(&StartSpec) + Send>);
+
+impl std::fmt::Debug for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Action")
+    }
+}
+
+/// What one machine does when it is started.
+#[derive(Debug, Default)]
+pub struct Script {
+    /// Why it does not even start.
+    pub start_error: Option<Error>,
+    /// What happens, in order; silence after the last.
+    pub steps: Vec<Step>,
+    /// How it answers the power button.
+    pub button: Button,
+}
+
+/// How a scripted machine answers the power button.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Button {
+    /// It powers off at once.
+    #[default]
+    Obeys,
+    /// It goes on.
+    Ignores,
+}
+
+/// What was asked of a machine. The number says which: 0 is the first started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// It was started, or its start was tried.
+    Start(usize),
+    /// The power button, with this time-out.
+    Shutdown(usize, Duration),
+    /// It was forced down.
+    ForceDown(usize),
+    /// It was suspended.
+    Suspend(usize),
+    /// It was resumed.
+    Resume(usize),
+    /// It was waited for.
+    Wait(usize),
+    /// It was dropped.
+    Drop(usize),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    scripts: VecDeque<Script>,
+    started: Vec<StartSpec>,
+    calls: Vec<Call>,
+}
+
+/// A hypervisor whose machines play scripts. Clones share one record.
+#[derive(Debug, Clone, Default)]
+pub struct Fake(Arc<Mutex<State>>);
+
+impl Fake {
+    /// One without scripts: every machine is silent and obeys the power button.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A test that panicked while it held the lock must not hide its message
+        // behind a second panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the script of the next machine that has none.
+    pub fn add(&self, script: Script) {
+        self.state().scripts.push_back(script);
+    }
+
+    /// What was asked so far, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    /// What the machines were started with, in order.
+    pub fn started(&self) -> Vec<StartSpec> {
+        self.state().started.clone()
+    }
+
+    fn record(&self, call: Call) {
+        self.state().calls.push(call);
+    }
+}
+
+impl Hypervisor for Fake {
+    fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        Box::pin(async move {
+            let (number, script) = {
+                let mut state = self.state();
+                let number = state.started.len();
+                state.started.push(spec.clone());
+                state.calls.push(Call::Start(number));
+                (number, state.scripts.pop_front().unwrap_or_default())
+            };
+            if let Some(error) = script.start_error {
+                return Err(error);
+            }
+            let mac = spec.mac.unwrap_or(Mac([0x02, 0xfa, 0xce, 0, 0, 1]));
+            Ok(Box::new(FakeMachine {
+                fake: self.clone(),
+                number,
+                mac,
+                spec,
+                steps: script.steps.into(),
+                button: script.button,
+                since: Instant::now(),
+                ended: None,
+                told: false,
+            }) as Box<dyn Machine>)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct FakeMachine {
+    fake: Fake,
+    number: usize,
+    mac: Mac,
+    spec: StartSpec,
+    steps: VecDeque<Step>,
+    button: Button,
+    since: Instant,
+    ended: Option<Exit>,
+    told: bool,
+}
+
+impl FakeMachine {
+    fn end(&mut self, cause: ExitCause) {
+        self.ended.get_or_insert(Exit {
+            cause,
+            detail: String::new(),
+        });
+    }
+
+    fn require_running(&self) -> Result<(), Error> {
+        match self.ended {
+            None => Ok(()),
+            Some(_) => Err(Error::Ended {
+                machine: self.spec.manifest.name.clone(),
+            }),
+        }
+    }
+
+    async fn step(&mut self) -> MachineEvent {
+        loop {
+            if let Some(exit) = &self.ended {
+                if self.told {
+                    return std::future::pending().await;
+                }
+                self.told = true;
+                return MachineEvent::Exited(exit.clone());
+            }
+            // A step is taken off only once it is over: that keeps this cancel safe.
+            let after = match self.steps.front() {
+                None | Some(Step::Silence) => return std::future::pending().await,
+                Some(Step::After(after, _)) => Some(*after),
+                Some(Step::Now(_) | Step::Do(_)) => None,
+            };
+            if let Some(after) = after {
+                tokio::time::sleep_until(self.since + after).await;
+                self.since = Instant::now();
+            }
+            match self.steps.pop_front() {
+                Some(Step::Now(event) | Step::After(_, event)) => {
+                    if let MachineEvent::Exited(exit) = &event {
+                        self.ended = Some(exit.clone());
+                        continue;
+                    }
+                    return event;
+                }
+                Some(Step::Do(mut action)) => (action.0)(&self.spec),
+                Some(Step::Silence) | None => {}
+            }
+        }
+    }
+}
+
+impl Machine for FakeMachine {
+    fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    fn next_event(&mut self) -> BoxFuture<'_, MachineEvent> {
+        Box::pin(self.step())
+    }
+
+    fn shutdown(&mut self, timeout: Duration) -> BoxFuture<'_, Result<ShutdownOutcome, Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::Shutdown(self.number, timeout));
+            if self.ended.is_none() {
+                match self.button {
+                    Button::Obeys => self.end(ExitCause::PoweredOff),
+                    Button::Ignores => {
+                        tokio::time::sleep(timeout).await;
+                        return Ok(ShutdownOutcome::TimedOut);
+                    }
+                }
+            }
+            Ok(ShutdownOutcome::Down)
+        })
+    }
+
+    fn force_down(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::ForceDown(self.number));
+            self.end(ExitCause::Forced);
+            Ok(())
+        })
+    }
+
+    fn suspend(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::Suspend(self.number));
+            self.require_running()
+        })
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::Resume(self.number));
+            self.require_running()
+        })
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Exit> {
+        Box::pin(async move {
+            self.fake.record(Call::Wait(self.number));
+            loop {
+                if let Some(exit) = &self.ended {
+                    return exit.clone();
+                }
+                // Whoever waits has no interest in what happens before the end.
+                self.step().await;
+                self.told = false;
+            }
+        })
+    }
+
+    fn info(&self) -> String {
+        format!("machine {} (scripted)", self.spec.manifest.name)
+    }
+}
+
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        self.fake.record(Call::Drop(self.number));
+    }
+}
