@@ -100,6 +100,14 @@ pub(crate) struct Bad {
 }
 
 impl Bad {
+    /// The fault's text where a value ends instead of a stream.
+    pub(crate) fn detail_of_value(&self) -> String {
+        match self.fault {
+            Fault::End => "incomplete UTF-8 sequence".to_owned(),
+            fault => fault.to_string(),
+        }
+    }
+
     /// Whether the first byte alone shows the fault, so that looking at the
     /// next character, without taking it, already finds it.
     pub(crate) fn shows_at_first_byte(&self) -> bool {
@@ -231,7 +239,13 @@ mod tests {
         for at in 0..100 {
             for (bad, fault) in [
                 (&b"\x1b"[..], Fault::Class("control")),
-                (b"\xff", Fault::Byte { index: 0, byte: 0xff }),
+                (
+                    b"\xff",
+                    Fault::Byte {
+                        index: 0,
+                        byte: 0xff,
+                    },
+                ),
                 (b"\xe2\x80\x8b", Fault::Class("format")),
             ] {
                 for fill in ["x", "\n", "ж"] {

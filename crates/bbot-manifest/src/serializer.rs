@@ -2,7 +2,7 @@
 
 use memchr::{memchr, memchr2};
 
-use crate::chars::{Fault, find_bad};
+use crate::chars::find_bad;
 use crate::manifest::Manifest;
 
 /// How a value of many lines is announced. Both forms are read by everybody
@@ -166,7 +166,8 @@ impl Serializer {
                 Ok(())
             }
             (_, b"", b"1") => {
-                self.out.push_str(if self.started { ":\n" } else { ": 1\n" });
+                self.out
+                    .push_str(if self.started { ":\n" } else { ": 1\n" });
                 self.started = true;
                 self.state = State::Body;
                 Ok(())
@@ -326,16 +327,11 @@ fn char_len(first: u8) -> usize {
 fn checked<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, SerializeError> {
     match find_bad(bytes) {
         None => Ok(std::str::from_utf8(bytes).expect("find_bad has checked these bytes")),
-        Some(bad) => Err(invalid(part, bad.fault)),
+        Some(bad) => Err(SerializeError::Invalid {
+            part,
+            detail: bad.detail_of_value(),
+        }),
     }
-}
-
-fn invalid(part: &'static str, fault: Fault) -> SerializeError {
-    let detail = match fault {
-        Fault::End => "incomplete UTF-8 sequence".to_owned(),
-        fault => fault.to_string(),
-    };
-    SerializeError::Invalid { part, detail }
 }
 
 /// Checks a name character by character: the first fault counts, of whichever kind.

@@ -1,0 +1,269 @@
+//! Taking typed values out of a manifest, and putting them into one.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use crate::error::{ManifestError, ParseError, Position};
+use crate::manifest::{Manifest, Pair};
+use crate::parser::parse_stream;
+
+/// A stream of manifests that a typed manifest is read from, front to back.
+pub(super) struct Stream {
+    manifests: std::vec::IntoIter<Manifest>,
+    end: Position,
+}
+
+impl Stream {
+    /// Reads `input` as a whole with `read`, which must use up all manifests.
+    pub(super) fn read<T>(
+        input: &[u8],
+        source_name: &str,
+        read: impl FnOnce(&mut Self) -> Result<T, ParseError>,
+    ) -> Result<T, ManifestError> {
+        parse_stream(input)
+            .and_then(|(manifests, end)| {
+                let mut stream = Self {
+                    manifests: manifests.into_iter(),
+                    end,
+                };
+                let value = read(&mut stream)?;
+                match stream.manifests.next() {
+                    None => Ok(value),
+                    Some(more) => Err(ParseError::at(
+                        more.position,
+                        "unexpected manifest behind the last one",
+                    )),
+                }
+            })
+            .map_err(|error| error.in_source(source_name))
+    }
+
+    /// The next manifest, which the stream must have. `what` names it.
+    pub(super) fn expect(&mut self, what: &'static str) -> Result<Fields, ParseError> {
+        let end = self.end;
+        self.next(what)
+            .unwrap_or_else(|| Err(ParseError::at(end, format!("{what} manifest expected"))))
+    }
+
+    /// The next manifest, if there is one more.
+    pub(super) fn next(&mut self, what: &'static str) -> Option<Result<Fields, ParseError>> {
+        self.manifests.next().map(|m| Ok(Fields::new(m, what)))
+    }
+}
+
+/// One manifest whose fields are taken by name. What nobody takes is unknown,
+/// and ignored.
+pub(super) struct Fields {
+    what: &'static str,
+    end: Position,
+    pairs: Vec<Pair>,
+    /// Where each name stands, in order.
+    places: HashMap<String, Vec<usize>>,
+}
+
+/// A value with its place, for errors about it.
+#[derive(Clone, Copy)]
+pub(super) struct Field<'a> {
+    what: &'static str,
+    pair: &'a Pair,
+}
+
+impl Fields {
+    fn new(manifest: Manifest, what: &'static str) -> Self {
+        let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+        for (i, pair) in manifest.pairs.iter().enumerate() {
+            match places.get_mut(&pair.name) {
+                Some(list) => list.push(i),
+                None => {
+                    places.insert(pair.name.clone(), vec![i]);
+                }
+            }
+        }
+        Self {
+            what,
+            end: manifest.end,
+            pairs: manifest.pairs,
+            places,
+        }
+    }
+
+    /// The only field of this name, if there is one.
+    pub(super) fn optional(&self, name: &str) -> Result<Option<Field<'_>>, ParseError> {
+        let Some(places) = self.places.get(name) else {
+            return Ok(None);
+        };
+        if let [first, second, ..] = places[..] {
+            return Err(ParseError::at(
+                self.pairs[second].name_position,
+                format!(
+                    "{} field `{name}` occurs more than once (first in line {})",
+                    self.what, self.pairs[first].name_position.line
+                ),
+            ));
+        }
+        Ok(places.first().map(|&i| self.field(i)))
+    }
+
+    /// The only field of this name, which must be there.
+    pub(super) fn required(&self, name: &str) -> Result<Field<'_>, ParseError> {
+        self.optional(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// The only field of one of two names, the same thing in two eras.
+    pub(super) fn either(&self, later: &str, older: &str) -> Result<Option<Field<'_>>, ParseError> {
+        match (self.optional(later)?, self.optional(older)?) {
+            (Some(_), Some(field)) => Err(field.error(format!(
+                "{} fields `{later}` and `{older}` mean the same: only one may be given",
+                self.what
+            ))),
+            (later, older) => Ok(later.or(older)),
+        }
+    }
+
+    /// All fields of this name in order.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Field<'_>> {
+        let places = self.places.get(name).map_or(&[][..], Vec::as_slice);
+        places.iter().map(|&i| self.field(i))
+    }
+
+    /// All fields whose name is not empty before `suffix`, with that part.
+    pub(super) fn with_suffix<'a>(
+        &'a self,
+        suffix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, Field<'a>)> {
+        self.fields().filter_map(move |field| {
+            let stem = field.name().strip_suffix(suffix)?;
+            (!stem.is_empty()).then_some((stem, field))
+        })
+    }
+
+    /// All fields in order.
+    pub(super) fn fields(&self) -> impl Iterator<Item = Field<'_>> {
+        (0..self.pairs.len()).map(|i| self.field(i))
+    }
+
+    /// The error for a field that is not there: it stands at the manifest's end.
+    pub(super) fn missing(&self, name: &str) -> ParseError {
+        ParseError::at(
+            self.end,
+            format!("{} has no required field `{name}`", self.what),
+        )
+    }
+
+    fn field(&self, index: usize) -> Field<'_> {
+        Field {
+            what: self.what,
+            pair: &self.pairs[index],
+        }
+    }
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn name(self) -> &'a str {
+        &self.pair.name
+    }
+
+    pub(super) fn text(self) -> &'a str {
+        &self.pair.value
+    }
+
+    pub(super) fn owned(self) -> String {
+        self.pair.value.clone()
+    }
+
+    /// The text, which must not be empty.
+    pub(super) fn filled(self) -> Result<String, ParseError> {
+        if self.text().is_empty() {
+            return Err(self.invalid("the value is empty"));
+        }
+        Ok(self.owned())
+    }
+
+    /// The text as a value of another type.
+    pub(super) fn parsed<T: FromStr<Err: Display>>(self) -> Result<T, ParseError> {
+        self.text().parse().map_err(|e| self.invalid(e))
+    }
+
+    /// The text as a number of decimal digits.
+    pub(super) fn number(self) -> Result<u64, ParseError> {
+        let digits = self.text().bytes().all(|b| b.is_ascii_digit());
+        match self.text().parse() {
+            Ok(number) if digits => Ok(number),
+            _ => Err(self.invalid("not an unsigned number")),
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(self) -> Result<bool, ParseError> {
+        match self.text() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(self.invalid("neither `true` nor `false`")),
+        }
+    }
+
+    /// 64 lower-case hexadecimal digits.
+    pub(super) fn hex64(self) -> Result<String, ParseError> {
+        if !is_hex64(self.text()) {
+            return Err(self.invalid("not 64 lower-case hexadecimal digits"));
+        }
+        Ok(self.owned())
+    }
+
+    /// The error for a value that is not what it should be.
+    pub(super) fn invalid(self, why: impl Display) -> ParseError {
+        let what = format!("invalid {} field `{}`: {why}", self.what, self.name());
+        ParseError::at(self.pair.value_position, what)
+    }
+
+    /// An error about the field itself; it stands at its name.
+    pub(super) fn error(self, what: impl Into<String>) -> ParseError {
+        ParseError::at(self.pair.name_position, what)
+    }
+
+    /// The manifest that the field belongs to, as errors name it.
+    pub(super) fn what(self) -> &'static str {
+        self.what
+    }
+}
+
+/// Whether a text is 64 lower-case hexadecimal digits: a SHA-256, a challenge.
+pub(super) fn is_hex64(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A manifest under construction.
+#[derive(Default)]
+pub(super) struct Builder {
+    pairs: Vec<Pair>,
+}
+
+impl Builder {
+    pub(super) fn put(&mut self, name: impl Into<String>, value: impl ToString) -> &mut Self {
+        self.pairs.push(Pair::new(name, value.to_string()));
+        self
+    }
+
+    pub(super) fn put_some(&mut self, name: &str, value: Option<impl ToString>) -> &mut Self {
+        if let Some(value) = value {
+            self.put(name, value);
+        }
+        self
+    }
+
+    pub(super) fn put_all(
+        &mut self,
+        name: &str,
+        values: impl IntoIterator<Item = impl ToString>,
+    ) -> &mut Self {
+        for value in values {
+            self.put(name, value);
+        }
+        self
+    }
+
+    pub(super) fn manifest(&mut self) -> Manifest {
+        Manifest::new(std::mem::take(&mut self.pairs))
+    }
+}
