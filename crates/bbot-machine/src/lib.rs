@@ -4,3 +4,7 @@
 //! Knows nothing of controllers and tasks.
 
 pub mod accel;
+pub mod create;
+pub mod durable;
+pub mod mac;
+pub mod volume;

@@ -1,0 +1,599 @@
+//! The base of a machine: runs mmdebstrap, takes the kernel, the drivers and the disk out of it, and keeps the result in
+//! the cache.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{BufRead, BufReader, BufWriter, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+
+use super::sources::{self, Sources};
+use super::{Cached, Error, Options, PACKAGES, Progress, initrd};
+
+const CUSTOMIZE: &str = include_str!("guest/customize.sh");
+const INIT: &[u8] = include_bytes!("guest/init.sh");
+const UDHCPC: &[u8] = include_bytes!("guest/udhcpc.sh");
+
+/// Meta package of the kernel: the flavour for virtual machines.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Changes when code, not data, changes what a base holds.
+const LAYOUT: &[u8] = b"1";
+
+/// Room that a base and the system it is made from take, in bytes, when nothing else is installed: measured 0.9 GB and 0.7 GB.
+const NEEDED: u64 = 1800 << 20;
+
+/// A base in the cache.
+#[derive(Debug)]
+pub(super) struct Base {
+    /// Holds `disk.img`, `kernel`, `initrd`, `packages` and `id`.
+    pub(super) directory: PathBuf,
+    /// Differs between any two bases.
+    pub(super) id: String,
+    /// The compilers, for the summary: `, gcc 12.2.0, cmake 3.25.1`.
+    pub(super) tools: String,
+    /// Whether it was there already.
+    pub(super) from_cache: bool,
+}
+
+impl Base {
+    fn open(directory: PathBuf, from_cache: bool) -> Result<Self, Error> {
+        let id = read(&directory.join("id"))?;
+        let tools = tools(&read(&directory.join("packages"))?);
+        Ok(Self {
+            directory,
+            id,
+            tools,
+            from_cache,
+        })
+    }
+
+    /// Room that it really takes, in bytes.
+    pub(super) fn used_bytes(&self) -> Result<u64, Error> {
+        let disk = self.directory.join("disk.img");
+        let metadata = fs::metadata(&disk).map_err(Error::io("cannot read", &disk))?;
+        Ok(metadata.blocks() * 512)
+    }
+}
+
+/// Finds the base in the cache or makes it.
+pub(super) fn obtain(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Base, Error> {
+    let cache = &options.cache;
+    fs::create_dir_all(cache).map_err(Error::io("cannot make", cache))?;
+    let sources = match &options.mirror {
+        Some(_) => Sources::default(),
+        None => host_sources(options.suite.code_name()),
+    };
+    let name = format!("{}-{}", options.suite.code_name(), key(options, &sources));
+
+    // Two runs for the same base: the second waits, and finds what the first has made.
+    let lock_path = cache.join(format!("{name}.lock"));
+    let lock = File::create(&lock_path).map_err(Error::io("cannot make", &lock_path))?;
+    if lock.try_lock().is_err() {
+        progress(Progress(
+            "waiting for another run that makes the same base".to_owned(),
+        ));
+        lock.lock().map_err(Error::io("cannot lock", &lock_path))?;
+    }
+
+    let directory = cache.join(&name);
+    if let Cached::Within(age) = options.cached
+        && fs::metadata(directory.join("id"))
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|made| {
+                SystemTime::now()
+                    .duration_since(made)
+                    .is_ok_and(|old| old <= age)
+            })
+    {
+        progress(Progress(format!(
+            "using the base in {}",
+            directory.display()
+        )));
+        return Base::open(directory, true);
+    }
+
+    let work = tempfile::Builder::new()
+        .prefix(".making-")
+        .tempdir_in(cache)
+        .map_err(Error::io("cannot make a directory in", cache))?;
+    make(options, &sources, work.path(), progress)?;
+    if directory.exists() {
+        fs::remove_dir_all(&directory).map_err(Error::io("cannot remove", &directory))?;
+    }
+    let made = work.keep();
+    fs::set_permissions(&made, Permissions::from_mode(0o755))
+        .and_then(|()| fs::rename(&made, &directory))
+        .map_err(|error| {
+            let _ = fs::remove_dir_all(&made);
+            Error::io("cannot move the new base to", &directory)(error)
+        })?;
+    Base::open(directory, false)
+}
+
+/// Hash over all that goes into a base, short enough for a file name.
+fn key(options: &Options, sources: &Sources) -> String {
+    let mut hash = Sha256::new();
+    let disk = options.disk_bytes.to_string();
+    let mut parts = vec![
+        CUSTOMIZE.as_bytes(),
+        INIT,
+        UDHCPC,
+        LAYOUT,
+        KERNEL.as_bytes(),
+        initrd::INIT,
+        disk.as_bytes(),
+        sources.one_line.as_bytes(),
+        sources.deb822.as_bytes(),
+        options.mirror.as_deref().unwrap_or_default().as_bytes(),
+    ];
+    parts.extend(packages(options).map(str::as_bytes));
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex::encode(hash.finalize())[..16].to_owned()
+}
+
+fn packages(options: &Options) -> impl Iterator<Item = &str> {
+    PACKAGES
+        .into_iter()
+        .chain(options.packages.iter().map(String::as_str))
+}
+
+/// The host's sources for this release, if it is a Debian host.
+fn host_sources(suite: &str) -> Sources {
+    let mut sources = Sources::default();
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    files.sort();
+    for file in files {
+        // A file that cannot be read serves nobody: deb.debian.org is the way then.
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
+        match file.extension().and_then(|extension| extension.to_str()) {
+            Some("list") => sources.add_one_line(&text, suite),
+            Some("sources") => sources.add_deb822(&text, suite),
+            _ => {}
+        }
+    }
+    sources
+}
+
+fn make(
+    options: &Options,
+    sources: &Sources,
+    work: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), Error> {
+    let path = search_path();
+    let as_root = rustix::process::geteuid().is_root();
+    require_programs(&path, as_root)?;
+    if !as_root {
+        require_user_namespace(&path)?;
+    }
+    require_space(work, NEEDED)?;
+
+    // Reached through a descriptor by the user that root of mmdebstrap's namespace really is, and by nobody else: the
+    // directory around it is private.
+    let shared = work.join("shared");
+    fs::create_dir(&shared)
+        .and_then(|()| fs::set_permissions(&shared, Permissions::from_mode(0o711)))
+        .map_err(Error::io("cannot make", &shared))?;
+    let disk = shared.join("disk.img");
+    let handed_out = shared.join("handed-out.tar");
+    add_files(&shared.join("to-add.tar"))?;
+    for (path, size) in [(&disk, options.disk_bytes), (&handed_out, 0)] {
+        File::create(path)
+            .and_then(|file| {
+                file.set_len(size)?;
+                file.set_permissions(Permissions::from_mode(0o666))
+            })
+            .map_err(Error::io("cannot make", path))?;
+    }
+
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"exec mmdebstrap "$@" 9<"$BBOT_SHARED""#, "sh"])
+        .arg("--variant=minbase")
+        .arg(if as_root {
+            "--mode=root"
+        } else {
+            "--mode=unshare"
+        })
+        .arg("--architectures=amd64")
+        .arg("--format=null")
+        .arg(format!(
+            "--include={}",
+            packages(options).collect::<Vec<_>>().join(",")
+        ))
+        .args([
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/info/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        ])
+        .args(
+            host_options()
+                .iter()
+                .map(|option| format!("--aptopt={option}")),
+        )
+        .arg(format!("--customize-hook={CUSTOMIZE}"))
+        .args([options.suite.code_name(), "/dev/null"])
+        .env("BBOT_SHARED", &shared)
+        .env("BBOT_KERNEL", KERNEL)
+        .env("PATH", &path)
+        .env("LC_ALL", "C.UTF-8")
+        .env("LANG", "C.UTF-8")
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if let Some(mirror) = &options.mirror {
+        command.arg(mirror);
+    }
+    for (name, text) in [
+        ("host.list", &sources.one_line),
+        ("host.sources", &sources.deb822),
+    ] {
+        if !sources.is_empty() && !text.is_empty() {
+            let path = shared.join(name);
+            fs::write(&path, text).map_err(Error::io("cannot write", &path))?;
+            command.arg(path);
+        }
+    }
+    if std::env::var_os("TMPDIR").is_none() {
+        // /tmp may be in memory; the new system takes most of a gigabyte.
+        command.env("TMPDIR", "/var/tmp");
+    }
+    run(&mut command, progress)?;
+
+    progress(Progress("making the RAM disk".to_owned()));
+    let finished = work.join("disk.img");
+    fs::set_permissions(&disk, Permissions::from_mode(0o644))
+        .and_then(|()| File::open(&disk)?.sync_all())
+        .and_then(|()| fs::rename(&disk, &finished))
+        .map_err(Error::io("cannot keep", &disk))?;
+    take(&handed_out, work)?;
+    fs::remove_dir_all(&shared).map_err(Error::io("cannot remove", &shared))
+}
+
+/// Where programs are looked for: an ordinary user's path often lacks the system directories.
+fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
+}
+
+fn is_installed(program: &str, path: &str) -> bool {
+    path.split(':')
+        .any(|dir| !dir.is_empty() && Path::new(dir).join(program).is_file())
+}
+
+fn require_programs(path: &str, as_root: bool) -> Result<(), Error> {
+    for (program, package) in [
+        ("mmdebstrap", "mmdebstrap"),
+        ("mke2fs", "e2fsprogs"),
+        ("apt-get", "apt"),
+        ("unshare", "util-linux"),
+        ("tar", "tar"),
+    ] {
+        if !is_installed(program, path) {
+            return Err(Error::NotInstalled { program, package });
+        }
+    }
+    if !as_root && !is_installed("newuidmap", path) {
+        return Err(Error::NotInstalled {
+            program: "newuidmap",
+            package: "uidmap",
+        });
+    }
+    Ok(())
+}
+
+/// An ordinary user needs user namespaces and a range of user ids to use in them.
+fn require_user_namespace(path: &str) -> Result<(), Error> {
+    let may = Command::new("unshare")
+        .args(["--user", "--map-root-user", "true"])
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !may {
+        return Err(Error::UserNamespace {
+            what: "user namespaces are not available to this user".to_owned(),
+            mend: "allow them (sysctl kernel.unprivileged_userns_clone=1)".to_owned(),
+        });
+    }
+    let uid = rustix::process::getuid().as_raw();
+    let user = user_name(uid);
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if !has_range(&text, &user, uid) {
+            return Err(Error::UserNamespace {
+                what: format!("{file} gives the user {user} no range of ids"),
+                mend: format!(
+                    "add one (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user})"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn user_name(uid: u32) -> String {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    passwd
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == uid.to_string()).then(|| name.to_owned())
+        })
+        .unwrap_or_else(|| uid.to_string())
+}
+
+fn has_range(text: &str, user: &str, uid: u32) -> bool {
+    let uid = uid.to_string();
+    text.lines().any(|line| {
+        let mut fields = line.split(':');
+        fields
+            .next()
+            .is_some_and(|name| name == user || name == uid)
+            && fields
+                .nth(1)
+                .is_some_and(|count| count.trim().parse().is_ok_and(|count: u64| count >= 65536))
+    })
+}
+
+/// Fails when fewer than `needed` bytes are left at `path`.
+pub(super) fn require_space(path: &Path, needed: u64) -> Result<(), Error> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(|error| Error::io("cannot look at the file system of", path)(error.into()))?;
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if available < needed {
+        return Err(Error::Space {
+            path: path.to_owned(),
+            needed_mib: needed >> 20,
+            available_mib: available >> 20,
+        });
+    }
+    Ok(())
+}
+
+fn host_options() -> Vec<String> {
+    Command::new("apt-config")
+        .arg("dump")
+        .stdin(Stdio::null())
+        .output()
+        .map(|output| sources::host_options(&String::from_utf8_lossy(&output.stdout)))
+        .unwrap_or_default()
+}
+
+/// The files of ours in the guest, owned by root.
+fn add_files(to: &Path) -> Result<(), Error> {
+    let write = || {
+        let file = File::create(to)?;
+        let mut archive = tar::Builder::new(file);
+        let mut add = |path: &str, kind, mode, contents: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(contents.len() as u64);
+            archive.append_data(&mut header, path, contents)
+        };
+        use tar::EntryType::{Directory, Regular};
+        add("build/", Directory, 0o755, b"")?;
+        add("usr/lib/bbot/", Directory, 0o755, b"")?;
+        add("usr/lib/bbot/init", Regular, 0o755, INIT)?;
+        add("usr/lib/bbot/udhcpc", Regular, 0o755, UDHCPC)?;
+        archive.into_inner()?.sync_all()
+    };
+    write().map_err(Error::io("cannot write", to))
+}
+
+/// Runs mmdebstrap; its words become progress, and the last of them the error.
+fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+    let started = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = started.map_err(Error::io("cannot run", Path::new("sh")))?;
+    let mut last_words = VecDeque::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n') {
+            let Ok(line) = line else { break };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            match line.strip_prefix("I: ") {
+                Some(hook) if hook.starts_with("running --customize-hook") => {
+                    progress(Progress(
+                        "adding the kernel, making the disk image".to_owned(),
+                    ));
+                }
+                Some(words) => progress(Progress(words.trim_end_matches("...").to_owned())),
+                None => {
+                    // The hook is echoed line by line; the words at the end are what counts.
+                    if last_words.len() == 20 {
+                        last_words.pop_front();
+                    }
+                    last_words.push_back(line);
+                }
+            }
+        }
+    }
+    let status = child
+        .wait()
+        .map_err(Error::io("cannot wait for", Path::new("mmdebstrap")))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Mmdebstrap {
+        status: status.to_string(),
+        last_words: Vec::from(last_words).join("\n"),
+    })
+}
+
+/// Takes the kernel and the RAM disk out of what the hook has handed out, and names the base.
+fn take(archive: &Path, work: &Path) -> Result<(), Error> {
+    let mut parts = initrd::Parts::default();
+    let mut hash = Sha256::new();
+    let mut kernel = Vec::new();
+    let mut packages = Vec::new();
+    let mut read_all = || {
+        let file = File::open(archive)?;
+        for entry in tar::Archive::new(file).entries()? {
+            let mut entry = entry?;
+            let name = entry.path()?.to_string_lossy().into_owned();
+            // Behind the first part, which is the kernel's version.
+            let below = name
+                .split_once('/')
+                .map_or("", |(_, below)| below)
+                .to_owned();
+            let is_module = entry.header().entry_type().is_file() && below.starts_with("kernel/");
+            if !is_module
+                && !["vmlinuz", "busybox", "packages"].contains(&name.as_str())
+                && below != "modules.dep"
+            {
+                continue;
+            }
+            let mut contents = Vec::new();
+            entry.read_to_end(&mut contents)?;
+            hash.update(Sha256::digest(&contents));
+            match name.as_str() {
+                "vmlinuz" => kernel = contents,
+                "busybox" => parts.busybox = contents,
+                "packages" => packages = contents,
+                _ if is_module => {
+                    parts.modules.insert(below, contents);
+                }
+                _ => parts.dependencies = String::from_utf8_lossy(&contents).into_owned(),
+            }
+        }
+        Ok(())
+    };
+    read_all().map_err(Error::io("cannot read", archive))?;
+    for (what, is_empty) in [
+        ("no kernel", kernel.is_empty()),
+        ("no busybox", parts.busybox.is_empty()),
+        ("no modules.dep", parts.dependencies.is_empty()),
+        ("no list of packages", packages.is_empty()),
+    ] {
+        if is_empty {
+            return Err(Error::Incomplete(what.to_owned()));
+        }
+    }
+
+    let path = work.join("kernel");
+    fs::write(&path, &kernel).map_err(Error::io("cannot write", &path))?;
+    let path = work.join("packages");
+    fs::write(&path, &packages).map_err(Error::io("cannot write", &path))?;
+    let path = work.join("initrd");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(Error::io("cannot make", &path))?;
+    initrd::write(&parts, BufWriter::new(file)).map_err(Error::io("cannot write", &path))?;
+    hash.update(INIT);
+    // The file system's random UUID: no two disks have the same id, even of the same packages.
+    hash.update(file_system_id(&work.join("disk.img"))?);
+    let path = work.join("id");
+    fs::write(&path, hex::encode(hash.finalize())).map_err(Error::io("cannot write", &path))
+}
+
+/// The UUID of an ext4 file system, from its superblock (Linux: `struct ext4_super_block`, `s_uuid`); an error when there is none.
+fn file_system_id(disk: &Path) -> Result<[u8; 16], Error> {
+    use std::os::unix::fs::FileExt;
+    let mut block = [0; 0x78];
+    File::open(disk)
+        .and_then(|file| file.read_exact_at(&mut block, 1024))
+        .map_err(Error::io("cannot read", disk))?;
+    let [magic, uuid] = [&block[0x38..0x3a], &block[0x68..0x78]];
+    if magic != [0x53, 0xef] {
+        return Err(Error::Incomplete(
+            "the disk holds no file system".to_owned(),
+        ));
+    }
+    uuid.try_into()
+        .map_err(|_| Error::Incomplete("the disk has no id".to_owned()))
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(Error::io("cannot read", path))
+}
+
+/// The versions that people ask for, out of a list of `package version`.
+fn tools(packages: &str) -> String {
+    let mut text = String::new();
+    for tool in ["gcc", "cmake"] {
+        let version = packages
+            .lines()
+            .find_map(|line| line.strip_prefix(tool)?.strip_prefix(' '));
+        if let Some(version) = version {
+            let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
+            let upstream = upstream.rsplit_once('-').map_or(upstream, |(rest, _)| rest);
+            text.push_str(&format!(", {tool} {upstream}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_are_named_with_their_upstream_versions() {
+        let packages = "cmake 3.25.1-1\ncmake-data 3.25.1-1\ngcc 4:12.2.0-3\ngcc-12 12.2.0-14\n";
+        assert_eq!(tools(packages), ", gcc 12.2.0, cmake 3.25.1");
+        assert_eq!(tools("bash 5\n"), "");
+    }
+
+    #[test]
+    fn a_range_belongs_to_its_user_by_name_or_number() {
+        let text = "anna:100000:65536\n1007:165536:65536\nsmall:1:10\n";
+        assert!(has_range(text, "anna", 1000));
+        assert!(has_range(text, "nobody", 1007));
+        assert!(!has_range(text, "small", 1001));
+        assert!(!has_range(text, "other", 1001));
+    }
+
+    #[test]
+    fn the_key_changes_with_what_goes_in() {
+        let options = Options::new(
+            "a",
+            super::super::Suite::Bookworm,
+            Path::new("/d"),
+            Path::new("/c"),
+        );
+        let sources = Sources::default();
+        let mut more = options.clone();
+        more.packages.push("git".to_owned());
+        let mut larger = options.clone();
+        larger.disk_bytes += 1;
+        let mut renamed = options.clone();
+        renamed.name = "b".to_owned();
+        assert_ne!(key(&options, &sources), key(&more, &sources));
+        assert_ne!(key(&options, &sources), key(&larger, &sources));
+        assert_eq!(key(&options, &sources), key(&renamed, &sources));
+    }
+
+    #[test]
+    fn too_little_space_is_said_with_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = require_space(dir.path(), u64::MAX).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&dir.path().display().to_string())
+        );
+    }
+}

@@ -1,0 +1,361 @@
+//! Makes build machines out of a distribution's packages: today Debian, by `mmdebstrap`.
+//!
+//! What comes out is a directory with a disk image, a kernel, a RAM disk and a machine manifest; it boots without a
+//! boot loader and follows bootstrap protocol 1. Nothing is mounted on the host: `mke2fs -d` fills the disk image inside
+//! mmdebstrap's own mount (and, for an ordinary user, user) namespace, so that root is not needed.
+//!
+//! The expensive part, the *base*, is kept in a cache, found by a hash over all that goes into it. A second machine of the
+//! same kind is a copy.
+
+mod base;
+mod copy;
+mod cpio;
+mod initrd;
+mod sources;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+/// Packages of every Debian machine: what builds packages, what the guest's own scripts use, nothing else.
+pub const PACKAGES: [&str; 10] = [
+    "build-essential",
+    "cmake",
+    "autoconf",
+    "automake",
+    "libtool",
+    "pkg-config",
+    "busybox-static",
+    "iproute2",
+    "ca-certificates",
+    "kmod",
+];
+
+/// Size of the disk unless another is asked for, in bytes. The image is sparse: only what is used takes room.
+pub const DISK_BYTES: u64 = 8 << 30;
+
+/// A cached base is used this long: packages get their security fixes, machines are made anew rarely.
+pub const CACHE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The kernel's command line. `panic=-1` with QEMU's `-no-reboot` ends a machine that cannot start; the
+/// serial line is where the agent reads what a guest has to say.
+const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/usr/lib/bbot/init";
+
+/// A release of Debian that machines can be made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    /// Debian 12.
+    Bookworm,
+    /// Debian 13.
+    Trixie,
+}
+
+impl Suite {
+    /// The code name, as apt's sources have it.
+    #[must_use]
+    pub fn code_name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    /// The release's number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Bookworm => 12,
+            Self::Trixie => 13,
+        }
+    }
+
+    /// The release that a machine's name speaks of: `debian-12`, `linux_debian_13-gcc`, `trixie-small`.
+    #[must_use]
+    pub fn of_machine(name: &str) -> Option<Self> {
+        let name = name.replace('_', "-");
+        [Self::Bookworm, Self::Trixie].into_iter().find(|suite| {
+            let number = format!("debian-{}", suite.number());
+            name.contains(suite.code_name())
+                || name.match_indices(&number).any(|(at, _)| {
+                    !name[at + number.len()..].starts_with(|c: char| c.is_ascii_digit())
+                })
+        })
+    }
+}
+
+/// Whether a base in the cache may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cached {
+    /// Yes, when it is not older than this.
+    Within(Duration),
+    /// No: made anew, and put into the cache.
+    Never,
+}
+
+/// What machine to make, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The machine's name, for its manifest.
+    pub name: String,
+    /// The release.
+    pub suite: Suite,
+    /// The revision's directory: made if absent, else empty.
+    pub destination: PathBuf,
+    /// Where bases are kept between runs.
+    pub cache: PathBuf,
+    /// Whether to take a base from there.
+    pub cached: Cached,
+    /// Packages on top of [`PACKAGES`].
+    pub packages: Vec<String>,
+    /// Size of the disk in bytes.
+    pub disk_bytes: u64,
+    /// URL of a Debian mirror; else the host's own sources, else deb.debian.org.
+    pub mirror: Option<String>,
+}
+
+impl Options {
+    /// The usual machine of this name.
+    #[must_use]
+    pub fn new(name: &str, suite: Suite, destination: &Path, cache: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            suite,
+            destination: destination.to_owned(),
+            cache: cache.to_owned(),
+            cached: Cached::Within(CACHE_AGE),
+            packages: Vec::new(),
+            disk_bytes: DISK_BYTES,
+            mirror: None,
+        }
+    }
+}
+
+/// A short line for a person who waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress(pub String);
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    /// The machine's id: differs between any two bases.
+    pub id: String,
+    /// One line for people, with the compilers' versions.
+    pub summary: String,
+    /// Whether the base came from the cache.
+    pub from_cache: bool,
+}
+
+/// Why no machine was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A program is missing.
+    #[error("{program} is not installed (Debian: apt install {package})")]
+    NotInstalled {
+        /// The program.
+        program: &'static str,
+        /// Debian's package of it.
+        package: &'static str,
+    },
+    /// An ordinary user cannot have what mmdebstrap needs instead of root.
+    #[error("{what}; {mend}, or create the machine as root")]
+    UserNamespace {
+        /// What is missing.
+        what: String,
+        /// How to mend it.
+        mend: String,
+    },
+    /// Not enough room.
+    #[error(
+        "{path} has {available_mib} MiB left, and {needed_mib} MiB are needed for the machine; make room or use another directory"
+    )]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// Needed, in MiB.
+        needed_mib: u64,
+        /// There, in MiB.
+        available_mib: u64,
+    },
+    /// The revision's directory has something in it.
+    #[error("{0} is not empty; a machine is made in a new directory")]
+    NotEmpty(PathBuf),
+    /// mmdebstrap failed.
+    #[error("mmdebstrap failed ({status}); its last words were:\n{last_words}")]
+    Mmdebstrap {
+        /// How it ended.
+        status: String,
+        /// Its last lines.
+        last_words: String,
+    },
+    /// mmdebstrap succeeded but what it handed out is not what it should be.
+    #[error("the new system is not whole: {0}")]
+    Incomplete(String),
+    /// The machine's name cannot be written to a manifest.
+    #[error("the machine's name {0:?} is not one line of text")]
+    Name(String),
+    /// A file operation failed.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Makes a Debian machine: `disk.img`, `kernel`, `initrd`, `cmdline` and `manifest` in the revision's directory.
+///
+/// Blocks for as long as it takes (a minute, a second when the base is cached). What it began and could not end is removed.
+///
+/// # Errors
+/// See [`Error`]; each says how to mend it.
+pub fn debian(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Created, Error> {
+    if options.name.is_empty() || options.name.chars().any(char::is_control) {
+        return Err(Error::Name(options.name.clone()));
+    }
+    let destination = Destination::prepare(&options.destination)?;
+    let base = base::obtain(options, progress)?;
+    progress(Progress(format!(
+        "copying to {}",
+        options.destination.display()
+    )));
+    let created = fill(options, &base)?;
+    destination.keep();
+    Ok(created)
+}
+
+fn fill(options: &Options, base: &base::Base) -> Result<Created, Error> {
+    let to = &options.destination;
+    base::require_space(to, base.used_bytes()?)?;
+    for file in ["kernel", "initrd", "disk.img"] {
+        let (from, to) = (base.directory.join(file), to.join(file));
+        copy::copy(&from, &to).map_err(Error::io("cannot copy to", &to))?;
+    }
+    write(&to.join("cmdline"), COMMAND_LINE)?;
+    let mut hash = Sha256::new();
+    hash.update(options.name.as_bytes());
+    hash.update([0]);
+    hash.update(base.id.as_bytes());
+    hash.update(COMMAND_LINE.as_bytes());
+    let id = format!("{}-{}", options.name, &hex::encode(hash.finalize())[..16]);
+    let summary = format!(
+        "Debian {} ({}){}",
+        options.suite.number(),
+        options.suite.code_name(),
+        base.tools
+    );
+    write(
+        &to.join("manifest"),
+        &format!(
+            ": 1\nid: {id}\nname: {}\nsummary: {summary}\ntype: kvm\n",
+            options.name
+        ),
+    )?;
+    Ok(Created {
+        id,
+        summary,
+        from_cache: base.from_cache,
+    })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    fs::write(path, text)
+        .and_then(|()| fs::File::open(path)?.sync_all())
+        .map_err(Error::io("cannot write", path))
+}
+
+/// The revision's directory: what was put there is removed again unless [`Destination::keep`] is called.
+struct Destination<'a> {
+    path: &'a Path,
+    made: bool,
+    keep: bool,
+}
+
+impl<'a> Destination<'a> {
+    fn prepare(path: &'a Path) -> Result<Self, Error> {
+        let made = match fs::create_dir(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(Error::io("cannot make", path)(error)),
+        };
+        let mut entries = fs::read_dir(path).map_err(Error::io("cannot read", path))?;
+        if entries.next().is_some() {
+            return Err(Error::NotEmpty(path.to_owned()));
+        }
+        Ok(Self {
+            path,
+            made,
+            keep: false,
+        })
+    }
+
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Destination<'_> {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        for file in ["kernel", "initrd", "disk.img", "cmdline", "manifest"] {
+            let _ = fs::remove_file(self.path.join(file));
+        }
+        if self.made {
+            let _ = fs::remove_dir(self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_found_in_a_machines_name() {
+        let cases = [
+            ("debian-12", Some(Suite::Bookworm)),
+            ("linux_debian_13-gcc_14", Some(Suite::Trixie)),
+            ("trixie-small", Some(Suite::Trixie)),
+            ("debian-120", None),
+            ("windows_10", None),
+        ];
+        for (name, suite) in cases {
+            assert_eq!(Suite::of_machine(name), suite, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("manifest"), "mine").unwrap();
+        let options = Options::new("m", Suite::Bookworm, dir.path(), dir.path());
+        let error = debian(&options, &mut |_| ()).unwrap_err();
+        assert!(matches!(error, Error::NotEmpty(_)), "{error}");
+        assert_eq!(fs::read(dir.path().join("manifest")).unwrap(), b"mine");
+    }
+}
