@@ -1,0 +1,83 @@
+//! The bounds within which a server works.
+
+use std::time::Duration;
+
+/// When an unanswered packet is sent again, and when that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retransmit {
+    /// The first pause; each further one is twice as long.
+    pub first: Duration,
+    /// The longest pause.
+    pub longest: Duration,
+    /// How often a packet is sent again before the transfer is given up.
+    pub retries: u32,
+}
+
+impl Default for Retransmit {
+    /// 1, 2, 4, 4, 4, 4 s: a guest under emulation may be busy for seconds, and one that is gone
+    /// should not hold its session for minutes.
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(4),
+            retries: 5,
+        }
+    }
+}
+
+/// The bounds within which a server works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many transfers may run at once.
+    pub max_sessions: usize,
+    /// The largest `blksize` that is agreed to, in bytes; RFC 2348 allows 8 to 65464.
+    pub max_block_size: u16,
+    /// The largest `windowsize` that is agreed to, in blocks.
+    pub max_window: u16,
+    /// What a window may take of a socket's receive buffer, in bytes; a larger window would be
+    /// lost in it. The default is Linux's default buffer.
+    pub window_bytes: usize,
+    /// The pauses before packets are sent again, unless the peer asks for others (`timeout`).
+    pub retransmit: Retransmit,
+    /// The longest `timeout` that a peer may ask for, in seconds; others are not agreed to.
+    pub max_timeout: u8,
+    /// How long a finished upload still answers a repeated last block.
+    pub dally: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sessions: 32,
+            max_block_size: 65464,
+            max_window: 64,
+            window_bytes: 212_992,
+            retransmit: Retransmit::default(),
+            max_timeout: 30,
+            dally: Duration::from_secs(12),
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds for a machine's own wire: an MTU of 1500 and few transfers at once.
+    #[must_use]
+    pub fn wire() -> Self {
+        Self {
+            max_sessions: 8,
+            max_block_size: 1468,
+            max_window: 16,
+            ..Self::default()
+        }
+    }
+
+    /// The largest window for a block size, by [`Limits::max_window`] and [`Limits::window_bytes`].
+    #[must_use]
+    pub fn window_for(&self, block_size: u16) -> u16 {
+        // What Linux charges a receive buffer for a datagram: the allocation is rounded up to a
+        // power of two, and the buffer's own description comes on top.
+        let charged = 2 * usize::from(block_size) + 1024;
+        let fitting = u16::try_from(self.window_bytes / charged).unwrap_or(u16::MAX);
+        fitting.min(self.max_window).max(1)
+    }
+}

@@ -1,0 +1,407 @@
+//! The server over a real UDP socket: a listener, and a thread with a connected socket for each
+//! transfer, so that a block costs one receive and one send.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{Shutdown, sockopt};
+
+use crate::limits::Limits;
+use crate::packet::{self, ErrorCode, Packet};
+use crate::root::Root;
+use crate::session::{self, Event, Session};
+use crate::transfer::{Failure, State};
+
+/// Why the server ended other than by [`Stop`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The socket is bound to all addresses: replies could leave from another than was asked.
+    #[error("the TFTP server is bound to {0}; bind it to the one address that clients ask")]
+    Unspecified(SocketAddr),
+    /// The listening socket fails.
+    #[error("cannot listen for TFTP requests on {address}")]
+    Listen {
+        /// The socket's address, as far as it is known.
+        address: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Stops servers from another thread; clones stop the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    inner: Arc<StopInner>,
+}
+
+#[derive(Debug, Default)]
+struct StopInner {
+    stopped: AtomicBool,
+    /// Sockets in which somebody may be waiting.
+    sockets: Mutex<Vec<Weak<UdpSocket>>>,
+}
+
+impl Stop {
+    /// Nothing is stopped yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the servers and their transfers; [`serve`] returns once its threads have ended.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, Ordering::SeqCst);
+        for socket in lock(&self.inner.sockets).drain(..) {
+            if let Some(socket) = socket.upgrade() {
+                wake(&socket);
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.inner.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Lets [`Stop::stop`] wake whoever waits in this socket.
+    fn watch(&self, socket: &Arc<UdpSocket>) {
+        let mut sockets = lock(&self.inner.sockets);
+        sockets.retain(|socket| socket.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+        drop(sockets);
+        // Stopped between the caller's look and the entry into the list.
+        if self.is_stopped() {
+            wake(socket);
+        }
+    }
+}
+
+/// Ends a wait in `recv`, in whatever thread it is.
+fn wake(socket: &UdpSocket) {
+    // An unconnected socket answers ENOTCONN and wakes its reader all the same.
+    let _ = rustix::net::shutdown(socket, Shutdown::Read);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a transfer is, as far as the listener has to know.
+const OPENING: u8 = 0;
+const RUNNING: u8 = 1;
+const STALLED: u8 = 2;
+const FINISHED: u8 = 3;
+
+/// What the listener knows of a transfer.
+#[derive(Debug)]
+struct Slot {
+    request: Vec<u8>,
+    socket: Arc<UdpSocket>,
+    phase: AtomicU8,
+    superseded: AtomicBool,
+    started: Instant,
+}
+
+type Slots = Mutex<HashMap<SocketAddr, Arc<Slot>>>;
+
+/// Serves until `stop`; `socket` listens for requests and is bound to one address. `on_event` is
+/// called from several threads.
+///
+/// # Errors
+///
+/// [`Error`] when the socket cannot be used. What goes wrong in a transfer is an [`Event::Failed`].
+pub fn serve(
+    socket: UdpSocket,
+    root: &Root,
+    limits: &Limits,
+    stop: &Stop,
+    on_event: &(dyn Fn(Event) + Sync),
+) -> Result<(), Error> {
+    let local = socket.local_addr().map_err(|source| Error::Listen {
+        address: "(unknown)".into(),
+        source,
+    })?;
+    if local.ip().is_unspecified() {
+        return Err(Error::Unspecified(local));
+    }
+    let socket = Arc::new(socket);
+    stop.watch(&socket);
+    let slots: Slots = Mutex::default();
+    thread::scope(|scope| {
+        let mut buffer = vec![0; 2048];
+        loop {
+            let received = socket.recv_from(&mut buffer);
+            if stop.is_stopped() {
+                return Ok(());
+            }
+            let (length, peer) = match received {
+                Ok(received) => received,
+                Err(error) if is_passing(&error) => continue,
+                Err(source) => {
+                    stop_all(&slots);
+                    return Err(Error::Listen {
+                        address: local.to_string(),
+                        source,
+                    });
+                }
+            };
+            let Some(payload) = buffer.get(..length) else {
+                continue;
+            };
+            if matches!(Packet::decode(payload), Ok(Packet::Error { .. }))
+                || is_repeated(&slots, peer, payload)
+            {
+                continue;
+            }
+            let reply = |packet: &[u8]| {
+                // Lost is lost: the client asks again.
+                let _ = socket.send_to(packet, peer);
+            };
+            if !make_room(&slots, peer, limits.max_sessions) {
+                reply(&packet::error(
+                    ErrorCode::Undefined,
+                    "too many transfers at once, try later",
+                ));
+                continue;
+            }
+            let transfer = match begin(local, peer, root, limits, payload, on_event) {
+                Ok(Ok(transfer)) => transfer,
+                Ok(Err(refusal)) => {
+                    reply(&refusal);
+                    continue;
+                }
+                Err(error) => {
+                    reply(&packet::error(
+                        ErrorCode::Undefined,
+                        &format!("no socket for the transfer: {error}"),
+                    ));
+                    continue;
+                }
+            };
+            let slot = Arc::clone(&transfer.slot);
+            lock(&slots).insert(peer, Arc::clone(&slot));
+            stop.watch(&slot.socket);
+            let slots = &slots;
+            let run = move || {
+                transfer.run(stop, on_event);
+                let mut slots = lock(slots);
+                if slots
+                    .get(&peer)
+                    .is_some_and(|known| Arc::ptr_eq(known, &slot))
+                {
+                    slots.remove(&peer);
+                }
+            };
+            if let Err(error) = thread::Builder::new()
+                .name("tftp".into())
+                .spawn_scoped(scope, run)
+            {
+                lock(slots).remove(&peer);
+                reply(&packet::error(
+                    ErrorCode::Undefined,
+                    &format!("no thread for the transfer: {error}"),
+                ));
+            }
+        }
+    })
+}
+
+fn stop_all(slots: &Slots) {
+    for slot in lock(slots).values() {
+        slot.superseded.store(true, Ordering::SeqCst);
+        wake(&slot.socket);
+    }
+}
+
+/// Errors after which a socket goes on.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+/// The request of a transfer that goes on came once more: its own clock repeats the answer. Any
+/// other request from the same port ends the transfer.
+fn is_repeated(slots: &Slots, peer: SocketAddr, payload: &[u8]) -> bool {
+    let mut slots = lock(slots);
+    let Some(slot) = slots.get(&peer) else {
+        return false;
+    };
+    if slot.request == payload && matches!(slot.phase.load(Ordering::SeqCst), OPENING | RUNNING) {
+        return true;
+    }
+    if let Some(slot) = slots.remove(&peer) {
+        supersede(&slot);
+    }
+    false
+}
+
+fn supersede(slot: &Slot) {
+    slot.superseded.store(true, Ordering::SeqCst);
+    wake(&slot.socket);
+}
+
+/// Room for one more: finished transfers go first, then the oldest that has stalled.
+fn make_room(slots: &Slots, peer: SocketAddr, most: usize) -> bool {
+    let mut slots = lock(slots);
+    if slots.len() < most {
+        return true;
+    }
+    let phase = |slot: &Slot| slot.phase.load(Ordering::SeqCst);
+    let idle = slots.iter().filter(|(_, slot)| phase(slot) >= STALLED);
+    let oldest = idle
+        .min_by_key(|(_, slot)| (phase(slot) != FINISHED, slot.started))
+        .map(|(peer, _)| *peer);
+    debug_assert!(oldest != Some(peer), "its transfer was superseded before");
+    match oldest.and_then(|oldest| slots.remove(&oldest)) {
+        Some(slot) => {
+            supersede(&slot);
+            true
+        }
+        None => false,
+    }
+}
+
+/// A transfer about to run.
+struct Transfer {
+    session: Session,
+    slot: Arc<Slot>,
+}
+
+fn begin(
+    local: SocketAddr,
+    peer: SocketAddr,
+    root: &Root,
+    limits: &Limits,
+    payload: &[u8],
+    on_event: &(dyn Fn(Event) + Sync),
+) -> io::Result<Result<Transfer, Vec<u8>>> {
+    let socket = UdpSocket::bind((local.ip(), 0))?;
+    socket.connect(peer)?;
+    let mut limits = limits.clone();
+    limits.window_bytes = limits
+        .window_bytes
+        .min(receive_buffer(&socket, limits.window_bytes)?);
+    let mut events = VecDeque::new();
+    let now = Instant::now();
+    let opened = session::open(root, &limits, peer, payload, now, &mut events);
+    events.into_iter().for_each(on_event);
+    Ok(opened.map(|session| {
+        let slot = Slot {
+            request: payload.to_vec(),
+            socket: Arc::new(socket),
+            phase: AtomicU8::new(OPENING),
+            superseded: AtomicBool::new(false),
+            started: now,
+        };
+        Transfer {
+            session,
+            slot: Arc::new(slot),
+        }
+    }))
+}
+
+/// Makes the socket's receive buffer at least `wanted` bytes where that is allowed; how large it is.
+pub(crate) fn receive_buffer(socket: &UdpSocket, wanted: usize) -> io::Result<usize> {
+    let size = sockopt::socket_recv_buffer_size(socket)?;
+    if size >= wanted {
+        return Ok(size);
+    }
+    // The kernel takes less without an error when its own limit is lower.
+    sockopt::set_socket_recv_buffer_size(socket, wanted)?;
+    Ok(sockopt::socket_recv_buffer_size(socket)?)
+}
+
+impl Transfer {
+    fn run(mut self, stop: &Stop, on_event: &(dyn Fn(Event) + Sync)) {
+        let socket = Arc::clone(&self.slot.socket);
+        // A datagram that cannot be sent is a lost one: the clock of the session deals with it.
+        let mut out = |packet: &[u8]| {
+            let _ = socket.send(packet);
+        };
+        let mut buffer = vec![0; self.session.longest_packet()];
+        let mut waiting = Duration::ZERO;
+        self.session.start(&mut out);
+        let mut now = Instant::now();
+        loop {
+            if let Some(event) = self.session.take_event() {
+                on_event(event);
+            }
+            if self.session.is_over(now) {
+                return;
+            }
+            let Some(deadline) = self.session.deadline() else {
+                return;
+            };
+            self.note_phase();
+            let wait = deadline.saturating_duration_since(now);
+            if wait.is_zero() {
+                self.session.tick(now, &mut out);
+                continue;
+            }
+            // Progress sets the clock anew, so that the time-out seldom changes.
+            if wait != waiting {
+                if socket.set_read_timeout(Some(wait)).is_err() {
+                    self.session.fail(Failure::Closed);
+                    continue;
+                }
+                waiting = wait;
+            }
+            let received = socket.recv(&mut buffer);
+            now = Instant::now();
+            if stop.is_stopped() {
+                if self.session.state() == &State::Running {
+                    let _ = socket.send(&packet::error(
+                        ErrorCode::Undefined,
+                        "the server was stopped",
+                    ));
+                }
+                self.end(Failure::Stopped, on_event);
+                return;
+            }
+            if self.slot.superseded.load(Ordering::SeqCst) {
+                self.end(Failure::Superseded, on_event);
+                return;
+            }
+            match received {
+                Ok(length) => self.session.handle(&buffer[..length], now, &mut out),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.end(Failure::Closed, on_event);
+                    return;
+                }
+                Err(_) => self.session.tick(now, &mut out),
+            }
+        }
+    }
+
+    fn end(&mut self, failure: Failure, on_event: &(dyn Fn(Event) + Sync)) {
+        self.session.fail(failure);
+        if let Some(event) = self.session.take_event() {
+            on_event(event);
+        }
+    }
+
+    fn note_phase(&self) {
+        let phase = if self.session.state() != &State::Running {
+            FINISHED
+        } else if self.session.is_opening() {
+            OPENING
+        } else if self.session.is_stalled() {
+            STALLED
+        } else {
+            RUNNING
+        };
+        self.slot.phase.store(phase, Ordering::Relaxed);
+    }
+}
