@@ -8,3 +8,6 @@ pub mod create;
 pub mod durable;
 pub mod mac;
 pub mod volume;
+pub mod machine;
+pub mod qemu;
+pub mod wire;

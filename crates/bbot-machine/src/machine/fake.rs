@@ -189,7 +189,7 @@ impl FakeMachine {
         match self.ended {
             None => Ok(()),
             Some(_) => Err(Error::Ended {
-                machine: self.spec.manifest.name.clone(),
+                machine: self.spec.manifest.header.name.clone(),
             }),
         }
     }
@@ -290,7 +290,7 @@ impl Machine for FakeMachine {
     }
 
     fn info(&self) -> String {
-        format!("machine {} (scripted)", self.spec.manifest.name)
+        format!("machine {} (scripted)", self.spec.manifest.header.name)
     }
 }
 

@@ -1,0 +1,4 @@
+//! Machines in QEMU.
+
+pub mod process;
+pub mod qmp;

@@ -1,0 +1,332 @@
+//! QEMU's machine protocol: JSON lines over a socket that QEMU inherits.
+//!
+//! Own and tolerant, so that it works with every QEMU from 7.2 on: unknown fields
+//! and events pass, answers are matched by their id and never by their place (the
+//! `SHUTDOWN` event comes before the answer to `quit`), and the end of the stream
+//! is an event like any other.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// A line from QEMU is not longer: `query-qmp-schema` would give about 200 KiB.
+const MAX_LINE: usize = 1 << 20;
+/// Events that may wait; further ones are dropped.
+const MAX_EVENTS: usize = 64;
+
+/// Something QEMU tells unasked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its name, `SHUTDOWN` for example.
+    pub name: String,
+    /// What comes with it; null when nothing does.
+    pub data: Value,
+}
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// QEMU refused it.
+    #[error("refused ({class}): {reason}")]
+    Refused {
+        /// QEMU's class of error.
+        class: String,
+        /// QEMU's words.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The stream has ended: QEMU is gone.
+    #[error("QEMU has closed its control socket")]
+    Closed,
+    /// The socket failed.
+    #[error("control socket")]
+    Socket(#[source] io::Error),
+}
+
+/// A line that was read.
+#[derive(Debug, PartialEq)]
+enum Line {
+    Greeting,
+    Answer { id: u64, result: Result<Value, (String, String)> },
+    Event(Event),
+    Unknown,
+}
+
+/// Reads a line; any bytes give something.
+fn parse(bytes: &[u8]) -> Line {
+    let Ok(Value::Object(mut object)) = serde_json::from_slice(bytes) else {
+        return Line::Unknown;
+    };
+    if let Some(Value::String(name)) = object.remove("event") {
+        let data = object.remove("data").unwrap_or(Value::Null);
+        return Line::Event(Event { name, data });
+    }
+    if object.contains_key("QMP") {
+        return Line::Greeting;
+    }
+    let Some(id) = object.get("id").and_then(Value::as_u64) else {
+        return Line::Unknown;
+    };
+    if let Some(value) = object.remove("return") {
+        return Line::Answer { id, result: Ok(value) };
+    }
+    if let Some(error) = object.remove("error") {
+        let text = |field: &str| {
+            error
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or("unknown")
+                .to_owned()
+        };
+        return Line::Answer { id, result: Err((text("class"), text("desc"))) };
+    }
+    Line::Unknown
+}
+
+type Answer = Result<Value, (String, String)>;
+
+/// Commands that wait for their answer. None: the stream has ended.
+type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
+
+/// A connection to QEMU's monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    writer: OwnedWriteHalf,
+    waiting: Waiting,
+    next_id: u64,
+    reader: JoinHandle<()>,
+}
+
+impl Qmp {
+    /// Waits for the greeting and enters command mode.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not answer within `timeout` or ends.
+    pub async fn connect(
+        stream: UnixStream,
+        timeout: Duration,
+    ) -> Result<(Self, mpsc::Receiver<Event>), Error> {
+        let (read, writer) = stream.into_split();
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let (events_in, events) = mpsc::channel(MAX_EVENTS);
+        let (greeted_in, greeted) = oneshot::channel();
+        let reader = tokio::spawn(Reader {
+            read,
+            waiting: Arc::clone(&waiting),
+            events: events_in,
+            greeted: Some(greeted_in),
+        }
+        .run());
+        let mut qmp = Self { writer, waiting, next_id: 1, reader };
+        match tokio::time::timeout(timeout, greeted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Error::Closed),
+            Err(_) => return Err(Error::Timeout),
+        }
+        qmp.execute("qmp_capabilities", None, timeout).await?;
+        Ok((qmp, events))
+    }
+
+    /// Runs a command and gives what it returns.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU refuses it, does not answer within `timeout`, or ends.
+    pub async fn execute(
+        &mut self,
+        command: &str,
+        arguments: Option<Map<String, Value>>,
+        timeout: Duration,
+    ) -> Result<Value, Error> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut request = json!({ "execute": command, "id": id });
+        if let Some(arguments) = arguments {
+            request["arguments"] = Value::Object(arguments);
+        }
+        let (answer_in, answer) = oneshot::channel();
+        match self.lock().as_mut() {
+            Some(waiting) => waiting.insert(id, answer_in),
+            None => return Err(Error::Closed),
+        };
+        let mut line = request.to_string();
+        line.push('\n');
+        let exchange = async {
+            self.writer
+                .write_all(line.as_bytes())
+                .await
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
+                    _ => Error::Socket(error),
+                })?;
+            match answer.await {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err((class, reason))) => Err(Error::Refused { class, reason }),
+                Err(_) => Err(Error::Closed),
+            }
+        };
+        let result = tokio::time::timeout(timeout, exchange).await;
+        if let Some(waiting) = self.lock().as_mut() {
+            waiting.remove(&id);
+        }
+        result.unwrap_or(Err(Error::Timeout))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Qmp {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Reads all that QEMU says, so that nothing piles up there.
+struct Reader {
+    read: OwnedReadHalf,
+    waiting: Waiting,
+    events: mpsc::Sender<Event>,
+    greeted: Option<oneshot::Sender<()>>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let mut buffer = Vec::new();
+        let mut chunk = vec![0; 8192];
+        loop {
+            match self.read.read(&mut chunk).await {
+                Ok(0) => break,
+                Ok(length) => buffer.extend_from_slice(&chunk[..length]),
+                Err(error) => {
+                    tracing::debug!("QEMU's control socket: {error}");
+                    break;
+                }
+            }
+            let mut start = 0;
+            while let Some(length) = buffer[start..].iter().position(|&byte| byte == b'\n') {
+                self.take(&buffer[start..start + length]);
+                start += length + 1;
+            }
+            buffer.drain(..start);
+            if buffer.len() > MAX_LINE {
+                tracing::warn!("QEMU sent a line of more than {MAX_LINE} bytes: no longer listening");
+                break;
+            }
+        }
+        // Whoever waits for an answer learns that there is none.
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn take(&mut self, line: &[u8]) {
+        match parse(line) {
+            Line::Greeting => {
+                if let Some(greeted) = self.greeted.take() {
+                    // Nobody waits any more: connecting was given up.
+                    let _ = greeted.send(());
+                }
+            }
+            Line::Answer { id, result } => {
+                let waiting = self
+                    .waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .as_mut()
+                    .and_then(|waiting| waiting.remove(&id));
+                if let Some(waiting) = waiting {
+                    // Nobody waits any more: the time was over.
+                    let _ = waiting.send(result);
+                }
+            }
+            Line::Event(event) => {
+                if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+                    tracing::debug!("dropped QEMU's event {}: too many wait", event.name);
+                }
+            }
+            Line::Unknown => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Plays QEMU: says each text once it has read a line, the first at once.
+    async fn peer(stream: UnixStream, says: &'static [&'static str]) {
+        let (mut read, mut write) = stream.into_split();
+        let mut buffer = [0; 4096];
+        for (index, text) in says.iter().enumerate() {
+            if index > 0 && read.read(&mut buffer).await.unwrap() == 0 {
+                return;
+            }
+            write.write_all(text.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_are_found_among_events_and_noise() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = tokio::spawn(peer(theirs, &[
+            "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n",
+            "{\"return\": {}, \"id\": 1}\r\n",
+            "noise\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false}, \"timestamp\": {}}\n{\"event\": \"NEW_ONE\"}\n{\"return\": {\"status\": \"running\", \"more\": 1}, \"id\": 2}\n",
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\n",
+        ]));
+        let (mut qmp, mut events) = Qmp::connect(ours, SECOND).await.unwrap();
+        let status = qmp.execute("query-status", None, SECOND).await.unwrap();
+        assert_eq!(status["status"], "running");
+        assert_eq!(events.recv().await.unwrap().name, "SHUTDOWN");
+        assert_eq!(
+            events.recv().await.unwrap(),
+            Event { name: "NEW_ONE".to_owned(), data: Value::Null }
+        );
+        let refused = qmp.execute("cont", None, SECOND).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused { reason, .. } if reason == "no"));
+        peer.await.unwrap();
+        // The end of the stream ends the events and the commands.
+        assert_eq!(events.recv().await, None);
+        let closed = qmp.execute("stop", None, SECOND).await.unwrap_err();
+        assert!(matches!(closed, Error::Closed), "{closed}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_a_timeout() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let error = Qmp::connect(ours, SECOND).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            parse(&bytes);
+        }
+    }
+
+    #[test]
+    fn odd_lines_are_read() {
+        assert_eq!(parse(b"{\"return\": 1}"), Line::Unknown);
+        assert_eq!(parse(b"{\"return\": 1, \"id\": -1}"), Line::Unknown);
+        assert_eq!(parse(b"[]"), Line::Unknown);
+        assert_eq!(
+            parse(b"{\"id\": 7, \"error\": null}"),
+            Line::Answer { id: 7, result: Err(("unknown".to_owned(), "unknown".to_owned())) }
+        );
+    }
+}
