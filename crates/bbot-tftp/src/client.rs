@@ -50,7 +50,7 @@ impl Default for Options {
 /// A transfer that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("tftp: {name} on {server}: {reason}")]
-pub struct Error {
+pub struct ClientError {
     /// The server.
     pub server: SocketAddr,
     /// The file.
@@ -60,7 +60,7 @@ pub struct Error {
     pub reason: Reason,
 }
 
-impl Error {
+impl ClientError {
     /// The server says that there is no such file.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -125,13 +125,13 @@ pub enum Reason {
 ///
 /// # Errors
 ///
-/// [`Error`]; part of the file may have been written by then.
+/// [`ClientError`]; part of the file may have been written by then.
 pub fn get(
     server: SocketAddr,
     name: &str,
     to: &mut dyn Write,
     options: &Options,
-) -> Result<u64, Error> {
+) -> Result<u64, ClientError> {
     let now = Instant::now();
     run(
         Client::get(server, name, to, options, now),
@@ -146,14 +146,14 @@ pub fn get(
 ///
 /// # Errors
 ///
-/// [`Error`]; when it is none, the server has the whole file.
+/// [`ClientError`]; when it is none, the server has the whole file.
 pub fn put(
     server: SocketAddr,
     name: &str,
     from: &mut dyn Read,
     size: Option<u64>,
     options: &Options,
-) -> Result<u64, Error> {
+) -> Result<u64, ClientError> {
     let now = Instant::now();
     run(
         Client::put(server, name, from, size, options, now),
@@ -168,8 +168,8 @@ fn run(
     server: SocketAddr,
     name: &str,
     options: &Options,
-) -> Result<u64, Error> {
-    drive(client, server, options).map_err(|reason| Error {
+) -> Result<u64, ClientError> {
+    drive(client, server, options).map_err(|reason| ClientError {
         server,
         name: name.to_owned(),
         reason,
@@ -443,7 +443,7 @@ impl<'a> Client<'a> {
                 Due::GiveUp => {
                     self.failed = Some(Reason::TimedOut {
                         tries: self.retry.tries() + 1,
-                    })
+                    });
                 }
             },
         }
@@ -550,7 +550,7 @@ impl<'a> Client<'a> {
         let mut send = |packet: &[u8]| out(from, packet);
         match &mut self.step {
             Step::Getting(receiver) if matches!(packet, Packet::OptionAck { .. }) => {
-                receiver.start(&mut send)
+                receiver.start(&mut send);
             }
             Step::Getting(receiver) => receiver.handle(packet, now, &mut send),
             Step::Putting(sender) => sender.start(&mut send),

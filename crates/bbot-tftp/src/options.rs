@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::limits::{Limits, Retransmit};
+use crate::packet::RawOption;
 
 /// The block size without options.
 pub(crate) const DEFAULT_BLOCK_SIZE: u16 = 512;
@@ -74,7 +75,7 @@ fn is(name: &[u8], option: &str) -> bool {
 /// The server's side: what is agreed, and the options to acknowledge, in the client's order.
 /// Options that are unknown or out of range are left out, as RFC 2347 asks.
 pub(crate) fn accept(
-    requested: &[(&[u8], &[u8])],
+    requested: &[RawOption<'_>],
     limits: &Limits,
     size: SizeAnswer,
 ) -> (Agreed, Vec<(&'static str, u64)>) {
@@ -145,7 +146,7 @@ pub(crate) enum BadAnswer {
 /// The client's side: what the server's OACK makes of the offer.
 pub(crate) fn agree(
     offered: &[(&'static str, u64)],
-    answer: &[(&[u8], &[u8])],
+    answer: &[RawOption<'_>],
 ) -> Result<Agreed, BadAnswer> {
     let mut agreed = Agreed::default();
     for &(name, text) in answer {

@@ -78,6 +78,9 @@ pub enum Mode {
     Netascii,
 }
 
+/// Name and value of an option, as they came.
+pub type RawOption<'a> = (&'a [u8], &'a [u8]);
+
 /// A read or write request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request<'a> {
@@ -86,7 +89,7 @@ pub struct Request<'a> {
     /// The mode's name as it came, any case.
     pub mode: &'a [u8],
     /// Name and value of each option, in their order.
-    pub options: Vec<(&'a [u8], &'a [u8])>,
+    pub options: Vec<RawOption<'a>>,
 }
 
 impl Request<'_> {
@@ -132,7 +135,7 @@ pub enum Packet<'a> {
     /// The options that the server takes.
     OptionAck {
         /// Name and value of each.
-        options: Vec<(&'a [u8], &'a [u8])>,
+        options: Vec<RawOption<'a>>,
     },
 }
 
@@ -223,7 +226,7 @@ fn request(bytes: &[u8]) -> Result<Request<'_>, DecodeError> {
     })
 }
 
-fn pairs(mut rest: &[u8]) -> Result<Vec<(&[u8], &[u8])>, DecodeError> {
+fn pairs(mut rest: &[u8]) -> Result<Vec<RawOption<'_>>, DecodeError> {
     let mut pairs = Vec::new();
     while !rest.is_empty() {
         let (name, tail) = string(rest)?;

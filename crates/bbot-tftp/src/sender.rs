@@ -224,11 +224,11 @@ impl<S: Read> Sender<S> {
         }
         while self.sent < self.acknowledged + self.window && Some(self.sent) != self.last {
             let index = usize::try_from(self.sent - self.acknowledged).unwrap_or(usize::MAX);
-            if index >= self.ready.len() {
-                if let Err(error) = self.read_block() {
-                    self.cannot_read(&error, out);
-                    return;
-                }
+            if index >= self.ready.len()
+                && let Err(error) = self.read_block()
+            {
+                self.cannot_read(&error, out);
+                return;
             }
             if let Some(packet) = self.ready.get(index) {
                 out.send(packet);

@@ -20,7 +20,7 @@ use crate::transfer::{Failure, State};
 /// Why the server ended other than by [`Stop`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ServeError {
     /// The socket is bound to all addresses: replies could leave from another than was asked.
     #[error("the TFTP server is bound to {0}; bind it to the one address that clients ask")]
     Unspecified(SocketAddr),
@@ -114,20 +114,20 @@ type Slots = Mutex<HashMap<SocketAddr, Arc<Slot>>>;
 ///
 /// # Errors
 ///
-/// [`Error`] when the socket cannot be used. What goes wrong in a transfer is an [`Event::Failed`].
+/// [`ServeError`] when the socket cannot be used. What goes wrong in a transfer is an [`Event::Failed`].
 pub fn serve(
     socket: UdpSocket,
     root: &Root,
     limits: &Limits,
     stop: &Stop,
     on_event: &(dyn Fn(Event) + Sync),
-) -> Result<(), Error> {
-    let local = socket.local_addr().map_err(|source| Error::Listen {
+) -> Result<(), ServeError> {
+    let local = socket.local_addr().map_err(|source| ServeError::Listen {
         address: "(unknown)".into(),
         source,
     })?;
     if local.ip().is_unspecified() {
-        return Err(Error::Unspecified(local));
+        return Err(ServeError::Unspecified(local));
     }
     let socket = Arc::new(socket);
     stop.watch(&socket);
@@ -144,7 +144,7 @@ pub fn serve(
                 Err(error) if is_passing(&error) => continue,
                 Err(source) => {
                     stop_all(&slots);
-                    return Err(Error::Listen {
+                    return Err(ServeError::Listen {
                         address: local.to_string(),
                         source,
                     });
