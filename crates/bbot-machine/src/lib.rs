@@ -6,8 +6,10 @@
 pub mod accel;
 pub mod create;
 pub mod durable;
+pub mod layout;
 pub mod mac;
-pub mod volume;
 pub mod machine;
+pub mod owner;
 pub mod qemu;
+pub mod volume;
 pub mod wire;
