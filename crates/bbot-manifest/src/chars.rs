@@ -100,10 +100,24 @@ pub(crate) struct Bad {
 }
 
 impl Bad {
+    const INCOMPLETE: &str = "incomplete UTF-8 sequence";
+
+    /// The fault's text where a value is written line by line, so that the end of
+    /// a line cuts a sequence short.
+    pub(crate) fn detail_of_line(&self) -> String {
+        match self.fault {
+            Fault::Byte {
+                index: 1..,
+                byte: b'\n' | b'\r',
+            } => Self::INCOMPLETE.to_owned(),
+            _ => self.detail_of_value(),
+        }
+    }
+
     /// The fault's text where a value ends instead of a stream.
     pub(crate) fn detail_of_value(&self) -> String {
         match self.fault {
-            Fault::End => "incomplete UTF-8 sequence".to_owned(),
+            Fault::End => Self::INCOMPLETE.to_owned(),
             fault => fault.to_string(),
         }
     }

@@ -6,9 +6,11 @@
 //! manifests that controller, agent and worker exchange. Nothing here does I/O.
 
 mod chars;
+mod comment;
 mod error;
 pub mod json;
 mod manifest;
+mod package_version;
 mod parser;
 pub mod quoting;
 mod serializer;
@@ -16,8 +18,10 @@ mod standard_version;
 mod text;
 mod typed;
 
+pub use comment::{merge_comment, split_comment};
 pub use error::{ManifestError, ParseError, Position};
 pub use manifest::{Manifest, Pair};
+pub use package_version::{PackageVersion, PackageVersionError, PackageVersionOptions};
 pub use parser::parse;
 pub use serializer::{Introducer, SerializeError, Serializer, Style, serialize};
 pub use standard_version::{Allow, StandardVersion, VersionError};

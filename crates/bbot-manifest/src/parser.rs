@@ -285,19 +285,15 @@ impl Reader<'_> {
             if !continued {
                 break;
             }
-            // A line of one backslash behind a continuation is a newline in
-            // the value.
-            loop {
-                let (line, has_newline) = self.rest_of_line()?;
-                if line != "\\" {
-                    break;
-                }
+            // A line of one backslash behind a continuation is a newline in the
+            // value. Behind that one, such a line is a continuation again.
+            let (line, has_newline) = self.rest_of_line()?;
+            if line == "\\" {
                 value.push('\n');
                 self.at += 1;
-                if !has_newline {
-                    break;
+                if has_newline {
+                    self.newline();
                 }
-                self.newline();
             }
         }
         value.truncate(value.trim_end_matches([' ', '\t']).len());

@@ -329,7 +329,7 @@ fn checked<'a>(bytes: &'a [u8], part: &'static str) -> Result<&'a str, Serialize
         None => Ok(std::str::from_utf8(bytes).expect("find_bad has checked these bytes")),
         Some(bad) => Err(SerializeError::Invalid {
             part,
-            detail: bad.detail_of_value(),
+            detail: bad.detail_of_line(),
         }),
     }
 }

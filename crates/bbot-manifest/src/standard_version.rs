@@ -54,18 +54,9 @@ impl StandardVersion {
     /// What is wrong with it.
     pub fn parse_with(text: &str, allow: Allow) -> Result<Self, VersionError> {
         let mut rest = text.as_bytes();
-        if allow.stub && (text == "0" || text.starts_with("0+")) {
-            let revision = match rest.get(1) {
-                Some(_) => revision(&mut &rest[2..])?,
-                None => 0,
-            };
-            return Ok(Self {
-                epoch: 0,
-                number: STUB,
-                snapshot: 0,
-                snapshot_id: String::new(),
-                revision,
-            });
+        let zeros = text.bytes().take_while(|&b| b == b'0').count();
+        if allow.stub && zeros > 0 && matches!(rest.get(zeros), None | Some(b'+')) {
+            return Self::stub(&rest[zeros..]);
         }
         let mut epoch = 1;
         if let Some(after) = rest.strip_prefix(b"+") {
@@ -95,7 +86,11 @@ impl StandardVersion {
                 version.number = (base - 1) * 10_000 + 1;
                 return Ok(version);
             }
-            version.pre_release(&mut rest, base)?;
+            // To the reference a NUL ends the text, and then something follows it.
+            if rest.first() == Some(&0) && allow.earliest {
+                return Err(VersionError("junk after version"));
+            }
+            version.take_pre_release(&mut rest, base)?;
         }
         if let Some(after) = rest.strip_prefix(b"+") {
             rest = after;
@@ -107,8 +102,26 @@ impl StandardVersion {
         Ok(version)
     }
 
+    /// A stub with the revision that `rest` holds, if any.
+    fn stub(rest: &[u8]) -> Result<Self, VersionError> {
+        let mut version = Self {
+            epoch: 0,
+            number: STUB,
+            snapshot: 0,
+            snapshot_id: String::new(),
+            revision: 0,
+        };
+        if let Some(mut rest) = rest.strip_prefix(b"+") {
+            version.revision = revision(&mut rest)?;
+            if !rest.is_empty() {
+                return Err(VersionError("junk after version"));
+            }
+        }
+        Ok(version)
+    }
+
     /// Reads `a.1`, `b.2.z` and the like behind the `-`.
-    fn pre_release(&mut self, rest: &mut &[u8], base: u64) -> Result<(), VersionError> {
+    fn take_pre_release(&mut self, rest: &mut &[u8], base: u64) -> Result<(), VersionError> {
         let letter = match rest.first() {
             Some(b'a') => 0,
             Some(b'b') => 500,
@@ -182,7 +195,12 @@ impl StandardVersion {
         self.base() % 100_000
     }
 
-    /// DDD of the number: 0 for releases (and snapshots of `a.0`).
+    /// DDD of the number: the alpha's number, or 500 plus the beta's. Nothing
+    /// for releases and stubs; 0 for the earliest version.
+    pub fn pre_release(&self) -> Option<u64> {
+        (!self.is_stub() && !self.is_release()).then(|| self.pre())
+    }
+
     fn pre(&self) -> u64 {
         if self.is_stub() {
             0
@@ -231,9 +249,9 @@ impl StandardVersion {
         !self.is_stub() && self.number % 10_000 == 0
     }
 
-    /// A release or a pre-release that is no snapshot.
+    /// Neither a snapshot nor a stub.
     pub fn is_final(&self) -> bool {
-        self.is_release() || !(self.is_snapshot() || self.is_earliest() || self.is_stub())
+        !self.is_snapshot() && !self.is_stub()
     }
 
     /// Major, minor and patch alone; `0` for a stub.
