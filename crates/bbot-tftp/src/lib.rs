@@ -31,6 +31,7 @@ mod root;
 pub mod sender;
 mod server;
 mod session;
+mod socket;
 mod transfer;
 pub mod udp;
 mod upload;

@@ -74,10 +74,26 @@ impl Limits {
     /// The largest window for a block size, by [`Limits::max_window`] and [`Limits::window_bytes`].
     #[must_use]
     pub fn window_for(&self, block_size: u16) -> u16 {
-        // What Linux charges a receive buffer for a datagram: the allocation is rounded up to a
-        // power of two, and the buffer's own description comes on top.
-        let charged = 2 * usize::from(block_size) + 1024;
-        let fitting = u16::try_from(self.window_bytes / charged).unwrap_or(u16::MAX);
-        fitting.min(self.max_window).max(1)
+        fitting_window(self.window_bytes, block_size).min(self.max_window.max(1))
     }
+}
+
+/// Beyond this, old and new blocks could not be told apart by their 16 bits.
+const LARGEST_WINDOW: u16 = 16384;
+
+/// What Linux charges a receive buffer for a datagram, at most: the allocation is rounded up to a
+/// power of two, and the buffer's own description comes on top.
+fn charged(block_size: u16) -> usize {
+    2 * usize::from(block_size) + 1024
+}
+
+/// How many blocks fit into a receive buffer of `bytes`, at least one.
+pub(crate) fn fitting_window(bytes: usize, block_size: u16) -> u16 {
+    let fitting = u16::try_from(bytes / charged(block_size)).unwrap_or(u16::MAX);
+    fitting.clamp(1, LARGEST_WINDOW)
+}
+
+/// The receive buffer in bytes that a window needs.
+pub(crate) fn buffer_for(window: u16, block_size: u16) -> usize {
+    usize::from(window.min(LARGEST_WINDOW)) * charged(block_size)
 }

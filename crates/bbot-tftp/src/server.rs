@@ -73,7 +73,9 @@ impl Output for Queue<'_> {
 impl Server {
     /// A server without transfers.
     #[must_use]
-    pub fn new(root: Root, limits: Limits) -> Self {
+    pub fn new(root: Root, mut limits: Limits) -> Self {
+        // There is always a free port to be found.
+        limits.max_sessions = limits.max_sessions.min(usize::from(PORTS / 2));
         // Ports that cannot be guessed from outside, as RFC 1350 section 4 wants them.
         let random = RandomState::new().hash_one(0u8) % u64::from(PORTS);
         let next_port = u16::try_from(random).unwrap_or(0);

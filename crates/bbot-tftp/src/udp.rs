@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{Shutdown, sockopt};
+use rustix::net::Shutdown;
 
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
 use crate::session::{self, Event, Session};
+use crate::socket::receive_buffer;
 use crate::transfer::{Failure, State};
 
 /// Why the server ended other than by [`Stop`].
@@ -310,17 +311,6 @@ fn begin(
             slot: Arc::new(slot),
         }
     }))
-}
-
-/// Makes the socket's receive buffer at least `wanted` bytes where that is allowed; how large it is.
-pub(crate) fn receive_buffer(socket: &UdpSocket, wanted: usize) -> io::Result<usize> {
-    let size = sockopt::socket_recv_buffer_size(socket)?;
-    if size >= wanted {
-        return Ok(size);
-    }
-    // The kernel takes less without an error when its own limit is lower.
-    sockopt::set_socket_recv_buffer_size(socket, wanted)?;
-    Ok(sockopt::socket_recv_buffer_size(socket)?)
 }
 
 impl Transfer {

@@ -129,7 +129,11 @@ impl Part {
             }
             .map_err(|error| failed(error.into()))?;
         }
-        rustix::fs::fsync(&self.folder).map_err(|error| failed(error.into()))
+        match rustix::fs::fsync(&self.folder) {
+            // Some file systems have no such thing for a directory.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 }
 
