@@ -37,7 +37,7 @@ pub use revision::{
     Revision, add_revision, begin_revision, next_revision, publish_revision, remove,
     remove_revision, revisions,
 };
-pub use scan::{Problem, ProblemKind, Scan, scan};
+pub use scan::{Problem, ProblemKind, Scan, check_name, scan};
 
 /// The bootstrap protocol that this agent speaks (P; `bs_prot` of the seed).
 pub const BOOTSTRAP_PROTOCOL: u32 = 1;

@@ -6,6 +6,8 @@ use std::fs::DirEntry;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bbot_manifest::MachineManifest;
+
 use super::{BOOTSTRAP_PROTOCOL, LayoutError, MachineDir, check_machine_name, resolve_current};
 
 /// What lies in a machines directory.
@@ -206,6 +208,33 @@ fn look_at(machine: &MachineDir) -> Result<(), ProblemKind> {
         Err(error) if error.is_race() => return Ok(()),
         Err(error) => return Err(ProblemKind::Link(error)),
     };
-    let _ = current;
-    Ok(())
+    let path = current.join("manifest");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        // The same: the revision was removed after the link was read.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !current.is_dir() => return Ok(()),
+        Err(e) => {
+            return Err(ProblemKind::Manifest(format!(
+                "unable to read {}: {e}",
+                path.display()
+            )));
+        }
+    };
+    let manifest = MachineManifest::parse(&bytes, &path.display().to_string())
+        .map_err(|e| ProblemKind::Manifest(e.to_string()))?;
+    check_name(machine, &manifest.header.name)
+}
+
+/// Whether a manifest's name for a machine is its directory's. For manifests that are read later
+/// than by [`scan`]: of a snapshot, or of a bootstrapped machine.
+///
+/// # Errors
+/// [`ProblemKind::OtherName`] when it is not.
+pub fn check_name(machine: &MachineDir, name: &str) -> Result<(), ProblemKind> {
+    if machine.name == name {
+        return Ok(());
+    }
+    Err(ProblemKind::OtherName {
+        manifest: name.to_string(),
+    })
 }
