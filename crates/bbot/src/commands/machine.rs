@@ -1,0 +1,369 @@
+//! `bbot machine`: the build machines on this host.
+
+use std::{
+    fs,
+    io::IsTerminal,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use bbot_machine::{
+    create::{self, Cached, Suite},
+    layout::{self, BOOTSTRAP_PROTOCOL, MachineDir},
+    owner::Instance,
+    volume::{self, Volume},
+};
+use bbot_manifest::{BootstrappedMachine, MachineManifest};
+use clap::{Args, Subcommand};
+
+use super::Exit;
+use crate::{home::Home, progress::Progress, table::Table};
+
+/// Manage build machines.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Machine {
+    List(List),
+    Create(Create),
+    Import(Import),
+    Activate(Activate),
+    Remove(Remove),
+}
+
+/// List machines: their revisions, and the toolchains they are bootstrapped for.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Make a machine of a distribution's packages: debian-12, debian-13.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The machine's name; it tells the distribution
+    name: String,
+    /// One more Debian package to install; may be repeated
+    #[arg(long = "package", short, value_name = "NAME")]
+    packages: Vec<String>,
+    /// The size of its disk in GiB; only what is used takes room
+    #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..=1024))]
+    disk: u64,
+    /// The Debian mirror to take packages from [default: as this host does]
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// Fetch the packages anew instead of using what an earlier creation left
+    #[arg(long)]
+    fresh: bool,
+    /// Do nothing when there is such a machine
+    #[arg(long)]
+    if_missing: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Add a machine, or a new revision of one, from a folder with a manifest and a disk.img.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The folder: `manifest`, `disk.img`, and for a direct boot `kernel`, `initrd`, `cmdline`
+    folder: PathBuf,
+    /// The revision's number [default: one more than the last]
+    #[arg(long)]
+    revision: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Make another revision of a machine the current one.
+#[derive(Debug, Args)]
+pub(crate) struct Activate {
+    /// The machine
+    name: String,
+    /// The revision
+    revision: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Remove a machine with all its revisions and bootstrapped copies.
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The machine
+    name: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where machines are.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// The folder with the machines' volumes, as `bbot-agent --machines` has it [default: machines
+    /// in --home]
+    #[arg(long, value_name = "DIR")]
+    machines: Option<PathBuf>,
+    /// The volume that new machines go to, below --machines
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    volume: String,
+}
+
+impl Place {
+    fn machines(&self, home: &Home) -> PathBuf {
+        self.machines.clone().unwrap_or_else(|| home.machines())
+    }
+
+    /// The volume's folder, made if need be.
+    fn volume(&self, home: &Home) -> Result<(PathBuf, Arc<dyn Volume>)> {
+        layout::check_machine_name(&self.volume)
+            .with_context(|| format!("'{}' cannot be the name of a volume", self.volume))?;
+        let path = self.machines(home).join(&self.volume);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok((path.clone(), Arc::from(volume::detect(&path)?)))
+    }
+
+    /// The machine of this name, on whichever volume it is.
+    fn find(&self, name: &str, home: &Home) -> Result<Option<MachineDir>> {
+        let machines = self.machines(home);
+        if !machines.is_dir() {
+            return Ok(None);
+        }
+        Ok(layout::scan(&machines)?.machines.into_iter().find(|machine| machine.name == name))
+    }
+
+    fn required(&self, name: &str, home: &Home) -> Result<MachineDir> {
+        match self.find(name, home)? {
+            Some(machine) => Ok(machine),
+            None => bail!(
+                "there is no machine {name} below {}: `bbot machine list` shows what there is",
+                self.machines(home).display()
+            ),
+        }
+    }
+}
+
+pub(crate) fn run(command: Machine, home: &Home) -> Result<Exit> {
+    match command {
+        Machine::List(options) => list(&options, home),
+        Machine::Create(options) => create(options, home),
+        Machine::Import(options) => import(&options, home),
+        Machine::Activate(options) => {
+            let machine = options.place.required(&options.name, home)?;
+            layout::activate(&machine, BOOTSTRAP_PROTOCOL, &options.revision)?;
+            eprintln!("revision {} of {} is the current one", options.revision, options.name);
+            Ok(Exit::Done)
+        }
+        Machine::Remove(options) => {
+            let machine = options.place.required(&options.name, home)?;
+            layout::remove(&machine)?;
+            eprintln!("{} is removed", options.name);
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// How many machines there are that have a current revision.
+pub(crate) fn count(machines: &Path) -> Result<usize> {
+    let mut count = 0;
+    if machines.is_dir() {
+        for machine in layout::scan(machines)?.machines {
+            if layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some() {
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn create(options: Create, home: &Home) -> Result<Exit> {
+    let Some(suite) = Suite::of_machine(&options.name) else {
+        bail!(
+            "'{}' does not tell what to make: name it debian-12 or debian-13, perhaps with more behind (debian-12-qt); other machines come by `bbot machine import`",
+            options.name
+        );
+    };
+    if options.if_missing
+        && let Some(machine) = options.place.find(&options.name, home)?
+        && layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some()
+    {
+        return Ok(Exit::Done);
+    }
+    let (path, volume) = options.place.volume(home)?;
+    let cache = home.cache().join("machines");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let machine = match options.place.find(&options.name, home)? {
+        Some(machine) => machine,
+        None => MachineDir::create(&path, &options.name)?,
+    };
+    let instance = Instance::new("bbot machine create")?;
+    let revision = layout::next_revision(&machine, BOOTSTRAP_PROTOCOL)?;
+    let temporary =
+        layout::begin_revision(&instance, &volume, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
+
+    let mut request = create::Options::new(&options.name, suite, temporary.path(), &cache);
+    request.packages = options.packages;
+    request.disk_bytes = options.disk << 30;
+    request.mirror = options.mirror;
+    if options.fresh {
+        request.cached = Cached::Never;
+    }
+    let terminal = std::io::stderr().is_terminal();
+    let progress = Progress::start(&format!("making {}", options.name), !terminal);
+    let created = create::debian(&request, &mut |line| {
+        if terminal {
+            progress.set(&line.to_string());
+        } else {
+            eprintln!("{line}");
+        }
+    })?;
+    progress.set("writing it to the disk");
+    layout::publish_revision(temporary, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
+    layout::activate(&machine, BOOTSTRAP_PROTOCOL, &revision)?;
+    drop(progress);
+    eprintln!("made {} revision {revision}: {}", options.name, created.summary);
+    Ok(Exit::Done)
+}
+
+fn import(options: &Import, home: &Home) -> Result<Exit> {
+    let folder = &options.folder;
+    let manifest = folder.join("manifest");
+    let text = fs::read(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let manifest = MachineManifest::parse(&text, &manifest.display().to_string())?;
+    let name = &manifest.header.name;
+    let (path, volume) = options.place.volume(home)?;
+    let machine = match options.place.find(name, home)? {
+        Some(machine) => machine,
+        None => MachineDir::create(&path, name)?,
+    };
+    let revision = match &options.revision {
+        Some(revision) => revision.clone(),
+        None => layout::next_revision(&machine, BOOTSTRAP_PROTOCOL)?,
+    };
+    let instance = Instance::new("bbot machine import")?;
+    let progress = Progress::start(&format!("copying {name}"), !std::io::stderr().is_terminal());
+    layout::add_revision(&instance, &volume, &machine, BOOTSTRAP_PROTOCOL, &revision, folder)?;
+    layout::activate(&machine, BOOTSTRAP_PROTOCOL, &revision)?;
+    drop(progress);
+    eprintln!("imported {name} revision {revision}: {}", manifest.header.summary);
+    Ok(Exit::Done)
+}
+
+/// What `bbot machine list` tells of one machine.
+#[derive(Debug, serde::Serialize)]
+struct Row {
+    name: String,
+    summary: String,
+    kind: String,
+    volume: String,
+    revisions: Vec<String>,
+    current: Option<String>,
+    bootstrapped: Vec<Bootstrapped>,
+    disk_bytes: u64,
+}
+
+/// A machine bootstrapped for one toolchain.
+#[derive(Debug, serde::Serialize)]
+struct Bootstrapped {
+    toolchain: String,
+    toolchain_id: String,
+    current: bool,
+}
+
+fn list(options: &List, home: &Home) -> Result<Exit> {
+    let machines = options.place.machines(home);
+    let scan = if machines.is_dir() { layout::scan(&machines)? } else { layout::Scan::default() };
+    let mut rows = Vec::new();
+    for machine in &scan.machines {
+        rows.push(row(machine).with_context(|| format!("cannot read {}", machine.path.display()))?);
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else if rows.is_empty() {
+        eprintln!("no machines below {}: make one with `bbot machine create debian-12`", machines.display());
+    } else {
+        let mut table = Table::new(&["name", "summary", "revisions", "bootstrapped for", "disk"]);
+        for row in rows {
+            let revisions = row.revisions.iter().map(|r| {
+                if Some(r) == row.current.as_ref() { format!("{r}*") } else { r.clone() }
+            });
+            let bootstrapped = row.bootstrapped.iter().map(|b| {
+                if b.current { b.toolchain.clone() } else { format!("{} (out of date)", b.toolchain) }
+            });
+            table.row([
+                row.name,
+                row.summary,
+                revisions.collect::<Vec<_>>().join(" "),
+                bootstrapped.collect::<Vec<_>>().join(", "),
+                format!("{:.1} GiB", gib(row.disk_bytes)),
+            ]);
+        }
+        table.print()?;
+    }
+    for problem in &scan.problems {
+        eprintln!("warning: {problem}");
+    }
+    Ok(Exit::Done)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn row(machine: &MachineDir) -> Result<Row> {
+    let current = layout::resolve_current(machine, BOOTSTRAP_PROTOCOL)?;
+    let manifest = match &current {
+        Some(path) => {
+            let path = path.join("manifest");
+            Some(MachineManifest::parse(&fs::read(&path)?, &path.display().to_string())?)
+        }
+        None => None,
+    };
+    let revisions = layout::revisions(machine, BOOTSTRAP_PROTOCOL)?;
+    let mut disk_bytes = 0;
+    let mut bootstrapped = Vec::new();
+    let mut entries: Vec<_> = fs::read_dir(&machine.path)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        disk_bytes += used(&entry.path());
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(toolchain) = name.strip_prefix(&format!("{}-", machine.name)) else { continue };
+        let file = entry.path().join("manifest");
+        // Revisions have a machine manifest, and what is temporary has none of ours or is on its way.
+        let Ok(text) = fs::read(&file) else { continue };
+        let Ok(list) = BootstrappedMachine::parse(&text, &file.display().to_string()) else { continue };
+        bootstrapped.push(Bootstrapped {
+            toolchain: toolchain.to_string(),
+            toolchain_id: list.toolchain.id,
+            current: manifest.as_ref().is_some_and(|m| m.header.id == list.machine.header.id),
+        });
+    }
+    Ok(Row {
+        name: machine.name.clone(),
+        summary: manifest.as_ref().map(|m| m.header.summary.clone()).unwrap_or_default(),
+        kind: manifest.as_ref().map(|m| m.kind.to_string()).unwrap_or_default(),
+        volume: machine
+            .path
+            .parent()
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        revisions: revisions.iter().map(|r| r.name.clone()).collect(),
+        current: revisions.iter().find(|r| r.current).map(|r| r.name.clone()),
+        bootstrapped,
+        disk_bytes,
+    })
+}
+
+/// Bytes that the files in a flat folder take on the disk (blocks shared with others counted in).
+fn used(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .filter_map(|entry| entry.ok()?.metadata().ok())
+        .map(|metadata| metadata.blocks() * 512)
+        .sum()
+}
