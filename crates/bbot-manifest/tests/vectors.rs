@@ -72,15 +72,16 @@ fn same(expected: &Value, got: &Value) -> bool {
                 let mut asked = keys.filter(|key| error.get(key).is_some());
                 return g.contains_key("error") && asked.all(|key| error[key] == g["error"][key]);
             }
-            e.iter().all(|(key, value)| match (key.as_str(), g.get(key)) {
-                ("text", _) => {
-                    let text = g.get("text_b64").and_then(Value::as_str);
-                    let bytes = text.and_then(|t| BASE64_STANDARD.decode(t).ok());
-                    bytes.is_some_and(|bytes| is_digest_of(value, &bytes))
-                }
-                (_, Some(got)) => same(value, got),
-                (_, None) => false,
-            })
+            e.iter()
+                .all(|(key, value)| match (key.as_str(), g.get(key)) {
+                    ("text", _) => {
+                        let text = g.get("text_b64").and_then(Value::as_str);
+                        let bytes = text.and_then(|t| BASE64_STANDARD.decode(t).ok());
+                        bytes.is_some_and(|bytes| is_digest_of(value, &bytes))
+                    }
+                    (_, Some(got)) => same(value, got),
+                    (_, None) => false,
+                })
         }
         (Value::Array(e), Value::Array(g)) => {
             e.len() == g.len() && std::iter::zip(e, g).all(|(e, g)| same(e, g))
@@ -150,7 +151,11 @@ fn parse_vectors() {
 
 #[test]
 fn serialize_vectors() {
-    run("serialize.jsonl", include_str!("vectors/serialize.jsonl"), 400);
+    run(
+        "serialize.jsonl",
+        include_str!("vectors/serialize.jsonl"),
+        400,
+    );
 }
 
 #[test]
@@ -182,7 +187,10 @@ fn every_exception_is_a_case() {
 fn different_answers_are_told_apart() {
     let expected = json!({ "error": { "line": 1, "column": 2, "what": "x" } });
     assert!(same(&expected, &expected));
-    assert!(!same(&expected, &json!({ "error": { "line": 1, "column": 3, "what": "x" } })));
+    assert!(!same(
+        &expected,
+        &json!({ "error": { "line": 1, "column": 3, "what": "x" } })
+    ));
     assert!(!same(&expected, &json!({ "valid": true })));
     assert!(!same(&json!({ "a": ["b"] }), &json!({ "a": ["b", "c"] })));
     assert!(!same(&json!({ "a": 1 }), &json!({ "a": "1" })));

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::Era;
-use super::fields::{Builder, Fields, Stream};
+use super::fields::{Builder, Field, Fields, Stream};
 use crate::error::{ManifestError, ParseError};
 use crate::manifest::Manifest;
+use crate::package_version::PackageVersion;
 use crate::quoting;
 use crate::serializer::{SerializeError, Style, serialize};
 
@@ -157,7 +158,7 @@ impl Task {
         let host = fields.optional("host")?;
         Ok(Self {
             name: fields.required("name")?.filled()?,
-            version: fields.required("version")?.filled()?,
+            version: version(fields.required("version")?)?,
             repository_url: repository.filled()?,
             repository_type,
             trust: list("trust"),
@@ -225,12 +226,35 @@ impl Task {
     }
 }
 
+/// One field is a list whose elements may be quoted. Where the field is repeated,
+/// each is one regex, blanks and all, unless quotes enclose the whole of it: a
+/// list would make of `^warning: .+` a regex that matches everything.
 fn warning_regex(fields: &Fields) -> Result<Vec<String>, ParseError> {
-    let mut all = Vec::new();
-    for field in fields.all("warning-regex") {
-        all.extend(quoting::split(field.text()).map_err(|e| field.invalid(e))?);
+    let all: Vec<Field<'_>> = fields.all("warning-regex").collect();
+    if let [field] = all[..] {
+        return quoting::split(field.text()).map_err(|e| field.invalid(e));
     }
-    Ok(all)
+    let one = |field: &Field<'_>| {
+        let text = field.text();
+        let is_quoted = text.starts_with(['"', '\'']) && text.ends_with(['"', '\'']);
+        match quoting::split(text) {
+            Ok(list) if is_quoted && list.len() == 1 => list.concat(),
+            _ => text.to_owned(),
+        }
+    };
+    Ok(all.iter().map(one).collect())
+}
+
+/// Checks that a text is a package version, perhaps with an epoch of 2017
+/// (`2~1.3`) in front.
+fn version(field: Field<'_>) -> Result<String, ParseError> {
+    let text = field.filled()?;
+    let plain = match text.split_once('~') {
+        Some((epoch, rest)) if epoch.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => &text,
+    };
+    PackageVersion::parse(plain).map_err(|e| field.invalid(e))?;
+    Ok(text)
 }
 
 fn auxiliaries(fields: &Fields, stem: &str) -> Result<Vec<Auxiliary>, ParseError> {

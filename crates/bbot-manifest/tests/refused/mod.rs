@@ -1,0 +1,16 @@
+//! Shared by the tests of typed manifests.
+
+use bbot_manifest::ManifestError;
+
+/// Checks the error of each input: `LINE:COLUMN: error: what`.
+pub(crate) fn refused<T: std::fmt::Debug>(
+    parse: impl Fn(&[u8], &str) -> Result<T, ManifestError>,
+    table: &[(&str, &str)],
+) {
+    for (input, error) in table {
+        let got = parse(input.as_bytes(), "the/source")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(got, format!("the/source:{error}"), "{input:?}");
+    }
+}
