@@ -62,7 +62,7 @@ fn dangling(link: &Path, target: &Path, home: &Path) -> LayoutError {
     let inside = target
         .parent()
         .and_then(|parent| parent.canonicalize().ok())
-        .is_none_or(|parent| parent == home);
+        .is_some_and(|parent| parent == home);
     let (link, target) = (link.to_path_buf(), target.to_path_buf());
     if inside {
         LayoutError::Dangling { link, target }

@@ -14,9 +14,16 @@ use super::{VolumeError, half_deleted, ioctl, rename_without_replacing, require_
 /// directories deeper than a process has descriptors.
 const DEPTH_LIMIT: usize = 100;
 
-/// Takes the directory off its name, then deletes it.
+/// Takes the directory off its name, then deletes it. One that is hidden already stays under its
+/// name until it is gone.
 pub(super) fn hide_and_remove(path: &Path) -> Result<(), VolumeError> {
     require_directory(path)?;
+    if path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    {
+        return remove_tree(path);
+    }
     let doomed = half_deleted(path)?;
     // What an interrupted deletion has left.
     remove_tree(&doomed)?;

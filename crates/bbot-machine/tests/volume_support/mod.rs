@@ -1,0 +1,241 @@
+//! Volumes of either kind to test on.
+
+#![expect(
+    dead_code,
+    reason = "every test binary uses its own part of this module"
+)]
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use bbot_machine::volume::{self, Kind, Volume};
+
+/// A directory on a volume of one kind; gone, and unmounted, when dropped.
+pub(crate) struct Place {
+    pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) directory: PathBuf,
+    // Dropped in this order: a mount before the directory that it lies in.
+    mount: Option<Mount>,
+    _temporary: tempfile::TempDir,
+}
+
+impl Place {
+    /// Plain directories on whatever file system the temporary directory is.
+    pub(crate) fn copy() -> Option<Self> {
+        let temporary = tempfile::tempdir().unwrap();
+        Some(Self {
+            volume: Arc::new(volume::Copy),
+            directory: temporary.path().to_path_buf(),
+            mount: None,
+            _temporary: temporary,
+        })
+    }
+
+    /// btrfs on a file. `None` where it cannot be had.
+    pub(crate) fn btrfs() -> Option<Self> {
+        if !root() || !available("btrfs", has_btrfs(), "mkfs.btrfs or the kernel's btrfs") {
+            return None;
+        }
+        let temporary = tempfile::tempdir().unwrap();
+        let image = temporary.path().join("image");
+        let directory = temporary.path().join("mount");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(256 << 20)
+            .unwrap();
+        run("mkfs.btrfs", &["-q", text(&image)]);
+        run("mount", &["-o", "loop", text(&image), text(&directory)]);
+        let mount = Mount(directory.clone());
+        let volume: Arc<dyn Volume> = volume::detect(&directory).unwrap().into();
+        assert_eq!(volume.kind(), Kind::Btrfs);
+        Some(Self {
+            volume,
+            directory,
+            mount: Some(mount),
+            _temporary: temporary,
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The names in the directory, hidden ones too.
+    pub(crate) fn names(&self) -> Vec<String> {
+        names(&self.directory)
+    }
+}
+
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Something mounted, unmounted when dropped, a panic's unwinding included.
+pub(crate) struct Mount(pub(crate) PathBuf);
+
+impl Mount {
+    pub(crate) fn bind(from: &Path, to: &Path) -> Self {
+        run("mount", &["--bind", text(from), text(to)]);
+        Self(to.to_path_buf())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            // A test that failed may still hold something open.
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+}
+
+pub(crate) fn root() -> bool {
+    let uid = std::fs::metadata("/proc/self").map(|m| m.uid());
+    available("root", uid.is_ok_and(|uid| uid == 0), "root")
+}
+
+/// Whether a test may go on; where `BBOT_REQUIRE` names what is missing, it fails.
+fn available(word: &str, there: bool, what: &str) -> bool {
+    if there {
+        return true;
+    }
+    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|required| required.trim() == word),
+        "BBOT_REQUIRE names {word}, but {what} is missing"
+    );
+    println!("skipped: no {what}");
+    false
+}
+
+fn has_btrfs() -> bool {
+    let program = Command::new("mkfs.btrfs")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    // Mounting loads the module; where there is no module the list alone tells.
+    let kernel = std::fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|list| list.contains("btrfs"))
+        || Command::new("modprobe")
+            .arg("btrfs")
+            .status()
+            .is_ok_and(|status| status.success());
+    program && kernel
+}
+
+pub(crate) fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Everything about a tree that a copy must keep, one line each.
+pub(crate) fn describe(top: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    describe_into(top, Path::new(""), &mut lines);
+    lines.sort();
+    lines
+}
+
+fn describe_into(top: &Path, below: &Path, lines: &mut Vec<String>) {
+    let path = top.join(below);
+    let metadata = path.symlink_metadata().unwrap();
+    let kind = metadata.file_type();
+    let content = if kind.is_symlink() {
+        format!("-> {}", std::fs::read_link(&path).unwrap().display())
+    } else if kind.is_file() {
+        let bytes = std::fs::read(&path).unwrap();
+        format!("{} bytes {:x}", bytes.len(), checksum(&bytes))
+    } else {
+        String::new()
+    };
+    let links = if kind.is_dir() { 0 } else { metadata.nlink() };
+    // A symbolic link's mode means nothing.
+    let mode = if kind.is_symlink() {
+        0
+    } else {
+        metadata.permissions().mode()
+    };
+    lines.push(format!(
+        "{} mode {mode:o} owner {}:{} links {links} device {:x} time {}.{:09} {content}",
+        below.display(),
+        metadata.uid(),
+        metadata.gid(),
+        metadata.rdev(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ));
+    if kind.is_dir() {
+        for name in names(&path) {
+            describe_into(top, &below.join(name), lines);
+        }
+    }
+}
+
+/// FNV-1a; enough to tell copies from their source.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Runs `work` as an ordinary user, in a thread of its own whose identity is changed.
+pub(crate) fn as_ordinary_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                use rustix::fs::{Gid, Uid};
+                let (uid, gid) = (Uid::from_raw(65534), Gid::from_raw(65534));
+                rustix::thread::set_thread_groups(&[]).unwrap();
+                rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                work()
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+/// One body, run on both kinds of volume.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod copy {
+            $(#[test]
+            fn $name() {
+                if let Some(place) = $crate::volume_support::Place::copy() {
+                    super::$name(&place);
+                }
+            })*
+        }
+        mod btrfs {
+            $(#[test]
+            fn $name() {
+                if let Some(place) = $crate::volume_support::Place::btrfs() {
+                    super::$name(&place);
+                }
+            })*
+        }
+    };
+}
