@@ -30,6 +30,8 @@ pub struct Client<'a> {
     retry: Retry,
     step: Step<'a>,
     failed: Option<Reason>,
+    /// It has dallied long enough.
+    dallied: bool,
 }
 
 /// What the client is at.
@@ -181,6 +183,7 @@ impl<'a> Client<'a> {
             retry,
             step,
             failed: None,
+            dallied: options.dally.is_zero(),
         }
     }
 
@@ -226,6 +229,10 @@ impl<'a> Client<'a> {
             self.failed.get_or_insert(Reason::Deadline);
             return;
         }
+        if self.is_complete() {
+            self.dallied |= self.deadline().is_some_and(|until| until <= now);
+            return;
+        }
         let peer = self.peer.unwrap_or(self.server);
         let mut send = |packet: &[u8]| out(peer, packet);
         match &mut self.step {
@@ -246,11 +253,10 @@ impl<'a> Client<'a> {
     /// When [`Client::tick`] is to be called next; none when it is over.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        if self.failed.is_some() {
+        if self.failed.is_some() || (self.is_complete() && self.dallied) {
             return None;
         }
         let due = match &self.step {
-            Step::Getting(_) if self.options.dally.is_zero() && self.is_complete() => return None,
             Step::Getting(receiver) => receiver.deadline()?,
             Step::Putting(sender) => sender.deadline()?,
             _ => self.retry.deadline(),
