@@ -1,1 +1,46 @@
-//! (skeleton)
+//! The agent: asks controllers for build tasks, runs each in a throw-away
+//! machine, and posts the results.
+//!
+//! The way of a task reads off the files:
+//!
+//! ```text
+//! options      what the operator wants
+//! agent        the loop: machines, task, result
+//! inventory    which machines there are, which must be bootstrapped
+//! bootstrap    making a machine ready for builds
+//! controller   HTTP: asking for a task, posting a result
+//! source       the archive that a task names
+//! task         running a task in a copy of its machine
+//! run          what a bootstrap and a task have in common: waiting for a guest
+//! result       what became of the task
+//! auth         answering the controller's challenge
+//! spool        the result on disk ...
+//! delivery     ... until a controller has taken it
+//! ```
+//!
+//! `toolchain` manages what machines are bootstrapped with; `local` is a build
+//! without a controller; `diagnostics` and `version` are what they say.
+
+mod agent;
+pub mod assignment;
+pub mod auth;
+mod bootstrap;
+pub mod controller;
+pub mod delivery;
+pub mod diagnostics;
+mod fake;
+pub mod host;
+pub mod inventory;
+pub mod local;
+pub mod options;
+pub mod result;
+pub mod run;
+pub mod source;
+pub mod spool;
+pub mod task;
+#[cfg(test)]
+mod testing;
+pub mod toolchain;
+pub mod version;
+
+pub use agent::run;

@@ -1,0 +1,546 @@
+//! The loop: machines, task, result, and again.
+//!
+//! ```text
+//!   results that wait --> controllers
+//!   enumerate machines, bootstrap what must be          (inventory)
+//!   ask the controllers, each in its turn               (controller, assignment)
+//!     none has a task: pause
+//!     a task: sign its challenge, fetch its source      (auth, source)
+//!             perform it                                (task)
+//!             result to disk, then to its controller    (delivery)
+//! ```
+//!
+//! A task that is refused (unexpected challenge, unknown machine) leaves nothing
+//! behind: the next controller is asked, and a turn without a task ends in the
+//! pause, so that a controller that misbehaves is not asked in a hot loop.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use bbot_machine::machine::Hypervisor;
+use bbot_machine::owner::Instance;
+use bbot_manifest::{BuildResult, Era, MachineHeader, ResultRequest, Status, TaskRequest};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::assignment::{self, Assignment, Terms};
+use crate::auth::Signer;
+use crate::controller::{self, Http, Kin, Link, Url};
+use crate::delivery::Delivery;
+use crate::host::Host;
+use crate::inventory::{self, Inventory, Machine};
+use crate::options::{IDLE_PAUSE, IDLE_PAUSE_OURS, Options};
+use crate::run::Silent;
+use crate::source::{Archive, Cache};
+use crate::spool::Spool;
+use crate::task::Job;
+use crate::{fake, result, task, version};
+
+/// What of the agent can change a build: its version. The controller gets it back
+/// with the next task of the same configuration.
+const AGENT_CHECKSUM: &str = version::OWN;
+
+/// Runs the agent until `stop` is cancelled or what it was asked for (a dump, a
+/// fake request) is done. A machine that runs when it is stopped is killed, and
+/// nothing of the run is left.
+///
+/// Snapshots block the thread, so the agent wants a current-thread runtime of its
+/// own.
+///
+/// # Errors
+///
+/// Wrong options, a key that cannot be used, a directory that is not writable, a
+/// program that is not installed: what the operator must mend.
+pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
+    options.check()?;
+    let start = async {
+        let mut agent = Agent::open(options).await?;
+        agent.work().await
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        ended = start => ended,
+    }
+}
+
+/// What an agent works with besides its options; the tests have others.
+pub(crate) struct Parts {
+    pub(crate) host: Host,
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) signer: Option<Signer>,
+    pub(crate) out: Box<dyn Write + Send>,
+}
+
+/// How a turn of the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Go on at once.
+    Again,
+    /// There was nothing to do.
+    Idle,
+    /// What was asked for is done.
+    Ended,
+}
+
+pub(crate) struct Agent {
+    host: Host,
+    link: Arc<dyn Link>,
+    signer: Option<Signer>,
+    out: Box<dyn Write + Send>,
+    controllers: Vec<Controller>,
+    allowed_result_urls: Vec<Url>,
+    /// The controller that is asked first: the one behind the one that gave the
+    /// last task, so that one with much work does not starve the others.
+    first: usize,
+    inventory: Inventory,
+    delivery: Delivery,
+    sources: Cache,
+    had_machines: Option<bool>,
+}
+
+/// A controller as far as it is known.
+struct Controller {
+    url: Url,
+    kin: Kin,
+    /// The last trouble with it, so that it is told once.
+    trouble: Option<String>,
+}
+
+impl Agent {
+    async fn open(options: Options) -> Result<Self> {
+        let signer = match &options.auth_key {
+            Some(key) => Some(
+                Signer::open(key, options.openssl.as_deref(), &options.openssl_option)
+                    .await
+                    .context("unable to obtain authentication public key")?,
+            ),
+            None => None,
+        };
+        let link = Arc::new(Http::new(Duration::from_secs(options.request_timeout))?);
+        banner(&options, signer.as_ref());
+        let host = Host::open(options).await?;
+        Self::new(Parts {
+            host,
+            link,
+            signer,
+            out: Box::new(io::stdout()),
+        })
+    }
+
+    pub(crate) fn new(parts: Parts) -> Result<Self> {
+        let options = &parts.host.options;
+        let controller = |text: &String| {
+            Ok(Controller {
+                url: controller::task_url(text)?,
+                kin: Kin::Stranger,
+                trouble: None,
+            })
+        };
+        let controllers = options
+            .controllers
+            .iter()
+            .map(controller)
+            .collect::<Result<_>>()?;
+        let allowed = options
+            .allow_result_url
+            .iter()
+            .map(|text| controller::parse_url(text));
+        let allowed_result_urls = allowed.collect::<Result<_, _>>()?;
+        let state = options.state_dir();
+        let hint = || {
+            format!(
+                "give --state a directory that is writable (now {})",
+                state.display()
+            )
+        };
+        let delivery = Delivery::new(Spool::open(&state).with_context(hint)?);
+        let sources = Cache::open(&state).with_context(hint)?;
+        Ok(Self {
+            controllers,
+            allowed_result_urls,
+            delivery,
+            sources,
+            host: parts.host,
+            link: parts.link,
+            signer: parts.signer,
+            out: parts.out,
+            first: 0,
+            inventory: Inventory::default(),
+            had_machines: None,
+        })
+    }
+
+    /// Turns until there is nothing more to do, which for a daemon is never.
+    async fn work(&mut self) -> Result<()> {
+        Inventory::sweep(&self.host);
+        loop {
+            match self.turn().await? {
+                Turn::Again => {}
+                Turn::Ended => return Ok(()),
+                Turn::Idle => tokio::time::sleep(self.pause()).await,
+            }
+        }
+    }
+
+    /// How long to pause when there is nothing to do.
+    pub(crate) fn pause(&self) -> Duration {
+        let all_ours =
+            !self.controllers.is_empty() && self.controllers.iter().all(|c| c.kin == Kin::Ours);
+        let idle = match self.host.options.idle_pause {
+            Some(seconds) => Duration::from_secs(seconds),
+            None if all_ours => IDLE_PAUSE_OURS,
+            None => IDLE_PAUSE,
+        };
+        match self.delivery.next_due() {
+            Some(due) => idle.min(due.saturating_duration_since(Instant::now())),
+            None => idle,
+        }
+    }
+
+    /// One turn of the loop.
+    pub(crate) async fn turn(&mut self) -> Result<Turn> {
+        let options = &self.host.options;
+        if !options.dump_machines && options.fake_request.is_none() {
+            self.delivery.deliver(&*self.link).await;
+        }
+        let machines = match &options.fake_machine {
+            Some(file) => vec![inventory::fake_machine(&self.host, file)?],
+            None => self.inventory.take(&self.host, None, &mut Silent).await?,
+        };
+        if options.dump_machines {
+            let mut text = String::new();
+            for machine in &machines {
+                text.push_str(&machine.header().serialize(options.era.into())?);
+            }
+            return self.print(&text);
+        }
+        if machines.is_empty() {
+            if options.fake_request.is_some() {
+                bail!(
+                    "no build machines for toolchain {} in {}",
+                    self.host.toolchain,
+                    options.machines.display()
+                );
+            }
+            if self.had_machines != Some(false) {
+                tracing::warn!("no build machines for toolchain {}", self.host.toolchain);
+            }
+            self.had_machines = Some(false);
+            return Ok(Turn::Idle);
+        }
+        self.had_machines = Some(true);
+
+        let (assignment, from) = match &options.fake_request {
+            Some(file) => {
+                let name = file.display().to_string();
+                let body = std::fs::read(file).with_context(|| format!("unable to read {name}"))?;
+                (assignment::fake(&body, &name)?, name)
+            }
+            None => match self.ask(&machines).await? {
+                Some((assignment, controller)) => {
+                    (assignment, self.controllers[controller].url.to_string())
+                }
+                None => {
+                    tracing::debug!("no tasks from any controllers, sleeping");
+                    return Ok(if self.host.options.dump_task && self.refused_for_dump() {
+                        Turn::Ended
+                    } else {
+                        Turn::Idle
+                    });
+                }
+            },
+        };
+        let Some(machine) = machines
+            .iter()
+            .find(|m| m.header().name == assignment.task.machine)
+        else {
+            // Only --fake-request comes here: a controller's answer was checked.
+            let text = format!(
+                "task from {from} for unknown machine {}",
+                assignment.task.machine
+            );
+            if self.host.options.dump_task {
+                tracing::error!("{text}");
+                return Ok(Turn::Ended);
+            }
+            bail!(text);
+        };
+        self.perform(assignment, machine, &from).await
+    }
+
+    /// Asks the controllers until one has a task for one of the machines.
+    async fn ask(&mut self, machines: &[Machine]) -> Result<Option<(Assignment, usize)>> {
+        let options = &self.host.options;
+        let era: Era = options.era.into();
+        let request = TaskRequest {
+            agent: host_name()?,
+            toolchain_name: options.toolchain_name.clone(),
+            toolchain_version: options.toolchain_version(),
+            interactive_mode: None,
+            interactive_login: None,
+            fingerprint: self.signer.as_ref().map(|s| s.fingerprint().to_owned()),
+            auxiliary_ram: options.auxiliary_ram,
+            machines: machines.iter().map(|m| m.header().clone()).collect(),
+        };
+        let body = request
+            .serialize(era)
+            .context("unable to write the task request")?;
+        let count = self.controllers.len();
+        for number in (self.first..count).chain(0..self.first) {
+            let url = self.controllers[number].url.clone();
+            match self.ask_one(&url, number, &body, &request.machines).await {
+                Ok(None) => self.trouble(number, None),
+                Ok(Some(assignment)) => {
+                    self.trouble(number, None);
+                    self.first = (number + 1) % count;
+                    return Ok(Some((assignment, number)));
+                }
+                Err(e) => self.trouble(number, Some(format!("{e:#}"))),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn ask_one(
+        &mut self,
+        url: &Url,
+        number: usize,
+        body: &str,
+        offered: &[MachineHeader],
+    ) -> Result<Option<Assignment>> {
+        let answer = self
+            .link
+            .request_task(url, body.to_owned())
+            .await
+            .with_context(|| format!("unable to request task from {url}"))?;
+        self.controllers[number].kin = answer.kin;
+        let terms = Terms {
+            has_key: self.signer.is_some(),
+            allowed_result_urls: &self.allowed_result_urls,
+        };
+        let assignment = assignment::read(&answer.body, url, terms)
+            .with_context(|| format!("unable to take the answer of {url}"))?;
+        if let Some(assignment) = &assignment
+            && !offered.iter().any(|m| m.name == assignment.task.machine)
+        {
+            bail!(
+                "task from {url} for unknown machine {}",
+                assignment.task.machine
+            );
+        }
+        Ok(assignment)
+    }
+
+    /// Tells of trouble with a controller when it is new, and when it is over.
+    fn trouble(&mut self, number: usize, now: Option<String>) {
+        let controller = &mut self.controllers[number];
+        match (&controller.trouble, &now) {
+            (Some(before), Some(now)) if before == now => tracing::debug!("{now}"),
+            (_, Some(now)) => tracing::error!("{now}"),
+            (Some(_), None) => tracing::info!("controller {} answers again", controller.url),
+            (None, None) => {}
+        }
+        controller.trouble = now;
+    }
+
+    /// `--dump-task` ends even when the task is for an unknown machine (the seed).
+    fn refused_for_dump(&self) -> bool {
+        let unknown = |c: &Controller| {
+            c.trouble
+                .as_ref()
+                .is_some_and(|t| t.contains("for unknown machine"))
+        };
+        self.controllers.iter().any(unknown)
+    }
+
+    async fn perform(
+        &mut self,
+        assignment: Assignment,
+        machine: &Machine,
+        from: &str,
+    ) -> Result<Turn> {
+        let options = &self.host.options;
+        let mut task = assignment.task;
+        tracing::info!(
+            "task for {}/{} on {} from {from}",
+            task.name,
+            task.version,
+            task.machine
+        );
+        if options.dump_task {
+            let text = task.serialize(assignment.era)?;
+            return self.print(&text);
+        }
+        if !options.trust.is_empty() {
+            task.trust.clone_from(&options.trust);
+        }
+        if assignment.agent_checksum.as_deref() != Some(AGENT_CHECKSUM) {
+            // Another agent built it: what its worker found cannot be relied on.
+            task.worker_checksum = None;
+            task.dependency_checksum = None;
+        }
+        // Before the build: a key that cannot sign makes hours of work worthless.
+        // The set-up is at fault, so this ends the agent, as in the seed.
+        let challenge = match (&assignment.challenge, &self.signer) {
+            (Some(challenge), Some(signer)) => Some(
+                signer
+                    .sign(challenge)
+                    .await
+                    .context("unable to sign task response challenge")?,
+            ),
+            _ => None,
+        };
+
+        let performed = if options.fake_machine.is_some() && !options.fake_build {
+            fake::perform(&self.host, &task, assignment.era).await?
+        } else {
+            match self.build(&task, assignment.era, machine, from).await {
+                Ok(result) => result,
+                Err(e) => {
+                    tracing::error!("build error: {e:#}");
+                    self.inventory.penalize(machine);
+                    result::of_agent(&task, Status::Abort, &format!("{e:#}"))
+                }
+            }
+        };
+        let era = match Era::from(self.host.options.era) {
+            Era::Later => Era::Later,
+            Era::Y2017 => assignment.era,
+        };
+        if self.host.options.dump_result {
+            return self.print(&performed.serialize(era)?);
+        }
+        let Some(result_url) = assignment.result_url else {
+            tracing::info!("{}/{}: {}", task.name, task.version, performed.status);
+            return Ok(Turn::Ended);
+        };
+        tracing::info!(
+            "built {}/{} on {} for {from}: {}",
+            task.name,
+            task.version,
+            task.machine,
+            performed.status
+        );
+        let request = ResultRequest {
+            session: assignment.session,
+            challenge,
+            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
+            result: performed,
+        };
+        if let Err(e) = self.delivery.add(&result_url, &request, era) {
+            // No room on the disk must not cost the result.
+            tracing::error!("{e:#}; uploading the result without keeping it");
+            let body = result::fit(&request, era, result::STRANGERS_LIMIT)?;
+            let posted = self.link.post_result(&result_url, body.into_bytes()).await;
+            if posted != controller::Posted::Taken {
+                tracing::error!("unable to upload result to {result_url}: {posted:?}");
+            }
+        }
+        self.delivery.deliver(&*self.link).await;
+        Ok(Turn::Again)
+    }
+
+    async fn build(
+        &self,
+        task: &bbot_manifest::Task,
+        era: Era,
+        machine: &Machine,
+        from: &str,
+    ) -> Result<BuildResult> {
+        let controller = controller::parse_url(from).ok();
+        let archive = controller.and_then(|c| Archive::of_task(&task.repository_url, &c));
+        let source = match &archive {
+            Some(archive) if !self.host.options.fake_build => {
+                Some(self.sources.get(&*self.link, archive).await?)
+            }
+            _ => None,
+        };
+        let job = Job {
+            machine,
+            task,
+            era,
+            source: source.as_ref(),
+        };
+        task::perform(&self.host, &job, &mut Silent).await
+    }
+
+    fn print(&mut self, text: &str) -> Result<Turn> {
+        match self
+            .out
+            .write_all(text.as_bytes())
+            .and_then(|()| self.out.flush())
+        {
+            // Whoever reads has seen enough.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Turn::Ended),
+            Err(e) => Err(e).context("unable to write to standard output"),
+            Ok(()) => Ok(Turn::Ended),
+        }
+    }
+}
+
+impl Host {
+    /// The real host, as the options say.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU is needed and not there, or a name cannot be used.
+    pub async fn open(options: Options) -> Result<Self> {
+        let toolchain = options.toolchain_name.parse()?;
+        let instance = Instance::new(&format!("bbot-agent {}", options.toolchain_name))?;
+        let hypervisor: Arc<dyn Hypervisor> = Arc::new(bbot_machine::qemu::Qemu::new());
+        // Nothing is started: no need to find out how.
+        let fakes =
+            options.fake_machine.is_some() || (options.fake_bootstrap && options.fake_build);
+        let accelerator = match options.accel {
+            _ if fakes => bbot_machine::accel::Accelerator::Tcg,
+            bbot_machine::accel::Choice::Kvm => bbot_machine::accel::Accelerator::Kvm,
+            _ => bbot_machine::accel::Accelerator::Tcg,
+        };
+        Ok(Self {
+            options,
+            hypervisor,
+            accelerator,
+            instance,
+            toolchain,
+        })
+    }
+}
+
+/// What a daemon says first (the seed).
+fn banner(options: &Options, signer: Option<&Signer>) {
+    if !options.systemd_daemon {
+        return;
+    }
+    let mut text = format!("bbot agent {}", version::OWN);
+    let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        text.push_str(&format!("\ninfo: {name:<14} {value}"));
+    };
+    if let Some(signer) = signer {
+        line("auth key fp", &signer.fingerprint());
+    }
+    line("toolchain name", &options.toolchain_name);
+    line("toolchain num", &options.toolchain_num);
+    line("toolchain ver", &options.toolchain_version());
+    line(
+        "toolchain id",
+        &options.toolchain_id.as_deref().unwrap_or_default(),
+    );
+    line("CPU(s)", &options.cpu);
+    line("RAM(kB)", &options.ram);
+    for url in &options.controllers {
+        line("controller url", url);
+    }
+    tracing::info!("{text}");
+}
+
+fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().context("unable to obtain hostname")?;
+    name.into_string()
+        .map_err(|name| anyhow!("the host's name {} is not text", name.display()))
+}

@@ -1,0 +1,260 @@
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::thread::JoinHandle;
+
+use super::*;
+
+/// What a scripted server saw of one request.
+#[derive(Debug)]
+struct Seen {
+    line: String,
+    headers: Vec<String>,
+    body: Vec<u8>,
+}
+
+impl Seen {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find_map(|h| {
+            let (n, v) = h.split_once(':')?;
+            n.eq_ignore_ascii_case(name).then(|| v.trim())
+        })
+    }
+}
+
+/// A server that gives these raw answers, one per connection.
+fn serve(answers: Vec<String>) -> (Url, JoinHandle<Vec<Seen>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = parse_url(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        for answer in answers {
+            let (stream, _) = listener.accept().unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let mut headers = Vec::new();
+            loop {
+                let mut header = String::new();
+                reader.read_line(&mut header).unwrap();
+                if header.trim().is_empty() {
+                    break;
+                }
+                headers.push(header.trim().to_owned());
+            }
+            let mut request = Seen {
+                line: line.trim().to_owned(),
+                headers,
+                body: Vec::new(),
+            };
+            let length = request
+                .header("content-length")
+                .map_or(0, |l| l.parse().unwrap());
+            request.body = vec![0; length];
+            reader.read_exact(&mut request.body).unwrap();
+            seen.push(request);
+            // The client may have seen enough and gone.
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+        seen
+    });
+    (url, thread)
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    )
+}
+
+fn http() -> Http {
+    Http::new(Duration::from_secs(10)).unwrap()
+}
+
+#[test]
+fn urls() {
+    assert_eq!(
+        task_url("http://h").unwrap().as_str(),
+        "http://h/?build-task"
+    );
+    assert_eq!(
+        task_url("https://h/p?build-task&r=x").unwrap().as_str(),
+        "https://h/p?build-task&r=x"
+    );
+    for wrong in [
+        "",
+        "h",
+        "file:///etc/passwd",
+        "ftp://h/",
+        "100=http://h/",
+        "http://",
+    ] {
+        assert!(task_url(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_result_goes_to_its_controller_or_where_it_is_allowed() {
+    let controller = task_url("https://c.example/x").unwrap();
+    let allowed = [parse_url("https://other.example/results/").unwrap()];
+    for (url, may) in [
+        ("https://c.example/?build-result", true),
+        ("https://c.example:443/@t?build-result", true),
+        ("http://c.example/?build-result", false),
+        ("https://c.example:444/?build-result", false),
+        ("https://c.example.evil.example/?build-result", false),
+        ("https://c.example@evil.example/?build-result", false),
+        ("https://other.example/results/1", true),
+        ("https://other.example/elsewhere", false),
+    ] {
+        let url = parse_url(url).unwrap();
+        assert_eq!(may_post(&url, &controller, &allowed), may, "{url}");
+    }
+}
+
+#[test]
+fn statuses() {
+    let of = |code: u16| verdict(StatusCode::from_u16(code).unwrap(), "");
+    for code in [200, 201, 204] {
+        assert_eq!(of(code), Posted::Taken);
+    }
+    assert_eq!(of(413), Posted::TooLarge);
+    for code in [400, 403, 404, 410, 422] {
+        assert!(matches!(of(code), Posted::Refused(_)), "{code}");
+    }
+    for code in [401, 408, 429, 500, 502, 503, 504, 303, 304] {
+        assert!(matches!(of(code), Posted::Again(_)), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_request_is_a_post_with_our_mark() {
+    let (url, server) = serve(vec![
+        answer("200 OK", "Bbot-Controller: 1\r\n", ": 1\nsession:\n"),
+        answer("200 OK", "", ": 1\nsession:\n"),
+    ]);
+    let url = task_url(url.as_str()).unwrap();
+    let ours = http()
+        .request_task(&url, ": 1\nagent: a\n".to_owned())
+        .await
+        .unwrap();
+    assert_eq!(
+        ours,
+        TaskAnswer {
+            body: b": 1\nsession:\n".to_vec(),
+            kin: Kin::Ours
+        }
+    );
+    let stranger = http().request_task(&url, String::new()).await.unwrap();
+    assert_eq!(stranger.kin, Kin::Stranger);
+    let seen = server.join().unwrap();
+    assert_eq!(seen[0].line, "POST /?build-task HTTP/1.1");
+    assert_eq!(seen[0].header("content-type"), Some("text/manifest"));
+    assert_eq!(seen[0].header("bbot-agent"), Some("1"));
+    assert_eq!(seen[0].body, b": 1\nagent: a\n");
+}
+
+#[tokio::test]
+async fn redirects_stay_posts_and_within_the_origin() {
+    let (url, server) = serve(vec![
+        answer("302 Found", "Location: /two\r\n", ""),
+        answer("301 Moved", "Location: three?x\r\n", ""),
+        answer("200 OK", "", ""),
+        answer("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
+    ]);
+    assert_eq!(
+        http().post_result(&url, b"body".to_vec()).await,
+        Posted::Taken
+    );
+    let elsewhere = http().post_result(&url, b"body".to_vec()).await;
+    assert!(
+        matches!(&elsewhere, Posted::Again(why) if why.contains("give the final URL")),
+        "{elsewhere:?}"
+    );
+    let seen = server.join().unwrap();
+    let lines: Vec<&str> = seen.iter().map(|s| s.line.as_str()).collect();
+    assert_eq!(
+        lines,
+        [
+            "POST / HTTP/1.1",
+            "POST /two HTTP/1.1",
+            "POST /three?x HTTP/1.1",
+            "POST / HTTP/1.1"
+        ]
+    );
+    assert!(seen.iter().all(|s| s.body == b"body"));
+}
+
+#[tokio::test]
+async fn endless_redirects_end() {
+    let (url, server) = serve(vec![answer("307 T", "Location: /\r\n", ""); 6]);
+    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    assert!(error.to_string().contains("redirects"), "{error}");
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_controller_says_is_told_on_one_line() {
+    let (url, server) = serve(vec![
+        answer("400 Bad Request", "", "invalid \u{1b}session\nmore"),
+        answer("401 Unauthorized", "", ""),
+    ]);
+    assert_eq!(
+        http().post_result(&url, Vec::new()).await,
+        Posted::Refused("400 Bad Request: invalid ?session".to_owned())
+    );
+    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "401 Unauthorized");
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_response_without_end_is_cut_off() {
+    let long = "x".repeat(TASK_LIMIT as usize + 1);
+    let (url, server) = serve(vec![answer("200 OK", "", &long)]);
+    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    assert!(matches!(error, Error::TooLong { .. }), "{error}");
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = parse_url(&format!("http://{}/", free.local_addr().unwrap())).unwrap();
+    // Listens, and never answers.
+    let silent = Http::new(Duration::from_secs(1)).unwrap();
+    let error = silent.request_task(&url, String::new()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no answer within 1 s");
+    drop(free);
+    let down = http().post_result(&url, Vec::new()).await;
+    assert!(
+        matches!(&down, Posted::Again(why) if why.contains("refused")),
+        "{down:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_archive_is_kept_only_with_the_right_hash() {
+    let sum = hex::encode(Sha256::digest(b"archive"));
+    let (url, server) = serve(vec![
+        answer("200 OK", "", "archive"),
+        answer("200 OK", "", "another"),
+        answer("404 Not Found", "", "gone"),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("a");
+    http().fetch(&url, &sum, &to).await.unwrap();
+    assert_eq!(std::fs::read(&to).unwrap(), b"archive");
+    std::fs::remove_file(&to).unwrap();
+    assert!(matches!(
+        http().fetch(&url, &sum, &to).await,
+        Err(Error::Hash { .. })
+    ));
+    let gone = http().fetch(&url, &sum, &to).await.unwrap_err();
+    assert_eq!(gone.to_string(), "404 Not Found: gone");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    server.join().unwrap();
+}

@@ -1,0 +1,178 @@
+//! Getting results to their controllers: from the spool, again and again, until
+//! each is taken or refused.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use bbot_manifest::{Era, ResultRequest};
+use tokio::time::Instant;
+
+use crate::controller::{Link, Posted, Url};
+use crate::result;
+use crate::spool::{self, Entry, Spool};
+
+/// A result that does not even fit into this is refused for good after a 413.
+const SMALLEST: usize = 16 * 1024;
+
+/// The results that are not taken yet.
+#[derive(Debug)]
+pub struct Delivery {
+    spool: Spool,
+    tries: HashMap<PathBuf, Tries>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tries {
+    count: u32,
+    next: Instant,
+}
+
+impl Delivery {
+    /// With the results that are in the spool already.
+    pub fn new(spool: Spool) -> Self {
+        Self {
+            spool,
+            tries: HashMap::new(),
+        }
+    }
+
+    /// Puts a result on disk; [`Delivery::deliver`] sends it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be put into words or on disk.
+    pub fn add(&mut self, url: &Url, request: &ResultRequest, era: Era) -> Result<()> {
+        let body = result::fit(request, era, result::STRANGERS_LIMIT)
+            .context("unable to write the result manifest")?;
+        self.spool.add(url, body.as_bytes(), SystemTime::now())?;
+        Ok(())
+    }
+
+    /// Sends what is due, each result once.
+    pub async fn deliver(&mut self, link: &dyn Link) {
+        let (paths, problems) = self.spool.pending();
+        for problem in problems {
+            tracing::error!("{:#}", anyhow::Error::new(problem));
+        }
+        self.tries.retain(|path, _| paths.contains(path));
+        for path in paths {
+            let due = self
+                .tries
+                .get(&path)
+                .is_none_or(|t| t.next <= Instant::now());
+            if !due {
+                continue;
+            }
+            match self.spool.read(&path) {
+                Ok(entry) => {
+                    if let Err(e) = self.send(link, entry).await {
+                        tracing::error!("{e:#}");
+                        self.later(&path);
+                    }
+                }
+                Err(e) => {
+                    tracing::error!("{:#}", anyhow::Error::new(e));
+                    self.put_aside(&path);
+                }
+            }
+        }
+    }
+
+    /// When the next result is due, if there is one.
+    pub fn next_due(&self) -> Option<Instant> {
+        let (paths, _) = self.spool.pending();
+        let due = |path: &PathBuf| self.tries.get(path).map_or_else(Instant::now, |t| t.next);
+        paths.iter().map(due).min()
+    }
+
+    async fn send(&mut self, link: &dyn Link, mut entry: Entry) -> Result<()> {
+        loop {
+            match link.post_result(&entry.url, entry.body.clone()).await {
+                Posted::Taken => {
+                    tracing::debug!("uploaded result to {}", entry.url);
+                    self.tries.remove(&entry.path);
+                    self.spool.taken(&entry.path)?;
+                    return Ok(());
+                }
+                Posted::TooLarge => {
+                    let Some(smaller) = cut(&entry.body) else {
+                        tracing::error!(
+                            "result refused by {}: it is too large although its logs are cut to {} bytes",
+                            entry.url,
+                            entry.body.len()
+                        );
+                        self.put_aside(&entry.path);
+                        return Ok(());
+                    };
+                    tracing::warn!(
+                        "{} does not take a result of {} bytes, cutting the logs to {}",
+                        entry.url,
+                        entry.body.len(),
+                        smaller.len()
+                    );
+                    entry.body = smaller;
+                    self.spool.rewrite(&entry)?;
+                }
+                Posted::Refused(why) => {
+                    tracing::error!("result refused by {}: {why}", entry.url);
+                    self.put_aside(&entry.path);
+                    return Ok(());
+                }
+                Posted::Again(why) => {
+                    tracing::error!("unable to upload result to {}: {why}", entry.url);
+                    let age = SystemTime::now()
+                        .duration_since(entry.written)
+                        .unwrap_or_default();
+                    if age > spool::MAX_AGE {
+                        tracing::error!("giving it up after {} s", age.as_secs());
+                        self.put_aside(&entry.path);
+                    } else {
+                        self.later(&entry.path);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn later(&mut self, path: &Path) {
+        let count = self.tries.get(path).map_or(0, |t| t.count) + 1;
+        match spool::pause_after(count) {
+            Some(pause) => {
+                let next = Instant::now() + pause;
+                self.tries.insert(path.to_owned(), Tries { count, next });
+            }
+            None => {
+                tracing::error!("giving {} up after {count} tries", path.display());
+                self.put_aside(path);
+            }
+        }
+    }
+
+    fn put_aside(&mut self, path: &Path) {
+        self.tries.remove(path);
+        match self.spool.refuse(path) {
+            Ok(kept) => tracing::info!("the result is kept in {}", kept.display()),
+            Err(e) => {
+                tracing::error!("{:#}", anyhow::Error::new(e));
+                // It is still in the way; not so often.
+                let next = Instant::now() + Duration::from_secs(600);
+                self.tries.insert(path.to_owned(), Tries { count: 0, next });
+            }
+        }
+    }
+}
+
+/// The body with its logs cut so that it has half its length.
+fn cut(body: &[u8]) -> Option<Vec<u8>> {
+    let limit = body.len() / 2;
+    if limit < SMALLEST {
+        return None;
+    }
+    let request = ResultRequest::parse(body, "spooled result").ok()?;
+    // Whatever its era is, it holds no field that was not in it before.
+    let cut = result::fit(&request, Era::Later, limit).ok()?.into_bytes();
+    (cut.len() < body.len()).then_some(cut)
+}

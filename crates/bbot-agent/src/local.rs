@@ -1,0 +1,75 @@
+//! A build without a controller: `bbot build`.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use bbot_manifest::{BuildResult, Era, Task};
+use sha2::{Digest as _, Sha256};
+
+use crate::host::Host;
+use crate::inventory::Inventory;
+use crate::options::Options;
+use crate::run::Progress;
+use crate::source;
+use crate::task::{self, Job};
+
+/// Builds the source archive in a throw-away copy of the machine that the task
+/// names, which is bootstrapped first if it must be. `progress` hears what happens
+/// and gets the log as it grows. Nothing of the run is left when this returns or
+/// is dropped.
+///
+/// # Errors
+///
+/// When there is no such machine, it cannot be bootstrapped, or the run cannot be
+/// prepared. A package that does not build is no error: the result says so.
+pub async fn build(
+    options: Options,
+    task: &Task,
+    archive: &Path,
+    progress: &mut dyn Progress,
+) -> Result<BuildResult> {
+    let host = Host::open(options).await?;
+    build_on(&host, task, archive, progress).await
+}
+
+/// As [`build`], on a host that is open already.
+///
+/// # Errors
+///
+/// As [`build`].
+pub async fn build_on(
+    host: &Host,
+    task: &Task,
+    archive: &Path,
+    progress: &mut dyn Progress,
+) -> Result<BuildResult> {
+    Inventory::sweep(host);
+    let source = source::Ready {
+        sha256: sha256_of(archive)
+            .with_context(|| format!("unable to read {}", archive.display()))?,
+        path: archive.to_owned(),
+    };
+    let machines = Inventory::default()
+        .take(host, Some(&task.machine), progress)
+        .await?;
+    let machine = machines.first().ok_or_else(|| {
+        anyhow!(
+            "no machine {} can be used (looked in {}): see `bbot machine list`, or make one with `bbot machine create`",
+            task.machine,
+            host.options.machines.display()
+        )
+    })?;
+    let job = Job {
+        machine,
+        task,
+        era: Era::Later,
+        source: Some(&source),
+    };
+    task::perform(host, &job, progress).await
+}
+
+fn sha256_of(path: &Path) -> std::io::Result<String> {
+    let mut sum = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut sum)?;
+    Ok(hex::encode(sum.finalize()))
+}

@@ -1,0 +1,465 @@
+//! The agent's command line: the seed's options with their meanings and
+//! defaults, and those that are new.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bbot_machine::accel::{Accelerator, Choice};
+use bbot_manifest::StandardVersion;
+use clap::{Parser, ValueEnum};
+
+/// How much longer a machine may take to start when it is translated (TCG)
+/// instead of run by the processor: the seed's waits assume KVM, and a Debian
+/// that boots in 4 s there was seen to take 20 s.
+pub const TCG_FACTOR: u32 = 5;
+
+/// The seed's wait for the first request of a build, under KVM.
+pub const BUILD_STARTUP: Duration = Duration::from_secs(60);
+
+/// The seed's wait for the first request of a bootstrap, under KVM: a new MAC
+/// address is something that Windows takes minutes to digest.
+pub const BOOTSTRAP_STARTUP: Duration = Duration::from_secs(5 * 60);
+
+/// The seed's wait for a bootstrapped machine to power off.
+pub const BOOTSTRAP_SHUTDOWN: Duration = Duration::from_secs(5 * 60);
+
+/// The seed's pause when there is nothing to do.
+pub const IDLE_PAUSE: Duration = Duration::from_secs(60);
+
+/// The same when every controller is one of ours, which answers "nothing" from
+/// memory.
+pub const IDLE_PAUSE_OURS: Duration = Duration::from_secs(5);
+
+/// Which of the controller's eras the agent speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum WireEra {
+    /// The fields of 2017, which every controller knows.
+    #[default]
+    #[value(name = "2017")]
+    Y2017,
+    /// Those of later releases too: roles and RAM of the machines,
+    /// `auxiliary-ram`, the agent's checksum. A controller of 2017 refuses them.
+    Later,
+}
+
+impl From<WireEra> for bbot_manifest::Era {
+    fn from(era: WireEra) -> Self {
+        match era {
+            WireEra::Y2017 => Self::Y2017,
+            WireEra::Later => Self::Later,
+        }
+    }
+}
+
+/// The network of a machine besides the wire that ends in the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum NetworkChoice {
+    /// Nothing: what a build needs comes with its task.
+    #[default]
+    None,
+    /// The internet through QEMU's user-mode network.
+    User,
+}
+
+impl From<NetworkChoice> for bbot_machine::machine::Network {
+    fn from(choice: NetworkChoice) -> Self {
+        match choice {
+            NetworkChoice::None => Self::None,
+            NetworkChoice::User => Self::User,
+        }
+    }
+}
+
+/// All that `bbot-agent` can be told.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "bbot-agent",
+    about = "Asks controllers for build tasks, runs each in a throw-away machine, posts the results",
+    override_usage = "bbot-agent [options] <controller-url>...",
+    disable_version_flag = true,
+    args_override_self = true,
+    after_help = "Exit status: 0 done (also after SIGTERM), 1 failed or wrong usage, 3 after SIGHUP."
+)]
+pub struct Options {
+    /// URLs of the controllers to ask, in this order. `?build-task` is added to
+    /// a URL without a query
+    #[arg(value_name = "controller-url")]
+    pub controllers: Vec<String>,
+
+    /// Print the version and exit
+    #[arg(long)]
+    pub version: bool,
+
+    /// How much to say, 0 (errors only) to 6 (everything)
+    #[arg(long, value_name = "level", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=6))]
+    pub verbose: u8,
+
+    /// Run as a systemd daemon: each line of diagnostics begins with <level>,
+    /// and the first says what runs
+    #[arg(long)]
+    pub systemd_daemon: bool,
+
+    /// Name of the toolchain: part of the bootstrapped machines' names and of
+    /// the folders below --tftp
+    #[arg(long, value_name = "name", default_value = "default", value_parser = toolchain_name)]
+    pub toolchain_name: String,
+
+    /// Number of the toolchain, unique on this host
+    #[arg(long, value_name = "num", default_value_t = 1)]
+    pub toolchain_num: u16,
+
+    /// Version of the toolchain, as the controllers are told. Default: the
+    /// version of the agent
+    #[arg(long, value_name = "version", value_parser = standard_version)]
+    pub toolchain_ver: Option<StandardVersion>,
+
+    /// Id of the toolchain: another id than a machine was bootstrapped with
+    /// makes the agent bootstrap it again. Default: the checksum of the folder
+    /// of a toolchain that `bbot toolchain add` has put there, else none
+    #[arg(long, value_name = "id")]
+    pub toolchain_id: Option<String>,
+
+    /// Virtual processors of a machine
+    #[arg(long, value_name = "num", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpu: u32,
+
+    /// Memory of a machine, in KiB
+    #[arg(long, value_name = "KiB", default_value_t = 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..))]
+    pub ram: u64,
+
+    /// Where the machines are: <volume>/<machine>/ below it
+    #[arg(long, value_name = "dir", default_value = "/build/machines/")]
+    pub machines: PathBuf,
+
+    /// Where the toolchains are, and the folders of the runs while they last
+    #[arg(long, value_name = "dir", default_value = "/build/tftp/")]
+    pub tftp: PathBuf,
+
+    /// The original's base port. Accepted for its service files; a machine's
+    /// network ends in the agent itself and needs no port of the host
+    #[arg(long, value_name = "port", default_value_t = 23400)]
+    pub tftp_port: u16,
+
+    /// Where the agent keeps results that are not taken yet, fetched sources,
+    /// and the sockets of the runs. Default: /var/lib/bbot-agent for root,
+    /// otherwise ~/.local/state/bbot-agent
+    #[arg(long, value_name = "dir")]
+    pub state: Option<PathBuf>,
+
+    /// Seconds that a bootstrap may take
+    #[arg(long, value_name = "sec", default_value_t = 3600)]
+    pub bootstrap_timeout: u64,
+
+    /// How many times a machine that does not start its bootstrap is started again
+    #[arg(long, value_name = "num", default_value_t = 2)]
+    pub bootstrap_retries: u32,
+
+    /// Seconds to wait for the first request of a bootstrap. Default: 300, five
+    /// times that where machines are translated (TCG)
+    #[arg(long, value_name = "sec")]
+    pub bootstrap_startup: Option<u64>,
+
+    /// Seconds that a build may take
+    #[arg(long, value_name = "sec", default_value_t = 1800)]
+    pub build_timeout: u64,
+
+    /// How many times a machine that does not start its build is started again
+    #[arg(long, value_name = "num", default_value_t = 2)]
+    pub build_retries: u32,
+
+    /// Seconds to wait for the first request of a build. Default: 60, five times
+    /// that where machines are translated (TCG)
+    #[arg(long, value_name = "sec")]
+    pub build_startup: Option<u64>,
+
+    /// Seconds that a suspended machine is kept for a person to look at; 0: it
+    /// is not kept
+    #[arg(long, value_name = "sec", default_value_t = 600)]
+    pub suspend_timeout: u64,
+
+    /// Seconds that a request to a controller may take
+    #[arg(long, value_name = "sec", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub request_timeout: u64,
+
+    /// Seconds to pause when there is nothing to do. Default: 60; 5 where every
+    /// controller is one of ours
+    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..))]
+    pub idle_pause: Option<u64>,
+
+    /// File with the agent's private RSA key (PEM). Its fingerprint goes with
+    /// the task requests, and challenges are signed with it
+    #[arg(long, value_name = "file")]
+    pub auth_key: Option<PathBuf>,
+
+    /// Fingerprint of a repository certificate to trust, in place of those that
+    /// a task brings. Can be repeated
+    #[arg(long, value_name = "fingerprint")]
+    pub trust: Vec<String>,
+
+    /// Let this program (openssl) do the cryptography, so that the key may be in
+    /// hardware
+    #[arg(long, value_name = "prog")]
+    pub openssl: Option<PathBuf>,
+
+    /// Option for the program of --openssl. Can be repeated
+    #[arg(long, value_name = "opt", allow_hyphen_values = true)]
+    pub openssl_option: Vec<String>,
+
+    /// How machines run: by the processor (kvm), translated (tcg), or kvm where
+    /// a trial shows that it works (auto)
+    #[arg(long, value_name = "auto|kvm|tcg", default_value_t = Choice::Auto)]
+    pub accel: Choice,
+
+    /// Network of the machines besides the wire to the agent
+    #[arg(long, value_enum, default_value_t = NetworkChoice::None)]
+    pub network: NetworkChoice,
+
+    /// User that QEMU runs as when the agent is root. Default: bbot-qemu where
+    /// there is such a user, else nobody
+    #[arg(long, value_name = "user")]
+    pub qemu_user: Option<String>,
+
+    /// URL prefix that results may be posted to although it is not their
+    /// controller's. Can be repeated
+    #[arg(long, value_name = "url")]
+    pub allow_result_url: Vec<String>,
+
+    /// Era of the controllers: later sends fields that 2017 does not know
+    #[arg(long, value_enum, default_value_t = WireEra::Y2017)]
+    pub era: WireEra,
+
+    /// KiB of memory for auxiliary machines, as later controllers are told
+    /// (with --era later)
+    #[arg(long, value_name = "KiB")]
+    pub auxiliary_ram: Option<u64>,
+
+    /// Most machines to run at once; only 1 for now
+    #[arg(long, value_name = "num", default_value_t = 1)]
+    pub instance_max: u32,
+
+    /// Print the machines, one manifest each, and exit
+    #[arg(long)]
+    pub dump_machines: bool,
+
+    /// Print the first task that is received and exit
+    #[arg(long)]
+    pub dump_task: bool,
+
+    /// Print the first result and exit instead of posting it
+    #[arg(long)]
+    pub dump_result: bool,
+
+    /// Take each machine as bootstrapped without starting it
+    #[arg(long)]
+    pub fake_bootstrap: bool,
+
+    /// Answer each task with the result abort without starting a machine
+    #[arg(long)]
+    pub fake_build: bool,
+
+    /// Pretend to have this one machine (machine header manifest): the task is
+    /// put at build/<toolchain>/get/manifest below --tftp, and the result is
+    /// waited for at build/<toolchain>/put/manifest
+    #[arg(long, value_name = "file")]
+    pub fake_machine: Option<PathBuf>,
+
+    /// Run this task (task manifest) once instead of asking controllers, and exit
+    #[arg(long, value_name = "file")]
+    pub fake_request: Option<PathBuf>,
+}
+
+fn standard_version(text: &str) -> Result<StandardVersion, String> {
+    StandardVersion::parse(text).map_err(|e| e.to_string())
+}
+
+/// A toolchain's name becomes part of file names.
+fn toolchain_name(text: &str) -> Result<String, String> {
+    crate::toolchain::check_name(text)
+        .map(|()| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+/// A use of the options that makes no sense. Exit status 1, as the seed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Usage {
+    /// There is nobody to ask.
+    #[error("controller url expected\ninfo: run bbot-agent --help for details")]
+    NoController,
+    /// More than one slot.
+    #[error(
+        "--instance-max {0}: this version runs one machine at a time; leave the option out or give 1"
+    )]
+    InstanceMax(u32),
+    /// An option that has a meaning only with another one.
+    #[error("{0} has no meaning without {1}")]
+    Needs(&'static str, &'static str),
+}
+
+impl Options {
+    /// What `bbot-agent` with these options alone would be told; for embedding
+    /// the agent in another program.
+    pub fn with_controllers(controllers: &[String]) -> Self {
+        let mut options = Self::parse_from(["bbot-agent"]);
+        options.controllers = controllers.to_vec();
+        options
+    }
+
+    /// Checks what clap cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`].
+    pub fn check(&self) -> Result<(), Usage> {
+        if self.controllers.is_empty() && !self.dump_machines && self.fake_request.is_none() {
+            return Err(Usage::NoController);
+        }
+        if self.instance_max != 1 {
+            return Err(Usage::InstanceMax(self.instance_max));
+        }
+        if !self.openssl_option.is_empty() && self.openssl.is_none() {
+            return Err(Usage::Needs("--openssl-option", "--openssl"));
+        }
+        if self.auxiliary_ram.is_some() && self.era == WireEra::Y2017 {
+            return Err(Usage::Needs("--auxiliary-ram", "--era later"));
+        }
+        Ok(())
+    }
+
+    /// The version of the toolchain that controllers are told.
+    pub fn toolchain_version(&self) -> StandardVersion {
+        self.toolchain_ver
+            .clone()
+            .unwrap_or_else(crate::version::own)
+    }
+
+    /// How long to wait for the first request of a build.
+    pub fn build_startup(&self, accelerator: Accelerator) -> Duration {
+        startup(self.build_startup, BUILD_STARTUP, accelerator)
+    }
+
+    /// How long to wait for the first request of a bootstrap.
+    pub fn bootstrap_startup(&self, accelerator: Accelerator) -> Duration {
+        startup(self.bootstrap_startup, BOOTSTRAP_STARTUP, accelerator)
+    }
+
+    /// How long a suspended machine is kept.
+    pub fn suspend_timeout(&self) -> Duration {
+        Duration::from_secs(self.suspend_timeout)
+    }
+
+    /// The state directory, which depends on who runs the agent.
+    pub fn state_dir(&self) -> PathBuf {
+        if let Some(state) = &self.state {
+            return state.clone();
+        }
+        if rustix::process::geteuid().is_root() {
+            return PathBuf::from("/var/lib/bbot-agent");
+        }
+        let base = std::env::var_os("XDG_STATE_HOME")
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+            .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
+            .unwrap_or_else(std::env::temp_dir);
+        base.join("bbot-agent")
+    }
+}
+
+/// What was asked for is taken as it is; the default knows of the accelerator.
+fn startup(given: Option<u64>, default: Duration, accelerator: Accelerator) -> Duration {
+    match (given, accelerator) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, Accelerator::Kvm) => default,
+        (None, Accelerator::Tcg) => default * TCG_FACTOR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Options, clap::Error> {
+        Options::try_parse_from(std::iter::once(&"bbot-agent").chain(args))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_the_seeds() {
+        let o = parse(&["http://c"]).unwrap();
+        assert_eq!(o.toolchain_name, "default");
+        assert_eq!((o.toolchain_num, o.tftp_port), (1, 23400));
+        assert_eq!((o.cpu, o.ram), (1, 1_048_576));
+        assert_eq!((o.bootstrap_timeout, o.bootstrap_retries), (3600, 2));
+        assert_eq!((o.build_timeout, o.build_retries), (1800, 2));
+        assert_eq!((o.request_timeout, o.verbose), (300, 1));
+        assert_eq!(o.build_startup(Accelerator::Kvm).as_secs(), 60);
+        assert_eq!(o.bootstrap_startup(Accelerator::Kvm).as_secs(), 300);
+        assert_eq!(o.machines, PathBuf::from("/build/machines/"));
+        assert_eq!(o.tftp, PathBuf::from("/build/tftp/"));
+        assert!(o.openssl.is_none() && o.toolchain_id.is_none());
+        assert_eq!(o.toolchain_version(), crate::version::own());
+    }
+
+    #[test]
+    fn startup_waits_are_longer_when_translated_unless_given() {
+        let o = parse(&["http://c"]).unwrap();
+        assert_eq!(o.build_startup(Accelerator::Tcg).as_secs(), 300);
+        assert_eq!(o.bootstrap_startup(Accelerator::Tcg).as_secs(), 1500);
+        let o = parse(&["--build-startup", "7", "--bootstrap-startup", "8", "u"]).unwrap();
+        assert_eq!(o.build_startup(Accelerator::Tcg).as_secs(), 7);
+        assert_eq!(o.bootstrap_startup(Accelerator::Tcg).as_secs(), 8);
+    }
+
+    #[test]
+    fn options_may_follow_urls_and_be_repeated() {
+        let o = parse(&[
+            "http://c", "--cpu", "2", "--cpu=4", "--trust", "a", "--trust", "b",
+        ])
+        .unwrap();
+        assert_eq!(o.cpu, 4);
+        assert_eq!(o.trust, ["a", "b"]);
+        assert_eq!(o.controllers, ["http://c"]);
+        let o = parse(&["--openssl", "p", "--openssl-option", "-engine", "u"]).unwrap();
+        assert_eq!(o.openssl_option, ["-engine"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said() {
+        assert!(matches!(
+            parse(&[]).unwrap().check(),
+            Err(Usage::NoController)
+        ));
+        assert!(parse(&["--dump-machines"]).unwrap().check().is_ok());
+        assert!(parse(&["--fake-request", "f"]).unwrap().check().is_ok());
+        assert!(matches!(
+            parse(&["--instance-max", "2", "u"]).unwrap().check(),
+            Err(Usage::InstanceMax(2))
+        ));
+        assert!(
+            parse(&["--instance-max", "1", "u"])
+                .unwrap()
+                .check()
+                .is_ok()
+        );
+        assert!(matches!(
+            parse(&["--openssl-option", "x", "u"]).unwrap().check(),
+            Err(Usage::Needs("--openssl-option", _))
+        ));
+        for wrong in [
+            &["--cpu", "0", "u"][..],
+            &["--verbose", "7", "u"],
+            &["--toolchain-name", "../x", "u"],
+            &["--toolchain-name", "", "u"],
+            &["--toolchain-ver", "one", "u"],
+            &["--accel", "fast", "u"],
+            &["--network", "bridge", "u"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

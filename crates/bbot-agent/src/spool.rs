@@ -1,0 +1,365 @@
+//! Results on disk, from before they are posted until they are taken.
+//!
+//! ```text
+//! <state>/results/<time>-<n>.result    to be posted
+//! <state>/refused/<time>-<n>.result    refused, or not taken in the time a controller waits
+//! ```
+//!
+//! The first line of a file says where the result goes, the rest is the body of
+//! the post. A file is written, synced and renamed before the first try, so that
+//! a crash loses nothing.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::controller::{Url, parse_url};
+
+/// After this time a result is not sent any more: the original's controller gives
+/// a task up after three hours and lets another agent do it.
+pub const MAX_AGE: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// How many results are tried at most, each, in one life of the agent.
+pub const MAX_TRIES: u32 = 30;
+
+/// How many refused results are kept; the oldest go first.
+const REFUSED_KEPT: usize = 100;
+
+const MAGIC: &str = "bbot-result 1";
+const EXTENSION: &str = "result";
+
+/// The spool cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("unable to {what} {}", path.display())]
+pub struct Error {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
+    move |source| Error {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The spool's folders.
+#[derive(Debug)]
+pub struct Spool {
+    results: PathBuf,
+    refused: PathBuf,
+    count: u32,
+}
+
+/// A result that waits to be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its file.
+    pub path: PathBuf,
+    /// Where it goes.
+    pub url: Url,
+    /// When it was written.
+    pub written: SystemTime,
+    /// The body of the post.
+    pub body: Vec<u8>,
+}
+
+impl Spool {
+    /// The spool below the state directory, which is made if needed.
+    ///
+    /// # Errors
+    ///
+    /// When the folders cannot be made or are not writable.
+    pub fn open(state: &Path) -> Result<Self, Error> {
+        let spool = Self {
+            results: state.join("results"),
+            refused: state.join("refused"),
+            count: 0,
+        };
+        for dir in [&spool.results, &spool.refused] {
+            fs::create_dir_all(dir).map_err(error("make the folder", dir))?;
+        }
+        // Found out now rather than after the first hour of building.
+        tempfile::tempfile_in(&spool.results)
+            .map_err(error("write to the folder", &spool.results))?;
+        Ok(spool)
+    }
+
+    /// Writes a result; it is on disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn add(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Entry, Error> {
+        let millis = now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let path = loop {
+            self.count += 1;
+            let name = format!(
+                "{millis:014}-{}-{}.{EXTENSION}",
+                std::process::id(),
+                self.count
+            );
+            let path = self.results.join(name);
+            if !path.exists() {
+                break path;
+            }
+        };
+        let entry = Entry {
+            path,
+            url: url.clone(),
+            written: now,
+            body: body.to_vec(),
+        };
+        self.write(&entry)?;
+        Ok(entry)
+    }
+
+    /// Writes a result's body anew (its logs were cut).
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written; then the file is as it was.
+    pub fn rewrite(&self, entry: &Entry) -> Result<(), Error> {
+        self.write(entry)
+    }
+
+    fn write(&self, entry: &Entry) -> Result<(), Error> {
+        let failed = error("write the result", &entry.path);
+        let mut file = tempfile::Builder::new()
+            .prefix(".writing-")
+            .tempfile_in(&self.results)
+            .map_err(&failed)?;
+        writeln!(file, "{MAGIC} {}", entry.url)
+            .and_then(|()| file.write_all(&entry.body))
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(&failed)?;
+        file.persist(&entry.path).map_err(|e| failed(e.error))?;
+        sync_dir(&self.results)
+    }
+
+    /// The results that wait, oldest first, and what is wrong with files that
+    /// cannot be read (which stay where they are).
+    pub fn pending(&self) -> (Vec<PathBuf>, Vec<Error>) {
+        let failed = error("read the folder", &self.results);
+        let mut paths = Vec::new();
+        let mut problems = Vec::new();
+        match fs::read_dir(&self.results) {
+            Ok(entries) => {
+                for entry in entries {
+                    match entry {
+                        Ok(e) if is_result(&e.path()) => paths.push(e.path()),
+                        Ok(_) => {}
+                        Err(e) => problems.push(failed(e)),
+                    }
+                }
+            }
+            Err(e) => problems.push(failed(e)),
+        }
+        paths.sort_unstable();
+        (paths, problems)
+    }
+
+    /// Reads a result that waits.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is not a result.
+    pub fn read(&self, path: &Path) -> Result<Entry, Error> {
+        let failed = error("read the result", path);
+        let wrong = || {
+            failed(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not a spooled result",
+            ))
+        };
+        let mut bytes = fs::read(path).map_err(&failed)?;
+        let end = bytes.iter().position(|b| *b == b'\n').ok_or_else(wrong)?;
+        let url = std::str::from_utf8(&bytes[..end])
+            .ok()
+            .and_then(|line| line.strip_prefix(MAGIC))
+            .and_then(|rest| parse_url(rest.trim()).ok())
+            .ok_or_else(wrong)?;
+        let written = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.split('-').next())
+            .and_then(|n| n.parse().ok())
+            .map(|millis| UNIX_EPOCH + Duration::from_millis(millis))
+            .ok_or_else(wrong)?;
+        bytes.drain(..=end);
+        Ok(Entry {
+            path: path.to_owned(),
+            url,
+            written,
+            body: bytes,
+        })
+    }
+
+    /// The result is taken.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be removed: it will be posted again.
+    pub fn taken(&self, path: &Path) -> Result<(), Error> {
+        fs::remove_file(path).map_err(error("remove the result", path))?;
+        sync_dir(&self.results)
+    }
+
+    /// The result will not be taken: keeps it for a person, and returns where.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be moved.
+    pub fn refuse(&self, path: &Path) -> Result<PathBuf, Error> {
+        let kept = self.refused.join(path.file_name().unwrap_or_default());
+        fs::rename(path, &kept).map_err(error("move the result", path))?;
+        sync_dir(&self.refused)?;
+        self.forget_oldest()?;
+        Ok(kept)
+    }
+
+    fn forget_oldest(&self) -> Result<(), Error> {
+        let failed = error("tidy the folder", &self.refused);
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.refused).map_err(&failed)? {
+            let path = entry.map_err(&failed)?.path();
+            if is_result(&path) {
+                paths.push(path);
+            }
+        }
+        paths.sort_unstable();
+        let surplus = paths.len().saturating_sub(REFUSED_KEPT);
+        for path in &paths[..surplus] {
+            fs::remove_file(path).map_err(&failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// How long to wait after the try with this number (from 1) before the next; none
+/// when it was the last.
+pub fn pause_after(tries: u32) -> Option<Duration> {
+    if tries >= MAX_TRIES {
+        return None;
+    }
+    let seconds = 1_u64 << tries.saturating_sub(1).min(10);
+    Some(Duration::from_secs(seconds.min(600)))
+}
+
+fn is_result(path: &Path) -> bool {
+    let hidden = path
+        .file_name()
+        .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+    !hidden && path.extension().is_some_and(|e| e == EXTENSION)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(error("sync the folder", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url() -> Url {
+        parse_url("http://c.example/?build-result").unwrap()
+    }
+
+    #[test]
+    fn what_is_added_is_there_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        let mut spool = Spool::open(state.path()).unwrap();
+        let first = spool.add(&url(), b": 1\nsession: a\n", now).unwrap();
+        let second = spool.add(&url(), b"", now).unwrap();
+        drop(spool);
+
+        let spool = Spool::open(state.path()).unwrap();
+        let (paths, problems) = spool.pending();
+        assert!(problems.is_empty());
+        assert_eq!(paths, [first.path.clone(), second.path.clone()]);
+        assert_eq!(spool.read(&first.path).unwrap(), first);
+        assert_eq!(spool.read(&second.path).unwrap(), second);
+
+        let cut = Entry {
+            body: b"cut".to_vec(),
+            ..first.clone()
+        };
+        spool.rewrite(&cut).unwrap();
+        assert_eq!(spool.read(&first.path).unwrap(), cut);
+
+        spool.taken(&first.path).unwrap();
+        let kept = spool.refuse(&second.path).unwrap();
+        assert!(kept.exists());
+        assert_eq!(spool.pending().0, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn other_files_are_not_results() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path()).unwrap();
+        for name in ["x", ".writing-1.result"] {
+            fs::write(spool.results.join(name), "x").unwrap();
+        }
+        assert_eq!(spool.pending().0, Vec::<PathBuf>::new());
+        for text in [
+            "",
+            "x",
+            "bbot-result 1 ftp://x/\n",
+            "bbot-result 1 \n",
+            "\n\n",
+        ] {
+            let path = spool.results.join("1-1-1.result");
+            fs::write(&path, text).unwrap();
+            let error = spool.read(&path).unwrap_err();
+            assert!(error.to_string().contains("1-1-1.result"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refused_results_do_not_fill_the_disk() {
+        let state = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(state.path()).unwrap();
+        for second in 0..REFUSED_KEPT as u64 + 3 {
+            let at = UNIX_EPOCH + Duration::from_secs(second + 1000);
+            let entry = spool.add(&url(), b"", at).unwrap();
+            spool.refuse(&entry.path).unwrap();
+        }
+        let mut kept: Vec<_> = fs::read_dir(&spool.refused)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        kept.sort_unstable();
+        assert_eq!(kept.len(), REFUSED_KEPT);
+        assert!(
+            kept[0].to_str().unwrap().starts_with("00000001003000-"),
+            "{:?}",
+            kept[0]
+        );
+    }
+
+    #[test]
+    fn a_state_directory_that_is_not_one_is_named() {
+        let state = tempfile::tempdir().unwrap();
+        let file = state.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Spool::open(&file).unwrap_err();
+        assert!(error.to_string().contains("file/results"), "{error}");
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let pauses: Vec<u64> = (1..).map_while(pause_after).map(|p| p.as_secs()).collect();
+        assert_eq!(pauses[..4], [1, 2, 4, 8]);
+        assert!(pauses.is_sorted() && pauses.ends_with(&[600]));
+        assert_eq!(pauses.len(), MAX_TRIES as usize - 1);
+    }
+}
