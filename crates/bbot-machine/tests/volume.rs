@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bbot_machine::volume::{Kind, Volume, VolumeError};
+use bbot_machine::volume::{Copy, Kind, Volume, VolumeError};
 use volume_support::{Mount, Place, as_ordinary_user, describe, names, root, run, text};
 
 on_both!(
@@ -394,6 +394,78 @@ fn an_ordinary_user_can_do_it_all(place: &Place) {
         assert!(volume.delete(&roots).is_err());
     });
     assert_eq!(std::fs::read(roots.join("disk.img")).unwrap(), b"disk");
+}
+
+/// Copies take no room where blocks can be shared.
+#[test]
+fn blocks_are_shared_where_the_file_system_can() {
+    let Some(place) = Place::btrfs() else { return };
+    let source = place.path("source");
+    std::fs::create_dir(&source).unwrap();
+    // More than the half of what there is room for.
+    let mut disk = std::fs::File::create(source.join("disk.img")).unwrap();
+    let mut word = 1u64;
+    let mut block = Vec::new();
+    for _ in 0..140 {
+        block.clear();
+        // Nothing that compression or deduplication would find.
+        while block.len() < 1 << 20 {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            block.extend_from_slice(&word.to_le_bytes());
+        }
+        disk.write_all(&block).unwrap();
+    }
+    disk.sync_all().unwrap();
+    for name in ["one", "two", "three"] {
+        Copy.snapshot(&source, &place.path(name)).unwrap();
+    }
+    Copy.sync(&source).unwrap();
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .open(place.path("one/disk.img"))
+        .unwrap();
+    written.write_all_at(b"written by a build", 0).unwrap();
+    let mut same = vec![0; 140 << 20];
+    std::fs::File::open(place.path("three/disk.img"))
+        .unwrap()
+        .read_exact_at(&mut same, 0)
+        .unwrap();
+    assert!(std::fs::read(source.join("disk.img")).unwrap() == same);
+}
+
+/// A copy that races with the removal of its source is whole or is refused, on plain directories,
+/// where nothing is atomic.
+#[test]
+fn a_copy_is_whole_or_refused() {
+    let place = Place::copy().unwrap();
+    let mut refused = 0;
+    for round in 0..30 {
+        let source = place.path("m-1.1");
+        place.volume.create(&source).unwrap();
+        for number in 0..200 {
+            std::fs::write(source.join(format!("file-{number}")), "content").unwrap();
+        }
+        let copy = place.path("copy");
+        let copied = std::thread::scope(|scope| {
+            let copier = scope.spawn(|| place.volume.snapshot(&source, &copy));
+            // Sooner or later in the course of the copy.
+            std::thread::sleep(std::time::Duration::from_millis(round));
+            place.volume.delete(&source).unwrap();
+            copier.join().unwrap()
+        });
+        match copied {
+            Ok(()) => {
+                assert_eq!(names(&copy).len(), 200);
+                place.volume.delete(&copy).unwrap();
+            }
+            Err(error) => {
+                assert!(error.is_race(), "{error:?}");
+                refused += 1;
+            }
+        }
+        assert!(place.names().is_empty(), "{:?}", place.names());
+    }
+    println!("{refused} of 30 copies lost the race");
 }
 
 /// The programs of the file system agree with what we say of our subvolumes.

@@ -175,7 +175,12 @@ pub fn remove_revision(
             machine: machine.name.clone(),
             revision: revision.to_string(),
         }),
-        Some(found) => Ok(volume::detect(&machine.path)?.delete(&found.path)?),
+        Some(found) => {
+            // As a temporary of this process, so that nothing stays should it be interrupted.
+            let instance = Instance::new("bbot machine remove")?;
+            let volume: Arc<dyn Volume> = volume::detect(&machine.path)?.into();
+            Ok(Temporary::take(&instance, &volume, &found.path)?.delete()?)
+        }
     }
 }
 
@@ -203,7 +208,8 @@ pub fn remove(machine: &MachineDir) -> Result<(), LayoutError> {
         taken.push((link, std::fs::read_link(link)));
         remove_file(link)?;
     }
-    // An agent that read the link before it went has an owner record by now, or fails.
+    // An agent that read the link before it went has an owner record by now, or finds no revision,
+    // or has its snapshot found by the last step, which then fails.
     if let Err(error) = in_use(machine) {
         for (link, target) in taken {
             if let Ok(target) = target {

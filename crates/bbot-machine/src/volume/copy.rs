@@ -20,6 +20,8 @@ use super::{
 /// - A snapshot is *not* atomic against writers of its source. Sources are revisions and
 ///   bootstrapped machines, which nobody writes; one that is removed or replaced meanwhile is
 ///   noticed ([`VolumeError::SourceChanged`]).
+/// - An interrupted copy leaves its hidden sibling `.<name>.new`, which [`crate::owner::sweep`]
+///   deletes with the temporary that it was to become.
 /// - Read-only is a mark, not a lock: the write permission of the top directory is taken away. It
 ///   keeps an ordinary user from adding and removing entries at the top, and tells everybody what
 ///   is meant; it stops neither root nor a write into a file that is there.
@@ -154,3 +156,30 @@ fn fill(from: &Path, source: (u64, u64), unfinished: &Path) -> Result<(), Volume
 
 /// From how many copied bytes on a snapshot is worth a word: what a slow disk writes in a second.
 const SLOW_COPY: u64 = 100 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Machines are replaced by renaming, so the name leads to another directory then.
+    #[test]
+    fn a_source_that_was_replaced_is_noticed() {
+        let top = tempfile::tempdir().unwrap();
+        let (from, to) = (top.path().join("from"), top.path().join("to"));
+        for path in [&from, &to] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let source = require_directory(&from).unwrap();
+        fill(&from, source, &to).unwrap();
+        std::fs::rename(&from, top.path().join("old")).unwrap();
+        let error = fill(&from, source, &to).unwrap_err();
+        assert!(error.is_race(), "{error:?}");
+        std::fs::create_dir(&from).unwrap();
+        let error = fill(&from, source, &to).unwrap_err();
+        assert!(
+            matches!(error, VolumeError::SourceChanged { .. }),
+            "{error:?}"
+        );
+        assert!(error.is_race());
+    }
+}
