@@ -1,0 +1,253 @@
+//! Build mode: performs a task and uploads its result.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context, bail};
+use bbot_manifest::{BuildResult, OperationResult, RunManifest, Status, Task};
+
+use crate::ABNORMAL_AND_UPLOADED;
+use crate::arguments::Arguments;
+use crate::build_systems::{self, BuildSystem, Operation};
+use crate::channel::{self, Channel, Delivery, Given, RUN_MANIFEST, TASK_MANIFEST};
+use crate::command::{Environment, Places, Shell, Stop, own_directory};
+use crate::isolation::{self, Isolation};
+use crate::log::Log;
+use crate::options::Options;
+use crate::report;
+use crate::segments::Stream;
+use crate::source;
+use crate::warnings::Patterns;
+
+/// The format of log segments that this worker sends.
+const SEGMENT_FORMAT: u64 = 1;
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    isolation::survive_want_of_memory();
+    let channel = Channel::new(options.agent);
+    let given = given(&options.build, &channel)?;
+    let task = Task::parse(&given.task, TASK_MANIFEST)?;
+    let run = given.run.as_deref().and_then(channel::read_run_manifest);
+
+    let takes_segments = run.as_ref().and_then(|run| run.log_segments) == Some(SEGMENT_FORMAT);
+    let stream = if takes_segments {
+        Stream::to(channel.clone())
+    } else {
+        Stream::nowhere()
+    };
+    let operations = perform(options, &channel, &task, run.as_ref(), &stream);
+    // The result ends the run: what is still on its way goes first.
+    stream.close();
+
+    let mut result = BuildResult::new(&task.name, &task.version, Status::Abnormal);
+    result.status = report::overall(operations.iter().map(|operation| operation.status));
+    result.operations = operations;
+    if options.verbose > 0 {
+        eprintln!("info: {} {}: {}", task.name, task.version, result.status);
+    }
+    match channel.deliver(&report::manifest(&result)?) {
+        Delivery::Taken if result.status == Status::Abnormal => {
+            Ok(ExitCode::from(ABNORMAL_AND_UPLOADED))
+        }
+        Delivery::Taken => Ok(ExitCode::SUCCESS),
+        Delivery::Refused(why) => bail!("the agent does not take the result: {why}"),
+    }
+}
+
+/// What startup has left in the build directory, or, without it, what the agent gives.
+fn given(directory: &Path, channel: &Channel) -> anyhow::Result<Given> {
+    match read(&directory.join(TASK_MANIFEST))? {
+        Some(task) => Ok(Given {
+            run: read(&directory.join(RUN_MANIFEST))?,
+            task,
+        }),
+        None => Ok(channel.ask()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// All that is needed before the first command can run.
+struct Prepared {
+    isolation: Isolation,
+    arguments: Arguments,
+    places: Places,
+    system: &'static dyn BuildSystem,
+}
+
+/// Performs the operations, until one does not succeed.
+fn perform(
+    options: &Options,
+    channel: &Channel,
+    task: &Task,
+    run: Option<&RunManifest>,
+    stream: &Stream,
+) -> Vec<OperationResult> {
+    let mut results = Vec::new();
+    let patterns = match Patterns::compile(&task.warning_regex) {
+        Ok(patterns) => patterns,
+        Err(error) => {
+            results.push(unprepared(
+                Status::Abort,
+                &format!("error: {error}\n"),
+                stream,
+            ));
+            return results;
+        }
+    };
+    let prepared = match prepare(options, channel, task, run) {
+        Ok(prepared) => prepared,
+        Err((status, why)) => {
+            results.push(unprepared(status, &format!("error: {why}\n"), stream));
+            return results;
+        }
+    };
+    let jobs = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let environment = match options.env_script {
+        Some(_) => Environment::Prepared,
+        None => Environment::Clean,
+    };
+    for operation in Operation::ALL {
+        let mut shell = Shell {
+            places: &prepared.places,
+            isolation: &prepared.isolation,
+            environment,
+            jobs,
+            log: Log::new(operation.name(), stream, &patterns),
+        };
+        if operation == Operation::Configure {
+            introduce(task, options, &prepared, &mut shell);
+        }
+        let outcome = prepared
+            .system
+            .perform(operation, &prepared.arguments, &mut shell);
+        let cleared = prepared.isolation.kill_all();
+        if let Err(error) = &cleared {
+            shell.say(&format!("error: {error}"));
+        }
+        let status = match (outcome, cleared) {
+            (_, Err(_)) => Status::Abnormal,
+            (Err(Stop(status)), _) => status,
+            (Ok(()), _) if shell.log.warned() => Status::Warning,
+            (Ok(()), _) => Status::Success,
+        };
+        results.push(OperationResult {
+            name: operation.name().to_owned(),
+            status,
+            log: text(shell.log),
+        });
+        if status > Status::Warning {
+            break;
+        }
+    }
+    results
+}
+
+/// The first words of the log: what is built, how, where.
+fn introduce(task: &Task, options: &Options, prepared: &Prepared, shell: &mut Shell<'_>) {
+    shell.say(&format!(
+        "info: {} {} for {} on {}, with {}",
+        task.name,
+        task.version,
+        task.target,
+        task.machine,
+        prepared.system.name()
+    ));
+    if let Some(script) = &options.env_script {
+        let target = options.env_target.as_deref().unwrap_or(&task.target);
+        shell.say(&format!(
+            "info: environment {} for {target}",
+            script.display()
+        ));
+    }
+    for word in &prepared.arguments.others {
+        shell.say(&format!(
+            "info: left out, neither an option nor NAME=value: {word}"
+        ));
+    }
+}
+
+fn prepare(
+    options: &Options,
+    channel: &Channel,
+    task: &Task,
+    run: Option<&RunManifest>,
+) -> Result<Prepared, (Status, String)> {
+    let abort = |why: String| (Status::Abort, why);
+    let arguments = Arguments::of(task, &options.arguments).map_err(abort)?;
+    let isolation = Isolation::establish(options.agent).map_err(abort)?;
+    let Some(source) = run.and_then(|run| run.source.as_ref()) else {
+        return Err(abort(format!(
+            "the agent offers no source archive, and this worker does not fetch repositories ({})",
+            task.repository_url
+        )));
+    };
+    let failed = |what: &str, error: &io::Error| (Status::Abnormal, format!("{what}: {error}"));
+    let work = options.build.join("work");
+    match fs::remove_dir_all(&work) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed(
+                "cannot remove what an earlier build has left",
+                &error,
+            ));
+        }
+        _ => {}
+    }
+    fs::create_dir(&work)
+        .and_then(|()| fs::canonicalize(&work))
+        .map_err(|error| failed("cannot make a directory to build in", &error))
+        .and_then(|work| {
+            let root = source::prepare(channel, source, &work, &isolation)
+                .map_err(|error| abort(format!("{error:#}")))?;
+            let places = Places {
+                source: root,
+                out: work.join("out"),
+                home: work.join("home"),
+                tmp: work.join("tmp"),
+            };
+            for directory in [&places.out, &places.home, &places.tmp] {
+                own_directory(directory, &isolation)
+                    .map_err(|error| failed("cannot make a directory to build in", &error))?;
+            }
+            let Some(system) = build_systems::detect(&places.source) else {
+                return Err((
+                    Status::Error,
+                    format!(
+                        "the package has none of the build systems that are known here ({})",
+                        build_systems::names()
+                    ),
+                ));
+            };
+            Ok(Prepared {
+                isolation,
+                arguments,
+                places,
+                system,
+            })
+        })
+}
+
+/// The first operation of a build that never came to its first command.
+fn unprepared(status: Status, why: &str, stream: &Stream) -> OperationResult {
+    let name = Operation::Configure.name();
+    stream.push(name, why.as_bytes());
+    OperationResult {
+        name: name.to_owned(),
+        status,
+        log: why.to_owned(),
+    }
+}
+
+/// A log as text: what is no UTF-8 is replaced as everywhere in manifests.
+fn text(log: Log<'_>) -> String {
+    bbot_manifest::log_text(&log.into_bytes())
+}

@@ -1,0 +1,145 @@
+//! The worker's way to its agent: TFTP.
+
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use bbot_manifest::RunManifest;
+use bbot_tftp::client::{self, Options, Reason};
+
+/// Bound of the manifests that an agent gives out, in bytes.
+const MANIFEST_LIMIT: u64 = 16 << 20;
+
+/// Pause before the agent is asked again for what it does not have yet.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The name under which a worker asks what its agent offers, and keeps the answer in the build directory.
+pub(crate) const RUN_MANIFEST: &str = "run.manifest";
+
+/// The task's name on TFTP today, and in the build directory.
+pub(crate) const TASK_MANIFEST: &str = "task.manifest";
+
+/// The name of the task as of 2017, and of the result.
+const MANIFEST: &str = "manifest";
+
+/// The connection to one agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Channel {
+    agent: SocketAddr,
+}
+
+/// What the agent gave out.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// The run manifest; an agent of the original has none.
+    pub(crate) run: Option<Vec<u8>>,
+    /// The task manifest, not yet read.
+    pub(crate) task: Vec<u8>,
+}
+
+/// What became of a result.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// The agent has it.
+    Taken,
+    /// The agent does not want it, and says why.
+    Refused(String),
+}
+
+impl Channel {
+    pub(crate) fn new(agent: SocketAddr) -> Self {
+        Self { agent }
+    }
+
+    /// Asks for the run manifest and the task until there is one.
+    pub(crate) fn ask(&self) -> Given {
+        loop {
+            if let Some(run) = self.ask_run_manifest() {
+                for name in [TASK_MANIFEST, MANIFEST] {
+                    match self.get_bytes(name) {
+                        Ok(task) => return Given { run, task },
+                        Err(error) => eprintln!("trace: {error}"),
+                    }
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// The run manifest, `Some(None)` when the agent has none; `None` when it did not answer.
+    fn ask_run_manifest(&self) -> Option<Option<Vec<u8>>> {
+        match self.get_bytes(RUN_MANIFEST) {
+            Ok(run) => Some(Some(run)),
+            // Whatever the words are: a server that refuses the name knows nothing of it.
+            Err(error) if matches!(error.reason, Reason::Peer { .. }) => Some(None),
+            Err(error) => {
+                eprintln!("trace: {error}");
+                None
+            }
+        }
+    }
+
+    fn get_bytes(&self, name: &str) -> Result<Vec<u8>, client::ClientError> {
+        let mut bytes = Vec::new();
+        let options = Options {
+            limit: MANIFEST_LIMIT,
+            ..Options::default()
+        };
+        client::get(self.agent, name, &mut bytes, &options)?;
+        Ok(bytes)
+    }
+
+    /// Fetches a file of this size at most.
+    pub(crate) fn get_file(&self, name: &str, to: &Path, limit: u64) -> anyhow::Result<()> {
+        let mut file = std::fs::File::create(to)?;
+        let options = Options {
+            limit,
+            ..Options::default()
+        };
+        client::get(self.agent, name, &mut file, &options)?;
+        Ok(())
+    }
+
+    /// Uploads the result until it is acknowledged or refused: a result is never lost for want of an answer.
+    pub(crate) fn deliver(&self, result: &str) -> Delivery {
+        loop {
+            let size = Some(result.len() as u64);
+            let mut from = Cursor::new(result.as_bytes());
+            match client::put(self.agent, MANIFEST, &mut from, size, &Options::default()) {
+                Ok(_) => return Delivery::Taken,
+                Err(error) if matches!(error.reason, Reason::Peer { .. }) => {
+                    return Delivery::Refused(error.to_string());
+                }
+                Err(error) => eprintln!("trace: {error}"),
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Uploads a log segment. The outer error is for a server that does not want any.
+    pub(crate) fn put_segment(&self, number: u64, body: &[u8]) -> Result<(), client::ClientError> {
+        let name = format!("log.{number}");
+        let size = Some(body.len() as u64);
+        client::put(
+            self.agent,
+            &name,
+            &mut Cursor::new(body),
+            size,
+            &Options::default(),
+        )?;
+        Ok(())
+    }
+}
+
+/// Reads a run manifest. One that cannot be read counts as none: the build goes on without what it offers.
+pub(crate) fn read_run_manifest(bytes: &[u8]) -> Option<RunManifest> {
+    match RunManifest::parse(bytes, RUN_MANIFEST) {
+        Ok(run) => Some(run),
+        Err(error) => {
+            eprintln!("{error}");
+            None
+        }
+    }
+}

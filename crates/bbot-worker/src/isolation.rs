@@ -1,0 +1,322 @@
+//! What separates a build from its worker: another user without a way to more rights, a network without the agent,
+//! and an end for all its processes (`docs/protocol.md`, section 4).
+
+#![expect(
+    unsafe_code,
+    reason = "what a child does between fork and exec are system calls"
+)]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::guard;
+use crate::user::User;
+
+/// How long processes that were killed may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// The most processes of a build at once: enough for any, too few to choke the guest.
+const PROCESSES: u64 = 16_384;
+
+/// Where a build's network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    /// A namespace of its own for each command, with nothing but the loopback.
+    Own,
+    /// The guest's, with a rule in the way to the agent.
+    Guarded,
+}
+
+/// The separation, once it is known that it can be had.
+#[derive(Debug)]
+pub(crate) struct Isolation {
+    pub(crate) user: User,
+    network: Network,
+}
+
+impl Isolation {
+    /// Finds out whether a build can be separated from this worker; else why not.
+    pub(crate) fn establish(agent: SocketAddr) -> Result<Self, String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(
+                "the worker does not run as root, so builds cannot run as another user".to_owned(),
+            );
+        }
+        let user = User::find();
+        if user.uid == 0 {
+            return Err(format!("the user {} is root", user.name));
+        }
+        let running = processes_of(user.uid)
+            .map_err(|error| format!("cannot look for processes: {error}"))?;
+        if running > 0 {
+            return Err(format!(
+                "{running} processes of the user {} (uid {}) are running; a build needs a user of its own, \
+                 since all of that user's processes are killed after it",
+                user.name, user.uid
+            ));
+        }
+        let network = match agent {
+            SocketAddr::V4(v4) => match guard::has_second_card(v4) {
+                Ok(false) => Network::Own,
+                Ok(true) => {
+                    guard::forbid(user.uid, *v4.ip()).map_err(|error| {
+                        format!("the kernel takes no rule for the build's user: {error}")
+                    })?;
+                    Network::Guarded
+                }
+                Err(error) => return Err(format!("cannot look at the network: {error}")),
+            },
+            SocketAddr::V6(_) => Network::Own,
+        };
+        let isolation = Self { user, network };
+        match isolation.reaches(agent) {
+            Ok(false) => Ok(isolation),
+            Ok(true) => Err(format!(
+                "a build could reach the agent at {agent}, and so forge its result"
+            )),
+            Err(error) => Err(format!("the build's surroundings cannot be made: {error}")),
+        }
+    }
+
+    /// Makes a command run in this separation, in `directory`, once it is started.
+    pub(crate) fn confine(&self, command: &mut Command, directory: &Path) -> io::Result<()> {
+        let directory = CString::new(directory.as_os_str().as_bytes())?;
+        let (uid, gid, network) = (self.user.uid, self.user.gid, self.network);
+        // SAFETY: the closure runs between fork and exec; it makes system calls on its own values and the stack, and
+        // allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                become_builder(uid, gid, network)?;
+                // With the user's rights: what it cannot reach must fail here, by name, and not later.
+                check(libc::chdir(directory.as_ptr()))
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the build's user, where it is put, could send to the agent. Nothing is sent.
+    fn reaches(&self, agent: SocketAddr) -> io::Result<bool> {
+        let (uid, gid, network) = (self.user.uid, self.user.gid, self.network);
+        let code = in_child(|| {
+            if become_builder(uid, gid, network).is_err() {
+                return 2;
+            }
+            // SAFETY: these calls take no pointers but to the local address; the descriptor ends with the process.
+            unsafe {
+                let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+                let SocketAddr::V4(v4) = agent else { return 0 };
+                // In a network of its own the loopback answers for itself, not for an agent on the guest's.
+                if v4.ip().is_loopback() && network == Network::Own {
+                    return 0;
+                }
+                let address = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                    },
+                    sin_zero: [0; 8],
+                };
+                let size = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+                i32::from(libc::connect(socket, (&raw const address).cast(), size) == 0)
+            }
+        })?;
+        match code {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(io::Error::other(
+                "a process cannot be given a network namespace, another user and no new privileges",
+            )),
+        }
+    }
+
+    /// Kills every process of the build's user and waits until they are gone.
+    pub(crate) fn kill_all(&self) -> io::Result<()> {
+        let deadline = Instant::now() + GONE;
+        let (uid, gid) = (self.user.uid, self.user.gid);
+        loop {
+            in_child(|| {
+                // SAFETY: no pointers but a null list of groups; as this user the process may kill this user's only.
+                unsafe {
+                    if libc::setgroups(0, std::ptr::null()) == 0
+                        && libc::setresgid(gid, gid, gid) == 0
+                        && libc::setresuid(uid, uid, uid) == 0
+                    {
+                        libc::kill(-1, libc::SIGKILL);
+                        return 0;
+                    }
+                }
+                1
+            })?;
+            let left = processes_of(uid)?;
+            if left == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{left} processes of the build do not end"),
+                ));
+            }
+            // Between being killed and being gone there is no event for a process that is not a child.
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Turns the calling process, a fresh child of a root process, into one of the build. Async-signal-safe.
+fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
+    // SAFETY: system calls with numbers, pointers to locals, and a null pointer for an empty list of groups.
+    unsafe {
+        // A session of its own: no terminal, and no process group shared with the worker.
+        if libc::setsid() < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if network == Network::Own {
+            check(libc::unshare(libc::CLONE_NEWNET))?;
+            loopback_up()?;
+        }
+        for (resource, limit) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NPROC, PROCESSES)] {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            check(libc::setrlimit(resource, &raw const limit))?;
+        }
+        libc::umask(0o022);
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setresgid(gid, gid, gid))?;
+        check(libc::setresuid(uid, uid, uid))
+    }
+}
+
+/// Brings up the loopback of the calling process's network namespace. Async-signal-safe.
+fn loopback_up() -> io::Result<()> {
+    // SAFETY: `request` is a valid, initialised `ifreq`, whose flags are the member that these two calls use.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        let mut result = check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut request));
+        if result.is_ok() {
+            request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+            result = check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request));
+        }
+        libc::close(socket);
+        result
+    }
+}
+
+/// Runs `work` in a forked child and gives its exit code.
+///
+/// `work` must be async-signal-safe: other threads may hold the allocator's lock.
+fn in_child(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    // SAFETY: the child calls `work`, which is async-signal-safe, and leaves by `_exit`.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let code = work();
+            // SAFETY: ends the child without running anything of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => loop {
+            match waitpid(child, None) {
+                Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+                // A process of the build may kill what runs as its user.
+                Ok(_) => return Ok(-1),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        },
+    }
+}
+
+/// How many processes, other than zombies, have this user as real, effective or saved one.
+fn processes_of(uid: u32) -> io::Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        if !entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        // One that has ended meanwhile is none.
+        if let Ok(status) = fs::read_to_string(entry.path().join("status"))
+            && belongs_to(&status, uid)
+        {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Reads `/proc/<pid>/status`.
+fn belongs_to(status: &str, uid: u32) -> bool {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .unwrap_or_default()
+    };
+    let state = field("State").trim_start();
+    !state.starts_with(['Z', 'X'])
+        && field("Uid")
+            .split_whitespace()
+            .any(|word| word.parse() == Ok(uid))
+}
+
+/// Lets the kernel's killer for want of memory take the build before the worker.
+pub(crate) fn survive_want_of_memory() {
+    // Not to have this right is no reason not to build.
+    let _ = fs::write("/proc/self/oom_score_adj", "-900");
+}
+
+/// The same for a process of the build.
+pub(crate) fn first_to_go(pid: u32) {
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_told_by_user_and_state() {
+        let status = |state: &str, uids: &str| format!("Name:\tx\nState:\t{state}\nUid:\t{uids}\n");
+        assert!(belongs_to(
+            &status("S (sleeping)", "1000\t1000\t1000\t1000"),
+            1000
+        ));
+        assert!(belongs_to(&status("R (running)", "0\t0\t1000\t0"), 1000));
+        assert!(!belongs_to(
+            &status("Z (zombie)", "1000\t1000\t1000\t1000"),
+            1000
+        ));
+        assert!(!belongs_to(
+            &status("S (sleeping)", "10000\t100\t100\t0"),
+            1000
+        ));
+        assert!(!belongs_to("", 1000));
+    }
+}

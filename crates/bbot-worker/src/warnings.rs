@@ -1,0 +1,137 @@
+//! Finds warnings in a log, line by line.
+
+use bbot_manifest::log_text;
+use regex::Regex;
+
+/// Lines that are warnings wherever they come from (the original's defaults).
+const DEFAULT: [&str; 2] = ["^warning: ", "^.+: warning: "];
+
+/// Only this much of a line is looked at, in bytes (as the original does): a generated line may have no end.
+const LOOKED_AT: usize = 512;
+
+/// What is kept of a line so that [`LOOKED_AT`] bytes remain when colours are taken out.
+const KEPT: usize = 4 * LOOKED_AT;
+
+/// The default patterns and a task's own.
+#[derive(Debug)]
+pub(crate) struct Patterns(Vec<Regex>);
+
+/// A task's pattern that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the task's warning-regex {pattern:?} is not a regular expression: {source}")]
+pub(crate) struct BadPattern {
+    pattern: String,
+    source: regex::Error,
+}
+
+impl Patterns {
+    /// Compiles the default patterns and these.
+    pub(crate) fn compile(more: &[String]) -> Result<Self, BadPattern> {
+        let all = DEFAULT
+            .iter()
+            .copied()
+            .chain(more.iter().map(String::as_str));
+        let compiled = all.map(|pattern| {
+            Regex::new(pattern).map_err(|source| BadPattern {
+                pattern: pattern.to_owned(),
+                source,
+            })
+        });
+        compiled.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether a line (its first bytes, without the newline) is a warning.
+    pub(crate) fn matches(&self, line: &[u8]) -> bool {
+        let text = log_text(line);
+        let mut end = text.len().min(LOOKED_AT);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let head = text[..end].trim_end_matches('\r');
+        self.0.iter().any(|pattern| pattern.is_match(head))
+    }
+}
+
+/// Cuts a stream of bytes into lines, of which it keeps the first bytes only.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    line: Vec<u8>,
+    open: bool,
+}
+
+impl Lines {
+    /// Takes bytes and hands on each line that they end.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            let room = KEPT - self.line.len();
+            self.line.extend_from_slice(&text[..room.min(text.len())]);
+            self.open = true;
+            if text.len() < piece.len() {
+                line(&self.line);
+                self.line.clear();
+                self.open = false;
+            }
+        }
+    }
+
+    /// Hands on a last line without a newline.
+    pub(crate) fn end(&mut self, mut line: impl FnMut(&[u8])) {
+        if self.open {
+            line(&self.line);
+        }
+        self.line.clear();
+        self.open = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_told_from_other_lines() {
+        let patterns = Patterns::compile(&["^note: odd$".to_owned()]).unwrap();
+        let cases: [(&[u8], bool); 9] = [
+            (b"warning: x", true),
+            (b"a.c:1:2: warning: unused", true),
+            (b"a.c:1:2: \x1b[35m\x1b[Kwarning: \x1b[m\x1b[Kunused", true),
+            (b"note: odd", true),
+            (b"note: odd\r", true),
+            (b"note: odd one", false),
+            (b" warning: indented", false),
+            (b"warnings: 0", false),
+            (b"a.c: warning", false),
+        ];
+        for (line, is_warning) in cases {
+            assert_eq!(
+                patterns.matches(line),
+                is_warning,
+                "{}",
+                String::from_utf8_lossy(line)
+            );
+        }
+        let far = format!("{}: warning: far", "x".repeat(600));
+        assert!(!patterns.matches(far.as_bytes()));
+    }
+
+    #[test]
+    fn a_pattern_that_does_not_compile_is_named() {
+        let error = Patterns::compile(&["a".to_owned(), "(".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("\"(\""), "{error}");
+    }
+
+    #[test]
+    fn lines_are_found_across_pieces_and_bounded() {
+        let mut seen = Vec::new();
+        let mut lines = Lines::default();
+        for piece in [&b"on"[..], b"e\n\ntw", b"o\nthree"] {
+            lines.feed(piece, |line| seen.push(line.to_vec()));
+        }
+        lines.feed(&vec![b'x'; 1_000_000], |line| seen.push(line.to_vec()));
+        lines.end(|line| seen.push(line.to_vec()));
+        lines.end(|_| panic!("there is no further line"));
+        assert_eq!(&seen[..3], [b"one".to_vec(), vec![], b"two".to_vec()]);
+        assert_eq!(seen[3].len(), KEPT);
+    }
+}
