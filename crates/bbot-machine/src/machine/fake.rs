@@ -299,3 +299,80 @@ impl Drop for FakeMachine {
         self.fake.record(Call::Drop(self.number));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accel::Accelerator;
+    use crate::machine::{Disk, Network, Tftp};
+
+    fn spec() -> StartSpec {
+        let manifest = bbot_manifest::MachineManifest::parse(
+            b": 1\nid: a-1\nname: a\nsummary: A\ntype: kvm\n",
+            "manifest",
+        );
+        StartSpec {
+            directory: "/nowhere".into(),
+            manifest: manifest.unwrap(),
+            mac: None,
+            cpus: 1,
+            ram_kib: 1024,
+            network: Network::None,
+            accelerator: Accelerator::Tcg,
+            disk: Disk::ThrowAway,
+            tftp: Tftp {
+                root: bbot_tftp::Root::new(),
+                limits: bbot_tftp::Limits::wire(),
+            },
+            run_dir: "/nowhere".into(),
+            user: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_script_is_played_and_recorded() {
+        let fake = Fake::new();
+        fake.add(Script {
+            steps: vec![
+                Step::After(Duration::from_secs(30), MachineEvent::Reset),
+                Step::Now(MachineEvent::Panicked),
+            ],
+            button: Button::Ignores,
+            ..Script::default()
+        });
+        fake.add(Script {
+            start_error: Some(Error::NoDisk { directory: "/nowhere".into() }),
+            ..Script::default()
+        });
+        let mut machine = fake.start(spec()).await.unwrap();
+        assert!(matches!(fake.start(spec()).await, Err(Error::NoDisk { .. })));
+
+        // Cancelled waits lose no event.
+        let began = Instant::now();
+        let early = tokio::time::timeout(Duration::from_secs(20), machine.next_event()).await;
+        assert!(early.is_err(), "{early:?}");
+        assert_eq!(machine.next_event().await, MachineEvent::Reset);
+        assert_eq!(began.elapsed().as_secs(), 30);
+        assert_eq!(machine.next_event().await, MachineEvent::Panicked);
+        let timeout = Duration::from_secs(7);
+        assert_eq!(machine.shutdown(timeout).await.unwrap(), ShutdownOutcome::TimedOut);
+        machine.force_down().await.unwrap();
+        assert!(matches!(machine.suspend().await, Err(Error::Ended { .. })));
+        let exit = machine.wait().await;
+        assert_eq!(exit.cause, ExitCause::Forced);
+        assert_eq!(machine.next_event().await, MachineEvent::Exited(exit));
+        drop(machine);
+        assert_eq!(
+            fake.calls(),
+            [
+                Call::Start(0),
+                Call::Start(1),
+                Call::Shutdown(0, timeout),
+                Call::ForceDown(0),
+                Call::Suspend(0),
+                Call::Wait(0),
+                Call::Drop(0),
+            ]
+        );
+    }
+}

@@ -1,4 +1,371 @@
 //! Machines in QEMU.
+//!
+//! ```text
+//!   options, command   what QEMU is told, pure
+//!   files              what it is handed: descriptors, so that it needs no rights on folders
+//!   process            how it is started, with few rights, and that it ends with the agent
+//!   qmp                how it is spoken to while it runs
+//!   running            one running machine
+//!   internet           its second card, by way of passt
+//! ```
 
+pub mod command;
+mod files;
+pub mod internet;
+pub mod options;
 pub mod process;
 pub mod qmp;
+mod running;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bbot_manifest::MachineKind;
+
+use crate::mac::{self, Mac};
+use crate::machine::{BoxFuture, Disk, Error, Hypervisor, Machine, Network, StartSpec};
+use crate::wire::thread::WireThread;
+use crate::wire::{MAX_BLKSIZE, Wire};
+
+use command::{CommandLine, Plan, SecondCard};
+use files::Handed;
+use internet::Internet;
+use process::{Credentials, Process};
+use qmp::Qmp;
+use running::{Parts, QemuMachine};
+
+/// How long QEMU may take to say its first word.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Starts machines in QEMU.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    program: OsString,
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Qemu {
+    /// The QEMU that is found in PATH, for x86-64 guests.
+    pub fn new() -> Self {
+        Self::with_program("qemu-system-x86_64")
+    }
+
+    /// A QEMU of the caller's choice: a path, or a name that is looked for in PATH.
+    pub fn with_program(program: impl Into<OsString>) -> Self {
+        Self { program: program.into() }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &OsStr {
+        &self.program
+    }
+
+    /// That the program is there.
+    pub(crate) fn require_installed(&self) -> Result<(), Error> {
+        if process::is_installed(&self.program) {
+            Ok(())
+        } else {
+            Err(Error::NotInstalled {
+                program: self.program.to_string_lossy().into_owned(),
+                package: "qemu-system-x86",
+            })
+        }
+    }
+}
+
+impl Hypervisor for Qemu {
+    fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Box<dyn Machine>, Error>> {
+        Box::pin(async move {
+            let machine = start(self, spec).await?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
+        })
+    }
+}
+
+/// Adds what was tried to a system error.
+fn trying(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Io { what, source }
+}
+
+async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
+    let name = spec.manifest.header.name.clone();
+    let unsupported = |what: String| Error::Unsupported { machine: name.clone(), what };
+    if spec.manifest.kind != MachineKind::Kvm {
+        return Err(unsupported(format!(
+            "its type is {}, and QEMU runs machines of type kvm only",
+            spec.manifest.kind
+        )));
+    }
+    if spec.cpus == 0 || spec.ram_kib == 0 {
+        return Err(unsupported("it needs at least one CPU and some RAM".to_owned()));
+    }
+    qemu.require_installed()?;
+    let options = spec
+        .manifest
+        .option_list()
+        .map_err(|error| unsupported(format!("its options cannot be read: {error}")))?;
+    let mac = choose_mac(&spec)?;
+    let credentials = Credentials::find(spec.user.as_deref())
+        .map_err(trying("run QEMU without the rights of root"))?;
+
+    if options.is_none() && !spec.directory.join("disk.img").is_file() {
+        return Err(Error::NoDisk { directory: spec.directory });
+    }
+    let mut inherited: Vec<OwnedFd> = Vec::new();
+    let boot = files::direct_boot(&spec.directory, credentials.is_some(), &mut inherited)?;
+
+    let sockets = Sockets::create(&spec.run_dir, credentials.as_ref())?;
+    let sockets_fd = hand(&mut inherited, sockets.open()?);
+
+    let (our_wire, its_wire) = crate::wire::thread::socket_pair()
+        .map_err(trying(format!("make the wire of machine {name}")))?;
+    let wire = hand(&mut inherited, its_wire);
+    let mut limits = spec.tftp.limits.clone();
+    limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
+    let tftp = bbot_tftp::Server::new(spec.tftp.root.clone(), limits);
+    let wire_thread = WireThread::start(Wire::new(tftp), our_wire)
+        .map_err(trying(format!("serve the wire of machine {name}")))?;
+
+    let (our_qmp, its_qmp) = UnixStream::pair()
+        .map_err(trying(format!("make the control socket of machine {name}")))?;
+    let qmp = hand(&mut inherited, OwnedFd::from(its_qmp));
+
+    let (internet, second) = match spec.network {
+        Network::None => (None, None),
+        Network::User => {
+            let (internet, fd) = Internet::start(&name, credentials.as_ref()).await?;
+            let fd = hand(&mut inherited, fd);
+            (Some(internet), Some(SecondCard { fd, mac: second_mac(mac) }))
+        }
+    };
+
+    let CommandLine { mut arguments, files } = command::build(&Plan {
+        name: &name,
+        options: options.as_deref(),
+        has_file: &|file| files::is_machine_file(&spec.directory, file),
+        mac,
+        cpus: spec.cpus,
+        ram_kib: spec.ram_kib,
+        accelerator: spec.accelerator,
+        disk: spec.disk,
+        boot: boot.as_ref(),
+        wire,
+        qmp,
+        sockets: &format!("/proc/self/fd/{sockets_fd}"),
+        second,
+    })
+    .map_err(|error| unsupported(error.to_string()))?;
+    for (index, file) in files.iter().enumerate() {
+        for Handed { fd, .. } in files::open_disk(&spec.directory.join(file))? {
+            let fd = hand(&mut inherited, fd);
+            arguments.extend(["-add-fd".to_owned(), format!("fd={fd},set={}", index + 1)]);
+        }
+    }
+
+    tracing::debug!(
+        machine = name,
+        "{} {}",
+        qemu.program.to_string_lossy(),
+        arguments.join(" ")
+    );
+    let mut process = Process::start(process::Spec {
+        program: qemu.program.clone(),
+        arguments: arguments.into_iter().map(OsString::from).collect(),
+        directory: spec.directory.clone(),
+        inherited,
+        credentials,
+        stdout: None,
+    })
+    .await
+    .map_err(trying(format!(
+        "start {} for machine {name}",
+        qemu.program.to_string_lossy()
+    )))?;
+
+    let (qmp, events) = greet(&name, our_qmp, &mut process).await?;
+    Ok(QemuMachine::new(Parts {
+        name,
+        directory: spec.directory,
+        mac,
+        accelerator: spec.accelerator,
+        keeps_disk: spec.disk == Disk::Kept,
+        process,
+        qmp,
+        events,
+        wire: wire_thread,
+        internet,
+        sockets,
+    }))
+}
+
+/// Keeps a descriptor for the child and gives its number.
+fn hand(inherited: &mut Vec<OwnedFd>, fd: OwnedFd) -> i32 {
+    let number = fd.as_raw_fd();
+    inherited.push(fd);
+    number
+}
+
+/// Waits until QEMU runs the guest.
+async fn greet(
+    name: &str,
+    stream: UnixStream,
+    process: &mut Process,
+) -> Result<(Qmp, tokio::sync::mpsc::Receiver<qmp::Event>), Error> {
+    let stream = stream
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixStream::from_std(stream))
+        .map_err(trying(format!("speak to machine {name}")))?;
+    let detail = match Qmp::connect(stream, GREETING_TIMEOUT).await {
+        Ok(connected) => return Ok(connected),
+        Err(qmp::Error::Timeout) => {
+            return Err(Error::NoAnswer {
+                machine: name.to_owned(),
+                command: "the start of its control protocol".to_owned(),
+                timeout: GREETING_TIMEOUT,
+            });
+        }
+        Err(qmp::Error::Closed) => {
+            // QEMU is ending: it says why on standard error.
+            let ended = tokio::time::timeout(GREETING_TIMEOUT, process.ended()).await;
+            let how = match ended {
+                Ok(Ok(status)) => process::describe(status),
+                _ => "it closed its control socket".to_owned(),
+            };
+            match process.stderr() {
+                said if said.is_empty() => format!("QEMU: {how}"),
+                said => format!("QEMU: {how}: {said}"),
+            }
+        }
+        Err(error) => format!("its control socket: {error}"),
+    };
+    Err(Error::NotStarted { machine: name.to_owned(), detail })
+}
+
+fn choose_mac(spec: &StartSpec) -> Result<Mac, Error> {
+    let mac = match (spec.mac, spec.manifest.mac) {
+        (Some(mac), _) => mac,
+        (None, Some(mac)) => mac,
+        (None, None) => mac::generate().map_err(trying("make up a MAC address"))?,
+    };
+    // The lowest bit of the first octet marks a group's address.
+    if mac.0[0] & 1 == 0 {
+        Ok(mac)
+    } else {
+        Err(Error::Unsupported {
+            machine: spec.manifest.header.name.clone(),
+            what: format!("its MAC address {mac} is a group's: a card's first octet is even"),
+        })
+    }
+}
+
+/// The second card's address: another one, and the same at each start.
+fn second_mac(first: Mac) -> Mac {
+    let mut octets = first.0;
+    // Locally administered, whatever the first one is.
+    octets[0] |= 0x02;
+    octets[5] ^= 0x01;
+    octets[4] ^= 0x80;
+    Mac(octets)
+}
+
+/// The private folder of a run's sockets, for console and screen. Removed when dropped.
+#[derive(Debug)]
+struct Sockets {
+    path: PathBuf,
+    /// The run's folder, when it was made here.
+    made: Option<PathBuf>,
+}
+
+impl Sockets {
+    /// Makes the folder below `run_dir`. Only the agent comes through `run_dir`;
+    /// QEMU gets the folder itself as a descriptor.
+    fn create(run_dir: &Path, credentials: Option<&Credentials>) -> Result<Self, Error> {
+        let path = run_dir.join("qemu");
+        let doing = |what: &str, path: &Path| trying(format!("{what} {}", path.display()));
+        let mut private = std::fs::DirBuilder::new();
+        private.mode(0o700);
+        let made = match private.create(run_dir) {
+            Ok(()) => Some(run_dir.to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Someone's sockets are in here soon: nobody else comes in.
+                std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
+                    .map_err(doing("make private", run_dir))?;
+                None
+            }
+            Err(error) => return Err(doing("make the folder", run_dir)(error)),
+        };
+        let sockets = Self { path, made };
+        match std::fs::remove_dir_all(&sockets.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(doing("remove the leftover folder", &sockets.path)(error));
+            }
+            _ => {}
+        }
+        private
+            .create(&sockets.path)
+            .map_err(doing("make the folder", &sockets.path))?;
+        if let Some(credentials) = credentials {
+            std::os::unix::fs::chown(&sockets.path, Some(credentials.uid), Some(credentials.gid))
+                .map_err(doing("give away the folder", &sockets.path))?;
+        }
+        Ok(sockets)
+    }
+
+    fn open(&self) -> Result<OwnedFd, Error> {
+        use rustix::fs::{Mode, OFlags};
+        rustix::fs::open(
+            &self.path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| trying(format!("open {}", self.path.display()))(error.into()))
+    }
+
+    fn console(&self) -> PathBuf {
+        self.path.join(command::CONSOLE_SOCKET)
+    }
+
+    fn screen(&self) -> PathBuf {
+        self.path.join(command::SCREEN_SOCKET)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("unable to remove {}: {error}", self.path.display());
+        }
+        if let Some(made) = &self.made {
+            // Not empty: then someone else has use for it.
+            let _ = std::fs::remove_dir(made);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_card_has_an_address_of_its_own() {
+        for first in [Mac([2, 0, 0, 0, 0, 0]), Mac([0x52, 0x54, 0, 1, 2, 3])] {
+            let second = second_mac(first);
+            assert_ne!(second, first);
+            assert_eq!(second.0[0] & 0b11, 0b10);
+            assert_eq!(second, second_mac(first));
+        }
+    }
+}

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 /// A line from QEMU is not longer: `query-qmp-schema` would give about 200 KiB.
 const MAX_LINE: usize = 1 << 20;
 /// Events that may wait; further ones are dropped.
-const MAX_EVENTS: usize = 64;
+const MAX_EVENTS: usize = 256;
 
 /// Something QEMU tells unasked.
 #[derive(Debug, Clone, PartialEq)]

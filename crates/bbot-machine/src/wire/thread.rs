@@ -25,8 +25,8 @@ use super::{Counters, Wire, ethernet};
 
 /// Events that may wait for the agent.
 const MAX_EVENTS: usize = 256;
-/// Frames that are still taken after the machine has ended: no more than these
-/// fit into a socket's queue (`net.unix.max_dgram_qlen`) in any usual set-up.
+/// Frames that are still taken after the machine has ended: more do not fit into
+/// the send buffer of QEMU's end (`net.core.wmem_default`, some hundred of them).
 const MAX_LEFTOVERS: usize = 4096;
 
 /// The two ends of a wire: ours and the guest's. Each frame is one datagram.

@@ -1,0 +1,370 @@
+//! One running machine in QEMU.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::internet::Internet;
+use super::process::{self, Process};
+use super::qmp::{self, Qmp};
+use super::{Sockets, trying};
+use crate::accel::Accelerator;
+use crate::mac::Mac;
+use crate::machine::{
+    BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome,
+};
+use crate::wire::thread::WireThread;
+
+/// How long QEMU may take to answer; it answers at once unless the host is
+/// swamped or a disk hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The power button is pressed again after so long: a guest that was still
+/// booting has not heard it.
+const BUTTON_AGAIN: Duration = Duration::from_secs(5);
+/// How long QEMU may take to end when it is told to; then it is killed.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a killed process may take to go.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whether the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    Suspended,
+    Panicked,
+}
+
+/// What a started machine is made of.
+pub(super) struct Parts {
+    pub(super) name: String,
+    pub(super) directory: PathBuf,
+    pub(super) mac: Mac,
+    pub(super) accelerator: Accelerator,
+    pub(super) keeps_disk: bool,
+    pub(super) process: Process,
+    pub(super) qmp: Qmp,
+    pub(super) events: mpsc::Receiver<qmp::Event>,
+    pub(super) wire: WireThread,
+    pub(super) internet: Option<Internet>,
+    pub(super) sockets: Sockets,
+}
+
+/// A machine in QEMU. Dropping it kills QEMU and ends the wire's thread.
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    name: String,
+    directory: PathBuf,
+    mac: Mac,
+    accelerator: Accelerator,
+    keeps_disk: bool,
+    state: State,
+    // Dropped in this order: QEMU first, then what served it.
+    process: Process,
+    qmp: Qmp,
+    events: mpsc::Receiver<qmp::Event>,
+    events_over: bool,
+    wire: WireThread,
+    wire_over: bool,
+    _internet: Option<Internet>,
+    sockets: Sockets,
+    /// Events that came while something else was waited for.
+    backlog: VecDeque<MachineEvent>,
+    /// The guest powered off, says QEMU.
+    powered_off: bool,
+    /// We are ending it.
+    forced: bool,
+    exit: Option<Exit>,
+    exit_told: bool,
+}
+
+impl QemuMachine {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            name: parts.name,
+            directory: parts.directory,
+            mac: parts.mac,
+            accelerator: parts.accelerator,
+            keeps_disk: parts.keeps_disk,
+            state: State::Running,
+            process: parts.process,
+            qmp: parts.qmp,
+            events: parts.events,
+            events_over: false,
+            wire: parts.wire,
+            wire_over: false,
+            _internet: parts.internet,
+            sockets: parts.sockets,
+            backlog: VecDeque::new(),
+            powered_off: false,
+            forced: false,
+            exit: None,
+            exit_told: false,
+        }
+    }
+
+    async fn execute(&mut self, command: &str, timeout: Duration) -> Result<(), Error> {
+        match self.qmp.execute(command, None, timeout).await {
+            Ok(_) => Ok(()),
+            Err(qmp::Error::Closed) => Err(self.ended_error()),
+            Err(qmp::Error::Timeout) => Err(Error::NoAnswer {
+                machine: self.name.clone(),
+                command: command.to_owned(),
+                timeout,
+            }),
+            Err(error) => Err(Error::Refused {
+                machine: self.name.clone(),
+                command: command.to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    fn ended_error(&self) -> Error {
+        Error::Ended { machine: self.name.clone() }
+    }
+
+    fn require_running(&self) -> Result<(), Error> {
+        match self.exit {
+            None => Ok(()),
+            Some(_) => Err(self.ended_error()),
+        }
+    }
+
+    /// Takes note of what QEMU tells. None: nothing the agent cares for.
+    fn note(&mut self, event: &qmp::Event) -> Option<MachineEvent> {
+        tracing::debug!(machine = self.name, "QEMU: {} {}", event.name, event.data);
+        let by_guest = event.data.get("guest").and_then(serde_json::Value::as_bool);
+        match event.name.as_str() {
+            "SHUTDOWN" if by_guest == Some(true) => {
+                self.powered_off = true;
+                Some(MachineEvent::PoweringOff)
+            }
+            "RESET" if by_guest == Some(true) => Some(MachineEvent::Reset),
+            "GUEST_PANICKED" => {
+                self.state = State::Panicked;
+                Some(MachineEvent::Panicked)
+            }
+            _ => None,
+        }
+    }
+
+    /// QEMU has ended: finds out why.
+    async fn settle(&mut self, status: Result<ExitStatus, std::io::Error>) {
+        // What it said last is still in the socket; its end is there as well.
+        while !self.events_over {
+            let last = tokio::time::timeout(Duration::from_secs(1), self.events.recv()).await;
+            match last {
+                Ok(Some(event)) => {
+                    if let Some(event) = self.note(&event) {
+                        self.backlog.push_back(event);
+                    }
+                }
+                Ok(None) | Err(_) => self.events_over = true,
+            }
+        }
+        self.wire.finish();
+        let cause = if self.forced {
+            ExitCause::Forced
+        } else if self.powered_off && status.as_ref().is_ok_and(ExitStatus::success) {
+            ExitCause::PoweredOff
+        } else {
+            ExitCause::Crashed
+        };
+        let how = match status {
+            Ok(status) => process::describe(status),
+            Err(error) => format!("unknown status ({error})"),
+        };
+        let detail = match self.process.stderr() {
+            said if said.is_empty() => format!("QEMU: {how}"),
+            said => format!("QEMU: {how}: {said}"),
+        };
+        self.exit = Some(Exit { cause, detail });
+    }
+
+    /// Waits for QEMU's end for so long. Cancel safe. False: it still runs.
+    async fn wait_until(&mut self, deadline: Instant) -> bool {
+        if self.exit.is_some() {
+            return true;
+        }
+        match tokio::time::timeout_at(deadline, self.process.ended()).await {
+            Ok(status) => {
+                self.settle(status).await;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn next(&mut self) -> MachineEvent {
+        loop {
+            if let Some(event) = self.backlog.pop_front() {
+                return event;
+            }
+            if let Some(exit) = &self.exit {
+                if self.exit_told {
+                    return std::future::pending().await;
+                }
+                // All that the guest had sent counts, and comes first.
+                if !self.wire_over {
+                    if let Some(event) = self.wire.next_event().await {
+                        return MachineEvent::Tftp(event);
+                    }
+                    self.wire_over = true;
+                }
+                self.exit_told = true;
+                return MachineEvent::Exited(exit.clone());
+            }
+            tokio::select! {
+                biased;
+                event = self.wire.next_event(), if !self.wire_over => match event {
+                    Some(event) => return MachineEvent::Tftp(event),
+                    // It has told why in the log; the guest is cut off.
+                    None => self.wire_over = true,
+                },
+                event = self.events.recv(), if !self.events_over => match event {
+                    Some(event) => if let Some(event) = self.note(&event) {
+                        return event;
+                    },
+                    None => self.events_over = true,
+                },
+                status = self.process.ended() => self.settle(status).await,
+            }
+        }
+    }
+
+    async fn press_button(&mut self, timeout: Duration) -> Result<ShutdownOutcome, Error> {
+        let deadline = Instant::now() + timeout;
+        if self.state == State::Suspended && self.exit.is_none() {
+            // A guest that does not run hears no button.
+            self.execute("cont", ANSWER_TIMEOUT).await?;
+            self.state = State::Running;
+        }
+        loop {
+            if self.exit.is_none() {
+                match self.execute("system_powerdown", ANSWER_TIMEOUT.min(timeout)).await {
+                    // QEMU may be busy, or ending: the wait below tells.
+                    Ok(()) | Err(Error::NoAnswer { .. } | Error::Ended { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let again = deadline.min(Instant::now() + BUTTON_AGAIN);
+            if self.wait_until(again).await {
+                return Ok(ShutdownOutcome::Down);
+            }
+            if Instant::now() >= deadline {
+                return Ok(ShutdownOutcome::TimedOut);
+            }
+        }
+    }
+
+    async fn end(&mut self) -> Result<(), Error> {
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        // It may have ended by itself meanwhile: then that is how it ended.
+        self.forced = !self.process.has_ended();
+        if self.forced && self.keeps_disk {
+            // Lets QEMU write out what it holds. Whether it heard is seen by its end.
+            let _ = self.execute("quit", QUIT_TIMEOUT).await;
+            if self.wait_until(Instant::now() + QUIT_TIMEOUT).await {
+                return Ok(());
+            }
+        }
+        let killed = format!("kill machine {} (process {})", self.name, self.process.id());
+        self.process.kill().map_err(trying(killed.clone()))?;
+        if self.wait_until(Instant::now() + KILL_TIMEOUT).await {
+            Ok(())
+        } else {
+            let still_there = std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "it does not end though killed",
+            );
+            Err(trying(killed)(still_there))
+        }
+    }
+}
+
+impl Machine for QemuMachine {
+    fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    fn next_event(&mut self) -> BoxFuture<'_, MachineEvent> {
+        Box::pin(self.next())
+    }
+
+    fn shutdown(&mut self, timeout: Duration) -> BoxFuture<'_, Result<ShutdownOutcome, Error>> {
+        Box::pin(self.press_button(timeout))
+    }
+
+    fn force_down(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.end())
+    }
+
+    fn suspend(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.require_running()?;
+            self.execute("stop", ANSWER_TIMEOUT).await?;
+            if self.state == State::Running {
+                self.state = State::Suspended;
+            }
+            Ok(())
+        })
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.require_running()?;
+            self.execute("cont", ANSWER_TIMEOUT).await?;
+            self.state = State::Running;
+            Ok(())
+        })
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Exit> {
+        Box::pin(async move {
+            loop {
+                if let Some(exit) = &self.exit {
+                    return exit.clone();
+                }
+                // Other events stay where they are; the wire's wait for room.
+                let status = self.process.ended().await;
+                self.settle(status).await;
+            }
+        })
+    }
+
+    fn info(&self) -> String {
+        let state = match (&self.exit, self.state) {
+            (Some(exit), _) => exit.to_string(),
+            (None, State::Running) => "running".to_owned(),
+            (None, State::Suspended) => "suspended".to_owned(),
+            (None, State::Panicked) => "halted after a panic of its kernel".to_owned(),
+        };
+        let console = self.sockets.console();
+        let screen = self.sockets.screen();
+        format!(
+            "machine {} ({}): {state}\n\
+             process {}, in {}\n\
+             console: socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{} (Ctrl-] leaves)\n\
+             screen:  socat TCP-LISTEN:5900,bind=127.0.0.1 UNIX-CONNECT:{}, then VNC to 127.0.0.1:5900",
+            self.name,
+            self.accelerator,
+            self.process.id(),
+            self.directory.display(),
+            console.display(),
+            screen.display(),
+        )
+    }
+}
+
+impl Drop for QemuMachine {
+    fn drop(&mut self) {
+        let counters = self.wire.counters();
+        tracing::debug!(machine = self.name, "wire: {counters:?}");
+    }
+}
