@@ -1,1 +1,24 @@
-//! (skeleton)
+//! The controller of the build bot: it keeps the queue of builds, hands tasks to agents, takes their
+//! results, and shows all of it.
+//!
+//! The way of a task through here: [`http`] `api` takes a submission, [`source`] turns it into an archive,
+//! [`store`] keeps it, [`queue`] decides which agent gets what, [`http`] `task` hands it out under a lease,
+//! `result` takes what comes back, and the API and the pages show it.
+//!
+//! [`run`] is the whole daemon; the program `bbot-controller` adds only a command line.
+
+pub mod auth;
+pub mod buildtab;
+pub mod clock;
+pub mod config;
+pub mod http;
+pub mod options;
+pub mod pattern;
+pub mod queue;
+mod server;
+pub mod source;
+pub mod store;
+mod token;
+
+pub use config::{Config, EraChoice, Limits};
+pub use server::{RunError, run};

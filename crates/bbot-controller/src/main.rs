@@ -1,3 +1,62 @@
-//! (skeleton)
+//! `bbot-controller`: the controller of the build bot as a daemon.
 
-fn main() {}
+use std::process::ExitCode;
+
+use bbot_controller::options::Options;
+use clap::Parser as _;
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    // clap leaves with 2 for wrong usage and 0 for --help and --version.
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("BBOT_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match start(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("bbot-controller: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(options: Options) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    let mut config = options.into_config()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(async move {
+        let shutdown = CancellationToken::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .context("cannot wait for SIGTERM")?;
+        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+            .context("cannot wait for SIGINT")?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+        });
+        let (sender, bound) = tokio::sync::oneshot::channel();
+        config.bound = Some(sender);
+        let token = config.token_path();
+        tokio::spawn(async move {
+            if let Ok(address) = bound.await {
+                println!("bbot-controller listens on http://{address}/ (token: {})", token.display());
+            }
+        });
+        bbot_controller::run(config, shutdown).await?;
+        Ok(())
+    })
+}

@@ -1,0 +1,111 @@
+//! How a controller is set up.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, SystemClock};
+pub use crate::queue::era::EraChoice;
+
+/// The port that is listened on when none is said.
+pub const DEFAULT_PORT: u16 = 2268;
+
+/// Everything that a controller needs to know before it starts.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Directory of the store, the archives and the token; made where there is none.
+    pub data_dir: PathBuf,
+    /// The buildtab; none: any machine builds the configuration `default`.
+    pub buildtab: Option<PathBuf>,
+    /// Directory of agents' public keys; none: agents need not prove who they are.
+    pub agent_keys: Option<PathBuf>,
+    /// Which wire agents are answered on.
+    pub era: EraChoice,
+    /// How long an agent may take for a task before it is given to another.
+    pub result_timeout: Duration,
+    /// How agents and browsers reach this controller, where that differs from where it listens.
+    pub external_url: Option<String>,
+    /// Further names (`HOST` or `HOST:PORT`) that requests may be addressed to.
+    pub names: Vec<String>,
+    /// The token's file; none: `token` in the data directory.
+    pub token_file: Option<PathBuf>,
+    /// Bounds on what comes in.
+    pub limits: Limits,
+    /// Whether sources may be fetched from private and loopback addresses.
+    pub source_addresses: crate::source::git::Addresses,
+    /// User and group ids that `git` runs as, where this process may say so.
+    pub source_user: Option<(u32, u32)>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Is told the bound address once requests are taken.
+    pub bound: Option<oneshot::Sender<SocketAddr>>,
+}
+
+/// Bounds on what comes in. Bytes, unless said otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A task request has fewer.
+    pub task_request: usize,
+    /// A result has fewer.
+    pub result: usize,
+    /// An archive has at most as many.
+    pub archive: u64,
+    /// The tree of a git commit has at most as many, and so has what is fetched for it.
+    pub git: u64,
+    /// The longest time of a git fetch.
+    pub git_time: Duration,
+    /// A request of the API or of a form has at most as many.
+    pub form: usize,
+    /// Connections that are open at once.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // The original's two bounds.
+            task_request: 102_400,
+            result: 10_240_000,
+            archive: 512 << 20,
+            git: 1 << 30,
+            git_time: Duration::from_secs(300),
+            form: 64 << 10,
+            connections: 512,
+        }
+    }
+}
+
+impl Config {
+    /// A controller on the loopback, with this data directory and defaults for all else.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            data_dir,
+            buildtab: None,
+            agent_keys: None,
+            era: EraChoice::Auto,
+            // The original's build-result-timeout.
+            result_timeout: Duration::from_secs(10_800),
+            external_url: None,
+            names: Vec::new(),
+            token_file: None,
+            limits: Limits::default(),
+            source_addresses: crate::source::git::Addresses::Public,
+            source_user: None,
+            clock: Arc::new(SystemClock),
+            bound: None,
+        }
+    }
+
+    /// The token's file.
+    #[must_use]
+    pub fn token_path(&self) -> PathBuf {
+        self.token_file.clone().unwrap_or_else(|| self.data_dir.join("token"))
+    }
+}

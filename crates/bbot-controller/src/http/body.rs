@@ -1,0 +1,62 @@
+//! Reading a request's body within bounds of size and time.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
+use http_body_util::BodyExt as _;
+
+use super::problem::Problem;
+
+/// A client that sends nothing for this long is given up.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// After a body is found too large, so many bytes more are read and thrown away, so that the client
+/// gets to read the answer instead of a broken connection, which it would take for a reason to try again.
+const DRAIN: usize = 256 << 20;
+
+/// The next piece of a body; `None` at its end.
+pub(super) async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match tokio::time::timeout(IDLE, body.frame()).await {
+            Err(_) => {
+                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the request's body stopped coming"));
+            }
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(_))) => return Err(Problem::bad("the request's body broke off")),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Reads and forgets the rest of a body, within reason.
+pub(super) async fn drain(body: &mut Body) {
+    let mut left = DRAIN;
+    while let Ok(Some(data)) = next(body).await {
+        left = left.saturating_sub(data.len());
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// The whole body; 413 unless it has fewer than `limit` bytes, which is how the original counts.
+pub(super) async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    let mut whole = Vec::new();
+    while let Some(data) = next(&mut body).await? {
+        if whole.len() + data.len() >= limit {
+            drop(whole);
+            drain(&mut body).await;
+            return Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("payload too large: fewer than {limit} bytes are taken"),
+            ));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole)
+}

@@ -1,0 +1,286 @@
+//! `?build-task`: an agent asks for work.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bbot_manifest::{Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting};
+
+use super::problem::{Plain, Problem};
+use super::{App, Base, body};
+use crate::auth;
+use crate::buildtab::Configuration;
+use crate::queue::era::{self, Peer};
+use crate::queue::select::{self, Offer, Role};
+use crate::source::{Source, requested_repository};
+use crate::store::{Lease, NewLease};
+
+/// How often a lost race for a task is run again within one request.
+const RACES: usize = 16;
+
+/// The longest that a request is held until there is a task.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Whether the request is of an agent of ours.
+pub(super) fn peer(headers: &HeaderMap) -> Peer {
+    if headers.contains_key("bbot-agent") { Peer::Ours } else { Peer::Stranger }
+}
+
+/// What the URL's parameters ask for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    /// Only packages of these repositories, by their canonical names; empty is any.
+    repositories: Vec<String>,
+    /// The agent's say about interactive builds, made narrower.
+    interactive: Option<InteractiveMode>,
+    /// Only packages of services; without the empty name there are none here.
+    services: Vec<String>,
+}
+
+fn wanted(parameters: &[(String, String)]) -> Result<Wanted, Problem> {
+    let mut wanted = Wanted::default();
+    for (name, value) in parameters {
+        match name.as_str() {
+            "r" | "repository" if value.is_empty() => return Err(Problem::bad("empty repository name")),
+            "r" | "repository" => wanted.repositories.push(requested_repository(value)),
+            "interactive" => {
+                wanted.interactive = Some(match value.as_str() {
+                    "false" => InteractiveMode::False,
+                    "true" => InteractiveMode::True,
+                    "both" => InteractiveMode::Both,
+                    _ => return Err(Problem::bad("invalid interactive mode: expected false, true or both")),
+                });
+            }
+            "t" | "tenant_service_type" => wanted.services.push(value.clone()),
+            other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
+        }
+    }
+    Ok(wanted)
+}
+
+/// Whether there can be anything at all: builds here are never interactive and belong to no service.
+fn anything(wanted: &Wanted, mode: Option<InteractiveMode>) -> bool {
+    let only_interactive = |m: Option<InteractiveMode>| m == Some(InteractiveMode::True);
+    !only_interactive(mode)
+        && !only_interactive(wanted.interactive)
+        && (wanted.services.is_empty() || wanted.services.iter().any(String::is_empty))
+}
+
+/// Handles the request.
+pub(super) async fn handle(
+    app: &App,
+    parameters: &[(String, String)],
+    request: Request<Body>,
+) -> Result<Response, Plain> {
+    let wanted = wanted(parameters)?;
+    let (head, incoming) = request.into_parts();
+    let base = head.extensions.get::<Base>().cloned();
+    let peer = peer(&head.headers);
+    let wait = wait(&head.headers, peer);
+    let text = body::read(incoming, app.config.limits.task_request).await?;
+    let task_request =
+        TaskRequest::parse(&text, "task-request").map_err(|e| Problem::bad(e.to_string()))?;
+    check_key(app, task_request.fingerprint.as_deref())?;
+    let era = era::detect(app.config.era, peer, &task_request);
+
+    let deadline = tokio::time::Instant::now() + wait;
+    let mut queued = app.queued.subscribe();
+    let answer = loop {
+        // Before looking, so that what is queued meanwhile is not slept over.
+        queued.mark_unchanged();
+        if let Some(answer) = find(app, &task_request, &wanted, era, base.as_ref()).await? {
+            break answer;
+        }
+        let again = tokio::select! {
+            changed = queued.changed() => changed.is_ok(),
+            () = tokio::time::sleep_until(deadline) => false,
+            () = app.shutdown.cancelled() => false,
+        };
+        if !again {
+            break answer_of(&TaskResponse::none(), era, None)?;
+        }
+    };
+    Ok(answer)
+}
+
+fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
+    let seconds = headers.get("bbot-wait").and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
+    match (peer, seconds) {
+        (Peer::Ours, Some(seconds)) => Duration::from_secs(seconds).min(LONGEST_WAIT),
+        _ => Duration::ZERO,
+    }
+}
+
+fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
+    let Some(keys) = &app.keys else { return Ok(()) };
+    let unauthorized = |what| Problem::new(StatusCode::UNAUTHORIZED, format!("unauthorized: {what}"));
+    let fingerprint =
+        fingerprint.ok_or_else(|| unauthorized("this controller wants agents with a key (--auth-key)"))?;
+    match keys.key(fingerprint, app.now()) {
+        Some(_) => Ok(()),
+        None => Err(unauthorized("the fingerprint is not that of a key in the controller's --agent-keys")),
+    }
+}
+
+/// The answer with a task, if there is one for this agent now.
+async fn find(
+    app: &App,
+    request: &TaskRequest,
+    wanted: &Wanted,
+    era: Era,
+    base: Option<&Base>,
+) -> Result<Option<Response>, Problem> {
+    if !anything(wanted, request.interactive_mode) {
+        return Ok(None);
+    }
+    let offers: Vec<Offer<'_>> = request
+        .machines
+        .iter()
+        .map(|m| Offer {
+            name: &m.name,
+            role: if m.role == Some(MachineRole::Auxiliary) { Role::Auxiliary } else { Role::Build },
+        })
+        .collect();
+    let candidates = select::candidates(&app.buildtab, &offers, era);
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    app.requeue_lapsed().await?;
+    for _ in 0..RACES {
+        // One look at the index per configuration (and repository), however long the queue.
+        let mut oldest = Vec::with_capacity(candidates.len());
+        for candidate in &candidates {
+            let c = candidate.configuration;
+            if wanted.repositories.is_empty() {
+                oldest.push((app.store.oldest_queued(&c.name, &c.target, None).await?, *candidate));
+            }
+            for repository in &wanted.repositories {
+                oldest.push((app.store.oldest_queued(&c.name, &c.target, Some(repository)).await?, *candidate));
+            }
+        }
+        let places: Vec<Option<i64>> = oldest.iter().map(|(o, _)| o.map(|(place, _)| place)).collect();
+        let Some((Some((_, build)), candidate)) = select::first(&places).map(|i| oldest[i]) else { return Ok(None) };
+        let machine = &request.machines[candidate.machine];
+        let random = |e| Problem::internal("make a session", &e);
+        let session = auth::session().map_err(random)?;
+        let challenge = app.keys.as_ref().map(|_| auth::challenge()).transpose().map_err(random)?;
+        let fingerprint = request.fingerprint.as_deref().filter(|_| challenge.is_some());
+        let version = request.toolchain_version.to_string();
+        let now = app.now();
+        let lease = NewLease {
+            build,
+            session: &session,
+            until: now.plus_seconds(app.config.result_timeout.as_secs()),
+            agent: &request.agent,
+            fingerprint,
+            challenge: challenge.as_deref(),
+            machine: &machine.name,
+            machine_summary: &machine.summary,
+            toolchain_name: &request.toolchain_name,
+            toolchain_version: &version,
+        };
+        // Another agent may have been faster; then the next one is looked for.
+        let Some(lease) = app.store.lease(&lease, now).await? else { continue };
+        tracing::info!(
+            build.id = lease.build.id,
+            agent = request.agent,
+            machine = machine.name,
+            "build {} ({} {}) goes to {} on {}",
+            lease.build.id,
+            lease.build.package,
+            lease.build.version,
+            request.agent,
+            machine.name
+        );
+        let base = base.map_or("", |b| b.0.as_str());
+        let response = TaskResponse {
+            result_url: Some(format!("{base}/?build-result")),
+            challenge,
+            task: Some(task(&lease, candidate.configuration, &machine.name, base)),
+            session,
+            ..TaskResponse::none()
+        };
+        let session_url = format!("{base}/sessions/{}/", response.session);
+        return answer_of(&response, era, Some(&session_url)).map(Some);
+    }
+    Ok(None)
+}
+
+fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str) -> Task {
+    let submission = &lease.submission;
+    let url = match (&submission.source, submission.source.archive()) {
+        (_, Some(sha256)) => format!("{base}/archives/{sha256}.tar.gz"),
+        (Source::Repository(repository), None) => repository.url.clone(),
+        (Source::Archive(_) | Source::Git(_), None) => String::new(),
+    };
+    let mut task = Task::new(&submission.name, &submission.version, url, machine, &configuration.target);
+    if let Source::Repository(repository) = &submission.source {
+        task.repository_type = match repository.kind.as_deref() {
+            Some("pkg") => Some(RepositoryType::Pkg),
+            Some("git") => Some(RepositoryType::Git),
+            Some("dir") => Some(RepositoryType::Dir),
+            _ => None,
+        };
+        task.trust.clone_from(&repository.trust);
+    }
+    task.environment.clone_from(&configuration.environment);
+    if !configuration.arguments.is_empty() {
+        task.target_config = Some(quoting::join(&configuration.arguments));
+    }
+    task.warning_regex.clone_from(&configuration.warning_regexes);
+    task.host = configuration.is_of_class("host").then_some(true);
+    task
+}
+
+fn answer_of(response: &TaskResponse, era: Era, session_url: Option<&str>) -> Result<Response, Problem> {
+    let text = response.serialize(era).map_err(|e| Problem::internal("write a task", &e))?;
+    let mut answer = ([(header::CONTENT_TYPE, "text/manifest;charset=utf-8")], text).into_response();
+    if let Some(url) = session_url.and_then(|u| u.parse().ok()) {
+        answer.headers_mut().insert("bbot-session-url", url);
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(text: &str) -> Vec<(String, String)> {
+        super::super::params::parse(text)
+    }
+
+    #[test]
+    fn parameters() {
+        for (text, expected) in [
+            ("", Ok(0)),
+            ("r=pkg%3Acppget.org%2Fstable&repository=x", Ok(2)),
+            ("interactive=both&t=&t=github", Ok(0)),
+            ("interactive=yes", Err("invalid interactive mode: expected false, true or both")),
+            ("foo=1", Err("unknown parameter \"foo\"")),
+            ("r=", Err("empty repository name")),
+        ] {
+            match (wanted(&pairs(text)), expected) {
+                (Ok(w), Ok(n)) => assert_eq!(w.repositories.len(), n, "{text}"),
+                (Err(p), Err(what)) => assert_eq!((p.status, p.sentence.as_str()), (StatusCode::BAD_REQUEST, what)),
+                (got, _) => panic!("{text}: {got:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_here_is_interactive_or_a_services() {
+        for (text, mode, expected) in [
+            ("", None, true),
+            ("", Some(InteractiveMode::Both), true),
+            ("", Some(InteractiveMode::True), false),
+            ("interactive=true", Some(InteractiveMode::Both), false),
+            ("interactive=false", None, true),
+            ("t=", None, true),
+            ("t=ci-github", None, false),
+            ("t=ci-github&t=", None, true),
+        ] {
+            assert_eq!(anything(&wanted(&pairs(text)).unwrap(), mode), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The command line of `bbot-controller`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::config::{Config, DEFAULT_PORT, EraChoice, Limits};
+use crate::source::git::Addresses;
+
+/// The controller of the build bot: keeps the queue of builds, hands tasks to agents, takes their results
+/// and shows them on pages and as JSON.
+///
+/// Agents ask it at <http://HOST:PORT/>. Submit with `bbot submit`, look with a browser. Whatever changes
+/// something needs the token, which is made at the first start.
+///
+/// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage. Environment: BBOT_LOG sets what is logged
+/// (error, warn, info, debug).
+#[derive(Debug, Parser)]
+#[command(name = "bbot-controller", version, max_term_width = 100)]
+pub struct Options {
+    /// Address and port to listen on; port 0 takes a free one. Only this computer can reach the default
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)))]
+    pub listen: SocketAddr,
+
+    /// Directory of the database, the archives and the token; made where there is none
+    #[arg(long, value_name = "DIR", env = "BBOT_CONTROLLER_DATA")]
+    pub data: PathBuf,
+
+    /// Which machines build which configurations [default: any machine, configuration `default`]
+    #[arg(long, value_name = "FILE")]
+    pub buildtab: Option<PathBuf>,
+
+    /// Directory of agents' RSA public keys (*.pem): only agents with one of these keys get tasks, and they
+    /// must prove it with their results [default: any agent]
+    #[arg(long, value_name = "DIR")]
+    pub agent_keys: Option<PathBuf>,
+
+    /// Which wire agents are answered on: auto (by what each of them sends), 2017 or later
+    #[arg(long, value_name = "ERA", default_value = "auto", value_parser = clap::value_parser!(EraChoice))]
+    pub era: EraChoice,
+
+    /// Seconds that an agent may take for a task before it is given to another one
+    #[arg(long, value_name = "SECONDS", default_value_t = 10_800, value_parser = clap::value_parser!(u64).range(1..))]
+    pub result_timeout: u64,
+
+    /// URL that agents and browsers reach this controller by, when something stands before it
+    #[arg(long, value_name = "URL")]
+    pub external_url: Option<String>,
+
+    /// Further host name (HOST or HOST:PORT) that requests may be addressed to; can be repeated
+    #[arg(long = "name", value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// File with the token; made with mode 0600 where there is none [default: DIR/token]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Results have fewer bytes than this
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().result)]
+    pub result_limit: usize,
+
+    /// Archives have at most this many bytes
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().archive)]
+    pub archive_limit: u64,
+
+    /// A git commit has at most this many bytes, unpacked and as fetched
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().git)]
+    pub git_limit: u64,
+
+    /// Seconds that fetching a git commit may take
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().git_time.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub git_timeout: u64,
+
+    /// Fetch sources from private and loopback addresses too
+    #[arg(long)]
+    pub allow_private_sources: bool,
+
+    /// User that `git` runs as when the controller is root
+    #[arg(long, value_name = "USER", default_value = "nobody")]
+    pub source_user: String,
+}
+
+/// The options do not fit this computer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionsError {
+    /// The user for git is not known.
+    #[error("there is no user {user}: name one that sources are fetched as with --source-user")]
+    User {
+        /// The name.
+        user: String,
+    },
+}
+
+impl Options {
+    /// The configuration that these options ask for.
+    ///
+    /// # Errors
+    /// The user for git does not exist, and the controller runs as root.
+    pub fn into_config(self) -> Result<Config, OptionsError> {
+        let source_user = if rustix::process::geteuid().is_root() {
+            let ids = user_ids(&self.source_user).ok_or(OptionsError::User { user: self.source_user })?;
+            Some(ids).filter(|ids| ids.0 != 0)
+        } else {
+            None
+        };
+        let mut config = Config::new(self.data);
+        config.bind = self.listen;
+        config.buildtab = self.buildtab;
+        config.agent_keys = self.agent_keys;
+        config.era = self.era;
+        config.result_timeout = Duration::from_secs(self.result_timeout);
+        config.external_url = self.external_url;
+        config.names = self.names;
+        config.token_file = self.token_file;
+        config.limits = Limits {
+            result: self.result_limit,
+            archive: self.archive_limit,
+            git: self.git_limit,
+            git_time: Duration::from_secs(self.git_timeout),
+            ..Limits::default()
+        };
+        config.source_addresses = if self.allow_private_sources { Addresses::All } else { Addresses::Public };
+        config.source_user = source_user;
+        Ok(config)
+    }
+}
+
+/// User and group id of a user: by name, or `UID:GID`.
+fn user_ids(user: &str) -> Option<(u32, u32)> {
+    if let Some((uid, gid)) = user.split_once(':') {
+        return Some((uid.parse().ok()?, gid.parse().ok()?));
+    }
+    let user = nix::unistd::User::from_name(user).ok().flatten()?;
+    Some((user.uid.as_raw(), user.gid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+        let options = Options::try_parse_from(["bbot-controller", "--data", "/d"]).unwrap();
+        assert_eq!(options.listen.to_string(), "127.0.0.1:2268");
+        assert!(options.listen.ip().is_loopback());
+    }
+
+    #[test]
+    fn wrong_usage() {
+        for arguments in [
+            &["--data"][..],
+            &[],
+            &["--data", "d", "--era", "2018"],
+            &["--data", "d", "--listen", "here"],
+            &["--data", "d", "--result-timeout", "0"],
+        ] {
+            let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());
+            assert_eq!(Options::try_parse_from(arguments).unwrap_err().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn users() {
+        assert_eq!(user_ids("65534:65534"), Some((65534, 65534)));
+        assert_eq!(user_ids("root"), Some((0, 0)));
+        assert_eq!(user_ids("no-such-user-here"), None);
+    }
+}

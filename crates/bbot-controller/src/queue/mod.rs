@@ -1,0 +1,127 @@
+//! The queue's decisions, pure: which era an agent is of, which task it gets, when a lease has lapsed and
+//! what a result does to its build. Everything here is a function of plain data; the store fetches and
+//! keeps, the HTTP side translates.
+//!
+//! ```text
+//!             task handed out                    result (not interrupt)
+//!   queued ---------------------> building ----------------------------> built
+//!     ^                              |  |                                  |
+//!     |   lease lapsed, interrupt    |  | result, rebuild asked meanwhile  |
+//!     +------------------------------+--+                                  |
+//!     |                              rebuild                               |
+//!     +--------------------------------------------------------------------+
+//! ```
+//!
+//! A build that is queued again because its lease lapsed keeps its session until the task is handed out
+//! anew: a result that is merely late is still taken.
+
+pub mod era;
+pub mod outcome;
+pub mod select;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::clock::Millis;
+
+/// Where a build stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Waits for an agent.
+    Queued,
+    /// An agent has it, until it brings a result or its lease lapses.
+    Building,
+    /// There is a result.
+    Built,
+}
+
+impl State {
+    /// All of them, in the order of a build's life.
+    pub const ALL: [Self; 3] = [Self::Queued, Self::Building, Self::Built];
+
+    /// The one text form: in the store, the API and the pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Building => "building",
+            Self::Built => "built",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that is no state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not one of queued, building, built")]
+pub struct UnknownState(pub String);
+
+impl FromStr for State {
+    type Err = UnknownState;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| UnknownState(text.to_owned()))
+    }
+}
+
+/// Whether a build that is with an agent is to be given to another one.
+#[must_use]
+pub fn lapsed(state: State, lease_until: Option<Millis>, now: Millis) -> bool {
+    // Without a lease (it cannot be, the store writes both at once) it would never come back: treat as lapsed.
+    state == State::Building && lease_until.is_none_or(|until| until <= now)
+}
+
+/// What asking for a rebuild does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// It is in the queue anyway.
+    AlreadyQueued,
+    /// It goes back to the queue once its result is there.
+    AfterThisOne,
+    /// It goes to the end of the queue now.
+    Queue,
+}
+
+/// What asking for a rebuild does to a build in this state.
+#[must_use]
+pub fn rebuild(state: State) -> Rebuild {
+    match state {
+        State::Queued => Rebuild::AlreadyQueued,
+        State::Building => Rebuild::AfterThisOne,
+        State::Built => Rebuild::Queue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases() {
+        let now = Millis(1000);
+        for (state, until, expected) in [
+            (State::Building, Some(Millis(1001)), false),
+            (State::Building, Some(Millis(1000)), true),
+            (State::Building, Some(Millis(0)), true),
+            (State::Building, None, true),
+            (State::Queued, Some(Millis(0)), false),
+            (State::Built, Some(Millis(0)), false),
+            (State::Built, None, false),
+        ] {
+            assert_eq!(lapsed(state, until, now), expected, "{state} {until:?}");
+        }
+    }
+
+    #[test]
+    fn states_have_one_text_form() {
+        for state in State::ALL {
+            assert_eq!(state.to_string().parse(), Ok(state));
+        }
+        assert!("Queued".parse::<State>().is_err());
+    }
+}

@@ -1,0 +1,230 @@
+//! What a result does: to its build, and to the agent that brings it.
+//!
+//! The original answers 200 to results that it drops (a lapsed session, a wrong challenge), so that an
+//! agent never learns. Strangers are answered like that here too; an agent of ours is told.
+
+use bbot_manifest::Status;
+
+use super::State;
+
+/// What the store knows of a result's session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionState {
+    /// There never was such a session.
+    Unknown,
+    /// Its result is here already.
+    Answered,
+    /// The task was handed to another agent, or interrupted, since.
+    Superseded,
+    /// It is the session of the build.
+    Current(State),
+}
+
+/// What became of the challenge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// None was asked for and none came, or it was answered well.
+    Good,
+    /// One was asked for and no answer came.
+    Missing,
+    /// None was asked for and an answer came.
+    Unexpected,
+    /// The answer is not the agent's signature of the challenge, or its key is gone.
+    Wrong,
+}
+
+/// Whether the name and version in the result are those of the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// They are.
+    Same,
+    /// They are not.
+    Different,
+}
+
+/// Everything that the decision depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The session.
+    pub session: SessionState,
+    /// The challenge.
+    pub proof: Proof,
+    /// Name and version.
+    pub identity: Identity,
+    /// The result's status.
+    pub status: Status,
+    /// Whether a rebuild was asked for while it was building.
+    pub again: Again,
+}
+
+/// Whether a build is to be queued once more when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// No.
+    No,
+    /// Somebody asked for a rebuild while it was building.
+    Yes,
+}
+
+/// What to do with a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Keep it; the build is then in this state.
+    Keep(State),
+    /// Forget it and queue the build again: the agent gave it up.
+    Requeue,
+    /// It is kept already: say yes once more.
+    Repeat,
+    /// It is wrong, for anyone.
+    Wrong(Mistake),
+    /// It comes too late or from nowhere.
+    Drop(Dropped),
+}
+
+/// A result that no controller takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Mistake {
+    /// Another package than the task's.
+    #[error("invalid session: the package name or version is not that of the task")]
+    Identity,
+    /// `skip` answers a task that came with checksums; these tasks have none.
+    #[error("unexpected status skip: the task was not given with checksums of a previous build")]
+    Skip,
+}
+
+/// Why a result is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    /// There never was such a session.
+    #[error("the session is not known")]
+    Unknown,
+    /// The lease had lapsed and the task is with another agent, or already built.
+    #[error("the session has lapsed: its task was given away again")]
+    Superseded,
+    /// No answer to the challenge.
+    #[error("the answer to the challenge is missing")]
+    NoAnswer,
+    /// An answer to no challenge.
+    #[error("an answer to a challenge that was not given")]
+    UnexpectedAnswer,
+    /// Not the signature of the challenge by the agent's key.
+    #[error("the answer to the challenge is wrong")]
+    WrongAnswer,
+}
+
+/// Decides about a result.
+#[must_use]
+pub fn decide(facts: Facts) -> Verdict {
+    // A result that says another name is refused even when it is late, as the original does: it is the
+    // agent's own fault. Only an unknown session has nothing to compare with.
+    if facts.session == SessionState::Unknown {
+        return Verdict::Drop(Dropped::Unknown);
+    }
+    if facts.identity == Identity::Different {
+        return Verdict::Wrong(Mistake::Identity);
+    }
+    match facts.session {
+        SessionState::Answered => return Verdict::Repeat,
+        SessionState::Superseded | SessionState::Current(State::Built) => return Verdict::Drop(Dropped::Superseded),
+        SessionState::Unknown | SessionState::Current(State::Queued | State::Building) => {}
+    }
+    match facts.proof {
+        Proof::Good => {}
+        Proof::Missing => return Verdict::Drop(Dropped::NoAnswer),
+        Proof::Unexpected => return Verdict::Drop(Dropped::UnexpectedAnswer),
+        Proof::Wrong => return Verdict::Drop(Dropped::WrongAnswer),
+    }
+    match (facts.status, facts.again) {
+        (Status::Skip, _) => Verdict::Wrong(Mistake::Skip),
+        (Status::Interrupt, _) => Verdict::Requeue,
+        (_, Again::Yes) => Verdict::Keep(State::Queued),
+        (_, Again::No) => Verdict::Keep(State::Built),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOOD: Facts = Facts {
+        session: SessionState::Current(State::Building),
+        proof: Proof::Good,
+        identity: Identity::Same,
+        status: Status::Success,
+        again: Again::No,
+    };
+
+    #[test]
+    fn table() {
+        let s = |session| Facts { session, ..GOOD };
+        for (facts, expected) in [
+            (GOOD, Verdict::Keep(State::Built)),
+            (Facts { status: Status::Abort, ..GOOD }, Verdict::Keep(State::Built)),
+            (Facts { status: Status::Abnormal, ..GOOD }, Verdict::Keep(State::Built)),
+            (Facts { status: Status::Interrupt, ..GOOD }, Verdict::Requeue),
+            (Facts { status: Status::Skip, ..GOOD }, Verdict::Wrong(Mistake::Skip)),
+            (Facts { again: Again::Yes, ..GOOD }, Verdict::Keep(State::Queued)),
+            // Late, but nobody else has it.
+            (s(SessionState::Current(State::Queued)), Verdict::Keep(State::Built)),
+            (s(SessionState::Current(State::Built)), Verdict::Drop(Dropped::Superseded)),
+            (s(SessionState::Superseded), Verdict::Drop(Dropped::Superseded)),
+            (s(SessionState::Unknown), Verdict::Drop(Dropped::Unknown)),
+            (s(SessionState::Answered), Verdict::Repeat),
+            (Facts { identity: Identity::Different, ..GOOD }, Verdict::Wrong(Mistake::Identity)),
+            (
+                Facts { identity: Identity::Different, ..s(SessionState::Superseded) },
+                Verdict::Wrong(Mistake::Identity),
+            ),
+            (Facts { identity: Identity::Different, ..s(SessionState::Unknown) }, Verdict::Drop(Dropped::Unknown)),
+            (Facts { proof: Proof::Missing, ..GOOD }, Verdict::Drop(Dropped::NoAnswer)),
+            (Facts { proof: Proof::Unexpected, ..GOOD }, Verdict::Drop(Dropped::UnexpectedAnswer)),
+            (Facts { proof: Proof::Wrong, ..GOOD }, Verdict::Drop(Dropped::WrongAnswer)),
+            (Facts { proof: Proof::Wrong, status: Status::Interrupt, ..GOOD }, Verdict::Drop(Dropped::WrongAnswer)),
+        ] {
+            assert_eq!(decide(facts), expected, "{facts:?}");
+        }
+    }
+
+    fn any_facts() -> impl Strategy<Value = Facts> {
+        (
+            prop_oneof![
+                Just(SessionState::Unknown),
+                Just(SessionState::Answered),
+                Just(SessionState::Superseded),
+                proptest::sample::select(State::ALL.to_vec()).prop_map(SessionState::Current),
+            ],
+            proptest::sample::select(vec![Proof::Good, Proof::Missing, Proof::Unexpected, Proof::Wrong]),
+            proptest::sample::select(vec![Identity::Same, Identity::Different]),
+            proptest::sample::select(vec![
+                Status::Skip,
+                Status::Success,
+                Status::Warning,
+                Status::Error,
+                Status::Abort,
+                Status::Abnormal,
+                Status::Interrupt,
+            ]),
+            proptest::sample::select(vec![Again::No, Again::Yes]),
+        )
+            .prop_map(|(session, proof, identity, status, again)| Facts { session, proof, identity, status, again })
+    }
+
+    proptest! {
+        #[test]
+        fn only_proved_current_results_change_a_build(facts in any_facts()) {
+            if matches!(decide(facts), Verdict::Keep(_) | Verdict::Requeue) {
+                prop_assert_eq!(facts.proof, Proof::Good);
+                prop_assert_eq!(facts.identity, Identity::Same);
+                prop_assert!(matches!(facts.session, SessionState::Current(State::Queued | State::Building)));
+            }
+        }
+
+        #[test]
+        fn a_rebuild_that_was_asked_for_is_never_lost(facts in any_facts()) {
+            if facts.again == Again::Yes {
+                prop_assert_ne!(decide(facts), Verdict::Keep(State::Built));
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Which machine would build which configuration, and which of the waiting builds an agent gets.
+
+use bbot_manifest::Era;
+
+use crate::buildtab::{Buildtab, Configuration};
+
+/// A machine that an agent offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it builds (else it is there for others: an auxiliary machine).
+    pub role: Role,
+}
+
+/// What an offered machine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It builds.
+    Build,
+    /// It serves a build on another machine.
+    Auxiliary,
+}
+
+/// A configuration that the agent can build, with the machine that would do it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// The buildtab line.
+    pub configuration: &'a Configuration,
+    /// Index of the offered machine.
+    pub machine: usize,
+}
+
+/// For each configuration the first offered build machine that it takes, in the order of the buildtab.
+///
+/// An agent of 2017 is given no configuration that names an environment: its wire has no word for it, and
+/// without it the result would be of something else.
+#[must_use]
+pub fn candidates<'a>(buildtab: &'a Buildtab, offers: &[Offer<'_>], era: Era) -> Vec<Candidate<'a>> {
+    buildtab
+        .configurations()
+        .iter()
+        .filter(|c| era != Era::Y2017 || c.environment.is_none())
+        .filter_map(|configuration| {
+            offers
+                .iter()
+                .position(|offer| offer.role == Role::Build && configuration.takes(offer.name))
+                .map(|machine| Candidate { configuration, machine })
+        })
+        .collect()
+}
+
+/// Of the oldest waiting build of each candidate (`None` where there is none), given by its place in the
+/// queue, the one to hand out: its index. First come, first served, whatever the configuration.
+#[must_use]
+pub fn first(places: &[Option<i64>]) -> Option<usize> {
+    places.iter().enumerate().filter_map(|(index, place)| place.map(|p| (p, index))).min().map(|(_, index)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn offers<'a>(names: &[&'a str]) -> Vec<Offer<'a>> {
+        names.iter().map(|name| Offer { name, role: Role::Build }).collect()
+    }
+
+    fn chosen(tab: &str, names: &[Offer<'_>], era: Era) -> Vec<(String, usize)> {
+        let tab = Buildtab::parse(tab, "t").unwrap();
+        candidates(&tab, names, era).iter().map(|c| (c.configuration.name.clone(), c.machine)).collect()
+    }
+
+    #[test]
+    fn the_first_machine_that_matches() {
+        let tab = "linux* a t\nlinux-gcc b t\nwindows* c t\n";
+        assert_eq!(
+            chosen(tab, &offers(&["bsd", "linux-gcc", "linux-clang"]), Era::Y2017),
+            [("a".to_owned(), 1), ("b".to_owned(), 1)]
+        );
+        assert_eq!(chosen(tab, &offers(&["bsd"]), Era::Y2017), []);
+        assert_eq!(chosen(tab, &[], Era::Later), []);
+    }
+
+    #[test]
+    fn auxiliary_machines_build_nothing() {
+        let offers = [Offer { name: "linux-a", role: Role::Auxiliary }, Offer { name: "linux-b", role: Role::Build }];
+        assert_eq!(chosen("linux* a t\n", &offers, Era::Later), [("a".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn environments_are_for_later_agents() {
+        let tab = "w** a t/vc143 all\nw** b t all\n";
+        assert_eq!(chosen(tab, &offers(&["w"]), Era::Y2017), [("b".to_owned(), 0)]);
+        assert_eq!(chosen(tab, &offers(&["w"]), Era::Later), [("a".to_owned(), 0), ("b".to_owned(), 0)]);
+    }
+
+    #[test]
+    fn the_oldest_wins() {
+        for (places, expected) in [
+            (&[][..], None),
+            (&[None, None], None),
+            (&[Some(7), None, Some(3)], Some(2)),
+            (&[Some(1), Some(2)], Some(0)),
+        ] {
+            assert_eq!(first(places), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_older_is_passed_over(places in proptest::collection::vec(proptest::option::of(any::<i64>()), 0..20)) {
+            match first(&places) {
+                None => prop_assert!(places.iter().all(Option::is_none)),
+                Some(index) => {
+                    let taken = places[index];
+                    prop_assert!(taken.is_some());
+                    prop_assert!(places.iter().flatten().all(|p| Some(*p) >= taken));
+                }
+            }
+        }
+
+        #[test]
+        fn a_candidate_is_always_takeable(names in proptest::collection::vec("(linux|bsd)-[ab]", 0..6)) {
+            let tab = Buildtab::parse("linux* l t\n*-a a t\nbsd** b t all\n", "t").unwrap();
+            let offers: Vec<Offer<'_>> = names.iter().map(|n| Offer { name: n, role: Role::Build }).collect();
+            for c in candidates(&tab, &offers, Era::Later) {
+                prop_assert!(c.configuration.takes(&names[c.machine]));
+                prop_assert!(names[..c.machine].iter().all(|n| !c.configuration.takes(n)));
+            }
+        }
+    }
+}

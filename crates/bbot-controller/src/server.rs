@@ -1,0 +1,247 @@
+//! The daemon: opens everything, listens, and ends in order.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{AgentKeys, KeyError};
+use crate::buildtab::{Buildtab, LoadError};
+use crate::config::Config;
+use crate::http::{self, App, Connection};
+use crate::source::archives::Archives;
+use crate::store::{Store, StoreError};
+use crate::token::{Token, TokenError};
+
+/// The controller could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {path}; give another with --data")]
+    Data {
+        /// The directory.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another controller uses the data directory.
+    #[error("another controller uses {path}: stop it, or give another directory with --data")]
+    Locked {
+        /// The directory.
+        path: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {hint}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// How to mend it.
+        hint: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The external URL is none.
+    #[error("--external-url {url}: {what}")]
+    ExternalUrl {
+        /// What was given.
+        url: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The buildtab.
+    #[error(transparent)]
+    Buildtab(#[from] LoadError),
+    /// The agents' keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A client has this long to send a request's head; slow ones must not hold connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Requests that are under way at the end have this long to finish.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How often leases are looked at when no agent asks. Agents' polls look too.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Runs a controller until `shutdown` is cancelled.
+///
+/// # Errors
+/// Something that it needs cannot be used; see [`RunError`]. Once it listens, single failures are logged
+/// and answered, and do not end it.
+pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let data = config.data_dir.clone();
+    let data_error = |source| RunError::Data { path: data.display().to_string(), source };
+    make_private_directory(&data).map_err(data_error)?;
+    let _lock = lock(&data)?;
+    let buildtab = match &config.buildtab {
+        Some(path) => Buildtab::load(path)?,
+        None => Buildtab::default(),
+    };
+    let keys = config.agent_keys.as_deref().map(AgentKeys::open).transpose()?;
+    let token = Token::open(&config.token_path())?;
+    let archives = Archives::new(data.join("archives"), config.limits.archive);
+    archives.prepare().map_err(data_error)?;
+    let external = config.external_url.as_deref().map(http::External::parse).transpose().map_err(|what| {
+        RunError::ExternalUrl { url: config.external_url.clone().unwrap_or_default(), what }
+    })?;
+    let store = Store::open(&data.join("controller.sqlite")).await?;
+
+    let listener = TcpListener::bind(config.bind).await.map_err(|source| RunError::Listen {
+        address: config.bind,
+        hint: listen_hint(&source),
+        source,
+    })?;
+    let address = listener.local_addr().map_err(data_error)?;
+    let connections = Arc::new(Semaphore::new(config.limits.connections));
+    let bound = config.bound.take();
+    let app = Arc::new(App::new(config, external, address, store.clone(), archives, buildtab, keys, token, shutdown.clone()));
+    tracing::info!(%address, data = %data.display(), "listening on {address}");
+    if let Some(bound) = bound {
+        // Nobody waiting for it any more is no reason to stop.
+        let _ = bound.send(address);
+    }
+
+    let router = http::router(Arc::clone(&app));
+    let tasks = TaskTracker::new();
+    let sweeper = tokio::spawn(sweep(Arc::clone(&app), shutdown.clone()));
+    loop {
+        // The permit comes first: at the limit, further clients wait in the kernel's queue.
+        let permit = tokio::select! {
+            () = shutdown.cancelled() => break,
+            permit = Arc::clone(&connections).acquire_owned() => permit,
+        };
+        let Ok(permit) = permit else { break };
+        let (stream, peer) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    // Out of descriptors, mostly; it passes when others close theirs.
+                    tracing::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+        };
+        let router = TowerToHyperService::new(router.clone());
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            serve(stream, peer, router, shutdown).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+        tracing::warn!("requests were still under way after {} s and are cut off", GRACE.as_secs());
+    }
+    sweeper.abort();
+    store.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there; stop it, or choose another port with --listen",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root; choose another with --listen",
+        io::ErrorKind::AddrNotAvailable => "this computer has no such address; choose another with --listen",
+        _ => "choose another address with --listen",
+    }
+}
+
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    // Sources and logs are nobody else's business. A directory that is there keeps its mode.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Holds the data directory for this process alone.
+fn lock(data: &Path) -> Result<std::fs::File, RunError> {
+    let fail = |source| RunError::Data { path: data.display().to_string(), source };
+    let file = std::fs::File::create(data.join("lock")).map_err(fail)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { path: data.display().to_string() }),
+        Err(e) => Err(fail(e.into())),
+    }
+}
+
+async fn sweep(app: Arc<App>, shutdown: CancellationToken) {
+    loop {
+        if let Err(e) = app.requeue_lapsed().await {
+            tracing::error!("cannot look for lapsed leases: {e}");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(SWEEP) => {}
+        }
+    }
+}
+
+/// The routes, with what they must know of the connection.
+struct Service {
+    router: TowerToHyperService<axum::Router>,
+    connection: Connection,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.connection);
+        Box::pin(self.router.call(request))
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: TowerToHyperService<axum::Router>,
+    shutdown: CancellationToken,
+) {
+    let Ok(local) = stream.local_addr() else { return };
+    // Answers are short: without this, the second write of one waits for an acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let service = Service { router, connection: Connection { local, peer } };
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(%peer, "connection: {e}");
+    }
+}

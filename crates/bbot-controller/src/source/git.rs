@@ -1,0 +1,513 @@
+//! Fetching a commit: the `git` program as an unprivileged child, on a short leash.
+//!
+//! https only, no redirects, no submodules, no hooks, no prompts, nothing of the user's or the system's
+//! configuration; a private or loopback address is refused unless that is allowed, and the address that was looked
+//! at is the one that is connected to. Time and size are bounded. What comes out is an archive by its hash.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::Git;
+use super::archives::{ArchiveError, Archives};
+use super::pack::{self, PackError};
+
+/// How a fetch is bounded, and who does it.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Longest time of the whole fetch.
+    pub time: Duration,
+    /// Most bytes on disk, and most bytes of the tree.
+    pub bytes: u64,
+    /// Whether private and loopback addresses may be connected to.
+    pub addresses: Addresses,
+    /// User and group that `git` runs as; needs root.
+    pub user: Option<(u32, u32)>,
+}
+
+/// Which addresses may be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addresses {
+    /// Those that anybody on the internet can reach.
+    Public,
+    /// Any.
+    All,
+}
+
+/// A commit could not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GitError {
+    /// The URL is not one to fetch from.
+    #[error("cannot fetch {url}: {what}")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The commit is not one.
+    #[error("{0:?} is not a commit: give its full hash, 40 or 64 lower-case hex digits")]
+    Commit(String),
+    /// git failed.
+    #[error("git cannot {doing} {url}: {output}")]
+    Failed {
+        /// What it was to do.
+        doing: &'static str,
+        /// The repository.
+        url: String,
+        /// The end of what it said.
+        output: String,
+    },
+    /// It took too long.
+    #[error("fetching {url} took longer than {seconds} seconds")]
+    TimedOut {
+        /// The repository.
+        url: String,
+        /// The bound.
+        seconds: u64,
+    },
+    /// It was too large.
+    #[error("{url} at this commit is larger than {limit} bytes")]
+    TooLarge {
+        /// The repository.
+        url: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// The tree could not be packed.
+    #[error("cannot pack {url}: {what}")]
+    Pack {
+        /// The repository.
+        url: String,
+        /// Why not.
+        what: String,
+    },
+    /// The archive could not be kept.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// Something of this computer failed.
+    #[error("cannot {doing}")]
+    Io {
+        /// What was to be done.
+        doing: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl GitError {
+    /// Whether the fault is this computer's, not the request's.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Archive(ArchiveError::Io { .. }))
+    }
+}
+
+/// A URL that may be fetched from, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    host: String,
+    port: u16,
+}
+
+/// Checks the form of a URL: https, a host, no user, nothing that a shell, git or curl reads differently.
+fn target(url: &str) -> Result<Target, String> {
+    let rest = url.strip_prefix("https://").ok_or("only https:// is fetched")?;
+    if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['"', '\\', '\'', '<', '>', '`']) {
+        return Err("the URL has characters that must be percent-encoded".to_owned());
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.contains('@') {
+        return Err("a user name or password in the URL is not taken".to_owned());
+    }
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => {
+            (host, port.parse().map_err(|_| format!("{port:?} is not a port"))?)
+        }
+        _ => (authority, 443),
+    };
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let name_like = !bare.is_empty() && bare.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+    if !name_like || bare.starts_with('-') {
+        return Err(format!("{host:?} is not a host name"));
+    }
+    Ok(Target { host: bare.to_owned(), port })
+}
+
+/// Whether anybody on the internet can reach the address.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            !(v4.is_loopback()
+                || v4.is_private()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_broadcast()
+                || v4.is_multicast()
+                || v4.is_documentation()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+                || (a == 192 && b == 0 && c == 0)
+                || (a == 198 && (b == 18 || b == 19)))
+        }
+        IpAddr::V6(v6) => {
+            let s = v6.segments();
+            // An IPv4 address in another dress: mapped, NAT64, 6to4.
+            let inner = match s {
+                [0, 0, 0, 0, 0, 0xffff, a, b] | [0x64, 0xff9b, 0, 0, 0, 0, a, b] => Some((a, b)),
+                [0x2002, a, b, ..] => Some((a, b)),
+                _ => None,
+            };
+            if let Some((a, b)) = inner {
+                let ([a, b], [c, d]) = (a.to_be_bytes(), b.to_be_bytes());
+                return is_public(IpAddr::from([a, b, c, d]));
+            }
+            // Global unicast is 2000::/3; of it, documentation and Teredo are nobody's.
+            s[0] & 0xe000 == 0x2000 && !(s[0] == 0x2001 && (s[1] == 0xdb8 || s[1] == 0))
+        }
+    }
+}
+
+/// Fetches the commit and keeps it as an archive; its SHA-256.
+///
+/// # Errors
+/// See [`GitError`].
+pub async fn fetch(git: &Git, archives: &Archives, limits: &Limits) -> Result<String, GitError> {
+    let commit = &git.commit;
+    if !matches!(commit.len(), 40 | 64) || !commit.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        return Err(GitError::Commit(commit.clone()));
+    }
+    let bad_url = |what| GitError::Url { url: git.url.clone(), what };
+    let target = target(&git.url).map_err(bad_url)?;
+    let work = async {
+        let address = resolve(&target, limits.addresses).await.map_err(bad_url)?;
+        fetch_from(git, &target, address, archives, limits).await
+    };
+    match tokio::time::timeout(limits.time, work).await {
+        Ok(result) => result,
+        Err(_) => Err(GitError::TimedOut { url: git.url.clone(), seconds: limits.time.as_secs() }),
+    }
+}
+
+async fn resolve(target: &Target, allowed: Addresses) -> Result<IpAddr, String> {
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((target.host.as_str(), target.port))
+        .await
+        .map_err(|e| format!("cannot find {}: {e}", target.host))?
+        .collect();
+    let first = found.first().ok_or_else(|| format!("{} has no address", target.host))?.ip();
+    if allowed == Addresses::Public
+        && let Some(private) = found.iter().map(SocketAddr::ip).find(|ip| !is_public(*ip))
+    {
+        return Err(format!(
+            "{} is at {private}, which is not a public address; --allow-private-sources allows it",
+            target.host
+        ));
+    }
+    Ok(first)
+}
+
+async fn fetch_from(
+    git: &Git,
+    target: &Target,
+    address: IpAddr,
+    archives: &Archives,
+    limits: &Limits,
+) -> Result<String, GitError> {
+    let io = |doing| move |source| GitError::Io { doing, source };
+    let directory = tempfile::Builder::new().prefix("bbot-git-").tempdir().map_err(io("make a temporary directory"))?;
+    if let Some((uid, gid)) = limits.user {
+        std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).map_err(io("hand over a temporary directory"))?;
+    }
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))
+        .map_err(io("close a temporary directory"))?;
+
+    let child = Child { git, directory: directory.path(), target, address, limits };
+    child.run("prepare for", &["init", "--quiet", "--bare", "."]).await?;
+    // One commit is enough; a server that gives out no single commits is asked for all its branches.
+    let one = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--depth=1", "--", &git.url, &git.commit];
+    if let Err(first) = child.run("fetch from", &one).await {
+        if !matches!(first, GitError::Failed { .. }) {
+            return Err(first);
+        }
+        let heads = "+refs/heads/*:refs/remotes/o/*";
+        let tags = "+refs/tags/*:refs/tags/*";
+        let all = ["fetch", "--quiet", "--no-recurse-submodules", "--", &git.url, heads, tags];
+        child.run("fetch from", &all).await?;
+    }
+    let revision = format!("{}^{{commit}}", git.commit);
+    child.run("find the commit in", &["cat-file", "-e", &revision]).await?;
+    child.run("take the tree from", &["archive", "--format=tar", "--output=tree.tar", &git.commit]).await?;
+
+    let tree = directory.path().join("tree.tar");
+    let archives = archives.clone();
+    let (limit, url) = (limits.bytes, git.url.clone());
+    tokio::task::spawn_blocking(move || pack(&tree, &archives, limit, &url))
+        .await
+        .map_err(|e| GitError::Io { doing: "pack a tree", source: std::io::Error::other(e) })?
+}
+
+fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<String, GitError> {
+    let io = |doing| move |source| GitError::Io { doing, source };
+    let input = std::fs::File::open(tree).map_err(io("read a tree"))?;
+    let mut spool = tempfile::tempfile().map_err(io("make a temporary file"))?;
+    let mut packed = tempfile::tempfile().map_err(io("make a temporary file"))?;
+    pack::repack(std::io::BufReader::new(input), &mut spool, std::io::BufWriter::new(&packed), limit).map_err(|e| {
+        match e {
+            PackError::TooLarge(limit) => GitError::TooLarge { url: url.to_owned(), limit },
+            other => GitError::Pack { url: url.to_owned(), what: other.to_string() },
+        }
+    })?;
+    std::io::Seek::rewind(&mut packed).map_err(io("read a temporary file"))?;
+    let mut incoming = archives.begin()?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let n = std::io::Read::read(&mut packed, &mut buffer).map_err(io("read a temporary file"))?;
+        if n == 0 {
+            break;
+        }
+        incoming.write(&buffer[..n])?;
+    }
+    Ok(incoming.finish(None)?.0)
+}
+
+/// How `git` is run.
+struct Child<'a> {
+    git: &'a Git,
+    directory: &'a Path,
+    target: &'a Target,
+    address: IpAddr,
+    limits: &'a Limits,
+}
+
+/// How often the size on disk is looked at.
+const SIZE_CHECK: Duration = Duration::from_millis(250);
+
+/// Most bytes of git's own words in an error.
+const OUTPUT_LIMIT: usize = 2000;
+
+impl Child<'_> {
+    async fn run(&self, doing: &'static str, arguments: &[&str]) -> Result<(), GitError> {
+        let io = |source| GitError::Io { doing: "run git (is it installed?)", source };
+        let output = self.directory.join("output");
+        let file = std::fs::File::create(&output).map_err(io)?;
+        let mut command = Command::new("git");
+        command
+            .args(self.configuration())
+            .args(arguments)
+            .current_dir(self.directory)
+            .env_clear()
+            .envs(environment(self.directory))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(file))
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some((uid, gid)) = self.limits.user {
+            command.uid(uid).gid(gid);
+        }
+        let mut child = command.spawn().map_err(io)?;
+        // git's own children (git-remote-https) are in its group and go with it, however this ends.
+        let _group = Group::of(&child);
+        let status = loop {
+            match tokio::time::timeout(SIZE_CHECK, child.wait()).await {
+                Ok(status) => break status.map_err(io)?,
+                Err(_) if size(self.directory) > self.limits.bytes => return Err(self.too_large()),
+                Err(_) => {}
+            }
+        };
+        if size(self.directory) > self.limits.bytes.saturating_mul(2) {
+            return Err(self.too_large());
+        }
+        if status.success() {
+            return Ok(());
+        }
+        let said = std::fs::read(&output).unwrap_or_default();
+        let said = bbot_manifest::log_text(&said[said.len().saturating_sub(OUTPUT_LIMIT)..]);
+        let said = said.trim();
+        let output = if said.is_empty() { status.to_string() } else { said.replace('\n', "; ") };
+        Err(GitError::Failed { doing, url: self.git.url.clone(), output })
+    }
+
+    fn too_large(&self) -> GitError {
+        GitError::TooLarge { url: self.git.url.clone(), limit: self.limits.bytes }
+    }
+
+    fn configuration(&self) -> Vec<OsString> {
+        let address = match self.address {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("[{v6}]"),
+        };
+        let pinned = format!("http.curloptResolve={}:{}:{address}", self.target.host, self.target.port);
+        [
+            "core.hooksPath=/dev/null",
+            "core.attributesFile=/dev/null",
+            "credential.helper=",
+            "http.followRedirects=false",
+            "protocol.allow=never",
+            "protocol.https.allow=always",
+            "transfer.fsckObjects=true",
+            "gc.auto=0",
+            "maintenance.auto=false",
+            &pinned,
+        ]
+        .into_iter()
+        .flat_map(|pair| [OsString::from("-c"), OsString::from(pair)])
+        .collect()
+    }
+}
+
+/// Nothing of this process' environment goes to git but where programs and certificates are, and a proxy.
+fn environment(directory: &Path) -> Vec<(OsString, OsString)> {
+    let mut environment: Vec<(OsString, OsString)> = [
+        ("GIT_ALLOW_PROTOCOL", "https"),
+        ("GIT_TERMINAL_PROMPT", "0"),
+        ("GIT_ASKPASS", "/bin/false"),
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ("GIT_ATTR_NOSYSTEM", "1"),
+        ("GIT_LFS_SKIP_SMUDGE", "1"),
+        ("LC_ALL", "C"),
+    ]
+    .map(|(name, value)| (name.into(), value.into()))
+    .to_vec();
+    environment.push(("HOME".into(), directory.into()));
+    for name in ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "https_proxy", "HTTPS_PROXY", "no_proxy"] {
+        if let Some(value) = std::env::var_os(name) {
+            environment.push((name.into(), value));
+        }
+    }
+    environment
+}
+
+/// A process group that is killed when this is dropped.
+struct Group(Option<rustix::process::Pid>);
+
+impl Group {
+    fn of(child: &tokio::process::Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is what is wanted.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Bytes of all files below a directory; what vanishes meanwhile counts nothing.
+fn size(directory: &Path) -> u64 {
+    let mut total = 0_u64;
+    let mut waiting: Vec<PathBuf> = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => waiting.push(entry.path()),
+                Ok(meta) => total = total.saturating_add(meta.len()),
+                Err(_) => {}
+            }
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        for (url, expected) in [
+            ("https://example.org/a.git", Ok(("example.org", 443))),
+            ("https://example.org:8443/a", Ok(("example.org", 8443))),
+            ("https://[2001:db8::1]/a", Ok(("2001:db8::1", 443))),
+            ("https://[2001:db8::1]:444/a", Ok(("2001:db8::1", 444))),
+            ("http://example.org/a", Err("only https:// is fetched")),
+            ("git@example.org:a", Err("only https:// is fetched")),
+            ("ext::sh -c id", Err("only https:// is fetched")),
+            ("https://user:pw@example.org/a", Err("a user name or password in the URL is not taken")),
+            ("https://exa mple.org/", Err("the URL has characters that must be percent-encoded")),
+            ("https://example.org/\n", Err("the URL has characters that must be percent-encoded")),
+            ("https:///a", Err("\"\" is not a host name")),
+            ("https://-x/a", Err("\"-x\" is not a host name")),
+            ("https://example.org:http/a", Err("\"http\" is not a port")),
+        ] {
+            let got = target(url);
+            match expected {
+                Ok((host, port)) => assert_eq!(got, Ok(Target { host: host.to_owned(), port }), "{url}"),
+                Err(what) => assert_eq!(got, Err(what.to_owned()), "{url}"),
+            }
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for (address, expected) in [
+            ("127.0.0.1", false),
+            ("10.1.2.3", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("169.254.169.254", false),
+            ("100.64.0.1", false),
+            ("0.0.0.0", false),
+            ("198.18.0.1", false),
+            ("240.0.0.1", false),
+            ("140.82.121.3", true),
+            ("::1", false),
+            ("::", false),
+            ("fe80::1", false),
+            ("fd00::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("64:ff9b::7f00:1", false),
+            ("2002:7f00:1::", false),
+            ("2606:50c0:8000::153", true),
+        ] {
+            assert_eq!(is_public(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    fn limits(addresses: Addresses) -> Limits {
+        Limits { time: Duration::from_secs(20), bytes: 1 << 20, addresses, user: None }
+    }
+
+    #[tokio::test]
+    async fn refused_before_git_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = Archives::new(dir.path().to_owned(), 1 << 20);
+        let commit = "0".repeat(40);
+        for (url, commit, expected) in [
+            ("https://127.0.0.1:1/x", commit.as_str(), "which is not a public address; --allow-private-sources"),
+            ("https://localhost:1/x", &commit, "which is not a public address"),
+            ("https://[::1]:1/x", &commit, "which is not a public address"),
+            ("file:///etc", &commit, "only https:// is fetched"),
+            ("https://127.0.0.1:1/x", "main", "is not a commit"),
+            ("https://127.0.0.1:1/x", "--upload-pack=id", "is not a commit"),
+        ] {
+            let git = Git { url: url.to_owned(), commit: commit.to_owned(), archive: None };
+            let error = fetch(&git, &archives, &limits(Addresses::Public)).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(!error.is_internal());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_server_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = Archives::new(dir.path().to_owned(), 1 << 20);
+        let git = Git { url: "https://127.0.0.1:1/x".to_owned(), commit: "0".repeat(40), archive: None };
+        let error = fetch(&git, &archives, &limits(Addresses::All)).await.unwrap_err();
+        assert!(matches!(error, GitError::Failed { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

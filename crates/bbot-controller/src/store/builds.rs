@@ -1,0 +1,265 @@
+//! Builds: lists, one build with its attempts and logs, and rebuilds.
+
+use bbot_manifest::Status;
+use sqlx::Row as _;
+
+use super::rows::{self, Attempt, Build};
+use super::{Doing as _, Store, StoreError, next};
+use crate::clock::Millis;
+use crate::queue::{self, Rebuild, State};
+
+/// Which builds a list shows. Names take the wildcards `*` and `?`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Package name.
+    pub package: Option<String>,
+    /// Configuration name.
+    pub configuration: Option<String>,
+    /// State.
+    pub state: Option<State>,
+    /// Status; only of builds that are built.
+    pub status: Option<Status>,
+    /// Only builds below this place: where the page before ended.
+    pub before: Option<i64>,
+}
+
+/// The log of one operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The operation.
+    pub operation: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// The beginning and the end of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogExcerpt {
+    /// The operation.
+    pub operation: String,
+    /// Its first characters; the whole log when `tail` is `None`.
+    pub head: String,
+    /// Its last characters, where something between is left out.
+    pub tail: Option<String>,
+}
+
+/// `LIKE` pattern for a name with `*` and `?`; everything for none.
+fn like(name: Option<&str>) -> String {
+    let Some(name) = name else { return "%".to_owned() };
+    let mut pattern = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        match c {
+            '*' => pattern.push('%'),
+            '?' => pattern.push('_'),
+            '%' | '_' | '\\' => {
+                pattern.push('\\');
+                pattern.push(c);
+            }
+            c => pattern.push(c),
+        }
+    }
+    pattern
+}
+
+impl Store {
+    /// At most `limit` builds, newest first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn builds(&self, filter: &Filter, limit: i64) -> Result<Vec<Build>, StoreError> {
+        sqlx::query(
+            "SELECT * FROM builds WHERE position < $1 \
+             AND ($2 = '%' OR package LIKE $2 ESCAPE '\\') \
+             AND ($3 = '%' OR configuration LIKE $3 ESCAPE '\\') \
+             AND ($4 = '' OR state = $4) \
+             AND ($5 = '' OR (state = 'built' AND status = $5)) \
+             ORDER BY position DESC LIMIT $6",
+        )
+        .bind(filter.before.unwrap_or(i64::MAX))
+        .bind(like(filter.package.as_deref()))
+        .bind(like(filter.configuration.as_deref()))
+        .bind(filter.state.map_or("", State::as_str))
+        .bind(filter.status.map_or_else(String::new, |s| s.to_string()))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .doing("list builds")?
+        .iter()
+        .map(rows::build)
+        .collect()
+    }
+
+    /// How many builds wait and how many are with agents.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn counts(&self) -> Result<(i64, i64), StoreError> {
+        const DOING: &str = "count builds";
+        let row = sqlx::query(
+            "SELECT (SELECT COUNT(*) FROM builds WHERE state = 'queued') AS queued, \
+             (SELECT COUNT(*) FROM builds WHERE state = 'building') AS building",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .doing(DOING)?;
+        Ok((row.try_get("queued").doing(DOING)?, row.try_get("building").doing(DOING)?))
+    }
+
+    /// The build of this number.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn build(&self, id: i64) -> Result<Option<Build>, StoreError> {
+        let row = sqlx::query("SELECT * FROM builds WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read a build")?;
+        row.as_ref().map(rows::build).transpose()
+    }
+
+    /// The last attempts of a build, newest first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn attempts(&self, build: i64, limit: i64) -> Result<Vec<Attempt>, StoreError> {
+        sqlx::query("SELECT * FROM attempts WHERE build = $1 ORDER BY number DESC LIMIT $2")
+            .bind(build)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .doing("read the attempts of a build")?
+            .iter()
+            .map(|row| rows::attempt(row, build))
+            .collect()
+    }
+
+    /// One attempt of a build.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn attempt(&self, build: i64, number: i64) -> Result<Option<Attempt>, StoreError> {
+        let row = sqlx::query("SELECT * FROM attempts WHERE build = $1 AND number = $2")
+            .bind(build)
+            .bind(number)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read an attempt")?;
+        row.as_ref().map(|row| rows::attempt(row, build)).transpose()
+    }
+
+    /// The logs of an attempt in their order; of one operation where one is named.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn logs(&self, build: i64, attempt: i64, operation: Option<&str>) -> Result<Vec<Log>, StoreError> {
+        const DOING: &str = "read logs";
+        sqlx::query(
+            "SELECT operation, log FROM logs WHERE build = $1 AND attempt = $2 AND ($3 = '' OR operation = $3) \
+             ORDER BY position",
+        )
+        .bind(build)
+        .bind(attempt)
+        .bind(operation.unwrap_or_default())
+        .fetch_all(&self.pool)
+        .await
+        .doing(DOING)?
+        .iter()
+        .map(|row| {
+            Ok(Log { operation: row.try_get("operation").doing(DOING)?, text: row.try_get("log").doing(DOING)? })
+        })
+        .collect()
+    }
+
+    /// The logs of an attempt, of each at most `head + tail` characters.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn log_excerpts(
+        &self,
+        build: i64,
+        attempt: i64,
+        head: i64,
+        tail: i64,
+    ) -> Result<Vec<LogExcerpt>, StoreError> {
+        const DOING: &str = "read the beginnings and ends of logs";
+        sqlx::query(
+            "SELECT operation, \
+             CASE WHEN length(log) <= $3 + $4 THEN log ELSE substr(log, 1, $3) END AS head, \
+             CASE WHEN length(log) <= $3 + $4 THEN NULL ELSE substr(log, length(log) - $4 + 1) END AS tail \
+             FROM logs WHERE build = $1 AND attempt = $2 ORDER BY position",
+        )
+        .bind(build)
+        .bind(attempt)
+        .bind(head)
+        .bind(tail)
+        .fetch_all(&self.pool)
+        .await
+        .doing(DOING)?
+        .iter()
+        .map(|row| {
+            Ok(LogExcerpt {
+                operation: row.try_get("operation").doing(DOING)?,
+                head: row.try_get("head").doing(DOING)?,
+                tail: row.try_get("tail").doing(DOING)?,
+            })
+        })
+        .collect()
+    }
+
+    /// Asks for a build to be done again; `None` when there is no such build.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn rebuild(&self, id: i64, reason: Option<&str>, now: Millis) -> Result<Option<Rebuild>, StoreError> {
+        const DOING: &str = "queue a build again";
+        let mut transaction = self.begin(DOING).await?;
+        let row =
+            sqlx::query("SELECT * FROM builds WHERE id = $1").bind(id).fetch_optional(&mut *transaction).await.doing(DOING)?;
+        let Some(build) = row.as_ref().map(rows::build).transpose()? else { return Ok(None) };
+        let rebuild = queue::rebuild(build.state);
+        match rebuild {
+            Rebuild::Queue => {
+                let position = next(&mut transaction, "queue").await?;
+                sqlx::query(
+                    "UPDATE builds SET state = 'queued', position = $2, queued = $3, reason = $4, again = 0, \
+                     session = NULL, lease_until = NULL WHERE id = $1",
+                )
+                .bind(id)
+                .bind(position)
+                .bind(now.0)
+                .bind(reason)
+                .execute(&mut *transaction)
+                .await
+                .doing(DOING)?;
+            }
+            // Queued with a session is queued because its lease lapsed: its result may still come, and is
+            // then not what was asked for.
+            Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
+                sqlx::query("UPDATE builds SET again = 1, reason = $2 WHERE id = $1")
+                    .bind(id)
+                    .bind(reason)
+                    .execute(&mut *transaction)
+                    .await
+                    .doing(DOING)?;
+            }
+            Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {}
+        }
+        transaction.commit().await.doing(DOING)?;
+        Ok(Some(rebuild))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::like;
+
+    #[test]
+    fn wildcards_become_like_patterns() {
+        for (name, expected) in
+            [(None, "%"), (Some("zlib"), "zlib"), (Some("lib*-?"), "lib%-_"), (Some("50%_\\"), "50\\%\\_\\\\")]
+        {
+            assert_eq!(like(name), expected);
+        }
+    }
+}

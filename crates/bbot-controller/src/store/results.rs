@@ -1,0 +1,188 @@
+//! Results: what is known of a session, and what a result writes.
+
+use bbot_manifest::Status;
+use sqlx::Row as _;
+
+use super::rows::{self, Build, Operation};
+use super::{Doing as _, Store, StoreError, next};
+use crate::clock::Millis;
+use crate::queue::State;
+use crate::queue::outcome::{Again, SessionState, Verdict};
+
+/// A result that came for a session.
+#[derive(Debug, Clone)]
+pub struct NewResult {
+    /// The overall status.
+    pub status: Status,
+    /// Its operations in their order.
+    pub operations: Vec<NewOperation>,
+}
+
+/// One operation of a result.
+#[derive(Debug, Clone)]
+pub struct NewOperation {
+    /// Its name.
+    pub name: String,
+    /// Its status.
+    pub status: Status,
+    /// Its log, sanitised.
+    pub log: String,
+}
+
+/// What the store knows of a session.
+#[derive(Debug, Clone)]
+pub struct SessionFacts {
+    /// The build of the session.
+    pub build: Build,
+    /// Where the session stands.
+    pub state: SessionState,
+    /// Fingerprint of the key that has to answer the challenge.
+    pub fingerprint: Option<String>,
+    /// The challenge.
+    pub challenge: Option<String>,
+    /// Whether a rebuild was asked for meanwhile.
+    pub again: Again,
+}
+
+const FACTS: &str = "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, \
+    s.attempt AS session_attempt, s.id AS session_id FROM sessions s JOIN builds b ON b.id = s.build WHERE s.id = $1";
+
+fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError> {
+    const DOING: &str = "read a session";
+    let build = rows::build(row)?;
+    let session: String = row.try_get("session_id").doing(DOING)?;
+    let attempt: Option<i64> = row.try_get("session_attempt").doing(DOING)?;
+    let state = if attempt.is_some() {
+        SessionState::Answered
+    } else if build.session.as_deref() == Some(session.as_str()) {
+        SessionState::Current(build.state)
+    } else {
+        SessionState::Superseded
+    };
+    let again = if build.again { Again::Yes } else { Again::No };
+    Ok(SessionFacts {
+        build,
+        state,
+        fingerprint: row.try_get("session_fingerprint").doing(DOING)?,
+        challenge: row.try_get("session_challenge").doing(DOING)?,
+        again,
+    })
+}
+
+impl Store {
+    /// What is known of a session; `None` when there never was one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn session(&self, session: &str) -> Result<Option<SessionFacts>, StoreError> {
+        let row = sqlx::query(FACTS).bind(session).fetch_optional(&self.pool).await.doing("read a session")?;
+        row.as_ref().map(facts).transpose()
+    }
+
+    /// Takes a result: reads the session, lets `decide` say what to do, and does it, in one transaction.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn take_result(
+        &self,
+        session: &str,
+        result: &NewResult,
+        now: Millis,
+        decide: impl FnOnce(&SessionFacts) -> Verdict + Send,
+    ) -> Result<Option<Verdict>, StoreError> {
+        const DOING: &str = "keep a result";
+        let mut transaction = self.begin(DOING).await?;
+        let row = sqlx::query(FACTS).bind(session).fetch_optional(&mut *transaction).await.doing(DOING)?;
+        let Some(facts) = row.as_ref().map(facts).transpose()? else { return Ok(None) };
+        let verdict = decide(&facts);
+        match verdict {
+            Verdict::Keep(state) => keep(&mut transaction, session, &facts.build, result, state, now).await?,
+            Verdict::Requeue => {
+                // Without its session a second result for it comes to nothing.
+                sqlx::query("UPDATE builds SET state = 'queued', session = NULL, lease_until = NULL, again = 0 WHERE id = $1")
+                    .bind(facts.build.id)
+                    .execute(&mut *transaction)
+                    .await
+                    .doing(DOING)?;
+            }
+            Verdict::Repeat | Verdict::Wrong(_) | Verdict::Drop(_) => return Ok(Some(verdict)),
+        }
+        transaction.commit().await.doing(DOING)?;
+        Ok(Some(verdict))
+    }
+}
+
+async fn keep(
+    connection: &mut sqlx::AnyConnection,
+    session: &str,
+    build: &Build,
+    result: &NewResult,
+    state: State,
+    now: Millis,
+) -> Result<(), StoreError> {
+    const DOING: &str = "keep a result";
+    let number = build.attempt + 1;
+    let operations: Vec<Operation> = result
+        .operations
+        .iter()
+        .map(|o| Operation {
+            name: o.name.clone(),
+            status: o.status.to_string(),
+            log_bytes: u64::try_from(o.log.len()).unwrap_or(u64::MAX),
+        })
+        .collect();
+    let operations = serde_json::to_string(&operations).unwrap_or_default();
+    sqlx::query(
+        "INSERT INTO attempts (build, number, status, operations, session, agent, fingerprint, machine, \
+         machine_summary, toolchain_name, toolchain_version, started, finished) \
+         SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, toolchain_name, \
+         toolchain_version, started, $6 FROM builds WHERE id = $1",
+    )
+    .bind(build.id)
+    .bind(number)
+    .bind(result.status.to_string())
+    .bind(&operations)
+    .bind(session)
+    .bind(now.0)
+    .execute(&mut *connection)
+    .await
+    .doing(DOING)?;
+    for (position, operation) in (0_i64..).zip(&result.operations) {
+        sqlx::query("INSERT INTO logs (build, attempt, position, operation, log) VALUES ($1, $2, $3, $4, $5)")
+            .bind(build.id)
+            .bind(number)
+            .bind(position)
+            .bind(&operation.name)
+            .bind(&operation.log)
+            .execute(&mut *connection)
+            .await
+            .doing(DOING)?;
+    }
+    sqlx::query("UPDATE sessions SET attempt = $2 WHERE id = $1")
+        .bind(session)
+        .bind(number)
+        .execute(&mut *connection)
+        .await
+        .doing(DOING)?;
+    // A rebuild that was asked for meanwhile is queued now, at the end.
+    let (position, queued) = match state {
+        State::Queued => (next(connection, "queue").await?, now),
+        State::Building | State::Built => (build.position, build.queued),
+    };
+    sqlx::query(
+        "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, lease_until = NULL, \
+         session = NULL, again = 0, position = $7, queued = $8 WHERE id = $1",
+    )
+    .bind(build.id)
+    .bind(state.as_str())
+    .bind(result.status.to_string())
+    .bind(&operations)
+    .bind(number)
+    .bind(now.0)
+    .bind(position)
+    .bind(queued.0)
+    .execute(connection)
+    .await
+    .doing(DOING)?;
+    Ok(())
+}

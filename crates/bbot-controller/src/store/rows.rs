@@ -1,0 +1,188 @@
+//! What the rows of the store are, as plain data.
+
+use bbot_manifest::Status;
+use serde::{Deserialize, Serialize};
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use super::{Doing as _, StoreError};
+use crate::clock::Millis;
+use crate::queue::State;
+use crate::source::Source;
+
+/// What was submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submission {
+    /// Its number.
+    pub id: i64,
+    /// Package name.
+    pub name: String,
+    /// Package version, as it was given.
+    pub version: String,
+    /// Where the package is.
+    pub source: Source,
+    /// When it came.
+    pub submitted: Millis,
+}
+
+/// An operation of a result, without its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Name, such as `update`.
+    pub name: String,
+    /// Status, in its text form.
+    pub status: String,
+    /// Length of the log in bytes.
+    pub log_bytes: u64,
+}
+
+/// One package version in one configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// Its number.
+    pub id: i64,
+    /// Number of the submission that it came with.
+    pub submission: i64,
+    /// Package name.
+    pub package: String,
+    /// Package version.
+    pub version: String,
+    /// Name of the configuration.
+    pub configuration: String,
+    /// Its target.
+    pub target: String,
+    /// Where it stands.
+    pub state: State,
+    /// Place in the queue, and in lists, where the highest is the newest.
+    pub position: i64,
+    /// Whether a rebuild was asked for while it was building.
+    pub again: bool,
+    /// Why a rebuild was asked for.
+    pub reason: Option<String>,
+    /// When it was last queued by a person.
+    pub queued: Millis,
+    /// When the task was last handed out.
+    pub started: Option<Millis>,
+    /// When the last result came.
+    pub finished: Option<Millis>,
+    /// Number of the last finished attempt; 0 when there is none.
+    pub attempt: i64,
+    /// Status of the last finished attempt.
+    pub status: Option<Status>,
+    /// Operations of the last finished attempt.
+    pub operations: Vec<Operation>,
+    /// The session of the task that was last handed out.
+    pub session: Option<String>,
+    /// Until when the agent has it.
+    pub lease_until: Option<Millis>,
+    /// Name of the agent that has or had it.
+    pub agent: Option<String>,
+    /// Name of the machine.
+    pub machine: Option<String>,
+    /// The machine in a few words.
+    pub machine_summary: Option<String>,
+    /// Name of the agent's toolchain.
+    pub toolchain_name: Option<String>,
+    /// Version of the agent's toolchain.
+    pub toolchain_version: Option<String>,
+}
+
+/// A finished attempt of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// 1, 2, 3...
+    pub number: i64,
+    /// What came out.
+    pub status: Status,
+    /// Its operations.
+    pub operations: Vec<Operation>,
+    /// Name of the agent.
+    pub agent: Option<String>,
+    /// Name of the machine.
+    pub machine: Option<String>,
+    /// Version of the toolchain.
+    pub toolchain_version: Option<String>,
+    /// When the task was handed out.
+    pub started: Option<Millis>,
+    /// When the result came.
+    pub finished: Millis,
+}
+
+const DOING: &str = "read a row";
+
+fn get<'r, T>(row: &'r AnyRow, column: &'static str) -> Result<T, StoreError>
+where
+    T: sqlx::Decode<'r, sqlx::Any> + sqlx::Type<sqlx::Any>,
+{
+    row.try_get(column).doing(DOING)
+}
+
+fn time(row: &AnyRow, column: &'static str) -> Result<Option<Millis>, StoreError> {
+    Ok(get::<Option<i64>>(row, column)?.map(Millis))
+}
+
+fn operations(row: &AnyRow, build: i64) -> Result<Vec<Operation>, StoreError> {
+    let text: String = get(row, "operations")?;
+    serde_json::from_str(&text).map_err(|_| StoreError::Damaged { build, column: "operations", value: text })
+}
+
+fn status(build: i64, text: &str) -> Result<Status, StoreError> {
+    text.parse().map_err(|_| StoreError::Damaged { build, column: "status", value: text.to_owned() })
+}
+
+pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
+    let id = get(row, "id")?;
+    let source: String = get(row, "source")?;
+    Ok(Submission {
+        id,
+        name: get(row, "name")?,
+        version: get(row, "version")?,
+        source: serde_json::from_str(&source)
+            .map_err(|_| StoreError::Damaged { build: id, column: "source", value: source })?,
+        submitted: Millis(get(row, "submitted")?),
+    })
+}
+
+pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
+    let id = get(row, "id")?;
+    let state: String = get(row, "state")?;
+    let state = state.parse().map_err(|_| StoreError::Damaged { build: id, column: "state", value: state })?;
+    Ok(Build {
+        id,
+        submission: get(row, "submission")?,
+        package: get(row, "package")?,
+        version: get(row, "version")?,
+        configuration: get(row, "configuration")?,
+        target: get(row, "target")?,
+        state,
+        position: get(row, "position")?,
+        again: get::<i64>(row, "again")? != 0,
+        reason: get(row, "reason")?,
+        queued: Millis(get(row, "queued")?),
+        started: time(row, "started")?,
+        finished: time(row, "finished")?,
+        attempt: get(row, "attempt")?,
+        status: get::<Option<String>>(row, "status")?.map(|text| status(id, &text)).transpose()?,
+        operations: operations(row, id)?,
+        session: get(row, "session")?,
+        lease_until: time(row, "lease_until")?,
+        agent: get(row, "agent")?,
+        machine: get(row, "machine")?,
+        machine_summary: get(row, "machine_summary")?,
+        toolchain_name: get(row, "toolchain_name")?,
+        toolchain_version: get(row, "toolchain_version")?,
+    })
+}
+
+pub(super) fn attempt(row: &AnyRow, build: i64) -> Result<Attempt, StoreError> {
+    Ok(Attempt {
+        number: get(row, "number")?,
+        status: status(build, &get::<String>(row, "status")?)?,
+        operations: operations(row, build)?,
+        agent: get(row, "agent")?,
+        machine: get(row, "machine")?,
+        toolchain_version: get(row, "toolchain_version")?,
+        started: time(row, "started")?,
+        finished: Millis(get(row, "finished")?),
+    })
+}
