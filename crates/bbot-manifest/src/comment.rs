@@ -75,9 +75,8 @@ pub fn merge_comment(value: &str, comment: &str) -> String {
             if i > 0 {
                 out.push('\n');
             }
-            match escapes(line) {
-                Some(n) => out.extend(std::iter::repeat_n('\\', n.max(1))),
-                None => {}
+            if let Some(n) = escapes(line) {
+                out.extend(std::iter::repeat_n('\\', n.max(1)));
             }
             out.push_str(line);
         }

@@ -23,11 +23,16 @@ use crate::manifest::{Manifest, Pair};
 /// # Errors
 /// The first thing that is not as the format demands, with its line and column.
 pub fn parse(input: &[u8]) -> Result<Vec<Manifest>, ParseError> {
-    parse_stream(input).map(|(manifests, _)| manifests)
+    parse_stream(input, usize::MAX).map(|(manifests, _)| manifests)
 }
 
-/// As [`parse`], and the place where the stream ends.
-pub(crate) fn parse_stream(input: &[u8]) -> Result<(Vec<Manifest>, Position), ParseError> {
+/// As [`parse`], and the place where the stream ends. More than `max_pairs` pairs,
+/// those of the format version included, are an error: a pair takes much more
+/// memory than the two bytes that it has at least in the text.
+pub(crate) fn parse_stream(
+    input: &[u8],
+    max_pairs: usize,
+) -> Result<(Vec<Manifest>, Position), ParseError> {
     let bad = find_bad(input);
     let good = bad.map_or(input, |b| &input[..b.offset]);
     let text = std::str::from_utf8(good).expect("find_bad has checked these bytes");
@@ -41,7 +46,12 @@ pub(crate) fn parse_stream(input: &[u8]) -> Result<(Vec<Manifest>, Position), Pa
         line_start: 0,
     };
     let mut manifests: Vec<Manifest> = Vec::new();
+    let mut pairs_left = max_pairs;
     while let Some(pair) = reader.pair()? {
+        pairs_left = pairs_left.checked_sub(1).ok_or_else(|| {
+            let what = format!("more than {max_pairs} fields");
+            ParseError::at(pair.name_position, what)
+        })?;
         if !pair.name.is_empty() {
             match manifests.last_mut() {
                 Some(manifest) => manifest.pairs.push(pair),

@@ -55,6 +55,9 @@ pub enum SerializeError {
     /// Something came after the end of the stream.
     #[error("serialization after eos")]
     AfterEnd,
+    /// A field without a name, which would start or end a manifest.
+    #[error("name is empty")]
+    NameEmpty,
     /// The name would be read as a comment.
     #[error("name starts with '#'")]
     NameStartsWithHash,
@@ -95,12 +98,14 @@ pub fn serialize(manifests: &[Manifest], style: Style) -> Result<String, Seriali
     for manifest in manifests {
         serializer.pair(b"", b"1")?;
         for pair in &manifest.pairs {
-            serializer
-                .pair(pair.name.as_bytes(), pair.value.as_bytes())
-                .map_err(|error| SerializeError::Field {
-                    name: pair.name.clone(),
-                    error: Box::new(error),
-                })?;
+            let written = match pair.name.as_str() {
+                "" => Err(SerializeError::NameEmpty),
+                name => serializer.field(name.as_bytes(), pair.value.as_bytes()),
+            };
+            written.map_err(|error| SerializeError::Field {
+                name: pair.name.clone(),
+                error: Box::new(error),
+            })?;
         }
         serializer.pair(b"", b"")?;
     }

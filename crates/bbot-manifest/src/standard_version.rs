@@ -246,7 +246,7 @@ impl StandardVersion {
 
     /// Neither a pre-release nor a snapshot, nor a stub.
     pub fn is_release(&self) -> bool {
-        !self.is_stub() && self.number % 10_000 == 0
+        !self.is_stub() && self.number.is_multiple_of(10_000)
     }
 
     /// Neither a snapshot nor a stub.

@@ -120,7 +120,7 @@ pub fn cut_middle(text: &str, max_bytes: usize) -> Cow<'_, str> {
     // Room for the mark with the largest number that it can show.
     let mark_room = cut_mark(text.len()).len();
     let Some(room) = max_bytes.checked_sub(mark_room) else {
-        return Cow::Borrowed(&text[ceil_boundary(text, text.len() - max_bytes)..]);
+        return Cow::Borrowed(&text[text.ceil_char_boundary(text.len() - max_bytes)..]);
     };
     let head = head_end(text, room / 3);
     let tail = tail_start(text, text.len() - (room - room / 3));
@@ -157,17 +157,13 @@ fn head_end(text: &str, limit: usize) -> usize {
 
 /// The start of the tail: at least `limit`, behind a newline if one is near.
 fn tail_start(text: &str, limit: usize) -> usize {
-    let limit = ceil_boundary(text, limit);
+    let limit = text.ceil_char_boundary(limit);
     let to = text.floor_char_boundary((limit + LINE_SLACK).min(text.len()));
     match text[limit..to].find('\n') {
         // The newline that ends the whole text is no place to start.
         Some(newline) if limit + newline + 1 < text.len() => limit + newline + 1,
         _ => limit,
     }
-}
-
-fn ceil_boundary(text: &str, at: usize) -> usize {
-    text.ceil_char_boundary(at)
 }
 
 /// Checks that a manifest may hold `value`. `what` names the value in the error

@@ -127,7 +127,7 @@ fn result_refused() {
             ),
             (
                 &with("a-log: x"),
-                "5:1: error: result field `a-log` without a field `a-status`",
+                "5:1: error: result field `a-log` without a status of that operation",
             ),
             (
                 &with("a-status: skip\na-status: skip"),
@@ -190,7 +190,7 @@ fn result_request_with_an_answer() {
     let mut request = ResultRequest::parse(RESULT_REQUEST.as_bytes(), "").unwrap();
     // The lengths of keys from 1024 to 4096 bits, and the edges of a line.
     for length in [1, 56, 57, 58, 113, 114, 115, 128, 256, 512] {
-        let answer: Vec<u8> = (0..length).map(|i| (i * 7 % 251) as u8).collect();
+        let answer: Vec<u8> = (0..=250).cycle().take(length).collect();
         request.challenge = Some(answer);
         let text = request.serialize(Era::Y2017).unwrap();
         let manifests = bbot_manifest::parse(text.as_bytes()).unwrap();
@@ -223,4 +223,24 @@ fn result_request_refused() {
             (": 1\nsession: s\n", "3:1: error: result manifest expected"),
         ],
     );
+}
+
+/// What a hostile guest may upload is bounded, and so is what an error repeats.
+#[test]
+fn nothing_grows_without_bound() {
+    let many = ": 1\n".to_owned() + &"a:\n".repeat(200_000);
+    let error = BuildResult::parse(many.as_bytes(), "s").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "s:100001:1: error: more than 100000 fields"
+    );
+    let word = format!(
+        ": 1\nstatus: {}\nname: n\nversion: 1\n",
+        "x".repeat(1_000_000)
+    );
+    let error = BuildResult::parse(word.as_bytes(), "s")
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("s:2:9: error: invalid result field `status`: unknown status `xx"));
+    assert!(error.len() < 300, "{}", error.len());
 }

@@ -407,13 +407,11 @@ fn task_refused() {
             ),
             (
                 &task_with("repository: r\nrepository-url: s"),
-                "6:1: error: task fields `repository-url` and `repository` mean the same: only \
-                 one may be given",
+                "6:1: error: task field `repository` means the same as `repository-url`: only one may be given",
             ),
             (
                 &task_with("repository: r\ntarget-config: a\nconfig: b"),
-                "8:1: error: task fields `target-config` and `config` mean the same: only one may \
-                 be given",
+                "8:1: error: task field `config` means the same as `target-config`: only one may be given",
             ),
             (
                 &task_with("repository-url: r\nrepository-type: svn"),

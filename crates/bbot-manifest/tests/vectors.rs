@@ -24,20 +24,21 @@ const NOT_ASKED: [&str; 7] = [
     "input_segs",
 ];
 
-fn request(case: &Value) -> Value {
-    let mut request: Map<String, Value> = case.as_object().unwrap().clone();
+/// The request of a case, or nothing if it is not formed as cases are.
+fn request(case: &Value) -> Option<Value> {
+    let mut request: Map<String, Value> = case.as_object()?.clone();
     request.retain(|key, _| !NOT_ASKED.contains(&key.as_str()));
     if let Some(segments) = case["input_segs"].as_array() {
         let mut input = Vec::new();
         for segment in segments {
-            let bytes = BASE64_STANDARD.decode(segment["b64"].as_str().unwrap());
+            let bytes = BASE64_STANDARD.decode(segment["b64"].as_str()?).ok()?;
             let times = segment["repeat"].as_u64().unwrap_or(1);
-            input.extend(bytes.unwrap().repeat(usize::try_from(times).unwrap()));
+            input.extend(bytes.repeat(usize::try_from(times).ok()?));
         }
         let encoded = BASE64_STANDARD.encode(input);
         request.insert("input_b64".to_owned(), encoded.into());
     }
-    Value::Object(request)
+    Some(Value::Object(request))
 }
 
 /// A string that came as base64 although it is UTF-8.
@@ -119,9 +120,9 @@ fn run(file: &str, cases: &str, at_least: usize) {
     let mut wrong = Vec::new();
     let mut count = 0;
     for line in cases.lines() {
-        let case: Value = serde_json::from_str(line).unwrap();
-        let id = case["id"].as_str().unwrap();
-        let request = request(&case);
+        let case: Value = serde_json::from_str(line).expect("a case is JSON");
+        let id = case["id"].as_str().expect("a case has an id");
+        let request = request(&case).expect("a case is formed as cases are");
         let got = batch::answer(&request);
         count += 1;
         match (same(&case["expect"], &got), exceptions.get(id)) {

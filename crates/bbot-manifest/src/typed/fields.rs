@@ -21,7 +21,7 @@ impl Stream {
         source_name: &str,
         read: impl FnOnce(&mut Self) -> Result<T, ParseError>,
     ) -> Result<T, ManifestError> {
-        parse_stream(input)
+        parse_stream(input, MAX_PAIRS)
             .and_then(|(manifests, end)| {
                 let mut stream = Self {
                     manifests: manifests.into_iter(),
@@ -43,14 +43,18 @@ impl Stream {
     pub(super) fn expect(&mut self, what: &'static str) -> Result<Fields, ParseError> {
         let end = self.end;
         self.next(what)
-            .unwrap_or_else(|| Err(ParseError::at(end, format!("{what} manifest expected"))))
+            .ok_or_else(|| ParseError::at(end, format!("{what} manifest expected")))
     }
 
     /// The next manifest, if there is one more.
-    pub(super) fn next(&mut self, what: &'static str) -> Option<Result<Fields, ParseError>> {
-        self.manifests.next().map(|m| Ok(Fields::new(m, what)))
+    pub(super) fn next(&mut self, what: &'static str) -> Option<Fields> {
+        self.manifests.next().map(|m| Fields::new(m, what))
     }
 }
+
+/// More fields than any of these manifests has. Guests and strangers write them,
+/// and a field in memory is many times larger than in the text.
+const MAX_PAIRS: usize = 100_000;
 
 /// One manifest whose fields are taken by name. What nobody takes is unknown,
 /// and ignored.
@@ -97,8 +101,10 @@ impl Fields {
             return Err(ParseError::at(
                 self.pairs[second].name_position,
                 format!(
-                    "{} field `{name}` occurs more than once (first in line {})",
-                    self.what, self.pairs[first].name_position.line
+                    "{} field `{}` occurs more than once (first in line {})",
+                    self.what,
+                    short(name),
+                    self.pairs[first].name_position.line
                 ),
             ));
         }
@@ -113,9 +119,8 @@ impl Fields {
     /// The only field of one of two names, the same thing in two eras.
     pub(super) fn either(&self, later: &str, older: &str) -> Result<Option<Field<'_>>, ParseError> {
         match (self.optional(later)?, self.optional(older)?) {
-            (Some(_), Some(field)) => Err(field.error(format!(
-                "{} fields `{later}` and `{older}` mean the same: only one may be given",
-                self.what
+            (Some(_), Some(field)) => Err(field.misplaced(format!(
+                "means the same as `{later}`: only one may be given"
             ))),
             (later, older) => Ok(later.or(older)),
         }
@@ -213,19 +218,29 @@ impl<'a> Field<'a> {
 
     /// The error for a value that is not what it should be.
     pub(super) fn invalid(self, why: impl Display) -> ParseError {
-        let what = format!("invalid {} field `{}`: {why}", self.what, self.name());
+        let (name, why) = (short(self.name()), why.to_string());
+        let what = format!("invalid {} field `{name}`: {}", self.what, short(&why));
         ParseError::at(self.pair.value_position, what)
     }
 
-    /// An error about the field itself; it stands at its name.
-    pub(super) fn error(self, what: impl Into<String>) -> ParseError {
+    /// An error about the field itself, which stands at its name: that it is
+    /// there, together with something else (`with an empty session`).
+    pub(super) fn misplaced(self, why: impl Display) -> ParseError {
+        let what = format!("{} field `{}` {why}", self.what, short(self.name()));
         ParseError::at(self.pair.name_position, what)
     }
+}
 
-    /// The manifest that the field belongs to, as errors name it.
-    pub(super) fn what(self) -> &'static str {
-        self.what
+/// The text as it may stand in an error: in one line, and not the megabytes that
+/// a broken or hostile end can put where a word is expected.
+fn short(text: &str) -> String {
+    const MAX: usize = 200;
+    let one_line = |c| if matches!(c, '\n' | '\t') { ' ' } else { c };
+    let mut short: String = text.chars().take(MAX).map(one_line).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
     }
+    short
 }
 
 /// Whether a text is 64 lower-case hexadecimal digits: a SHA-256, a challenge.
@@ -240,23 +255,23 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub(super) fn put(&mut self, name: impl Into<String>, value: impl ToString) -> &mut Self {
+    pub(super) fn put(
+        &mut self,
+        name: impl Into<String>,
+        value: &(impl ToString + ?Sized),
+    ) -> &mut Self {
         self.pairs.push(Pair::new(name, value.to_string()));
         self
     }
 
-    pub(super) fn put_some(&mut self, name: &str, value: Option<impl ToString>) -> &mut Self {
+    pub(super) fn put_some(&mut self, name: &str, value: Option<&impl ToString>) -> &mut Self {
         if let Some(value) = value {
             self.put(name, value);
         }
         self
     }
 
-    pub(super) fn put_all(
-        &mut self,
-        name: &str,
-        values: impl IntoIterator<Item = impl ToString>,
-    ) -> &mut Self {
+    pub(super) fn put_all(&mut self, name: &str, values: &[String]) -> &mut Self {
         for value in values {
             self.put(name, value);
         }

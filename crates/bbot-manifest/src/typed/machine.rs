@@ -147,9 +147,9 @@ impl MachineHeader {
             .put("summary", &self.summary);
         if era == Era::Later {
             builder
-                .put_some("role", self.role)
-                .put_some("ram-minimum", self.ram_minimum)
-                .put_some("ram-maximum", self.ram_maximum);
+                .put_some("role", self.role.as_ref())
+                .put_some("ram-minimum", self.ram_minimum.as_ref())
+                .put_some("ram-maximum", self.ram_maximum.as_ref());
         }
     }
 
@@ -228,8 +228,8 @@ impl MachineManifest {
         let mut builder = Builder::default();
         self.header.put(&mut builder, Era::Later);
         builder
-            .put("type", self.kind)
-            .put_some("mac", self.mac)
+            .put("type", &self.kind)
+            .put_some("mac", self.mac.as_ref())
             .put_some("options", self.options.as_ref())
             .put_all("changes", &self.changes);
         builder.manifest()

@@ -82,9 +82,7 @@ impl TaskRequest {
                 machines: vec![MachineHeader::from_fields(&s.expect("machine header")?)?],
             };
             while let Some(machine) = s.next("machine header") {
-                request
-                    .machines
-                    .push(MachineHeader::from_fields(&machine?)?);
+                request.machines.push(MachineHeader::from_fields(&machine)?);
             }
             Ok(request)
         })
@@ -102,12 +100,12 @@ impl TaskRequest {
             .put("toolchain-version", &self.toolchain_version);
         if era == Era::Later {
             builder
-                .put_some("interactive-mode", self.interactive_mode)
+                .put_some("interactive-mode", self.interactive_mode.as_ref())
                 .put_some("interactive-login", self.interactive_login.as_ref());
         }
         builder.put_some("fingerprint", self.fingerprint.as_ref());
         if era == Era::Later {
-            builder.put_some("auxiliary-ram", self.auxiliary_ram);
+            builder.put_some("auxiliary-ram", self.auxiliary_ram.as_ref());
         }
         let mut manifests = vec![builder.manifest()];
         manifests.extend(self.machines.iter().map(|m| m.to_manifest(era)));

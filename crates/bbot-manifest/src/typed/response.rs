@@ -68,11 +68,7 @@ impl TaskResponse {
         if session.is_empty() {
             let uploads = fields.with_suffix(Self::UPLOAD).map(|(_, f)| f).next();
             if let Some(field) = challenge.or(result_url).or(agent_checksum).or(uploads) {
-                return Err(field.error(format!(
-                    "{} field `{}` with an empty session",
-                    field.what(),
-                    field.name()
-                )));
+                return Err(field.misplaced("with an empty session"));
             }
         } else if result_url.is_none() {
             return Err(fields.missing("result-url"));

@@ -91,11 +91,7 @@ impl BuildResult {
         for (name, field) in fields.with_suffix("-log") {
             fields.optional(field.name())?;
             let Some(&place) = places.get(name) else {
-                return Err(field.error(format!(
-                    "{} field `{}` without a field `{name}-status`",
-                    field.what(),
-                    field.name()
-                )));
+                return Err(field.misplaced("without a status of that operation"));
             };
             operations[place].log = field.owned();
         }
@@ -115,10 +111,10 @@ impl BuildResult {
         builder
             .put("name", &self.name)
             .put("version", &self.version)
-            .put("status", self.status.for_era(era));
+            .put("status", &self.status.for_era(era));
         for operation in &self.operations {
             let status = operation.status.for_era(era);
-            builder.put(format!("{}-status", operation.name), status);
+            builder.put(format!("{}-status", operation.name), &status);
         }
         if era == Era::Later {
             builder
@@ -131,7 +127,7 @@ impl BuildResult {
             if validate_value(operation.log.as_bytes(), "").is_ok() {
                 builder.put(name, &operation.log);
             } else {
-                builder.put(name, log_text(operation.log.as_bytes()));
+                builder.put(name, &log_text(operation.log.as_bytes()));
             }
         }
         builder.manifest()
@@ -185,7 +181,7 @@ impl ResultRequest {
         let mut builder = Builder::default();
         builder.put("session", &self.session);
         if let Some(challenge) = &self.challenge {
-            builder.put("challenge", wrapped_base64(challenge));
+            builder.put("challenge", &wrapped_base64(challenge));
         }
         if era == Era::Later {
             builder.put_some("agent-checksum", self.agent_checksum.as_ref());

@@ -60,7 +60,7 @@ impl RunManifest {
         let mut builder = Builder::default();
         builder
             .put("agent", &self.agent)
-            .put_some("log-segments", self.log_segments);
+            .put_some("log-segments", self.log_segments.as_ref());
         if let Some(source) = &self.source {
             builder
                 .put("source", &source.name)

@@ -194,11 +194,11 @@ impl Task {
                     .put("machine", &self.machine)
                     .put("target", &self.target)
                     .put_some("config", self.target_config.as_ref())
-                    .put_some("warning-regex", warnings);
+                    .put_some("warning-regex", warnings.as_ref());
             }
             Era::Later => {
                 b.put("repository-url", &self.repository_url)
-                    .put_some("repository-type", self.repository_type)
+                    .put_some("repository-type", self.repository_type.as_ref())
                     .put_all("trust", &self.trust)
                     .put_all("requires", &self.requires)
                     .put_all("tests", &self.tests)
@@ -216,8 +216,8 @@ impl Task {
                 );
                 b.put_some("target-config", self.target_config.as_ref())
                     .put_some("package-config", self.package_config.as_ref())
-                    .put_some("host", self.host)
-                    .put_some("warning-regex", warnings)
+                    .put_some("host", self.host.as_ref())
+                    .put_some("warning-regex", warnings.as_ref())
                     .put_some("interactive", self.interactive.as_ref())
                     .put_some("worker-checksum", self.worker_checksum.as_ref());
             }

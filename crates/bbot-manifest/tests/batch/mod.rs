@@ -92,37 +92,40 @@ fn style(request: &Value) -> Style {
     }
 }
 
-/// Pairs and comments, with which a serializer is driven.
-fn events(request: &Value) -> Option<Vec<(bool, Vec<u8>, Vec<u8>)>> {
-    let mut events = Vec::new();
+/// What a serializer is driven with.
+enum Event {
+    Pair(Vec<u8>, Vec<u8>),
+    Comment(Vec<u8>),
+}
+
+fn events(request: &Value) -> Option<Vec<Event>> {
+    let pair = |name: &Value, value: &Value| Some(Event::Pair(string(name)?, string(value)?));
     if let Some(list) = request["events"].as_array() {
-        for event in list {
-            match event[0].as_str()? {
-                "pair" => events.push((true, string(&event[1])?, string(&event[2])?)),
-                "comment" => events.push((false, string(&event[1])?, Vec::new())),
-                _ => return None,
-            }
-        }
-        return Some(events);
+        let event = |event: &Value| match event[0].as_str()? {
+            "pair" => pair(&event[1], &event[2]),
+            "comment" => Some(Event::Comment(string(&event[1])?)),
+            _ => None,
+        };
+        return list.iter().map(event).collect();
     }
+    let mut events = Vec::new();
     for manifest in request["manifests"].as_array()? {
-        events.push((true, Vec::new(), b"1".to_vec()));
-        for pair in manifest.as_array()? {
-            events.push((true, string(&pair[0])?, string(&pair[1])?));
+        events.push(Event::Pair(Vec::new(), b"1".to_vec()));
+        for fields in manifest.as_array()? {
+            events.push(pair(&fields[0], &fields[1])?);
         }
-        events.push((true, Vec::new(), Vec::new()));
+        events.push(Event::Pair(Vec::new(), Vec::new()));
     }
-    events.push((true, Vec::new(), Vec::new()));
+    events.push(Event::Pair(Vec::new(), Vec::new()));
     Some(events)
 }
 
 fn op_serialize(request: &Value) -> Option<Value> {
     let mut serializer = Serializer::new(style(request));
-    for (is_pair, first, second) in events(request)? {
-        let written = if is_pair {
-            serializer.pair(&first, &second)
-        } else {
-            serializer.comment(&first)
+    for event in events(request)? {
+        let written = match event {
+            Event::Pair(name, value) => serializer.pair(&name, &value),
+            Event::Comment(text) => serializer.comment(&text),
         };
         if let Err(error) = written {
             return Some(json!({ "error": { "what": error.to_string() } }));

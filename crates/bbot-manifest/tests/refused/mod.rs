@@ -8,9 +8,9 @@ pub(crate) fn refused<T: std::fmt::Debug>(
     table: &[(&str, &str)],
 ) {
     for (input, error) in table {
-        let got = parse(input.as_bytes(), "the/source")
-            .unwrap_err()
-            .to_string();
-        assert_eq!(got, format!("the/source:{error}"), "{input:?}");
+        let Err(got) = parse(input.as_bytes(), "the/source") else {
+            panic!("{input:?} was taken");
+        };
+        assert_eq!(got.to_string(), format!("the/source:{error}"), "{input:?}");
     }
 }
