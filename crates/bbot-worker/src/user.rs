@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_name_wins_over_the_number() {
-        let user = |passwd| {
+        let user = |passwd: &str| {
             let user = User::in_passwd(passwd);
             (user.name, user.uid, user.gid)
         };

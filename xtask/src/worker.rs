@@ -1,0 +1,121 @@
+//! Builds the worker as it goes into machines: static, since a guest's libraries are unknown, and small.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+/// The worker has to be smaller than this, in bytes: every machine fetches it, block by block.
+const LARGEST: u64 = 3_000_000;
+
+/// Builds the worker, checks it, prints its path on standard output.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the directory of this program's sources is not in a workspace")?;
+    let triple = host_triple()?;
+    // With --target the flag is for the worker alone; without, programs of the build itself could not be linked.
+    let flags = format!(
+        "CARGO_TARGET_{}_RUSTFLAGS",
+        triple.to_uppercase().replace('-', "_")
+    );
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--profile",
+            "worker",
+            "-p",
+            "bbot-worker",
+            "--target",
+            &triple,
+        ])
+        .current_dir(workspace)
+        .env(flags, "-C target-feature=+crt-static")
+        // It would take the place of the target's own flags.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .stdin(Stdio::null())
+        .stdout(Stdio::inherit())
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the worker does not build ({status})");
+
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), PathBuf::from);
+    let worker = target.join(&triple).join("worker/bbot-worker");
+    check(&worker)?;
+    println!("{}", worker.display());
+    Ok(())
+}
+
+fn host_triple() -> anyhow::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        .arg("-vV")
+        .output()
+        .context("cannot run rustc")?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("rustc does not name its host")
+}
+
+fn check(worker: &Path) -> anyhow::Result<()> {
+    let program = fs::read(worker).with_context(|| format!("cannot read {}", worker.display()))?;
+    let size = program.len() as u64;
+    ensure!(
+        size < LARGEST,
+        "{} has {size} bytes; at most {LARGEST} are allowed",
+        worker.display()
+    );
+    match needs_interpreter(&program) {
+        Some(false) => Ok(()),
+        Some(true) => bail!(
+            "{} is not static: it asks for a dynamic linker",
+            worker.display()
+        ),
+        None => bail!("{} is not a 64-bit ELF program", worker.display()),
+    }
+}
+
+/// Whether a 64-bit little-endian ELF program has a program header `PT_INTERP` (ELF specification); `None` when it is
+/// no such program.
+fn needs_interpreter(program: &[u8]) -> Option<bool> {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, size: usize| {
+        let bytes = program.get(at..at.checked_add(size)?)?;
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |number, byte| number << 8 | u64::from(*byte)),
+        )
+    };
+    if !program.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for index in 0..count {
+        let header = usize::try_from(table.checked_add(index * size)?).ok()?;
+        if number(header, 4)? == PT_INTERP {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_others() {
+        // This test is one itself.
+        let me = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(needs_interpreter(&me), Some(true));
+        assert_eq!(needs_interpreter(b"#!/bin/sh\n"), None);
+        assert_eq!(needs_interpreter(b"\x7fELF\x02\x01"), None);
+    }
+}
