@@ -14,12 +14,14 @@ pub struct Retransmit {
 }
 
 impl Default for Retransmit {
-    /// 1, 2, 4, 4, 4, 4 s: a guest under emulation may be busy for seconds, and one that is gone
-    /// should not hold its session for minutes.
+    /// 1, 2, 4, 8, 8, 8 s: a guest under emulation may be busy for seconds, and one that is gone
+    /// should not hold its session for minutes. The longest pause is longer than the 5 s after
+    /// which common clients repeat a block: some start their clock anew with each repeated ACK,
+    /// and would never come to it if the ACKs came sooner.
     fn default() -> Self {
         Self {
             first: Duration::from_secs(1),
-            longest: Duration::from_secs(4),
+            longest: Duration::from_secs(8),
             retries: 5,
         }
     }

@@ -38,12 +38,13 @@ impl Default for Agreed {
 }
 
 impl Agreed {
-    /// The pauses: the peer's wish if it has one, and then it does not grow.
+    /// The pauses: they start with the peer's wish, if it has one, and grow all the same, so that
+    /// the clock of a peer with the same pause is not always set back just before its end.
     pub(crate) fn retransmit(&self, ours: Retransmit) -> Retransmit {
         match self.timeout {
             Some(pause) => Retransmit {
                 first: pause,
-                longest: pause,
+                longest: ours.longest.max(pause * 2),
                 ..ours
             },
             None => ours,
@@ -100,7 +101,8 @@ pub(crate) fn accept(
                 Some(u64::from(agreed.block_size))
             }
             TSIZE => match size {
-                SizeAnswer::File(known) => known,
+                // curl takes a size of zero for an error; an option may always be left out.
+                SizeAnswer::File(known) => known.filter(|&size| size > 0),
                 SizeAnswer::Echo => {
                     agreed.size = Some(number);
                     Some(number)

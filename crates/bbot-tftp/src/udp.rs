@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
@@ -367,6 +367,12 @@ impl Transfer {
             match received {
                 Ok(length) => self.session.handle(&buffer[..length], now, &mut out),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    // The peer's last words came before its port was closed.
+                    while let Ok((length, _)) =
+                        rustix::net::recv(&*socket, &mut buffer, RecvFlags::DONTWAIT)
+                    {
+                        self.session.handle(&buffer[..length], now, &mut out);
+                    }
                     self.end(Failure::Closed, on_event);
                     return;
                 }

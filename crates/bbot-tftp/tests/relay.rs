@@ -36,14 +36,14 @@ fn through(
     fs::write(own.path().join("up"), &bytes).unwrap();
     let output = run(&mut get(own.path(), relay.address));
     assert!(output.status.success(), "{program} {badness:?}: {output:?}");
-    assert_same(&fs::read(own.path().join("down")).unwrap(), &bytes, program);
+    let what = format!("{program} {badness:?}: {output:?}");
+    let got = fs::read(own.path().join("down")).expect(&what);
+    assert_same(&got, &bytes, &what);
     let output = run(&mut put(own.path(), relay.address));
     assert!(output.status.success(), "{program} {badness:?}: {output:?}");
-    assert_same(
-        &fs::read(served.path().join("up")).unwrap(),
-        &bytes,
-        program,
-    );
+    let what = format!("{program} {badness:?}: {output:?}");
+    let got = fs::read(served.path().join("up")).expect(&what);
+    assert_same(&got, &bytes, &what);
     assert!(relay.lost() > 0, "nothing was lost: {badness:?}");
 }
 
@@ -67,7 +67,7 @@ fn curl_through_losses() {
     through(
         "curl",
         BAD,
-        60_000,
+        20_000,
         |folder, server| curl(folder, &["-o", "down"], format!("tftp://{server}/down")),
         |folder, server| curl(folder, &["-T", "up"], format!("tftp://{server}/up")),
     );
@@ -126,7 +126,7 @@ fn tftp_hpa_through_losses() {
     through(
         "tftp",
         BAD,
-        60_000,
+        20_000,
         |folder, server| tftp(folder, server, &["get", "down"]),
         |folder, server| tftp(folder, server, &["put", "up"]),
     );

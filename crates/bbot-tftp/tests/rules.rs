@@ -468,7 +468,7 @@ fn pauses_grow_and_end() {
         }
         assert_eq!(sent, [(port, first.clone())]);
     }
-    assert_eq!(pauses, [1, 2, 4, 4, 4, 4]);
+    assert_eq!(pauses, [1, 2, 4, 8, 8, 8]);
     assert!(matches!(
         bench.events()[1],
         Event::Failed {
@@ -483,10 +483,10 @@ fn pauses_grow_and_end() {
         REQUEST_PORT,
         &request(1, b"file", b"octet", &[("timeout", "3")]),
     );
-    for _ in 0..5 {
+    for pause in [3, 6, 8, 8] {
         let before = bench.now;
         bench.wait();
-        assert_eq!(bench.now - before, Duration::from_secs(3));
+        assert_eq!(bench.now - before, Duration::from_secs(pause));
     }
 }
 
@@ -500,7 +500,7 @@ fn duplicates_do_not_prolong_a_dead_transfer() {
         bench.send(port, &packet::ack(1));
         bench.pass(Duration::from_millis(100));
         assert!(
-            bench.now - started < Duration::from_secs(30),
+            bench.now - started < Duration::from_secs(40),
             "the old ACK keeps it alive"
         );
     }

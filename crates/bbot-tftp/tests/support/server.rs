@@ -86,8 +86,8 @@ pub(crate) fn impatient() -> Limits {
 pub(crate) fn quick() -> Retransmit {
     Retransmit {
         first: Duration::from_millis(40),
-        longest: Duration::from_millis(500),
-        retries: 30,
+        longest: Duration::from_secs(8),
+        retries: 10,
     }
 }
 
