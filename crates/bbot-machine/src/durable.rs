@@ -35,7 +35,7 @@ impl DurableError {
     }
 }
 
-/// The permission bits of a file made by [`write`].
+/// The permission bits of a file made by [`write()`].
 pub const DEFAULT_MODE: u32 = 0o644;
 
 /// Makes `content` the content of the file `path`, atomically and durably, with
@@ -48,10 +48,10 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), DurableError> {
     write_with_mode(path, content, DEFAULT_MODE)
 }
 
-/// As [`write`], with the permission bits `mode` (less the umask); 0o600 for what is secret.
+/// As [`write()`], with the permission bits `mode` (less the umask); 0o600 for what is secret.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
     let temporary = hidden_sibling(path, &format!("{}.tmp", random_word(path)?))?;
     let written = write_temporary(&temporary, content, mode)

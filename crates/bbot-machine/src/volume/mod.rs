@@ -1,9 +1,9 @@
 //! Volumes: where machines lie, and how a throw-away copy of one is made.
 //!
 //! On btrfs a machine is a subvolume and its copy a snapshot ([`Btrfs`]); on any other file system
-//! both are plain directories, copied by reflink where there is one ([`Copy`]). [`detect`] tells by
+//! both are plain directories, copied by reflink where there is one ([`struct@Copy`]). [`detect`] tells by
 //! the file system. The layout of [`crate::layout`] is the same on either, and so is what a caller
-//! sees, but for the time a snapshot takes and for what read-only means (see [`Copy`]).
+//! sees, but for the time a snapshot takes and for what read-only means (see [`struct@Copy`]).
 //!
 //! Promises of both kinds:
 //! - A snapshot appears under its name whole or not at all.
@@ -147,7 +147,7 @@ pub trait Volume: fmt::Debug + Send + Sync {
     fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError>;
 
     /// Makes a subvolume read-only or writable again. What this protects from depends on the
-    /// kind; see [`Btrfs`] and [`Copy`].
+    /// kind; see [`Btrfs`] and [`struct@Copy`].
     ///
     /// # Errors
     /// When the caller may not, or there is no such directory.
