@@ -47,7 +47,9 @@ pub enum KeyError {
         source: io::Error,
     },
     /// A file in it is no RSA public key.
-    #[error("{path} is not an RSA public key in PEM form; make one with: openssl rsa -in KEY -pubout -out {path}")]
+    #[error(
+        "{path} is not an RSA public key in PEM form; make one with: openssl rsa -in KEY -pubout -out {path}"
+    )]
     NotRsa {
         /// The file.
         path: String,
@@ -80,7 +82,10 @@ impl AgentKeys {
         for (_, key) in files(directory)? {
             key?;
         }
-        Ok(Self { directory: directory.to_owned(), read: Mutex::new(None) })
+        Ok(Self {
+            directory: directory.to_owned(),
+            read: Mutex::new(None),
+        })
     }
 
     /// The key of this fingerprint, as the directory has it now.
@@ -103,7 +108,10 @@ impl AgentKeys {
         match files(&self.directory) {
             Ok(files) => files
                 .into_iter()
-                .filter_map(|(_, key)| key.inspect_err(|e| tracing::warn!("{e}: this agent is not let in")).ok())
+                .filter_map(|(_, key)| {
+                    key.inspect_err(|e| tracing::warn!("{e}: this agent is not let in"))
+                        .ok()
+                })
                 .map(|key| (fingerprint(&key), key))
                 .collect(),
             Err(e) => {
@@ -117,7 +125,10 @@ impl AgentKeys {
 type KeyFile = (PathBuf, Result<RsaPublicKey, KeyError>);
 
 fn files(directory: &Path) -> Result<Vec<KeyFile>, KeyError> {
-    let fail = |source| KeyError::Directory { path: directory.display().to_string(), source };
+    let fail = |source| KeyError::Directory {
+        path: directory.display().to_string(),
+        source,
+    };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
@@ -136,10 +147,16 @@ fn read_key(path: &Path) -> Result<RsaPublicKey, KeyError> {
     let mut text = String::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(KEY_FILE_LIMIT).read_to_string(&mut text))
-        .map_err(|source| KeyError::File { path: shown(), source })?;
+        .map_err(|source| KeyError::File {
+            path: shown(),
+            source,
+        })?;
     public_key(&text).map_err(|e| match e {
         PemError::NotRsa => KeyError::NotRsa { path: shown() },
-        PemError::Size(bits) => KeyError::Size { path: shown(), bits },
+        PemError::Size(bits) => KeyError::Size {
+            path: shown(),
+            bits,
+        },
     })
 }
 
@@ -153,11 +170,15 @@ fn public_key(pem: &str) -> Result<RsaPublicKey, PemError> {
     let (label, document) = Document::from_pem(pem.trim()).map_err(|_| PemError::NotRsa)?;
     let der = match label {
         "PUBLIC KEY" => {
-            let info = SubjectPublicKeyInfoRef::try_from(document.as_bytes()).map_err(|_| PemError::NotRsa)?;
+            let info = SubjectPublicKeyInfoRef::try_from(document.as_bytes())
+                .map_err(|_| PemError::NotRsa)?;
             if info.algorithm.oid != rsa::pkcs1::ALGORITHM_OID {
                 return Err(PemError::NotRsa);
             }
-            info.subject_public_key.as_bytes().ok_or(PemError::NotRsa)?.to_vec()
+            info.subject_public_key
+                .as_bytes()
+                .ok_or(PemError::NotRsa)?
+                .to_vec()
         }
         "RSA PUBLIC KEY" => document.as_bytes().to_vec(),
         _ => return Err(PemError::NotRsa),
@@ -169,20 +190,28 @@ fn public_key(pem: &str) -> Result<RsaPublicKey, PemError> {
         return Err(PemError::Size(bits));
     }
     let exponent = BigUint::from_bytes_be(parts.public_exponent.as_bytes());
-    RsaPublicKey::new_with_max_size(modulus, exponent, *MODULUS_BITS.end()).map_err(|_| PemError::NotRsa)
+    RsaPublicKey::new_with_max_size(modulus, exponent, *MODULUS_BITS.end())
+        .map_err(|_| PemError::NotRsa)
 }
 
 /// SHA-256 of the key's DER SubjectPublicKeyInfo in lower-case hex.
 #[must_use]
 pub fn fingerprint(key: &RsaPublicKey) -> String {
     // An RSA key in memory always has a DER form; were it otherwise, this matches no fingerprint.
-    key.to_public_key_der().map(|der| hex::encode(Sha256::digest(der.as_bytes()))).unwrap_or_default()
+    key.to_public_key_der()
+        .map(|der| hex::encode(Sha256::digest(der.as_bytes())))
+        .unwrap_or_default()
 }
 
 /// Whether `signature` is the challenge signed by this key.
 #[must_use]
 pub fn verify(key: &RsaPublicKey, challenge: &str, signature: &[u8]) -> bool {
-    key.verify(Pkcs1v15Sign::new_unprefixed(), challenge.as_bytes(), signature).is_ok()
+    key.verify(
+        Pkcs1v15Sign::new_unprefixed(),
+        challenge.as_bytes(),
+        signature,
+    )
+    .is_ok()
 }
 
 /// A new challenge: 64 lower-case hex characters that nobody can foresee.
@@ -216,7 +245,10 @@ pub fn random_hex<const N: usize>() -> io::Result<String> {
 pub fn same_secret(a: &str, b: &str) -> bool {
     // Hashing first makes the lengths equal and unrelated to the secret's.
     let (a, b) = (Sha256::digest(a.as_bytes()), Sha256::digest(b.as_bytes()));
-    a.iter().zip(b.iter()).fold(0_u8, |difference, (x, y)| difference | (x ^ y)) == 0
+    a.iter()
+        .zip(b.iter())
+        .fold(0_u8, |difference, (x, y)| difference | (x ^ y))
+        == 0
 }
 
 #[cfg(test)]
@@ -244,9 +276,16 @@ mod tests {
         std::fs::write(dir.path().join("readme.txt"), "ignored").unwrap();
         AgentKeys::open(dir.path()).unwrap();
         let bad = dir.path().join("bad.pem");
-        std::fs::write(&bad, "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").unwrap();
+        std::fs::write(
+            &bad,
+            "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+        )
+        .unwrap();
         let error = AgentKeys::open(dir.path()).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("{} is not an RSA public key", bad.display())), "{error}");
+        assert!(
+            error.starts_with(&format!("{} is not an RSA public key", bad.display())),
+            "{error}"
+        );
         assert!(AgentKeys::open(&dir.path().join("none")).is_err());
     }
 }

@@ -105,8 +105,10 @@ impl Buildtab {
     /// # Errors
     /// The file cannot be read, or a line is wrong: told with line and column.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.display().to_string(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
+            path: path.display().to_string(),
+            source,
+        })?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
 
@@ -119,15 +121,21 @@ impl Buildtab {
         let mut bases: BTreeMap<String, String> = BTreeMap::new();
         for (index, line) in text.lines().enumerate() {
             let line_number = index + 1;
-            let fail =
-                |(column, what): (usize, String)| BuildtabError { source_name: source.to_owned(), line: line_number, column, what };
+            let fail = |(column, what): (usize, String)| BuildtabError {
+                source_name: source.to_owned(),
+                line: line_number,
+                column,
+                what,
+            };
             let fields = fields(line).map_err(fail)?;
             if fields.is_empty() {
                 continue;
             }
-            let configuration = configuration(&fields, line, line_number, &mut bases).map_err(fail)?;
-            if let Some(first) =
-                configurations.iter().find(|c| c.name == configuration.name && c.target == configuration.target)
+            let configuration =
+                configuration(&fields, line, line_number, &mut bases).map_err(fail)?;
+            if let Some(first) = configurations
+                .iter()
+                .find(|c| c.name == configuration.name && c.target == configuration.target)
             {
                 return Err(fail((
                     fields[1].column,
@@ -177,7 +185,10 @@ fn fields(line: &str) -> Result<Vec<Field>, (usize, String)> {
         } else if c == '#' && fields.is_empty() && open.is_none() {
             return Ok(Vec::new());
         } else {
-            let field = open.get_or_insert(Field { column, text: String::new() });
+            let field = open.get_or_insert(Field {
+                column,
+                text: String::new(),
+            });
             if c == '"' || c == '\'' {
                 quote = Some((c, column));
             } else if c.is_control() {
@@ -208,15 +219,28 @@ fn configuration(
     };
     let pattern = required(0, "machine name pattern")?.text.clone();
     let name = required(1, "configuration name")?;
-    if !name.text.chars().all(|c| c.is_ascii_alphanumeric() || "_+.-~".contains(c)) {
-        return Err((name.column, format!("configuration name {:?} may hold letters, digits and _ + . - ~ only", name.text)));
+    if !name
+        .text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "_+.-~".contains(c))
+    {
+        return Err((
+            name.column,
+            format!(
+                "configuration name {:?} may hold letters, digits and _ + . - ~ only",
+                name.text
+            ),
+        ));
     }
     let target_field = required(2, "target")?;
     let (target, environment) = match target_field.text.split_once('/') {
         None => (target_field.text.clone(), None),
         Some((target, environment)) => {
             if environment.is_empty() || target.is_empty() {
-                return Err((target_field.column, "expected <target>/<environment>".to_owned()));
+                return Err((
+                    target_field.column,
+                    "expected <target>/<environment>".to_owned(),
+                ));
             }
             (target.to_owned(), Some(environment.to_owned()))
         }
@@ -233,7 +257,12 @@ fn configuration(
         rest = 4;
     } else if let Some(environment) = &environment {
         let column = fields.get(3).map_or(end, |f| f.column);
-        return Err((column, format!("a line with an environment ({environment}) has a list of classes as its fourth field")));
+        return Err((
+            column,
+            format!(
+                "a line with an environment ({environment}) has a list of classes as its fourth field"
+            ),
+        ));
     }
 
     let mut arguments = Vec::new();
@@ -262,11 +291,16 @@ fn configuration(
 fn is_class_list(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with(['-', '~'])
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_+.-: \t".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_+.-: \t".contains(c))
 }
 
 /// The classes of a field; `derived:base` also declares what `derived` inherits from.
-fn class_list(field: &Field, bases: &mut BTreeMap<String, String>) -> Result<Vec<String>, (usize, String)> {
+fn class_list(
+    field: &Field,
+    bases: &mut BTreeMap<String, String>,
+) -> Result<Vec<String>, (usize, String)> {
     let mut classes = Vec::new();
     for word in field.text.split_ascii_whitespace() {
         let (class, base) = match word.split_once(':') {
@@ -274,13 +308,19 @@ fn class_list(field: &Field, bases: &mut BTreeMap<String, String>) -> Result<Vec
             Some((class, base)) => (class, Some(base)),
         };
         if class.is_empty() || base.is_some_and(|b| b.is_empty() || b.contains(':')) {
-            return Err((field.column, format!("bad class {word:?}: expected <class> or <class>:<base>")));
+            return Err((
+                field.column,
+                format!("bad class {word:?}: expected <class> or <class>:<base>"),
+            ));
         }
         if let Some(base) = base {
             if let Some(other) = bases.get(class)
                 && other != base
             {
-                return Err((field.column, format!("class {class} inherits from {other} already, not from {base}")));
+                return Err((
+                    field.column,
+                    format!("class {class} inherits from {other} already, not from {base}"),
+                ));
             }
             bases.insert(class.to_owned(), base.to_owned());
             if chain(base, bases).iter().any(|c| c == class) {
@@ -328,15 +368,22 @@ mod tests {
     #[test]
     fn the_default_takes_any_machine() {
         let tab = Buildtab::default();
-        let [only] = tab.configurations() else { panic!("one line") };
-        assert_eq!((only.name.as_str(), only.target.as_str()), ("default", "x86_64-linux-gnu"));
+        let [only] = tab.configurations() else {
+            panic!("one line")
+        };
+        assert_eq!(
+            (only.name.as_str(), only.target.as_str()),
+            ("default", "x86_64-linux-gnu")
+        );
         assert!(only.takes("debian-12"));
         assert!(only.takes("windows_10-msvc_14"));
     }
 
     #[test]
     fn a_line_of_2017() {
-        let c = one("linux-gcc* linux-gcc_6-O2 x86_64-linux-gnu config.cc.coptions=\"-O2 -g\" cxx=g++ ~\"warning C4[0-9]+: \" ~'my warning'");
+        let c = one(
+            "linux-gcc* linux-gcc_6-O2 x86_64-linux-gnu config.cc.coptions=\"-O2 -g\" cxx=g++ ~\"warning C4[0-9]+: \" ~'my warning'",
+        );
         assert_eq!(c.matching, Matching::Plain);
         assert_eq!(c.arguments, ["config.cc.coptions=-O2 -g", "cxx=g++"]);
         assert_eq!(c.warning_regexes, ["warning C4[0-9]+: ", "my warning"]);
@@ -346,7 +393,9 @@ mod tests {
 
     #[test]
     fn a_line_of_today() {
-        let c = one(r#"linux_debian_12*-gcc_13.1 linux_debian_12-gcc_13.1-O3 x86_64-linux-gnu "all default" config.cc.coptions="-O3""#);
+        let c = one(
+            r#"linux_debian_12*-gcc_13.1 linux_debian_12-gcc_13.1-O3 x86_64-linux-gnu "all default" config.cc.coptions="-O3""#,
+        );
         assert_eq!(c.matching, Matching::Components);
         assert_eq!(c.classes, ["all", "default"]);
         assert_eq!(c.arguments, ["config.cc.coptions=-O3"]);
@@ -359,7 +408,11 @@ mod tests {
 
     #[test]
     fn classes_are_inherited() {
-        let tab = Buildtab::parse("a** a t \"gcc-O2:gcc gcc:host\"\n# comment\n\n  # another\nb** b t gcc\n", "x").unwrap();
+        let tab = Buildtab::parse(
+            "a** a t \"gcc-O2:gcc gcc:host\"\n# comment\n\n  # another\nb** b t gcc\n",
+            "x",
+        )
+        .unwrap();
         assert!(tab.configurations()[0].is_of_class("host"));
         assert!(tab.configurations()[1].is_of_class("host"));
         assert!(!tab.configurations()[1].is_of_class("gcc-O2"));
@@ -372,18 +425,43 @@ mod tests {
             ("\nlinux gcc", "t:2:10: error: target expected"),
             ("m 'n", "t:1:3: error: unterminated quote '"),
             ("m \"\" t", "t:1:3: error: empty configuration name"),
-            ("m a/b t", "t:1:3: error: configuration name \"a/b\" may hold letters, digits and _ + . - ~ only"),
+            (
+                "m a/b t",
+                "t:1:3: error: configuration name \"a/b\" may hold letters, digits and _ + . - ~ only",
+            ),
             ("m a t/", "t:1:5: error: expected <target>/<environment>"),
-            ("m a t/e", "t:1:8: error: a line with an environment (e) has a list of classes as its fourth field"),
+            (
+                "m a t/e",
+                "t:1:8: error: a line with an environment (e) has a list of classes as its fourth field",
+            ),
             ("m a t ~", "t:1:7: error: empty warning regex"),
-            ("m a t ~x y", "t:1:10: error: argument after a warning regex"),
-            ("m a t\nm a t", "t:2:3: error: configuration a for target t is already on line 1"),
-            ("m a t \"x:y y:x\"", "t:1:7: error: class y inherits from itself"),
-            ("m a t x:y\nm b t x:z", "t:2:7: error: class x inherits from y already, not from z"),
-            ("m a t :y", "t:1:7: error: bad class \":y\": expected <class> or <class>:<base>"),
+            (
+                "m a t ~x y",
+                "t:1:10: error: argument after a warning regex",
+            ),
+            (
+                "m a t\nm a t",
+                "t:2:3: error: configuration a for target t is already on line 1",
+            ),
+            (
+                "m a t \"x:y y:x\"",
+                "t:1:7: error: class y inherits from itself",
+            ),
+            (
+                "m a t x:y\nm b t x:z",
+                "t:2:7: error: class x inherits from y already, not from z",
+            ),
+            (
+                "m a t :y",
+                "t:1:7: error: bad class \":y\": expected <class> or <class>:<base>",
+            ),
             ("m a\u{1}", "t:1:4: error: control character"),
         ] {
-            assert_eq!(Buildtab::parse(text, "t").unwrap_err().to_string(), expected, "{text:?}");
+            assert_eq!(
+                Buildtab::parse(text, "t").unwrap_err().to_string(),
+                expected,
+                "{text:?}"
+            );
         }
     }
 

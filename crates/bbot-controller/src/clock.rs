@@ -13,7 +13,9 @@ impl Millis {
     /// This point plus so many seconds; stays at the end of time when it would overflow.
     #[must_use]
     pub fn plus_seconds(self, seconds: u64) -> Self {
-        let millis = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+        let millis = i64::try_from(seconds)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(1000);
         Self(self.0.saturating_add(millis))
     }
 }
@@ -41,7 +43,9 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Millis {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 }
@@ -76,7 +80,10 @@ mod tests {
     #[test]
     fn shown_as_rfc_3339() {
         assert_eq!(Millis(0).to_string(), "1970-01-01T00:00:00.000Z");
-        assert_eq!(Millis(1_795_447_115_250).to_string(), "2026-11-23T15:18:35.250Z");
+        assert_eq!(
+            Millis(1_795_447_115_250).to_string(),
+            "2026-11-23T15:18:35.250Z"
+        );
         assert_eq!(Millis(i64::MAX).to_string(), format!("{} ms", i64::MAX));
     }
 

@@ -106,6 +106,8 @@ impl Config {
     /// The token's file.
     #[must_use]
     pub fn token_path(&self) -> PathBuf {
-        self.token_file.clone().unwrap_or_else(|| self.data_dir.join("token"))
+        self.token_file
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("token"))
     }
 }

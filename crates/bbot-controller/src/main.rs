@@ -1,5 +1,6 @@
 //! `bbot-controller`: the controller of the build bot as a daemon.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use bbot_controller::options::Options;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match start(options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,10 +38,12 @@ fn start(options: Options) -> anyhow::Result<()> {
         .context("cannot start the asynchronous runtime")?;
     runtime.block_on(async move {
         let shutdown = CancellationToken::new();
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .context("cannot wait for SIGTERM")?;
-        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
-            .context("cannot wait for SIGINT")?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+                .context("cannot wait for SIGTERM")?;
+        let mut interrupt =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+                .context("cannot wait for SIGINT")?;
         let stop = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -53,7 +57,10 @@ fn start(options: Options) -> anyhow::Result<()> {
         let token = config.token_path();
         tokio::spawn(async move {
             if let Ok(address) = bound.await {
-                println!("bbot-controller listens on http://{address}/ (token: {})", token.display());
+                println!(
+                    "bbot-controller listens on http://{address}/ (token: {})",
+                    token.display()
+                );
             }
         });
         bbot_controller::run(config, shutdown).await?;

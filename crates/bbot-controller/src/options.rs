@@ -102,7 +102,9 @@ impl Options {
     /// The user for git does not exist, and the controller runs as root.
     pub fn into_config(self) -> Result<Config, OptionsError> {
         let source_user = if rustix::process::geteuid().is_root() {
-            let ids = user_ids(&self.source_user).ok_or(OptionsError::User { user: self.source_user })?;
+            let ids = user_ids(&self.source_user).ok_or(OptionsError::User {
+                user: self.source_user,
+            })?;
             Some(ids).filter(|ids| ids.0 != 0)
         } else {
             None
@@ -123,7 +125,11 @@ impl Options {
             git_time: Duration::from_secs(self.git_timeout),
             ..Limits::default()
         };
-        config.source_addresses = if self.allow_private_sources { Addresses::All } else { Addresses::Public };
+        config.source_addresses = if self.allow_private_sources {
+            Addresses::All
+        } else {
+            Addresses::Public
+        };
         config.source_user = source_user;
         Ok(config)
     }
@@ -161,7 +167,10 @@ mod tests {
             &["--data", "d", "--result-timeout", "0"],
         ] {
             let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());
-            assert_eq!(Options::try_parse_from(arguments).unwrap_err().exit_code(), 2);
+            assert_eq!(
+                Options::try_parse_from(arguments).unwrap_err().exit_code(),
+                2
+            );
         }
     }
 

@@ -47,7 +47,9 @@ fn components(pattern: &str, name: &str) -> bool {
                         next[j + 1] = true;
                     }
                 }
-                _ if j < name.len() && wildcard(component, name[j], Brackets::Class) => next[j + 1] = true,
+                _ if j < name.len() && wildcard(component, name[j], Brackets::Class) => {
+                    next[j + 1] = true
+                }
                 _ => {}
             }
         }
@@ -96,7 +98,10 @@ enum Item {
     Many,
     One,
     Literal(char),
-    Class { ranges: Vec<(char, char)>, negated: bool },
+    Class {
+        ranges: Vec<(char, char)>,
+        negated: bool,
+    },
 }
 
 impl Item {
@@ -105,7 +110,9 @@ impl Item {
             Self::Many => false,
             Self::One => true,
             Self::Literal(l) => *l == c,
-            Self::Class { ranges, negated } => ranges.iter().any(|(a, b)| (*a..=*b).contains(&c)) != *negated,
+            Self::Class { ranges, negated } => {
+                ranges.iter().any(|(a, b)| (*a..=*b).contains(&c)) != *negated
+            }
         }
     }
 }
@@ -177,7 +184,11 @@ mod tests {
             ("a*b*c", "a-b-b-c", true),
             ("a*b*c", "a-b-b-d", false),
         ] {
-            assert_eq!(matches(Matching::Plain, pattern, name), expected, "{pattern} {name}");
+            assert_eq!(
+                matches(Matching::Plain, pattern, name),
+                expected,
+                "{pattern} {name}"
+            );
         }
     }
 
@@ -195,13 +206,25 @@ mod tests {
             ("linux*-gcc*-*", "linux_debian_12-gcc_13-O2", true),
             ("linux*-gcc*-*", "linux_debian_12-gcc_13", true),
             ("linux-*-O2", "linux-O2", true),
-            ("linux_debian_1[0-2]-gcc**", "linux_debian_12-gcc_14-ndebug_O3", true),
+            (
+                "linux_debian_1[0-2]-gcc**",
+                "linux_debian_12-gcc_14-ndebug_O3",
+                true,
+            ),
             ("linux_debian_1[!0]-gcc**", "linux_debian_10-gcc_14", false),
             ("a[b", "a[b", true),
             ("linux", "linux-gcc", false),
-            ("linux_debian_12*-gcc_13.1", "linux_debian_12-gcc_13.1", true),
+            (
+                "linux_debian_12*-gcc_13.1",
+                "linux_debian_12-gcc_13.1",
+                true,
+            ),
         ] {
-            assert_eq!(matches(Matching::Components, pattern, name), expected, "{pattern} {name}");
+            assert_eq!(
+                matches(Matching::Components, pattern, name),
+                expected,
+                "{pattern} {name}"
+            );
         }
     }
 

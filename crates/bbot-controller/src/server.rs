@@ -93,31 +93,56 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// and answered, and do not end it.
 pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let data = config.data_dir.clone();
-    let data_error = |source| RunError::Data { path: data.display().to_string(), source };
+    let data_error = |source| RunError::Data {
+        path: data.display().to_string(),
+        source,
+    };
     make_private_directory(&data).map_err(data_error)?;
     let _lock = lock(&data)?;
     let buildtab = match &config.buildtab {
         Some(path) => Buildtab::load(path)?,
         None => Buildtab::default(),
     };
-    let keys = config.agent_keys.as_deref().map(AgentKeys::open).transpose()?;
+    let keys = config
+        .agent_keys
+        .as_deref()
+        .map(AgentKeys::open)
+        .transpose()?;
     let token = Token::open(&config.token_path())?;
     let archives = Archives::new(data.join("archives"), config.limits.archive);
     archives.prepare().map_err(data_error)?;
-    let external = config.external_url.as_deref().map(http::External::parse).transpose().map_err(|what| {
-        RunError::ExternalUrl { url: config.external_url.clone().unwrap_or_default(), what }
-    })?;
+    let external = config
+        .external_url
+        .as_deref()
+        .map(http::External::parse)
+        .transpose()
+        .map_err(|what| RunError::ExternalUrl {
+            url: config.external_url.clone().unwrap_or_default(),
+            what,
+        })?;
     let store = Store::open(&data.join("controller.sqlite")).await?;
 
-    let listener = TcpListener::bind(config.bind).await.map_err(|source| RunError::Listen {
-        address: config.bind,
-        hint: listen_hint(&source),
-        source,
-    })?;
+    let listener = TcpListener::bind(config.bind)
+        .await
+        .map_err(|source| RunError::Listen {
+            address: config.bind,
+            hint: listen_hint(&source),
+            source,
+        })?;
     let address = listener.local_addr().map_err(data_error)?;
     let connections = Arc::new(Semaphore::new(config.limits.connections));
     let bound = config.bound.take();
-    let app = Arc::new(App::new(config, external, address, store.clone(), archives, buildtab, keys, token, shutdown.clone()));
+    let app = Arc::new(App::new(
+        config,
+        external,
+        address,
+        store.clone(),
+        archives,
+        buildtab,
+        keys,
+        token,
+        shutdown.clone(),
+    ));
     tracing::info!(%address, data = %data.display(), "listening on {address}");
     if let Some(bound) = bound {
         // Nobody waiting for it any more is no reason to stop.
@@ -156,7 +181,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     drop(listener);
     tasks.close();
     if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        tracing::warn!("requests were still under way after {} s and are cut off", GRACE.as_secs());
+        tracing::warn!(
+            "requests were still under way after {} s and are cut off",
+            GRACE.as_secs()
+        );
     }
     sweeper.abort();
     store.close().await;
@@ -166,9 +194,15 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
 
 fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "another program listens there; stop it, or choose another port with --listen",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need root; choose another with --listen",
-        io::ErrorKind::AddrNotAvailable => "this computer has no such address; choose another with --listen",
+        io::ErrorKind::AddrInUse => {
+            "another program listens there; stop it, or choose another port with --listen"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root; choose another with --listen"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this computer has no such address; choose another with --listen"
+        }
         _ => "choose another address with --listen",
     }
 }
@@ -176,16 +210,24 @@ fn listen_hint(error: &io::Error) -> &'static str {
 fn make_private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     // Sources and logs are nobody else's business. A directory that is there keeps its mode.
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 /// Holds the data directory for this process alone.
 fn lock(data: &Path) -> Result<std::fs::File, RunError> {
-    let fail = |source| RunError::Data { path: data.display().to_string(), source };
+    let fail = |source| RunError::Data {
+        path: data.display().to_string(),
+        source,
+    };
     let file = std::fs::File::create(data.join("lock")).map_err(fail)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { path: data.display().to_string() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked {
+            path: data.display().to_string(),
+        }),
         Err(e) => Err(fail(e.into())),
     }
 }
@@ -225,10 +267,15 @@ async fn serve(
     router: TowerToHyperService<axum::Router>,
     shutdown: CancellationToken,
 ) {
-    let Ok(local) = stream.local_addr() else { return };
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
     // Answers are short: without this, the second write of one waits for an acknowledgement.
     let _ = stream.set_nodelay(true);
-    let service = Service { router, connection: Connection { local, peer } };
+    let service = Service {
+        router,
+        connection: Connection { local, peer },
+    };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

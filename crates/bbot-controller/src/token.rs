@@ -31,7 +31,9 @@ pub enum TokenError {
         mode: u32,
     },
     /// What is in it is no token.
-    #[error("the token file {path} holds no token of at least {MINIMUM} characters; remove it and a new one is made")]
+    #[error(
+        "the token file {path} holds no token of at least {MINIMUM} characters; remove it and a new one is made"
+    )]
     Empty {
         /// The file.
         path: String,
@@ -55,17 +57,30 @@ impl Token {
     /// Reads the token, or makes one at the first start.
     pub(crate) fn open(path: &Path) -> Result<Self, TokenError> {
         let shown = || path.display().to_string();
-        let io = |source| TokenError::Io { path: shown(), source };
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        let io = |source| TokenError::Io {
+            path: shown(),
+            source,
+        };
+        match std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+        {
             Ok(mut file) => {
                 let token = random_hex::<32>().map_err(io)?;
-                writeln!(file, "{token}").and_then(|()| file.sync_all()).map_err(io)?;
+                writeln!(file, "{token}")
+                    .and_then(|()| file.sync_all())
+                    .map_err(io)?;
                 Ok(Self(token))
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let mode = std::fs::metadata(path).map_err(io)?.permissions().mode() & 0o777;
                 if mode & 0o077 != 0 {
-                    return Err(TokenError::Mode { path: shown(), mode });
+                    return Err(TokenError::Mode {
+                        path: shown(),
+                        mode,
+                    });
                 }
                 let text = std::fs::read_to_string(path).map_err(io)?;
                 let token = text.trim();
@@ -116,11 +131,20 @@ impl SignIns {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, s| s.until > now);
         if all.len() >= SIGNED_IN_LIMIT
-            && let Some(first) = all.iter().min_by_key(|(_, s)| s.until).map(|(c, _)| c.clone())
+            && let Some(first) = all
+                .iter()
+                .min_by_key(|(_, s)| s.until)
+                .map(|(c, _)| c.clone())
         {
             all.remove(&first);
         }
-        all.insert(cookie.clone(), SignIn { form, until: now.plus_seconds(SIGNED_IN_SECONDS) });
+        all.insert(
+            cookie.clone(),
+            SignIn {
+                form,
+                until: now.plus_seconds(SIGNED_IN_SECONDS),
+            },
+        );
         Ok(cookie)
     }
 
@@ -132,7 +156,10 @@ impl SignIns {
 
     /// Signs a browser out.
     pub(crate) fn remove(&self, cookie: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cookie);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(cookie);
     }
 }
 
@@ -146,18 +173,29 @@ mod tests {
         let path = dir.path().join("token");
         Token::open(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let token = Token::open(&path).unwrap();
         assert!(token.is(text.trim()));
         assert!(!token.is(""));
         assert!(!format!("{token:?}").contains(text.trim()));
 
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(Token::open(&path).unwrap_err().to_string().contains("chmod 600"));
+        assert!(
+            Token::open(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("chmod 600")
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::write(&path, "\n").unwrap();
         assert!(matches!(Token::open(&path), Err(TokenError::Empty { .. })));
-        assert!(matches!(Token::open(&dir.path().join("no/token")), Err(TokenError::Io { .. })));
+        assert!(matches!(
+            Token::open(&dir.path().join("no/token")),
+            Err(TokenError::Io { .. })
+        ));
     }
 
     #[test]
@@ -166,7 +204,10 @@ mod tests {
         let cookie = all.add(Millis(0)).unwrap();
         assert!(all.get(&cookie, Millis(1)).is_some());
         assert!(all.get("", Millis(1)).is_none());
-        assert!(all.get(&cookie, Millis(0).plus_seconds(SIGNED_IN_SECONDS)).is_none());
+        assert!(
+            all.get(&cookie, Millis(0).plus_seconds(SIGNED_IN_SECONDS))
+                .is_none()
+        );
         all.remove(&cookie);
         assert!(all.get(&cookie, Millis(1)).is_none());
         for _ in 0..=SIGNED_IN_LIMIT {

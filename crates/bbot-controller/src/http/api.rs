@@ -29,18 +29,31 @@ const REASON_LIMIT: usize = 1000;
 
 /// A JSON answer.
 pub(super) fn json(status: StatusCode, value: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], format!("{value:#}\n")).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{value:#}\n"),
+    )
+        .into_response()
 }
 
 /// Whether the request carries the token.
 pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
-    let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
-        let (scheme, token) = v.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    });
+    let shown = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| {
+            let (scheme, token) = v.split_once(' ')?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then_some(token.trim())
+        });
     match shown {
         Some(token) if app.token.is(token) => Ok(()),
-        Some(_) => Err(Problem::new(StatusCode::UNAUTHORIZED, "the token is not that of this controller")),
+        Some(_) => Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "the token is not that of this controller",
+        )),
         None => Err(Problem::new(
             StatusCode::UNAUTHORIZED,
             "this needs the controller's token: Authorization: Bearer <token>",
@@ -50,7 +63,10 @@ pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Reads a number out of a path: what is no number names nothing.
 pub(super) fn id(text: &str, what: &str) -> Result<i64, Problem> {
-    text.parse::<i64>().ok().filter(|id| *id > 0).ok_or_else(|| Problem::not_found(format_args!("{what} {text:?}")))
+    text.parse::<i64>()
+        .ok()
+        .filter(|id| *id > 0)
+        .ok_or_else(|| Problem::not_found(format_args!("{what} {text:?}")))
 }
 
 #[derive(Deserialize)]
@@ -67,7 +83,9 @@ struct Submit {
 fn check_name(name: &str) -> Result<(), Problem> {
     let good = name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.len() <= NAME_LIMIT
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_+.-".contains(c));
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_+.-".contains(c));
     if good {
         return Ok(());
     }
@@ -78,25 +96,38 @@ fn check_name(name: &str) -> Result<(), Problem> {
 
 fn check_version(version: &str) -> Result<(), Problem> {
     if version.len() > NAME_LIMIT {
-        return Err(Problem::bad(format!("the version is longer than {NAME_LIMIT} characters")));
+        return Err(Problem::bad(format!(
+            "the version is longer than {NAME_LIMIT} characters"
+        )));
     }
     match version.parse::<PackageVersion>() {
         Ok(_) => Ok(()),
-        Err(e) => Err(Problem::bad(format!("{version:?} is not a package version: {e}"))),
+        Err(e) => Err(Problem::bad(format!(
+            "{version:?} is not a package version: {e}"
+        ))),
     }
 }
 
 fn check_repository(repository: &Repository) -> Result<(), Problem> {
     let Repository { url, kind, trust } = repository;
     if url.is_empty() || url.len() > URL_LIMIT || !url.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Problem::bad("the repository's URL is empty, too long, or has blanks or control characters"));
+        return Err(Problem::bad(
+            "the repository's URL is empty, too long, or has blanks or control characters",
+        ));
     }
-    if kind.as_deref().is_some_and(|k| !matches!(k, "pkg" | "git" | "dir")) {
-        return Err(Problem::bad("the repository's type is not one of pkg, git, dir"));
+    if kind
+        .as_deref()
+        .is_some_and(|k| !matches!(k, "pkg" | "git" | "dir"))
+    {
+        return Err(Problem::bad(
+            "the repository's type is not one of pkg, git, dir",
+        ));
     }
     let fingerprint = |t: &String| {
         t == "yes"
-            || (t.split(':').count() == 32 && t.split(':').all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())))
+            || (t.split(':').count() == 32
+                && t.split(':')
+                    .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())))
     };
     match trust.iter().find(|t| !fingerprint(t)) {
         None => Ok(()),
@@ -111,10 +142,14 @@ fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, St
     let all = app.buildtab.configurations();
     if let Some(names) = names {
         if names.is_empty() {
-            return Err(Problem::bad("\"configurations\" names none; leave it out for all"));
+            return Err(Problem::bad(
+                "\"configurations\" names none; leave it out for all",
+            ));
         }
         if let Some(unknown) = names.iter().find(|n| !all.iter().any(|c| &c.name == *n)) {
-            return Err(Problem::bad(format!("there is no configuration {unknown:?} in the buildtab")));
+            return Err(Problem::bad(format!(
+                "there is no configuration {unknown:?} in the buildtab"
+            )));
         }
     }
     Ok(all
@@ -132,8 +167,8 @@ pub(super) async fn submit(
 ) -> Result<Response, Json> {
     authorize(&app, request.headers())?;
     let text = body::read(request.into_body(), app.config.limits.form).await?;
-    let submit: Submit =
-        serde_json::from_slice(&text).map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
+    let submit: Submit = serde_json::from_slice(&text)
+        .map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
     check_name(&submit.name)?;
     check_version(&submit.version)?;
     let configurations = configurations(&app, submit.configurations.as_deref())?;
@@ -156,31 +191,40 @@ pub(super) async fn submit(
         builds.len()
     );
     app.wake_agents();
-    Ok(json(StatusCode::CREATED, &view::submission(&submission, &builds, &base.0)))
+    Ok(json(
+        StatusCode::CREATED,
+        &view::submission(&submission, &builds, &base.0),
+    ))
 }
 
 /// Makes sure that the source is one that a task can name.
 async fn resolve(app: &App, source: Source) -> Result<Source, Problem> {
     match source {
-        Source::Archive(sha256) if !is_sha256(&sha256) => {
-            Err(Problem::bad(format!("{sha256:?} is not a SHA-256 in lower-case hex")))
-        }
-        Source::Archive(sha256) if !app.archives.contains(&sha256) => {
-            Err(Problem::bad(format!("archive {sha256} is not here: PUT it to /api/v1/archives/{sha256} first")))
-        }
+        Source::Archive(sha256) if !is_sha256(&sha256) => Err(Problem::bad(format!(
+            "{sha256:?} is not a SHA-256 in lower-case hex"
+        ))),
+        Source::Archive(sha256) if !app.archives.contains(&sha256) => Err(Problem::bad(format!(
+            "archive {sha256} is not here: PUT it to /api/v1/archives/{sha256} first"
+        ))),
         Source::Archive(sha256) => Ok(Source::Archive(sha256)),
         Source::Repository(repository) => {
             check_repository(&repository)?;
             Ok(Source::Repository(repository))
         }
-        Source::Git(git) if git.archive.is_some() => {
-            Err(Problem::bad("a git source is a \"url\" and a \"commit\"; its archive is made here"))
-        }
+        Source::Git(git) if git.archive.is_some() => Err(Problem::bad(
+            "a git source is a \"url\" and a \"commit\"; its archive is made here",
+        )),
         Source::Git(mut git) => {
             if git.url.len() > URL_LIMIT {
-                return Err(Problem::bad(format!("the URL is longer than {URL_LIMIT} characters")));
+                return Err(Problem::bad(format!(
+                    "the URL is longer than {URL_LIMIT} characters"
+                )));
             }
-            let _slot = app.git.acquire().await.map_err(|e| Problem::internal("fetch a commit", &e))?;
+            let _slot = app
+                .git
+                .acquire()
+                .await
+                .map_err(|e| Problem::internal("fetch a commit", &e))?;
             let limits = git::Limits {
                 time: app.config.limits.git_time,
                 bytes: app.config.limits.git,
@@ -206,10 +250,16 @@ pub(super) async fn submission(
     Path(text): Path<String>,
 ) -> Result<Response, Json> {
     let id = id(&text, "submission")?;
-    let submission =
-        app.store.submission(id).await?.ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
+    let submission = app
+        .store
+        .submission(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
     let builds = app.store.builds_of(id).await?;
-    Ok(json(StatusCode::OK, &view::submission(&submission, &builds, &base.0)))
+    Ok(json(
+        StatusCode::OK,
+        &view::submission(&submission, &builds, &base.0),
+    ))
 }
 
 /// The filter in a list's parameters. Empty ones are as good as absent: that is how a form sends them.
@@ -223,7 +273,13 @@ pub(super) fn filter(parameters: &[(String, String)]) -> Result<(Filter, i64), P
             "configuration" => filter.configuration = Some(value.clone()),
             "state" => filter.state = Some(value.parse().map_err(|e| bad(&e))?),
             "status" => filter.status = Some(value.parse().map_err(|e| bad(&e))?),
-            "before" => filter.before = Some(value.parse().map_err(|_| bad(&"not a cursor of this list"))?),
+            "before" => {
+                filter.before = Some(
+                    value
+                        .parse()
+                        .map_err(|_| bad(&"not a cursor of this list"))?,
+                )
+            }
             "limit" => {
                 limit = value
                     .parse()
@@ -238,7 +294,11 @@ pub(super) fn filter(parameters: &[(String, String)]) -> Result<(Filter, i64), P
 }
 
 /// One page of builds and where the next one begins.
-pub(super) async fn page(app: &App, filter: &Filter, limit: i64) -> Result<(Vec<Build>, Option<i64>), Problem> {
+pub(super) async fn page(
+    app: &App,
+    filter: &Filter,
+    limit: i64,
+) -> Result<(Vec<Build>, Option<i64>), Problem> {
     let mut builds = app.store.builds(filter, limit + 1).await?;
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = builds.len() > wanted;
@@ -256,13 +316,19 @@ pub(super) async fn builds(
     let (filter, limit) = filter(&params::parse(&query.unwrap_or_default()))?;
     let (builds, next) = page(&app, &filter, limit).await?;
     let builds: Vec<Value> = builds.iter().map(|b| view::build(b, &base.0)).collect();
-    Ok(json(StatusCode::OK, &json!({ "builds": builds, "next": next.map(|n| n.to_string()) })))
+    Ok(json(
+        StatusCode::OK,
+        &json!({ "builds": builds, "next": next.map(|n| n.to_string()) }),
+    ))
 }
 
 /// The build that a path names.
 pub(super) async fn find(app: &App, text: &str) -> Result<Build, Problem> {
     let id = id(text, "build")?;
-    app.store.build(id).await?.ok_or_else(|| Problem::not_found(format_args!("build {id}")))
+    app.store
+        .build(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("build {id}")))
 }
 
 /// `GET /api/v1/builds/<id>`.
@@ -287,9 +353,9 @@ async fn whole(app: &App, build: &Build, base: &Base) -> Result<Value, Problem> 
 pub(super) fn wanted_attempt(build: &Build, query: Option<&str>) -> Result<i64, Problem> {
     match params::parse(query.unwrap_or_default()).as_slice() {
         [] => Ok(build.attempt),
-        [(name, value)] if name == "attempt" => {
-            value.parse().map_err(|_| Problem::bad(format!("{value:?} is not the number of an attempt")))
-        }
+        [(name, value)] if name == "attempt" => value
+            .parse()
+            .map_err(|_| Problem::bad(format!("{value:?} is not the number of an attempt"))),
         [(name, _), ..] => Err(Problem::bad(format!("unknown parameter {name:?}"))),
     }
 }
@@ -310,9 +376,10 @@ pub(super) async fn logs(
     }
     let logs = app.store.logs(build.id, attempt, operation).await?;
     match operation {
-        Some(operation) if logs.is_empty() => {
-            Err(Problem::not_found(format_args!("operation {operation:?} in build {}", build.id)))
-        }
+        Some(operation) if logs.is_empty() => Err(Problem::not_found(format_args!(
+            "operation {operation:?} in build {}",
+            build.id
+        ))),
         _ => Ok(logs),
     }
 }
@@ -353,7 +420,10 @@ pub(super) async fn operation_log(
 ) -> Result<Response, Json> {
     let build = find(&app, &text).await?;
     let attempt = wanted_attempt(&build, query.as_deref())?;
-    Ok(log_answer(logs(&app, &build, attempt, Some(&operation)).await?, false))
+    Ok(log_answer(
+        logs(&app, &build, attempt, Some(&operation)).await?,
+        false,
+    ))
 }
 
 #[derive(Deserialize, Default)]
@@ -367,17 +437,31 @@ struct RebuildRequest {
 pub(super) fn reason(text: Option<&str>) -> Result<Option<String>, Problem> {
     let text = bbot_manifest::sanitize(text.unwrap_or_default().trim().as_bytes());
     if text.len() > REASON_LIMIT {
-        return Err(Problem::bad(format!("the reason is longer than {REASON_LIMIT} characters")));
+        return Err(Problem::bad(format!(
+            "the reason is longer than {REASON_LIMIT} characters"
+        )));
     }
     Ok(Some(text).filter(|t| !t.is_empty()))
 }
 
 /// Queues a build again and tells the agents.
-pub(super) async fn do_rebuild(app: &App, build: &Build, reason: Option<&str>) -> Result<Build, Problem> {
+pub(super) async fn do_rebuild(
+    app: &App,
+    build: &Build,
+    reason: Option<&str>,
+) -> Result<Build, Problem> {
     let done = app.store.rebuild(build.id, reason, app.now()).await?;
-    tracing::info!(build.id, ?done, "a rebuild of build {} is asked for", build.id);
+    tracing::info!(
+        build.id,
+        ?done,
+        "a rebuild of build {} is asked for",
+        build.id
+    );
     app.wake_agents();
-    app.store.build(build.id).await?.ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
+    app.store
+        .build(build.id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
 }
 
 /// `POST /api/v1/builds/<id>/rebuild`.
@@ -392,7 +476,8 @@ pub(super) async fn rebuild(
     let asked: RebuildRequest = if body.iter().all(u8::is_ascii_whitespace) {
         RebuildRequest::default()
     } else {
-        serde_json::from_slice(&body).map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
+        serde_json::from_slice(&body)
+            .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
     };
     let reason = reason(asked.reason.as_deref())?;
     let build = find(&app, &text).await?;
@@ -423,5 +508,8 @@ pub(super) async fn unknown() -> Json {
 
 /// A method that a resource of the API does not have.
 pub(super) async fn wrong_method() -> Json {
-    Json(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this resource does not know that method"))
+    Json(Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this resource does not know that method",
+    ))
 }

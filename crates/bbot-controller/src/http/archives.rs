@@ -25,7 +25,9 @@ pub(super) async fn put(
 ) -> Result<Response, Json> {
     api::authorize(&app, &headers)?;
     if !is_sha256(&sha256) {
-        return Err(Problem::bad("an archive is named by its SHA-256: 64 lower-case hex digits").into());
+        return Err(
+            Problem::bad("an archive is named by its SHA-256: 64 lower-case hex digits").into(),
+        );
     }
     let mut incoming_body = request.into_body();
     if app.archives.contains(&sha256) {
@@ -34,7 +36,9 @@ pub(super) async fn put(
     }
     let mut incoming = Some(app.archives.begin().map_err(problem)?);
     while let Some(data) = body::next(&mut incoming_body).await? {
-        let Some(mut archive) = incoming.take() else { break };
+        let Some(mut archive) = incoming.take() else {
+            break;
+        };
         // Hashing and writing pieces of 64 KiB is short enough to do it here only on a quiet disk: so elsewhere.
         let written = tokio::task::spawn_blocking(move || archive.write(&data).map(|()| archive))
             .await
@@ -47,7 +51,9 @@ pub(super) async fn put(
             }
         }
     }
-    let Some(incoming) = incoming else { return Err(Problem::bad("the archive broke off").into()) };
+    let Some(incoming) = incoming else {
+        return Err(Problem::bad("the archive broke off").into());
+    };
     let expected = sha256.clone();
     let (_, put) = tokio::task::spawn_blocking(move || incoming.finish(Some(&expected)))
         .await
@@ -66,7 +72,9 @@ fn answer(sha256: &str, put: Put) -> Response {
 
 fn problem(error: ArchiveError) -> Problem {
     match error {
-        ArchiveError::TooLarge { .. } => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+        ArchiveError::TooLarge { .. } => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+        }
         ArchiveError::Hash { .. } | ArchiveError::NotGzip => Problem::bad(error.to_string()),
         ArchiveError::Io { .. } => Problem::internal("keep an archive", &error),
     }
@@ -79,21 +87,35 @@ pub(super) async fn get(
     method: Method,
 ) -> Result<Response, Plain> {
     let missing = || Problem::not_found("such archive");
-    let path = name.strip_suffix(".tar.gz").and_then(|sha256| app.archives.path(sha256)).ok_or_else(missing)?;
+    let path = name
+        .strip_suffix(".tar.gz")
+        .and_then(|sha256| app.archives.path(sha256))
+        .ok_or_else(missing)?;
     let file = match tokio::fs::File::open(&path).await {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing().into()),
         Err(e) => return Err(Problem::internal("read an archive", &e).into()),
     };
-    let length = file.metadata().await.map_err(|e| Problem::internal("read an archive", &e))?.len();
-    let body = if method == Method::HEAD { Body::empty() } else { stream(file) };
+    let length = file
+        .metadata()
+        .await
+        .map_err(|e| Problem::internal("read an archive", &e))?
+        .len();
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        stream(file)
+    };
     Ok((
         [
             (header::CONTENT_TYPE, "application/gzip".to_owned()),
             (header::CONTENT_LENGTH, length.to_string()),
             (header::CONTENT_DISPOSITION, "attachment".to_owned()),
             // What is named by its hash never changes.
-            (header::CACHE_CONTROL, "private, max-age=31536000, immutable".to_owned()),
+            (
+                header::CACHE_CONTROL,
+                "private, max-age=31536000, immutable".to_owned(),
+            ),
         ],
         body,
     )
@@ -134,6 +156,8 @@ impl hyper::body::Body for Pieces {
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<std::io::Result<hyper::body::Frame<Bytes>>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|p| p.map(hyper::body::Frame::data)))
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|p| p.map(hyper::body::Frame::data)))
     }
 }

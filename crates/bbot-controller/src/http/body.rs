@@ -20,7 +20,10 @@ pub(super) async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
     loop {
         match tokio::time::timeout(IDLE, body.frame()).await {
             Err(_) => {
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the request's body stopped coming"));
+                return Err(Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request's body stopped coming",
+                ));
             }
             Ok(None) => return Ok(None),
             Ok(Some(Err(_))) => return Err(Problem::bad("the request's body broke off")),

@@ -48,21 +48,36 @@ impl External {
     /// # Errors
     /// It is no `http` or `https` URL with a host, or has more than a path.
     pub fn parse(url: &str) -> Result<Self, &'static str> {
-        let (scheme, rest) = url.split_once("://").ok_or("it must begin with http:// or https://")?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or("it must begin with http:// or https://")?;
         if scheme != "http" && scheme != "https" {
             return Err("it must begin with http:// or https://");
         }
-        if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['?', '#', '@', '"', '<', '>', '\\', '\'']) {
+        if !url.bytes().all(|b| b.is_ascii_graphic())
+            || url.contains(['?', '#', '@', '"', '<', '>', '\\', '\''])
+        {
             return Err("it may have a host, a port and a path, and nothing else");
         }
-        let (authority, path) = rest.split_once('/').map_or((rest, ""), |(a, p)| (a, p.trim_end_matches('/')));
+        let (authority, path) = rest
+            .split_once('/')
+            .map_or((rest, ""), |(a, p)| (a, p.trim_end_matches('/')));
         if authority.is_empty() {
             return Err("it has no host");
         }
         let authority = authority.to_ascii_lowercase();
-        let path = if path.is_empty() { String::new() } else { format!("/{path}") };
+        let path = if path.is_empty() {
+            String::new()
+        } else {
+            format!("/{path}")
+        };
         let origin = format!("{scheme}://{authority}");
-        Ok(Self { url: format!("{origin}{path}"), origin, authority, path })
+        Ok(Self {
+            url: format!("{origin}{path}"),
+            origin,
+            authority,
+            path,
+        })
     }
 
     /// Whether browsers reach it over TLS.
@@ -81,9 +96,16 @@ impl External {
 /// Ours are: the address that the connection came in at, `localhost` where that is a loopback address, the
 /// external URL's host, and the names that the operator gave. An address that is not ours cannot be used to
 /// reach us, and a name that is not ours can be anybody's.
-fn is_own_name(host: &str, local: SocketAddr, external: Option<&External>, names: &[String]) -> bool {
+fn is_own_name(
+    host: &str,
+    local: SocketAddr,
+    external: Option<&External>,
+    names: &[String],
+) -> bool {
     let host = host.to_ascii_lowercase();
-    if external.is_some_and(|e| e.authority == host) || names.iter().any(|n| n.eq_ignore_ascii_case(&host)) {
+    if external.is_some_and(|e| e.authority == host)
+        || names.iter().any(|n| n.eq_ignore_ascii_case(&host))
+    {
         return true;
     }
     let (name, port) = match host.rsplit_once(':') {
@@ -103,8 +125,12 @@ fn is_own_name(host: &str, local: SocketAddr, external: Option<&External>, names
     if name == "localhost" {
         return ip.is_loopback();
     }
-    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    bare.parse::<std::net::IpAddr>().is_ok_and(|addressed| addressed.to_canonical() == ip)
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|n| n.strip_suffix(']'))
+        .unwrap_or(name);
+    bare.parse::<std::net::IpAddr>()
+        .is_ok_and(|addressed| addressed.to_canonical() == ip)
 }
 
 fn host<'a>(headers: &'a HeaderMap, request: &'a Request<Body>) -> Option<&'a str> {
@@ -123,23 +149,43 @@ fn is_foreign(headers: &HeaderMap, own: &str) -> bool {
         return !origin.to_str().is_ok_and(|o| o.eq_ignore_ascii_case(own));
     }
     // Browsers that leave out Origin in places still say this.
-    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+    headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 const POLICY: &str = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The checks.
-pub(super) async fn check(State(app): State<Arc<App>>, mut request: Request<Body>, next: Next) -> Response {
+pub(super) async fn check(
+    State(app): State<Arc<App>>,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
     let api = request.uri().path().starts_with("/api/");
     let refuse = |status, sentence: &str| {
         let problem = Problem::new(status, sentence);
-        finish(if api { Json(problem).into_response() } else { Plain(problem).into_response() })
+        finish(if api {
+            Json(problem).into_response()
+        } else {
+            Plain(problem).into_response()
+        })
     };
     let Some(connection) = request.extensions().get::<Connection>().copied() else {
-        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the connection is not known");
+        return refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the connection is not known",
+        );
     };
     let base = match host(request.headers(), &request) {
-        Some(host) if is_own_name(host, connection.local, app.external.as_ref(), &app.config.names) => {
+        Some(host)
+            if is_own_name(
+                host,
+                connection.local,
+                app.external.as_ref(),
+                &app.config.names,
+            ) =>
+        {
             match &app.external {
                 Some(external) => (external.url.clone(), external.origin.clone()),
                 None => {
@@ -158,9 +204,15 @@ pub(super) async fn check(State(app): State<Arc<App>>, mut request: Request<Body
         }
     };
     let (url, origin) = base;
-    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let safe = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
     if !safe && is_foreign(request.headers(), &origin) {
-        return refuse(StatusCode::FORBIDDEN, "the request comes from a page of another site");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "the request comes from a page of another site",
+        );
     }
     request.extensions_mut().insert(Base(url));
     finish(next.run(request).await)
@@ -177,7 +229,9 @@ fn finish(mut response: Response) -> Response {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -211,7 +265,11 @@ mod tests {
             ("builds.example.org", "127.0.0.1:2268", true),
             ("builds.example.org:2268", "127.0.0.1:2268", false),
         ] {
-            assert_eq!(is_own_name(host, local.parse().unwrap(), Some(&external), &names), expected, "{host} at {local}");
+            assert_eq!(
+                is_own_name(host, local.parse().unwrap(), Some(&external), &names),
+                expected,
+                "{host} at {local}"
+            );
         }
     }
 
@@ -223,7 +281,14 @@ mod tests {
         assert_eq!(external.path(), "/a/b");
         assert!(external.is_https());
         assert_eq!(External::parse("http://x").unwrap().path(), "");
-        for bad in ["example.org", "ftp://x", "http://", "http://a?b", "http://a b", "http://u@h/"] {
+        for bad in [
+            "example.org",
+            "ftp://x",
+            "http://",
+            "http://a?b",
+            "http://a b",
+            "http://u@h/",
+        ] {
             assert!(External::parse(bad).is_err(), "{bad}");
         }
     }

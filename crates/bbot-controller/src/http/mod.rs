@@ -56,7 +56,10 @@ pub(crate) struct App {
 }
 
 impl App {
-    #[expect(clippy::too_many_arguments, reason = "called once, with everything that a start has opened")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, with everything that a start has opened"
+    )]
     pub(crate) fn new(
         config: Config,
         external: Option<External>,
@@ -139,7 +142,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/style.css", get(pages::style))
         .nest("/api/v1", api)
         .fallback(pages::unknown)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), guard::check))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&app),
+            guard::check,
+        ))
         .with_state(app)
 }
 
@@ -149,11 +155,17 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
     let function = parameters.first().map(|(name, _)| name.as_str());
     let agents = matches!(function, Some("build-task" | "build-result"));
     match (function, request.method()) {
-        (Some("build-task"), &Method::POST) => task::handle(&app, &parameters[1..], request).await.into_response(),
-        (Some("build-result"), &Method::POST) => result::handle(&app, &parameters[1..], request).await.into_response(),
+        (Some("build-task"), &Method::POST) => task::handle(&app, &parameters[1..], request)
+            .await
+            .into_response(),
+        (Some("build-result"), &Method::POST) => result::handle(&app, &parameters[1..], request)
+            .await
+            .into_response(),
         (_, &Method::GET | &Method::HEAD) if !agents => {
             let (head, _) = request.into_parts();
-            pages::builds(&app, &parameters, &head).await.into_response()
+            pages::builds(&app, &parameters, &head)
+                .await
+                .into_response()
         }
         _ => problem::wrong_method(if agents { "POST" } else { "GET, HEAD" }),
     }

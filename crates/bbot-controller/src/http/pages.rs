@@ -1,18 +1,523 @@
-//! The pages.
+//! The pages: what people look at. They need no script, load nothing from elsewhere, and change nothing
+//! when they are only looked at.
+
+mod parts;
+mod sign;
+
 use std::sync::Arc;
-use axum::extract::State;
+
+use askama::Template;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use super::App;
-use super::problem::{Plain, Problem};
-pub(super) async fn builds(_app: &App, _p: &[(String, String)], _r: &axum::http::request::Parts) -> Response { Plain(Problem::not_found("page yet")).into_response() }
-pub(super) async fn build() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn log() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn operation_log() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn rebuild() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn submission() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn configurations() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn sign_in_form() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn sign_in() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn sign_out() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn style() -> Plain { Plain(Problem::not_found("page yet")) }
-pub(super) async fn unknown(State(_): State<Arc<App>>) -> Plain { Plain(Problem::not_found("page yet")) }
+use bbot_manifest::Status;
+
+use self::parts::{Frame, Mark, Row, SourceLine};
+use super::problem::Problem;
+use super::{App, api, params};
+use crate::buildtab::Configuration;
+use crate::queue;
+use crate::store::{Attempt, Build, Filter, LogExcerpt};
+
+pub(super) use self::sign::{sign_in, sign_in_form, sign_out};
+
+/// Builds on one page of the list.
+const PAGE: i64 = 50;
+
+/// Characters of a log that are shown from its beginning and from its end: the errors are at the end.
+const HEAD: i64 = 8_000;
+const TAIL: i64 = 40_000;
+
+/// A problem, dressed as a page.
+#[derive(Debug)]
+pub(super) struct Page {
+    problem: Problem,
+    frame: Frame,
+}
+
+#[derive(Template)]
+#[template(path = "problem.html")]
+struct ProblemPage<'a> {
+    frame: &'a Frame,
+    status: StatusCode,
+    sentence: &'a str,
+}
+
+impl IntoResponse for Page {
+    fn into_response(self) -> Response {
+        let status = self.problem.status;
+        render(
+            status,
+            &ProblemPage {
+                frame: &self.frame,
+                status,
+                sentence: &self.problem.sentence,
+            },
+        )
+    }
+}
+
+fn render(status: StatusCode, page: &impl Template) -> Response {
+    match page.render() {
+        Ok(html) => (
+            status,
+            [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
+            html,
+        )
+            .into_response(),
+        Err(e) => super::problem::Plain(Problem::internal("show a page", &e)).into_response(),
+    }
+}
+
+/// Runs a page's body and dresses what goes wrong.
+async fn framed<F>(frame: Frame, body: impl FnOnce(Frame) -> F) -> Result<Response, Page>
+where
+    F: Future<Output = Result<Response, Problem>>,
+{
+    body(frame.clone())
+        .await
+        .map_err(|problem| Page { problem, frame })
+}
+
+struct Choice {
+    value: &'static str,
+    word: &'static str,
+    selected: bool,
+}
+
+fn choices(words: impl Iterator<Item = &'static str>, selected: Option<&str>) -> Vec<Choice> {
+    std::iter::once(Choice {
+        value: "",
+        word: "any",
+        selected: false,
+    })
+    .chain(words.map(|word| Choice {
+        value: word,
+        word,
+        selected: selected == Some(word),
+    }))
+    .collect()
+}
+
+#[derive(Template)]
+#[template(path = "builds.html")]
+struct BuildsPage {
+    frame: Frame,
+    rows: Vec<Row>,
+    queued: i64,
+    building: i64,
+    package: String,
+    configuration: String,
+    states: Vec<Choice>,
+    statuses: Vec<Choice>,
+    filtered: bool,
+    /// Whether this is not the first page.
+    later: bool,
+    next: Option<i64>,
+    /// The filter as URL parameters.
+    query: String,
+}
+
+/// `GET /`: the list.
+pub(super) async fn builds(
+    app: &App,
+    parameters: &[(String, String)],
+    head: &Parts,
+) -> Result<Response, Page> {
+    let frame = Frame::of(
+        app,
+        &head.headers,
+        head.uri.path_and_query().map_or("/", |p| p.as_str()),
+        "builds",
+    );
+    framed(frame, async |frame| {
+        // Names that the list does not know are for other functions of the original's root: no error here.
+        let known: Vec<(String, String)> = parameters
+            .iter()
+            .filter(|(n, _)| {
+                matches!(
+                    n.as_str(),
+                    "package" | "configuration" | "state" | "status" | "before"
+                )
+            })
+            .cloned()
+            .collect();
+        let (filter, _) = api::filter(&known)?;
+        let (found, next) = api::page(app, &filter, PAGE).await?;
+        let (queued, building) = app.store.counts().await?;
+        let now = app.now();
+        let filtered = Filter {
+            before: None,
+            ..filter.clone()
+        } != Filter::default();
+        let query: Vec<String> = known
+            .iter()
+            .filter(|(name, value)| name != "before" && !value.is_empty())
+            .map(|(name, value)| format!("{name}={}", params::encode(value)))
+            .collect();
+        let page = BuildsPage {
+            rows: found.iter().map(|b| Row::of(b, now)).collect(),
+            queued,
+            building,
+            states: choices(
+                queue::State::ALL.iter().map(|s| s.as_str()),
+                filter.state.map(queue::State::as_str),
+            ),
+            statuses: choices(
+                Status::ALL
+                    .iter()
+                    .map(|s| s.as_str())
+                    .filter(|s| !matches!(*s, "skip" | "interrupt")),
+                filter.status.map(Status::as_str),
+            ),
+            package: filter.package.unwrap_or_default(),
+            configuration: filter.configuration.unwrap_or_default(),
+            filtered,
+            later: filter.before.is_some(),
+            next,
+            query: query.join("&"),
+            frame,
+        };
+        Ok(render(StatusCode::OK, &page))
+    })
+    .await
+}
+
+struct OperationView {
+    mark: Mark,
+    name: String,
+    /// The name as a part of a URL.
+    segment: String,
+    size: String,
+    open: bool,
+    head: Option<String>,
+    tail: Option<String>,
+}
+
+struct AttemptView {
+    number: i64,
+    mark: Mark,
+    machine: String,
+    agent: String,
+    finished: String,
+    took: String,
+}
+
+struct Shown {
+    number: i64,
+    older: bool,
+}
+
+#[derive(Template)]
+#[template(path = "build.html")]
+struct BuildPage {
+    frame: Frame,
+    row: Row,
+    refresh: bool,
+    note: Option<String>,
+    summary: Option<String>,
+    toolchain: Option<String>,
+    started: Option<String>,
+    finished: Option<String>,
+    source: SourceLine,
+    submission: i64,
+    reason: Option<String>,
+    shown: Option<Shown>,
+    operations: Vec<OperationView>,
+    attempts: Vec<AttemptView>,
+}
+
+/// `GET /builds/<id>`.
+pub(super) async fn build(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Page> {
+    let frame = Frame::of(
+        &app,
+        &headers,
+        &format!("/builds/{}", params::encode(&text)),
+        "",
+    );
+    framed(frame, async |frame| {
+        let build = api::find(&app, &text).await?;
+        let wanted = api::wanted_attempt(&build, query.as_deref())?;
+        let attempts = app.store.attempts(build.id, api::ATTEMPTS).await?;
+        let shown = app.store.attempt(build.id, wanted).await?;
+        if shown.is_none() && wanted != build.attempt {
+            return Err(Problem::not_found(format_args!(
+                "attempt {wanted} of build {}",
+                build.id
+            )));
+        }
+        let operations = match &shown {
+            Some(attempt) => {
+                let excerpts = app
+                    .store
+                    .log_excerpts(build.id, attempt.number, HEAD, TAIL)
+                    .await?;
+                operations(attempt, excerpts)
+            }
+            None => Vec::new(),
+        };
+        let submission = app.store.submission(build.submission).await?;
+        let source = submission.map_or_else(SourceLine::unknown, |s| SourceLine::of(&s.source));
+        let waiting = build.state == queue::State::Queued;
+        let built = build.state == queue::State::Built;
+        let page = BuildPage {
+            row: Row::of(&build, app.now()),
+            refresh: !built,
+            note: note(&app, &build),
+            summary: build.machine_summary.clone().filter(|_| !waiting),
+            toolchain: match (&build.toolchain_name, &build.toolchain_version) {
+                (Some(name), Some(version)) if !waiting => Some(format!("{name} {version}")),
+                _ => None,
+            },
+            started: build.started.filter(|_| !waiting).map(parts::time),
+            finished: build.finished.filter(|_| built).map(parts::time),
+            source,
+            submission: build.submission,
+            reason: build.reason.clone(),
+            shown: shown.map(|a| Shown {
+                older: a.number != build.attempt,
+                number: a.number,
+            }),
+            operations,
+            attempts: if attempts.len() > 1 || (!built && !attempts.is_empty()) {
+                attempts.iter().map(attempt_view).collect()
+            } else {
+                Vec::new()
+            },
+            frame,
+        };
+        Ok(render(StatusCode::OK, &page))
+    })
+    .await
+}
+
+/// What a person should know about a build that is not done.
+fn note(app: &App, build: &Build) -> Option<String> {
+    let offered = app
+        .buildtab
+        .configurations()
+        .iter()
+        .any(|c| c.name == build.configuration && c.target == build.target);
+    match build.state {
+        queue::State::Queued if !offered => Some(format!(
+            "The buildtab has no configuration {} for {} any more: no agent will get this build.",
+            build.configuration, build.target
+        )),
+        queue::State::Queued if build.session.is_some() => {
+            Some("Its agent was not heard of in time: it waits for another one.".to_owned())
+        }
+        queue::State::Queued => {
+            Some("It waits for an agent with a machine for this configuration.".to_owned())
+        }
+        queue::State::Building if build.again => {
+            Some("A rebuild is asked for: it is queued again when this attempt is done.".to_owned())
+        }
+        queue::State::Building => build.lease_until.map(|t| {
+            format!(
+                "Its agent has until {} to bring the result.",
+                parts::time(t)
+            )
+        }),
+        queue::State::Built => None,
+    }
+}
+
+fn operations(attempt: &Attempt, excerpts: Vec<LogExcerpt>) -> Vec<OperationView> {
+    // The worst one is open, the last of several: that is the one somebody came for.
+    let worst = attempt
+        .operations
+        .iter()
+        .filter_map(|o| o.status.parse::<Status>().ok())
+        .max();
+    let open = attempt
+        .operations
+        .iter()
+        .rposition(|o| o.status.parse().ok() == worst);
+    let mut excerpts = excerpts.into_iter();
+    attempt
+        .operations
+        .iter()
+        .enumerate()
+        .map(|(index, o)| {
+            let excerpt = excerpts.next();
+            let (head, tail) = excerpt.map_or((None, None), |e| {
+                (Some(e.head).filter(|h| !h.is_empty()), e.tail)
+            });
+            OperationView {
+                mark: Mark::of_text(&o.status),
+                segment: params::encode(&o.name),
+                name: o.name.clone(),
+                size: parts::size(o.log_bytes),
+                open: open == Some(index),
+                head,
+                tail,
+            }
+        })
+        .collect()
+}
+
+fn attempt_view(attempt: &Attempt) -> AttemptView {
+    AttemptView {
+        number: attempt.number,
+        mark: Mark::of(attempt.status),
+        machine: attempt.machine.clone().unwrap_or_default(),
+        agent: attempt.agent.clone().unwrap_or_default(),
+        finished: parts::time(attempt.finished),
+        took: attempt
+            .started
+            .map(|s| parts::duration(s, attempt.finished))
+            .unwrap_or_default(),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "submission.html")]
+struct SubmissionPage {
+    frame: Frame,
+    id: i64,
+    name: String,
+    version: String,
+    submitted: String,
+    source: SourceLine,
+    rows: Vec<Row>,
+}
+
+/// `GET /submissions/<id>`.
+pub(super) async fn submission(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Page> {
+    let frame = Frame::of(
+        &app,
+        &headers,
+        &format!("/submissions/{}", params::encode(&text)),
+        "",
+    );
+    framed(frame, async |frame| {
+        let id = api::id(&text, "submission")?;
+        let submission = app
+            .store
+            .submission(id)
+            .await?
+            .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
+        let now = app.now();
+        let page = SubmissionPage {
+            rows: app
+                .store
+                .builds_of(id)
+                .await?
+                .iter()
+                .map(|b| Row::of(b, now))
+                .collect(),
+            id,
+            source: SourceLine::of(&submission.source),
+            name: submission.name,
+            version: submission.version,
+            submitted: parts::time(submission.submitted),
+            frame,
+        };
+        Ok(render(StatusCode::OK, &page))
+    })
+    .await
+}
+
+#[derive(Template)]
+#[template(path = "configurations.html")]
+struct ConfigurationsPage<'a> {
+    frame: Frame,
+    configurations: &'a [Configuration],
+}
+
+/// `GET /configurations`.
+pub(super) async fn configurations(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let frame = Frame::of(&app, &headers, "/configurations", "configurations");
+    render(
+        StatusCode::OK,
+        &ConfigurationsPage {
+            frame,
+            configurations: app.buildtab.configurations(),
+        },
+    )
+}
+
+/// `GET /builds/<id>/log`.
+pub(super) async fn log(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, super::problem::Plain> {
+    let build = api::find(&app, &text).await?;
+    let attempt = api::wanted_attempt(&build, query.as_deref())?;
+    Ok(api::log_answer(
+        api::logs(&app, &build, attempt, None).await?,
+        true,
+    ))
+}
+
+/// `GET /builds/<id>/log/<operation>`.
+pub(super) async fn operation_log(
+    State(app): State<Arc<App>>,
+    Path((text, operation)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, super::problem::Plain> {
+    let build = api::find(&app, &text).await?;
+    let attempt = api::wanted_attempt(&build, query.as_deref())?;
+    Ok(api::log_answer(
+        api::logs(&app, &build, attempt, Some(&operation)).await?,
+        false,
+    ))
+}
+
+/// `POST /builds/<id>/rebuild`: the form.
+pub(super) async fn rebuild(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Page> {
+    let (head, body) = request.into_parts();
+    let frame = Frame::of(
+        &app,
+        &head.headers,
+        &format!("/builds/{}", params::encode(&text)),
+        "",
+    );
+    framed(frame, async |frame| {
+        let form = sign::checked_form(&app, &frame, body).await?;
+        let reason = api::reason(params::get(&form, "reason"))?;
+        let build = api::find(&app, &text).await?;
+        api::do_rebuild(&app, &build, reason.as_deref()).await?;
+        Ok(sign::see_other(&format!(
+            "{}/builds/{}",
+            frame.root, build.id
+        )))
+    })
+    .await
+}
+
+/// The style sheet.
+pub(super) async fn style() -> Response {
+    (
+        [
+            (header::CONTENT_TYPE, "text/css; charset=utf-8"),
+            (header::CACHE_CONTROL, "max-age=300"),
+        ],
+        include_str!("../../assets/style.css"),
+    )
+        .into_response()
+}
+
+/// Whatever else is asked for.
+pub(super) async fn unknown(State(app): State<Arc<App>>, headers: HeaderMap) -> Page {
+    Page {
+        problem: Problem::not_found("such page"),
+        frame: Frame::of(&app, &headers, "/", ""),
+    }
+}

@@ -55,7 +55,10 @@ pub(super) fn encode(text: &str) -> String {
 
 /// The value of the first parameter of this name.
 pub(super) fn get<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    parameters
+        .iter()
+        .find(|(n, _)| n == name)
+        .map(|(_, v)| v.as_str())
 }
 
 #[cfg(test)]
@@ -69,12 +72,18 @@ mod tests {
         for (text, expected) in [
             ("", vec![]),
             ("build-task", vec![pair("build-task", "")]),
-            ("build-task&r=pkg%3Acppget.org%2Fstable&r=x", vec![
-                pair("build-task", ""),
-                pair("r", "pkg:cppget.org/stable"),
-                pair("r", "x"),
-            ]),
-            ("a=b+c&&d=%2&e=%zz%41", vec![pair("a", "b c"), pair("d", "%2"), pair("e", "%zzA")]),
+            (
+                "build-task&r=pkg%3Acppget.org%2Fstable&r=x",
+                vec![
+                    pair("build-task", ""),
+                    pair("r", "pkg:cppget.org/stable"),
+                    pair("r", "x"),
+                ],
+            ),
+            (
+                "a=b+c&&d=%2&e=%zz%41",
+                vec![pair("a", "b c"), pair("d", "%2"), pair("e", "%zzA")],
+            ),
             ("a=%ff", vec![pair("a", "\u{fffd}")]),
             ("a=b=c", vec![pair("a", "b=c")]),
         ] {

@@ -15,7 +15,10 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
-        Self { status, sentence: sentence.into() }
+        Self {
+            status,
+            sentence: sentence.into(),
+        }
     }
 
     pub(crate) fn bad(sentence: impl Into<String>) -> Self {
@@ -72,7 +75,12 @@ impl<E: Into<Problem>> From<E> for Json {
 impl IntoResponse for Plain {
     fn into_response(self) -> Response {
         let Problem { status, sentence } = self.0;
-        (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{sentence}\n")).into_response()
+        (
+            status,
+            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+            format!("{sentence}\n"),
+        )
+            .into_response()
     }
 }
 
@@ -80,11 +88,13 @@ impl IntoResponse for Json {
     fn into_response(self) -> Response {
         let Problem { status, sentence } = self.0;
         let body = serde_json::json!({ "error": sentence }).to_string();
-        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response =
+            (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, axum::http::HeaderValue::from_static("Bearer realm=\"bbot\""));
+            response.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                axum::http::HeaderValue::from_static("Bearer realm=\"bbot\""),
+            );
         }
         response
     }
@@ -92,6 +102,9 @@ impl IntoResponse for Json {
 
 /// A method that a resource does not have.
 pub(crate) fn wrong_method(allowed: &'static str) -> Response {
-    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed} here"));
+    let problem = Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("use {allowed} here"),
+    );
     ([(header::ALLOW, allowed)], Plain(problem)).into_response()
 }

@@ -8,9 +8,9 @@ use bbot_manifest::{PackageVersion, ResultRequest, log_text};
 use super::problem::{Plain, Problem};
 use super::{App, body, task};
 use crate::auth;
+use crate::queue::State;
 use crate::queue::era::Peer;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, Verdict};
-use crate::queue::State;
 use crate::store::{NewOperation, NewResult, SessionFacts};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
@@ -31,9 +31,16 @@ pub(super) async fn handle(
     let parsed = tokio::task::spawn_blocking(move || read(&text, peer))
         .await
         .map_err(|e| Problem::internal("read a result", &e))?;
-    let ResultRequest { session, challenge, result, .. } = parsed?;
+    let ResultRequest {
+        session,
+        challenge,
+        result,
+        ..
+    } = parsed?;
     if result.operations.len() > OPERATIONS {
-        return Err(Problem::bad(format!("the result has more than {OPERATIONS} operations")).into());
+        return Err(
+            Problem::bad(format!("the result has more than {OPERATIONS} operations")).into(),
+        );
     }
 
     // The challenge of a session never changes, so its answer is checked outside the transaction.
@@ -46,7 +53,11 @@ pub(super) async fn handle(
         operations: result
             .operations
             .into_iter()
-            .map(|o| NewOperation { name: o.name, status: o.status, log: o.log })
+            .map(|o| NewOperation {
+                name: o.name,
+                status: o.status,
+                log: o.log,
+            })
             .collect(),
     };
     let (name, version, status) = (result.name, result.version, result.status);
@@ -72,8 +83,10 @@ fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {
         Ok(request) => Ok(request),
         // Agents of the original of 2017 send logs as they came, colours and broken characters included,
         // and its controller took them.
-        Err(first) if peer == Peer::Stranger => ResultRequest::parse(log_text(text).as_bytes(), "result-request")
-            .map_err(|_| Problem::bad(first.to_string())),
+        Err(first) if peer == Peer::Stranger => {
+            ResultRequest::parse(log_text(text).as_bytes(), "result-request")
+                .map_err(|_| Problem::bad(first.to_string()))
+        }
         Err(e) => Err(Problem::bad(e.to_string())),
     }
 }
@@ -82,22 +95,44 @@ fn prove(app: &App, facts: &SessionFacts, answer: Option<&[u8]>) -> Proof {
     let (challenge, answer) = match (&facts.challenge, answer) {
         (None, None) => {
             // The task was given before agents had to prove themselves, and now they must.
-            return if app.keys.is_some() { Proof::Missing } else { Proof::Good };
+            return if app.keys.is_some() {
+                Proof::Missing
+            } else {
+                Proof::Good
+            };
         }
         (None, Some(_)) => return Proof::Unexpected,
         // Answered or not, nobody asks any more.
         (Some(_), None) => return Proof::Missing,
         (Some(challenge), Some(answer)) => (challenge, answer),
     };
-    let Some(keys) = &app.keys else { return Proof::Good };
-    let key = facts.fingerprint.as_deref().and_then(|f| keys.key(f, app.now()));
-    if key.is_some_and(|key| auth::verify(&key, challenge, answer)) { Proof::Good } else { Proof::Wrong }
+    let Some(keys) = &app.keys else {
+        return Proof::Good;
+    };
+    let key = facts
+        .fingerprint
+        .as_deref()
+        .and_then(|f| keys.key(f, app.now()));
+    if key.is_some_and(|key| auth::verify(&key, challenge, answer)) {
+        Proof::Good
+    } else {
+        Proof::Wrong
+    }
 }
 
 fn identity(task_name: &str, task_version: &str, name: &str, version: &str) -> Identity {
-    let canonical = |v: &str| v.parse::<PackageVersion>().map(|v| v.to_string()).unwrap_or_else(|_| v.to_owned());
-    let same = task_name == name && (task_version == version || canonical(task_version) == canonical(version));
-    if same { Identity::Same } else { Identity::Different }
+    let canonical = |v: &str| {
+        v.parse::<PackageVersion>()
+            .map(|v| v.to_string())
+            .unwrap_or_else(|_| v.to_owned())
+    };
+    let same = task_name == name
+        && (task_version == version || canonical(task_version) == canonical(version));
+    if same {
+        Identity::Same
+    } else {
+        Identity::Different
+    }
 }
 
 /// Logs what became of the result, and answers.
@@ -118,7 +153,9 @@ fn tell(
             }
         }
         Verdict::Requeue => {
-            tracing::info!("{name} {version} was given up by its agent for something else: queued again");
+            tracing::info!(
+                "{name} {version} was given up by its agent for something else: queued again"
+            );
             app.wake_agents();
         }
         Verdict::Repeat => tracing::debug!("the result of {name} {version} came once more"),
@@ -142,7 +179,9 @@ fn dropped_status(why: Dropped) -> StatusCode {
     match why {
         Dropped::Unknown => StatusCode::NOT_FOUND,
         Dropped::Superseded => StatusCode::GONE,
-        Dropped::NoAnswer | Dropped::UnexpectedAnswer | Dropped::WrongAnswer => StatusCode::FORBIDDEN,
+        Dropped::NoAnswer | Dropped::UnexpectedAnswer | Dropped::WrongAnswer => {
+            StatusCode::FORBIDDEN
+        }
     }
 }
 
@@ -159,7 +198,11 @@ mod tests {
             ("not a version", "not a version", Identity::Same),
             ("1.2.3", "0", Identity::Different),
         ] {
-            assert_eq!(identity("p", version, "p", other), expected, "{version} {other}");
+            assert_eq!(
+                identity("p", version, "p", other),
+                expected,
+                "{version} {other}"
+            );
         }
         assert_eq!(identity("p", "1", "q", "1"), Identity::Different);
     }
@@ -167,7 +210,13 @@ mod tests {
     #[test]
     fn a_strangers_colours_are_taken_and_our_own_agents_know_better() {
         let text = b": 1\nsession: s\n:\nname: a\nversion: 1\nstatus: error\nupdate-status: error\nupdate-log:\\\n\x1b[31merror\x1b[0m \xff\n\\\n";
-        assert_eq!(read(text, Peer::Stranger).unwrap().result.operations[0].log, "error ?");
-        assert_eq!(read(text, Peer::Ours).unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            read(text, Peer::Stranger).unwrap().result.operations[0].log,
+            "error ?"
+        );
+        assert_eq!(
+            read(text, Peer::Ours).unwrap_err().status,
+            StatusCode::BAD_REQUEST
+        );
     }
 }

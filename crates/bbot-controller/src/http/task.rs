@@ -5,7 +5,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use bbot_manifest::{Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting};
+use bbot_manifest::{
+    Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting,
+};
 
 use super::problem::{Plain, Problem};
 use super::{App, Base, body};
@@ -24,7 +26,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Whether the request is of an agent of ours.
 pub(super) fn peer(headers: &HeaderMap) -> Peer {
-    if headers.contains_key("bbot-agent") { Peer::Ours } else { Peer::Stranger }
+    if headers.contains_key("bbot-agent") {
+        Peer::Ours
+    } else {
+        Peer::Stranger
+    }
 }
 
 /// What the URL's parameters ask for.
@@ -42,14 +48,20 @@ fn wanted(parameters: &[(String, String)]) -> Result<Wanted, Problem> {
     let mut wanted = Wanted::default();
     for (name, value) in parameters {
         match name.as_str() {
-            "r" | "repository" if value.is_empty() => return Err(Problem::bad("empty repository name")),
+            "r" | "repository" if value.is_empty() => {
+                return Err(Problem::bad("empty repository name"));
+            }
             "r" | "repository" => wanted.repositories.push(requested_repository(value)),
             "interactive" => {
                 wanted.interactive = Some(match value.as_str() {
                     "false" => InteractiveMode::False,
                     "true" => InteractiveMode::True,
                     "both" => InteractiveMode::Both,
-                    _ => return Err(Problem::bad("invalid interactive mode: expected false, true or both")),
+                    _ => {
+                        return Err(Problem::bad(
+                            "invalid interactive mode: expected false, true or both",
+                        ));
+                    }
                 });
             }
             "t" | "tenant_service_type" => wanted.services.push(value.clone()),
@@ -105,7 +117,10 @@ pub(super) async fn handle(
 }
 
 fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
-    let seconds = headers.get("bbot-wait").and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
+    let seconds = headers
+        .get("bbot-wait")
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.trim().parse().ok());
     match (peer, seconds) {
         (Peer::Ours, Some(seconds)) => Duration::from_secs(seconds).min(LONGEST_WAIT),
         _ => Duration::ZERO,
@@ -114,12 +129,15 @@ fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
 
 fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
     let Some(keys) = &app.keys else { return Ok(()) };
-    let unauthorized = |what| Problem::new(StatusCode::UNAUTHORIZED, format!("unauthorized: {what}"));
-    let fingerprint =
-        fingerprint.ok_or_else(|| unauthorized("this controller wants agents with a key (--auth-key)"))?;
+    let unauthorized =
+        |what| Problem::new(StatusCode::UNAUTHORIZED, format!("unauthorized: {what}"));
+    let fingerprint = fingerprint
+        .ok_or_else(|| unauthorized("this controller wants agents with a key (--auth-key)"))?;
     match keys.key(fingerprint, app.now()) {
         Some(_) => Ok(()),
-        None => Err(unauthorized("the fingerprint is not that of a key in the controller's --agent-keys")),
+        None => Err(unauthorized(
+            "the fingerprint is not that of a key in the controller's --agent-keys",
+        )),
     }
 }
 
@@ -139,7 +157,11 @@ async fn find(
         .iter()
         .map(|m| Offer {
             name: &m.name,
-            role: if m.role == Some(MachineRole::Auxiliary) { Role::Auxiliary } else { Role::Build },
+            role: if m.role == Some(MachineRole::Auxiliary) {
+                Role::Auxiliary
+            } else {
+                Role::Build
+            },
         })
         .collect();
     let candidates = select::candidates(&app.buildtab, &offers, era);
@@ -153,19 +175,40 @@ async fn find(
         for candidate in &candidates {
             let c = candidate.configuration;
             if wanted.repositories.is_empty() {
-                oldest.push((app.store.oldest_queued(&c.name, &c.target, None).await?, *candidate));
+                oldest.push((
+                    app.store.oldest_queued(&c.name, &c.target, None).await?,
+                    *candidate,
+                ));
             }
             for repository in &wanted.repositories {
-                oldest.push((app.store.oldest_queued(&c.name, &c.target, Some(repository)).await?, *candidate));
+                oldest.push((
+                    app.store
+                        .oldest_queued(&c.name, &c.target, Some(repository))
+                        .await?,
+                    *candidate,
+                ));
             }
         }
-        let places: Vec<Option<i64>> = oldest.iter().map(|(o, _)| o.map(|(place, _)| place)).collect();
-        let Some((Some((_, build)), candidate)) = select::first(&places).map(|i| oldest[i]) else { return Ok(None) };
+        let places: Vec<Option<i64>> = oldest
+            .iter()
+            .map(|(o, _)| o.map(|(place, _)| place))
+            .collect();
+        let Some((Some((_, build)), candidate)) = select::first(&places).map(|i| oldest[i]) else {
+            return Ok(None);
+        };
         let machine = &request.machines[candidate.machine];
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
-        let challenge = app.keys.as_ref().map(|_| auth::challenge()).transpose().map_err(random)?;
-        let fingerprint = request.fingerprint.as_deref().filter(|_| challenge.is_some());
+        let challenge = app
+            .keys
+            .as_ref()
+            .map(|_| auth::challenge())
+            .transpose()
+            .map_err(random)?;
+        let fingerprint = request
+            .fingerprint
+            .as_deref()
+            .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
         let now = app.now();
         let lease = NewLease {
@@ -181,7 +224,9 @@ async fn find(
             toolchain_version: &version,
         };
         // Another agent may have been faster; then the next one is looked for.
-        let Some(lease) = app.store.lease(&lease, now).await? else { continue };
+        let Some(lease) = app.store.lease(&lease, now).await? else {
+            continue;
+        };
         tracing::info!(
             build.id = lease.build.id,
             agent = request.agent,
@@ -214,7 +259,13 @@ fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str)
         (Source::Repository(repository), None) => repository.url.clone(),
         (Source::Archive(_) | Source::Git(_), None) => String::new(),
     };
-    let mut task = Task::new(&submission.name, &submission.version, url, machine, &configuration.target);
+    let mut task = Task::new(
+        &submission.name,
+        &submission.version,
+        url,
+        machine,
+        &configuration.target,
+    );
     if let Source::Repository(repository) = &submission.source {
         task.repository_type = match repository.kind.as_deref() {
             Some("pkg") => Some(RepositoryType::Pkg),
@@ -228,14 +279,25 @@ fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str)
     if !configuration.arguments.is_empty() {
         task.target_config = Some(quoting::join(&configuration.arguments));
     }
-    task.warning_regex.clone_from(&configuration.warning_regexes);
+    task.warning_regex
+        .clone_from(&configuration.warning_regexes);
     task.host = configuration.is_of_class("host").then_some(true);
     task
 }
 
-fn answer_of(response: &TaskResponse, era: Era, session_url: Option<&str>) -> Result<Response, Problem> {
-    let text = response.serialize(era).map_err(|e| Problem::internal("write a task", &e))?;
-    let mut answer = ([(header::CONTENT_TYPE, "text/manifest;charset=utf-8")], text).into_response();
+fn answer_of(
+    response: &TaskResponse,
+    era: Era,
+    session_url: Option<&str>,
+) -> Result<Response, Problem> {
+    let text = response
+        .serialize(era)
+        .map_err(|e| Problem::internal("write a task", &e))?;
+    let mut answer = (
+        [(header::CONTENT_TYPE, "text/manifest;charset=utf-8")],
+        text,
+    )
+        .into_response();
     if let Some(url) = session_url.and_then(|u| u.parse().ok()) {
         answer.headers_mut().insert("bbot-session-url", url);
     }
@@ -256,13 +318,19 @@ mod tests {
             ("", Ok(0)),
             ("r=pkg%3Acppget.org%2Fstable&repository=x", Ok(2)),
             ("interactive=both&t=&t=github", Ok(0)),
-            ("interactive=yes", Err("invalid interactive mode: expected false, true or both")),
+            (
+                "interactive=yes",
+                Err("invalid interactive mode: expected false, true or both"),
+            ),
             ("foo=1", Err("unknown parameter \"foo\"")),
             ("r=", Err("empty repository name")),
         ] {
             match (wanted(&pairs(text)), expected) {
                 (Ok(w), Ok(n)) => assert_eq!(w.repositories.len(), n, "{text}"),
-                (Err(p), Err(what)) => assert_eq!((p.status, p.sentence.as_str()), (StatusCode::BAD_REQUEST, what)),
+                (Err(p), Err(what)) => assert_eq!(
+                    (p.status, p.sentence.as_str()),
+                    (StatusCode::BAD_REQUEST, what)
+                ),
                 (got, _) => panic!("{text}: {got:?}"),
             }
         }
@@ -280,7 +348,11 @@ mod tests {
             ("t=ci-github", None, false),
             ("t=ci-github&t=", None, true),
         ] {
-            assert_eq!(anything(&wanted(&pairs(text)).unwrap(), mode), expected, "{text}");
+            assert_eq!(
+                anything(&wanted(&pairs(text)).unwrap(), mode),
+                expected,
+                "{text}"
+            );
         }
     }
 }

@@ -86,14 +86,23 @@ mod tests {
             ("0.17.0", "", "", Era::Later),
             ("1.0.0", "", "", Era::Later),
             ("0.7.0", "interactive-mode: false\n", "", Era::Later),
-            ("0.7.0", "interactive-mode: both\ninteractive-login: ssh x\n", "", Era::Later),
+            (
+                "0.7.0",
+                "interactive-mode: both\ninteractive-login: ssh x\n",
+                "",
+                Era::Later,
+            ),
             ("0.7.0", "auxiliary-ram: 1024\n", "", Era::Later),
             ("0.7.0", "", "role: build\n", Era::Later),
             ("0.7.0", "", "ram-minimum: 1024\n", Era::Later),
             ("0.7.0", "", "ram-maximum: 1024\n", Era::Later),
         ] {
             let request = request(version, more, machine);
-            assert_eq!(detect(EraChoice::Auto, Peer::Stranger, &request), expected, "{version} {more} {machine}");
+            assert_eq!(
+                detect(EraChoice::Auto, Peer::Stranger, &request),
+                expected,
+                "{version} {more} {machine}"
+            );
             assert_eq!(detect(EraChoice::Auto, Peer::Ours, &request), Era::Later);
             for era in [Era::Y2017, Era::Later] {
                 assert_eq!(detect(EraChoice::Fixed(era), Peer::Ours, &request), era);
@@ -106,6 +115,9 @@ mod tests {
         assert_eq!("auto".parse(), Ok(EraChoice::Auto));
         assert_eq!("2017".parse(), Ok(EraChoice::Fixed(Era::Y2017)));
         assert_eq!("later".parse(), Ok(EraChoice::Fixed(Era::Later)));
-        assert_eq!("2018".parse::<EraChoice>().unwrap_err().to_string(), "\"2018\" is not one of auto, 2017, later");
+        assert_eq!(
+            "2018".parse::<EraChoice>().unwrap_err().to_string(),
+            "\"2018\" is not one of auto, 2017, later"
+        );
     }
 }

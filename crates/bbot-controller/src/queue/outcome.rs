@@ -125,7 +125,9 @@ pub fn decide(facts: Facts) -> Verdict {
     }
     match facts.session {
         SessionState::Answered => return Verdict::Repeat,
-        SessionState::Superseded | SessionState::Current(State::Built) => return Verdict::Drop(Dropped::Superseded),
+        SessionState::Superseded | SessionState::Current(State::Built) => {
+            return Verdict::Drop(Dropped::Superseded);
+        }
         SessionState::Unknown | SessionState::Current(State::Queued | State::Building) => {}
     }
     match facts.proof {
@@ -160,27 +162,106 @@ mod tests {
         let s = |session| Facts { session, ..GOOD };
         for (facts, expected) in [
             (GOOD, Verdict::Keep(State::Built)),
-            (Facts { status: Status::Abort, ..GOOD }, Verdict::Keep(State::Built)),
-            (Facts { status: Status::Abnormal, ..GOOD }, Verdict::Keep(State::Built)),
-            (Facts { status: Status::Interrupt, ..GOOD }, Verdict::Requeue),
-            (Facts { status: Status::Skip, ..GOOD }, Verdict::Wrong(Mistake::Skip)),
-            (Facts { again: Again::Yes, ..GOOD }, Verdict::Keep(State::Queued)),
+            (
+                Facts {
+                    status: Status::Abort,
+                    ..GOOD
+                },
+                Verdict::Keep(State::Built),
+            ),
+            (
+                Facts {
+                    status: Status::Abnormal,
+                    ..GOOD
+                },
+                Verdict::Keep(State::Built),
+            ),
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    ..GOOD
+                },
+                Verdict::Requeue,
+            ),
+            (
+                Facts {
+                    status: Status::Skip,
+                    ..GOOD
+                },
+                Verdict::Wrong(Mistake::Skip),
+            ),
+            (
+                Facts {
+                    again: Again::Yes,
+                    ..GOOD
+                },
+                Verdict::Keep(State::Queued),
+            ),
             // Late, but nobody else has it.
-            (s(SessionState::Current(State::Queued)), Verdict::Keep(State::Built)),
-            (s(SessionState::Current(State::Built)), Verdict::Drop(Dropped::Superseded)),
-            (s(SessionState::Superseded), Verdict::Drop(Dropped::Superseded)),
+            (
+                s(SessionState::Current(State::Queued)),
+                Verdict::Keep(State::Built),
+            ),
+            (
+                s(SessionState::Current(State::Built)),
+                Verdict::Drop(Dropped::Superseded),
+            ),
+            (
+                s(SessionState::Superseded),
+                Verdict::Drop(Dropped::Superseded),
+            ),
             (s(SessionState::Unknown), Verdict::Drop(Dropped::Unknown)),
             (s(SessionState::Answered), Verdict::Repeat),
-            (Facts { identity: Identity::Different, ..GOOD }, Verdict::Wrong(Mistake::Identity)),
             (
-                Facts { identity: Identity::Different, ..s(SessionState::Superseded) },
+                Facts {
+                    identity: Identity::Different,
+                    ..GOOD
+                },
                 Verdict::Wrong(Mistake::Identity),
             ),
-            (Facts { identity: Identity::Different, ..s(SessionState::Unknown) }, Verdict::Drop(Dropped::Unknown)),
-            (Facts { proof: Proof::Missing, ..GOOD }, Verdict::Drop(Dropped::NoAnswer)),
-            (Facts { proof: Proof::Unexpected, ..GOOD }, Verdict::Drop(Dropped::UnexpectedAnswer)),
-            (Facts { proof: Proof::Wrong, ..GOOD }, Verdict::Drop(Dropped::WrongAnswer)),
-            (Facts { proof: Proof::Wrong, status: Status::Interrupt, ..GOOD }, Verdict::Drop(Dropped::WrongAnswer)),
+            (
+                Facts {
+                    identity: Identity::Different,
+                    ..s(SessionState::Superseded)
+                },
+                Verdict::Wrong(Mistake::Identity),
+            ),
+            (
+                Facts {
+                    identity: Identity::Different,
+                    ..s(SessionState::Unknown)
+                },
+                Verdict::Drop(Dropped::Unknown),
+            ),
+            (
+                Facts {
+                    proof: Proof::Missing,
+                    ..GOOD
+                },
+                Verdict::Drop(Dropped::NoAnswer),
+            ),
+            (
+                Facts {
+                    proof: Proof::Unexpected,
+                    ..GOOD
+                },
+                Verdict::Drop(Dropped::UnexpectedAnswer),
+            ),
+            (
+                Facts {
+                    proof: Proof::Wrong,
+                    ..GOOD
+                },
+                Verdict::Drop(Dropped::WrongAnswer),
+            ),
+            (
+                Facts {
+                    proof: Proof::Wrong,
+                    status: Status::Interrupt,
+                    ..GOOD
+                },
+                Verdict::Drop(Dropped::WrongAnswer),
+            ),
         ] {
             assert_eq!(decide(facts), expected, "{facts:?}");
         }
@@ -194,7 +275,12 @@ mod tests {
                 Just(SessionState::Superseded),
                 proptest::sample::select(State::ALL.to_vec()).prop_map(SessionState::Current),
             ],
-            proptest::sample::select(vec![Proof::Good, Proof::Missing, Proof::Unexpected, Proof::Wrong]),
+            proptest::sample::select(vec![
+                Proof::Good,
+                Proof::Missing,
+                Proof::Unexpected,
+                Proof::Wrong,
+            ]),
             proptest::sample::select(vec![Identity::Same, Identity::Different]),
             proptest::sample::select(vec![
                 Status::Skip,
@@ -207,7 +293,13 @@ mod tests {
             ]),
             proptest::sample::select(vec![Again::No, Again::Yes]),
         )
-            .prop_map(|(session, proof, identity, status, again)| Facts { session, proof, identity, status, again })
+            .prop_map(|(session, proof, identity, status, again)| Facts {
+                session,
+                proof,
+                identity,
+                status,
+                again,
+            })
     }
 
     proptest! {

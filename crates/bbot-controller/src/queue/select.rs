@@ -36,7 +36,11 @@ pub struct Candidate<'a> {
 /// An agent of 2017 is given no configuration that names an environment: its wire has no word for it, and
 /// without it the result would be of something else.
 #[must_use]
-pub fn candidates<'a>(buildtab: &'a Buildtab, offers: &[Offer<'_>], era: Era) -> Vec<Candidate<'a>> {
+pub fn candidates<'a>(
+    buildtab: &'a Buildtab,
+    offers: &[Offer<'_>],
+    era: Era,
+) -> Vec<Candidate<'a>> {
     buildtab
         .configurations()
         .iter()
@@ -45,7 +49,10 @@ pub fn candidates<'a>(buildtab: &'a Buildtab, offers: &[Offer<'_>], era: Era) ->
             offers
                 .iter()
                 .position(|offer| offer.role == Role::Build && configuration.takes(offer.name))
-                .map(|machine| Candidate { configuration, machine })
+                .map(|machine| Candidate {
+                    configuration,
+                    machine,
+                })
         })
         .collect()
 }
@@ -54,7 +61,12 @@ pub fn candidates<'a>(buildtab: &'a Buildtab, offers: &[Offer<'_>], era: Era) ->
 /// queue, the one to hand out: its index. First come, first served, whatever the configuration.
 #[must_use]
 pub fn first(places: &[Option<i64>]) -> Option<usize> {
-    places.iter().enumerate().filter_map(|(index, place)| place.map(|p| (p, index))).min().map(|(_, index)| index)
+    places
+        .iter()
+        .enumerate()
+        .filter_map(|(index, place)| place.map(|p| (p, index)))
+        .min()
+        .map(|(_, index)| index)
 }
 
 #[cfg(test)]
@@ -63,19 +75,32 @@ mod tests {
     use proptest::prelude::*;
 
     fn offers<'a>(names: &[&'a str]) -> Vec<Offer<'a>> {
-        names.iter().map(|name| Offer { name, role: Role::Build }).collect()
+        names
+            .iter()
+            .map(|name| Offer {
+                name,
+                role: Role::Build,
+            })
+            .collect()
     }
 
     fn chosen(tab: &str, names: &[Offer<'_>], era: Era) -> Vec<(String, usize)> {
         let tab = Buildtab::parse(tab, "t").unwrap();
-        candidates(&tab, names, era).iter().map(|c| (c.configuration.name.clone(), c.machine)).collect()
+        candidates(&tab, names, era)
+            .iter()
+            .map(|c| (c.configuration.name.clone(), c.machine))
+            .collect()
     }
 
     #[test]
     fn the_first_machine_that_matches() {
         let tab = "linux* a t\nlinux-gcc b t\nwindows* c t\n";
         assert_eq!(
-            chosen(tab, &offers(&["bsd", "linux-gcc", "linux-clang"]), Era::Y2017),
+            chosen(
+                tab,
+                &offers(&["bsd", "linux-gcc", "linux-clang"]),
+                Era::Y2017
+            ),
             [("a".to_owned(), 1), ("b".to_owned(), 1)]
         );
         assert_eq!(chosen(tab, &offers(&["bsd"]), Era::Y2017), []);
@@ -84,15 +109,33 @@ mod tests {
 
     #[test]
     fn auxiliary_machines_build_nothing() {
-        let offers = [Offer { name: "linux-a", role: Role::Auxiliary }, Offer { name: "linux-b", role: Role::Build }];
-        assert_eq!(chosen("linux* a t\n", &offers, Era::Later), [("a".to_owned(), 1)]);
+        let offers = [
+            Offer {
+                name: "linux-a",
+                role: Role::Auxiliary,
+            },
+            Offer {
+                name: "linux-b",
+                role: Role::Build,
+            },
+        ];
+        assert_eq!(
+            chosen("linux* a t\n", &offers, Era::Later),
+            [("a".to_owned(), 1)]
+        );
     }
 
     #[test]
     fn environments_are_for_later_agents() {
         let tab = "w** a t/vc143 all\nw** b t all\n";
-        assert_eq!(chosen(tab, &offers(&["w"]), Era::Y2017), [("b".to_owned(), 0)]);
-        assert_eq!(chosen(tab, &offers(&["w"]), Era::Later), [("a".to_owned(), 0), ("b".to_owned(), 0)]);
+        assert_eq!(
+            chosen(tab, &offers(&["w"]), Era::Y2017),
+            [("b".to_owned(), 0)]
+        );
+        assert_eq!(
+            chosen(tab, &offers(&["w"]), Era::Later),
+            [("a".to_owned(), 0), ("b".to_owned(), 0)]
+        );
     }
 
     #[test]

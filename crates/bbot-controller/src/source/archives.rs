@@ -73,7 +73,11 @@ impl Archives {
         std::fs::create_dir_all(&self.directory)?;
         for entry in std::fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(PREFIX.as_bytes())
+            {
                 std::fs::remove_file(entry.path())?;
             }
         }
@@ -103,12 +107,24 @@ impl Archives {
     /// # Errors
     /// No file can be made.
     pub fn begin(&self) -> Result<Incoming, ArchiveError> {
-        let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&self.directory).map_err(|e| self.io(e))?;
-        Ok(Incoming { archives: self.clone(), file, hash: Sha256::new(), bytes: 0, start: Vec::new() })
+        let file = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .tempfile_in(&self.directory)
+            .map_err(|e| self.io(e))?;
+        Ok(Incoming {
+            archives: self.clone(),
+            file,
+            hash: Sha256::new(),
+            bytes: 0,
+            start: Vec::new(),
+        })
     }
 
     fn io(&self, source: io::Error) -> ArchiveError {
-        ArchiveError::Io { directory: self.directory.display().to_string(), source }
+        ArchiveError::Io {
+            directory: self.directory.display().to_string(),
+            source,
+        }
     }
 }
 
@@ -134,9 +150,13 @@ impl Incoming {
     /// # Errors
     /// It gets too large, is no gzip file, or the disk is full.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        self.bytes = self.bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.bytes = self
+            .bytes
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if self.bytes > self.archives.limit {
-            return Err(ArchiveError::TooLarge { limit: self.archives.limit });
+            return Err(ArchiveError::TooLarge {
+                limit: self.archives.limit,
+            });
         }
         let missing = GZIP.len().saturating_sub(self.start.len());
         self.start.extend(bytes.iter().take(missing));
@@ -156,7 +176,10 @@ impl Incoming {
         if let Some(expected) = expected
             && expected != actual
         {
-            return Err(ArchiveError::Hash { expected: expected.to_owned(), actual });
+            return Err(ArchiveError::Hash {
+                expected: expected.to_owned(),
+                actual,
+            });
         }
         if self.start != GZIP {
             return Err(ArchiveError::NotGzip);
@@ -201,7 +224,10 @@ mod tests {
             let (sha256, put) = incoming.finish(None).unwrap();
             assert_eq!(put, expected);
             assert!(archives.contains(&sha256));
-            assert_eq!(std::fs::read(archives.path(&sha256).unwrap()).unwrap(), [0x1f, 0x8b, 1, 2, 3]);
+            assert_eq!(
+                std::fs::read(archives.path(&sha256).unwrap()).unwrap(),
+                [0x1f, 0x8b, 1, 2, 3]
+            );
         }
         assert_eq!(files(&archives), 1);
     }
@@ -211,20 +237,39 @@ mod tests {
         let (_dir, archives) = archives(8);
         let mut large = archives.begin().unwrap();
         large.write(&[0x1f, 0x8b, 0, 0]).unwrap();
-        assert!(matches!(large.write(&[0; 5]), Err(ArchiveError::TooLarge { limit: 8 })));
+        assert!(matches!(
+            large.write(&[0; 5]),
+            Err(ArchiveError::TooLarge { limit: 8 })
+        ));
         drop(large);
-        assert!(matches!(archives.begin().unwrap().write(b"PK"), Err(ArchiveError::NotGzip)));
-        assert!(matches!(archives.begin().unwrap().finish(None), Err(ArchiveError::NotGzip)));
+        assert!(matches!(
+            archives.begin().unwrap().write(b"PK"),
+            Err(ArchiveError::NotGzip)
+        ));
+        assert!(matches!(
+            archives.begin().unwrap().finish(None),
+            Err(ArchiveError::NotGzip)
+        ));
         let mut other = archives.begin().unwrap();
         other.write(&[0x1f, 0x8b]).unwrap();
-        assert!(matches!(other.finish(Some(&"0".repeat(64))), Err(ArchiveError::Hash { .. })));
+        assert!(matches!(
+            other.finish(Some(&"0".repeat(64))),
+            Err(ArchiveError::Hash { .. })
+        ));
         assert_eq!(files(&archives), 0);
     }
 
     #[test]
     fn no_name_leads_elsewhere() {
         let (_dir, archives) = archives(8);
-        for name in ["../x", "/etc/passwd", "", ".incoming-x", &"0".repeat(63), &format!("{}/..", "0".repeat(61))] {
+        for name in [
+            "../x",
+            "/etc/passwd",
+            "",
+            ".incoming-x",
+            &"0".repeat(63),
+            &format!("{}/..", "0".repeat(61)),
+        ] {
             assert_eq!(archives.path(name), None, "{name}");
             assert!(!archives.contains(name));
         }

@@ -105,7 +105,10 @@ impl GitError {
     /// Whether the fault is this computer's, not the request's.
     #[must_use]
     pub fn is_internal(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Archive(ArchiveError::Io { .. }))
+        matches!(
+            self,
+            Self::Io { .. } | Self::Archive(ArchiveError::Io { .. })
+        )
     }
 }
 
@@ -118,8 +121,11 @@ struct Target {
 
 /// Checks the form of a URL: https, a host, no user, nothing that a shell, git or curl reads differently.
 fn target(url: &str) -> Result<Target, String> {
-    let rest = url.strip_prefix("https://").ok_or("only https:// is fetched")?;
-    if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['"', '\\', '\'', '<', '>', '`']) {
+    let rest = url
+        .strip_prefix("https://")
+        .ok_or("only https:// is fetched")?;
+    if !url.bytes().all(|b| b.is_ascii_graphic()) || url.contains(['"', '\\', '\'', '<', '>', '`'])
+    {
         return Err("the URL has characters that must be percent-encoded".to_owned());
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -127,17 +133,28 @@ fn target(url: &str) -> Result<Target, String> {
         return Err("a user name or password in the URL is not taken".to_owned());
     }
     let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            (host, port.parse().map_err(|_| format!("{port:?} is not a port"))?)
-        }
+        Some((host, port)) if !port.contains(']') => (
+            host,
+            port.parse()
+                .map_err(|_| format!("{port:?} is not a port"))?,
+        ),
         _ => (authority, 443),
     };
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    let name_like = !bare.is_empty() && bare.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
+    let name_like = !bare.is_empty()
+        && bare
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
     if !name_like || bare.starts_with('-') {
         return Err(format!("{host:?} is not a host name"));
     }
-    Ok(Target { host: bare.to_owned(), port })
+    Ok(Target {
+        host: bare.to_owned(),
+        port,
+    })
 }
 
 /// Whether anybody on the internet can reach the address.
@@ -182,10 +199,17 @@ fn is_public(address: IpAddr) -> bool {
 /// See [`GitError`].
 pub async fn fetch(git: &Git, archives: &Archives, limits: &Limits) -> Result<String, GitError> {
     let commit = &git.commit;
-    if !matches!(commit.len(), 40 | 64) || !commit.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+    if !matches!(commit.len(), 40 | 64)
+        || !commit
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    {
         return Err(GitError::Commit(commit.clone()));
     }
-    let bad_url = |what| GitError::Url { url: git.url.clone(), what };
+    let bad_url = |what| GitError::Url {
+        url: git.url.clone(),
+        what,
+    };
     let target = target(&git.url).map_err(bad_url)?;
     let work = async {
         let address = resolve(&target, limits.addresses).await.map_err(bad_url)?;
@@ -193,7 +217,10 @@ pub async fn fetch(git: &Git, archives: &Archives, limits: &Limits) -> Result<St
     };
     match tokio::time::timeout(limits.time, work).await {
         Ok(result) => result,
-        Err(_) => Err(GitError::TimedOut { url: git.url.clone(), seconds: limits.time.as_secs() }),
+        Err(_) => Err(GitError::TimedOut {
+            url: git.url.clone(),
+            seconds: limits.time.as_secs(),
+        }),
     }
 }
 
@@ -202,7 +229,10 @@ async fn resolve(target: &Target, allowed: Addresses) -> Result<IpAddr, String> 
         .await
         .map_err(|e| format!("cannot find {}: {e}", target.host))?
         .collect();
-    let first = found.first().ok_or_else(|| format!("{} has no address", target.host))?.ip();
+    let first = found
+        .first()
+        .ok_or_else(|| format!("{} has no address", target.host))?
+        .ip();
     if allowed == Addresses::Public
         && let Some(private) = found.iter().map(SocketAddr::ip).find(|ip| !is_public(*ip))
     {
@@ -222,36 +252,75 @@ async fn fetch_from(
     limits: &Limits,
 ) -> Result<String, GitError> {
     let io = |doing| move |source| GitError::Io { doing, source };
-    let directory = tempfile::Builder::new().prefix("bbot-git-").tempdir().map_err(io("make a temporary directory"))?;
+    let directory = tempfile::Builder::new()
+        .prefix("bbot-git-")
+        .tempdir()
+        .map_err(io("make a temporary directory"))?;
     if let Some((uid, gid)) = limits.user {
-        std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).map_err(io("hand over a temporary directory"))?;
+        std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid))
+            .map_err(io("hand over a temporary directory"))?;
     }
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))
         .map_err(io("close a temporary directory"))?;
 
-    let child = Child { git, directory: directory.path(), target, address, limits };
-    child.run("prepare for", &["init", "--quiet", "--bare", "."]).await?;
+    let child = Child {
+        git,
+        directory: directory.path(),
+        target,
+        address,
+        limits,
+    };
+    child
+        .run("prepare for", &["init", "--quiet", "--bare", "."])
+        .await?;
     // One commit is enough; a server that gives out no single commits is asked for all its branches.
-    let one = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--depth=1", "--", &git.url, &git.commit];
+    let one = [
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "--no-recurse-submodules",
+        "--depth=1",
+        "--",
+        &git.url,
+        &git.commit,
+    ];
     if let Err(first) = child.run("fetch from", &one).await {
         if !matches!(first, GitError::Failed { .. }) {
             return Err(first);
         }
         let heads = "+refs/heads/*:refs/remotes/o/*";
         let tags = "+refs/tags/*:refs/tags/*";
-        let all = ["fetch", "--quiet", "--no-recurse-submodules", "--", &git.url, heads, tags];
+        let all = [
+            "fetch",
+            "--quiet",
+            "--no-recurse-submodules",
+            "--",
+            &git.url,
+            heads,
+            tags,
+        ];
         child.run("fetch from", &all).await?;
     }
     let revision = format!("{}^{{commit}}", git.commit);
-    child.run("find the commit in", &["cat-file", "-e", &revision]).await?;
-    child.run("take the tree from", &["archive", "--format=tar", "--output=tree.tar", &git.commit]).await?;
+    child
+        .run("find the commit in", &["cat-file", "-e", &revision])
+        .await?;
+    child
+        .run(
+            "take the tree from",
+            &["archive", "--format=tar", "--output=tree.tar", &git.commit],
+        )
+        .await?;
 
     let tree = directory.path().join("tree.tar");
     let archives = archives.clone();
     let (limit, url) = (limits.bytes, git.url.clone());
     tokio::task::spawn_blocking(move || pack(&tree, &archives, limit, &url))
         .await
-        .map_err(|e| GitError::Io { doing: "pack a tree", source: std::io::Error::other(e) })?
+        .map_err(|e| GitError::Io {
+            doing: "pack a tree",
+            source: std::io::Error::other(e),
+        })?
 }
 
 fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<String, GitError> {
@@ -259,17 +328,28 @@ fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<Strin
     let input = std::fs::File::open(tree).map_err(io("read a tree"))?;
     let mut spool = tempfile::tempfile().map_err(io("make a temporary file"))?;
     let mut packed = tempfile::tempfile().map_err(io("make a temporary file"))?;
-    pack::repack(std::io::BufReader::new(input), &mut spool, std::io::BufWriter::new(&packed), limit).map_err(|e| {
-        match e {
-            PackError::TooLarge(limit) => GitError::TooLarge { url: url.to_owned(), limit },
-            other => GitError::Pack { url: url.to_owned(), what: other.to_string() },
-        }
+    pack::repack(
+        std::io::BufReader::new(input),
+        &mut spool,
+        std::io::BufWriter::new(&packed),
+        limit,
+    )
+    .map_err(|e| match e {
+        PackError::TooLarge(limit) => GitError::TooLarge {
+            url: url.to_owned(),
+            limit,
+        },
+        other => GitError::Pack {
+            url: url.to_owned(),
+            what: other.to_string(),
+        },
     })?;
     std::io::Seek::rewind(&mut packed).map_err(io("read a temporary file"))?;
     let mut incoming = archives.begin()?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let n = std::io::Read::read(&mut packed, &mut buffer).map_err(io("read a temporary file"))?;
+        let n =
+            std::io::Read::read(&mut packed, &mut buffer).map_err(io("read a temporary file"))?;
         if n == 0 {
             break;
         }
@@ -295,7 +375,10 @@ const OUTPUT_LIMIT: usize = 2000;
 
 impl Child<'_> {
     async fn run(&self, doing: &'static str, arguments: &[&str]) -> Result<(), GitError> {
-        let io = |source| GitError::Io { doing: "run git (is it installed?)", source };
+        let io = |source| GitError::Io {
+            doing: "run git (is it installed?)",
+            source,
+        };
         let output = self.directory.join("output");
         let file = std::fs::File::create(&output).map_err(io)?;
         let mut command = Command::new("git");
@@ -332,12 +415,23 @@ impl Child<'_> {
         let said = std::fs::read(&output).unwrap_or_default();
         let said = bbot_manifest::log_text(&said[said.len().saturating_sub(OUTPUT_LIMIT)..]);
         let said = said.trim();
-        let output = if said.is_empty() { status.to_string() } else { said.replace('\n', "; ") };
-        Err(GitError::Failed { doing, url: self.git.url.clone(), output })
+        let output = if said.is_empty() {
+            status.to_string()
+        } else {
+            said.replace('\n', "; ")
+        };
+        Err(GitError::Failed {
+            doing,
+            url: self.git.url.clone(),
+            output,
+        })
     }
 
     fn too_large(&self) -> GitError {
-        GitError::TooLarge { url: self.git.url.clone(), limit: self.limits.bytes }
+        GitError::TooLarge {
+            url: self.git.url.clone(),
+            limit: self.limits.bytes,
+        }
     }
 
     fn configuration(&self) -> Vec<OsString> {
@@ -345,7 +439,10 @@ impl Child<'_> {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
-        let pinned = format!("http.curloptResolve={}:{}:{address}", self.target.host, self.target.port);
+        let pinned = format!(
+            "http.curloptResolve={}:{}:{address}",
+            self.target.host, self.target.port
+        );
         [
             "core.hooksPath=/dev/null",
             "core.attributesFile=/dev/null",
@@ -379,7 +476,15 @@ fn environment(directory: &Path) -> Vec<(OsString, OsString)> {
     .map(|(name, value)| (name.into(), value.into()))
     .to_vec();
     environment.push(("HOME".into(), directory.into()));
-    for name in ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "https_proxy", "HTTPS_PROXY", "no_proxy"] {
+    for name in [
+        "PATH",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "GIT_SSL_CAINFO",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "no_proxy",
+    ] {
         if let Some(value) = std::env::var_os(name) {
             environment.push((name.into(), value));
         }
@@ -392,7 +497,12 @@ struct Group(Option<rustix::process::Pid>);
 
 impl Group {
     fn of(child: &tokio::process::Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw))
+        Self(
+            child
+                .id()
+                .and_then(|id| i32::try_from(id).ok())
+                .and_then(rustix::process::Pid::from_raw),
+        )
     }
 }
 
@@ -410,7 +520,9 @@ fn size(directory: &Path) -> u64 {
     let mut total = 0_u64;
     let mut waiting: Vec<PathBuf> = vec![directory.to_owned()];
     while let Some(directory) = waiting.pop() {
-        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => waiting.push(entry.path()),
@@ -436,16 +548,32 @@ mod tests {
             ("http://example.org/a", Err("only https:// is fetched")),
             ("git@example.org:a", Err("only https:// is fetched")),
             ("ext::sh -c id", Err("only https:// is fetched")),
-            ("https://user:pw@example.org/a", Err("a user name or password in the URL is not taken")),
-            ("https://exa mple.org/", Err("the URL has characters that must be percent-encoded")),
-            ("https://example.org/\n", Err("the URL has characters that must be percent-encoded")),
+            (
+                "https://user:pw@example.org/a",
+                Err("a user name or password in the URL is not taken"),
+            ),
+            (
+                "https://exa mple.org/",
+                Err("the URL has characters that must be percent-encoded"),
+            ),
+            (
+                "https://example.org/\n",
+                Err("the URL has characters that must be percent-encoded"),
+            ),
             ("https:///a", Err("\"\" is not a host name")),
             ("https://-x/a", Err("\"-x\" is not a host name")),
             ("https://example.org:http/a", Err("\"http\" is not a port")),
         ] {
             let got = target(url);
             match expected {
-                Ok((host, port)) => assert_eq!(got, Ok(Target { host: host.to_owned(), port }), "{url}"),
+                Ok((host, port)) => assert_eq!(
+                    got,
+                    Ok(Target {
+                        host: host.to_owned(),
+                        port
+                    }),
+                    "{url}"
+                ),
                 Err(what) => assert_eq!(got, Err(what.to_owned()), "{url}"),
             }
         }
@@ -478,7 +606,12 @@ mod tests {
     }
 
     fn limits(addresses: Addresses) -> Limits {
-        Limits { time: Duration::from_secs(20), bytes: 1 << 20, addresses, user: None }
+        Limits {
+            time: Duration::from_secs(20),
+            bytes: 1 << 20,
+            addresses,
+            user: None,
+        }
     }
 
     #[tokio::test]
@@ -487,15 +620,37 @@ mod tests {
         let archives = Archives::new(dir.path().to_owned(), 1 << 20);
         let commit = "0".repeat(40);
         for (url, commit, expected) in [
-            ("https://127.0.0.1:1/x", commit.as_str(), "which is not a public address; --allow-private-sources"),
-            ("https://localhost:1/x", &commit, "which is not a public address"),
-            ("https://[::1]:1/x", &commit, "which is not a public address"),
+            (
+                "https://127.0.0.1:1/x",
+                commit.as_str(),
+                "which is not a public address; --allow-private-sources",
+            ),
+            (
+                "https://localhost:1/x",
+                &commit,
+                "which is not a public address",
+            ),
+            (
+                "https://[::1]:1/x",
+                &commit,
+                "which is not a public address",
+            ),
             ("file:///etc", &commit, "only https:// is fetched"),
             ("https://127.0.0.1:1/x", "main", "is not a commit"),
-            ("https://127.0.0.1:1/x", "--upload-pack=id", "is not a commit"),
+            (
+                "https://127.0.0.1:1/x",
+                "--upload-pack=id",
+                "is not a commit",
+            ),
         ] {
-            let git = Git { url: url.to_owned(), commit: commit.to_owned(), archive: None };
-            let error = fetch(&git, &archives, &limits(Addresses::Public)).await.unwrap_err();
+            let git = Git {
+                url: url.to_owned(),
+                commit: commit.to_owned(),
+                archive: None,
+            };
+            let error = fetch(&git, &archives, &limits(Addresses::Public))
+                .await
+                .unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
             assert!(!error.is_internal());
         }
@@ -505,8 +660,14 @@ mod tests {
     async fn an_unreachable_server_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let archives = Archives::new(dir.path().to_owned(), 1 << 20);
-        let git = Git { url: "https://127.0.0.1:1/x".to_owned(), commit: "0".repeat(40), archive: None };
-        let error = fetch(&git, &archives, &limits(Addresses::All)).await.unwrap_err();
+        let git = Git {
+            url: "https://127.0.0.1:1/x".to_owned(),
+            commit: "0".repeat(40),
+            archive: None,
+        };
+        let error = fetch(&git, &archives, &limits(Addresses::All))
+            .await
+            .unwrap_err();
         assert!(matches!(error, GitError::Failed { .. }), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

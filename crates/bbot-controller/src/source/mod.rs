@@ -74,9 +74,15 @@ pub fn canonical_name(url: &str) -> String {
     let rest = rest.split(['#', '?']).next().unwrap_or_default();
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let host = host.to_ascii_lowercase();
-    let host = ["www.", "pkg.", "bpkg."].iter().find_map(|p| host.strip_prefix(p)).unwrap_or(&host);
+    let host = ["www.", "pkg.", "bpkg."]
+        .iter()
+        .find_map(|p| host.strip_prefix(p))
+        .unwrap_or(&host);
     let components: Vec<&str> = path.split('/').filter(|c| !c.is_empty()).collect();
-    let after = components.iter().position(|c| c.bytes().all(|b| b.is_ascii_digit())).map_or(0, |i| i + 1);
+    let after = components
+        .iter()
+        .position(|c| c.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(0, |i| i + 1);
     let mut name = host.to_owned();
     for component in &components[after..] {
         name.push('/');
@@ -88,14 +94,24 @@ pub fn canonical_name(url: &str) -> String {
 /// The canonical name in the form that is stored: a later agent says `pkg:` (or another type) before it.
 #[must_use]
 pub fn requested_repository(parameter: &str) -> String {
-    let name = ["pkg:", "git:", "dir:"].iter().find_map(|p| parameter.strip_prefix(p)).unwrap_or(parameter);
-    if name.contains("://") { canonical_name(name) } else { name.to_owned() }
+    let name = ["pkg:", "git:", "dir:"]
+        .iter()
+        .find_map(|p| parameter.strip_prefix(p))
+        .unwrap_or(parameter);
+    if name.contains("://") {
+        canonical_name(name)
+    } else {
+        name.to_owned()
+    }
 }
 
 /// Whether the text is a SHA-256 in lower-case hex.
 #[must_use]
 pub fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]
@@ -108,7 +124,11 @@ mod tests {
             (r#"{"archive":"ab"}"#, Source::Archive("ab".into())),
             (
                 r#"{"git":{"url":"https://x.org/y.git","commit":"00"}}"#,
-                Source::Git(Git { url: "https://x.org/y.git".into(), commit: "00".into(), archive: None }),
+                Source::Git(Git {
+                    url: "https://x.org/y.git".into(),
+                    commit: "00".into(),
+                    archive: None,
+                }),
             ),
             (
                 r#"{"repository":{"url":"https://x.org/1/a","type":"pkg","trust":["AB:CD"]}}"#,
@@ -122,7 +142,13 @@ mod tests {
             assert_eq!(serde_json::from_str::<Source>(json).unwrap(), source);
             assert_eq!(serde_json::to_string(&source).unwrap(), json);
         }
-        for bad in [r#"{"svn":{}}"#, r#"{"archive":1}"#, r#"{"git":{"url":"x"}}"#, r#"{"archive":"a","git":{}}"#, "{}"] {
+        for bad in [
+            r#"{"svn":{}}"#,
+            r#"{"archive":1}"#,
+            r#"{"git":{"url":"x"}}"#,
+            r#"{"archive":"a","git":{}}"#,
+            "{}",
+        ] {
             assert!(serde_json::from_str::<Source>(bad).is_err(), "{bad}");
         }
     }

@@ -41,7 +41,10 @@ pub(super) fn repack(
 ) -> Result<(), PackError> {
     let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
     let mut offset = 0_u64;
-    for entry in tar::Archive::new(input).entries().map_err(PackError::Read)? {
+    for entry in tar::Archive::new(input)
+        .entries()
+        .map_err(PackError::Read)?
+    {
         let mut entry = entry.map_err(PackError::Read)?;
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
@@ -54,17 +57,26 @@ pub(super) fn repack(
         let contents = match kind {
             EntryType::Directory => Contents::Directory,
             EntryType::Symlink => {
-                let target = entry.link_name().map_err(PackError::Read)?.unwrap_or_default().into_owned();
+                let target = entry
+                    .link_name()
+                    .map_err(PackError::Read)?
+                    .unwrap_or_default()
+                    .into_owned();
                 Contents::Link(target)
             }
             EntryType::Regular => {
                 let mode = entry.header().mode().map_err(PackError::Read)?;
                 let left = limit.saturating_sub(offset);
-                let copied = io::copy(&mut (&mut entry).take(left.saturating_add(1)), spool).map_err(PackError::Read)?;
+                let copied = io::copy(&mut (&mut entry).take(left.saturating_add(1)), spool)
+                    .map_err(PackError::Read)?;
                 if copied > left {
                     return Err(PackError::TooLarge(limit));
                 }
-                let file = Contents::File { offset, bytes: copied, executable: mode & 0o111 != 0 };
+                let file = Contents::File {
+                    offset,
+                    bytes: copied,
+                    executable: mode & 0o111 != 0,
+                };
                 offset += copied;
                 file
             }
@@ -73,17 +85,25 @@ pub(super) fn repack(
         };
         entries.insert(name, Entry { contents });
     }
-    if !entries.values().any(|e| matches!(e.contents, Contents::File { .. })) {
+    if !entries
+        .values()
+        .any(|e| matches!(e.contents, Contents::File { .. }))
+    {
         return Err(PackError::Empty);
     }
 
     // No name and no time in the gzip header either.
-    let gzip = GzBuilder::new().mtime(0).write(output, Compression::default());
+    let gzip = GzBuilder::new()
+        .mtime(0)
+        .write(output, Compression::default());
     let mut tar = Builder::new(gzip);
     for (name, entry) in &entries {
         write(&mut tar, name, &entry.contents, spool).map_err(PackError::Write)?;
     }
-    tar.into_inner().and_then(flate2::write::GzEncoder::finish).and_then(|mut o| o.flush()).map_err(PackError::Write)
+    tar.into_inner()
+        .and_then(flate2::write::GzEncoder::finish)
+        .and_then(|mut o| o.flush())
+        .map_err(PackError::Write)
 }
 
 struct Entry {
@@ -93,7 +113,11 @@ struct Entry {
 enum Contents {
     Directory,
     Link(std::path::PathBuf),
-    File { offset: u64, bytes: u64, executable: bool },
+    File {
+        offset: u64,
+        bytes: u64,
+        executable: bool,
+    },
 }
 
 fn name(path: &Path) -> Result<String, PackError> {
@@ -136,7 +160,11 @@ fn write<W: Write>(
             header.set_mode(0o777);
             tar.append_link(&mut header, name, target)
         }
-        Contents::File { offset, bytes, executable } => {
+        Contents::File {
+            offset,
+            bytes,
+            executable,
+        } => {
             header.set_entry_type(EntryType::Regular);
             header.set_mode(if *executable { 0o755 } else { 0o644 });
             header.set_size(*bytes);
@@ -170,20 +198,37 @@ mod tests {
 
     #[test]
     fn the_same_tree_is_the_same_archive() {
-        let one = packed(&tar_of(&[("b", b"2", 0o600, 5), ("a", b"1", 0o700, 6)]), 100).unwrap();
-        let two = packed(&tar_of(&[("a", b"1", 0o755, 0), ("b", b"2", 0o644, 1)]), 100).unwrap();
+        let one = packed(
+            &tar_of(&[("b", b"2", 0o600, 5), ("a", b"1", 0o700, 6)]),
+            100,
+        )
+        .unwrap();
+        let two = packed(
+            &tar_of(&[("a", b"1", 0o755, 0), ("b", b"2", 0o644, 1)]),
+            100,
+        )
+        .unwrap();
         assert_eq!(one, two);
         let mut names = Vec::new();
-        for entry in tar::Archive::new(flate2::read::GzDecoder::new(&one[..])).entries().unwrap() {
+        for entry in tar::Archive::new(flate2::read::GzDecoder::new(&one[..]))
+            .entries()
+            .unwrap()
+        {
             let entry = entry.unwrap();
-            names.push((entry.path().unwrap().display().to_string(), entry.header().mode().unwrap()));
+            names.push((
+                entry.path().unwrap().display().to_string(),
+                entry.header().mode().unwrap(),
+            ));
         }
         assert_eq!(names, [("a".to_owned(), 0o755), ("b".to_owned(), 0o644)]);
     }
 
     #[test]
     fn bounds() {
-        assert!(matches!(packed(&tar_of(&[("a", &[0; 11], 0o644, 0)]), 10), Err(PackError::TooLarge(10))));
+        assert!(matches!(
+            packed(&tar_of(&[("a", &[0; 11], 0o644, 0)]), 10),
+            Err(PackError::TooLarge(10))
+        ));
         assert!(matches!(packed(&tar_of(&[]), 10), Err(PackError::Empty)));
         assert!(packed(b"garbage that is no tar at all, but long enough", 10).is_err());
     }

@@ -45,7 +45,9 @@ pub struct LogExcerpt {
 
 /// `LIKE` pattern for a name with `*` and `?`; everything for none.
 fn like(name: Option<&str>) -> String {
-    let Some(name) = name else { return "%".to_owned() };
+    let Some(name) = name else {
+        return "%".to_owned();
+    };
     let mut pattern = String::with_capacity(name.len() + 4);
     for c in name.chars() {
         match c {
@@ -102,7 +104,10 @@ impl Store {
         .fetch_one(&self.pool)
         .await
         .doing(DOING)?;
-        Ok((row.try_get("queued").doing(DOING)?, row.try_get("building").doing(DOING)?))
+        Ok((
+            row.try_get("queued").doing(DOING)?,
+            row.try_get("building").doing(DOING)?,
+        ))
     }
 
     /// The build of this number.
@@ -145,14 +150,21 @@ impl Store {
             .fetch_optional(&self.pool)
             .await
             .doing("read an attempt")?;
-        row.as_ref().map(|row| rows::attempt(row, build)).transpose()
+        row.as_ref()
+            .map(|row| rows::attempt(row, build))
+            .transpose()
     }
 
     /// The logs of an attempt in their order; of one operation where one is named.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn logs(&self, build: i64, attempt: i64, operation: Option<&str>) -> Result<Vec<Log>, StoreError> {
+    pub async fn logs(
+        &self,
+        build: i64,
+        attempt: i64,
+        operation: Option<&str>,
+    ) -> Result<Vec<Log>, StoreError> {
         const DOING: &str = "read logs";
         sqlx::query(
             "SELECT operation, log FROM logs WHERE build = $1 AND attempt = $2 AND ($3 = '' OR operation = $3) \
@@ -211,12 +223,22 @@ impl Store {
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn rebuild(&self, id: i64, reason: Option<&str>, now: Millis) -> Result<Option<Rebuild>, StoreError> {
+    pub async fn rebuild(
+        &self,
+        id: i64,
+        reason: Option<&str>,
+        now: Millis,
+    ) -> Result<Option<Rebuild>, StoreError> {
         const DOING: &str = "queue a build again";
         let mut transaction = self.begin(DOING).await?;
-        let row =
-            sqlx::query("SELECT * FROM builds WHERE id = $1").bind(id).fetch_optional(&mut *transaction).await.doing(DOING)?;
-        let Some(build) = row.as_ref().map(rows::build).transpose()? else { return Ok(None) };
+        let row = sqlx::query("SELECT * FROM builds WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut *transaction)
+            .await
+            .doing(DOING)?;
+        let Some(build) = row.as_ref().map(rows::build).transpose()? else {
+            return Ok(None);
+        };
         let rebuild = queue::rebuild(build.state);
         match rebuild {
             Rebuild::Queue => {
@@ -256,9 +278,12 @@ mod tests {
 
     #[test]
     fn wildcards_become_like_patterns() {
-        for (name, expected) in
-            [(None, "%"), (Some("zlib"), "zlib"), (Some("lib*-?"), "lib%-_"), (Some("50%_\\"), "50\\%\\_\\\\")]
-        {
+        for (name, expected) in [
+            (None, "%"),
+            (Some("zlib"), "zlib"),
+            (Some("lib*-?"), "lib%-_"),
+            (Some("50%_\\"), "50\\%\\_\\\\"),
+        ] {
             assert_eq!(like(name), expected);
         }
     }

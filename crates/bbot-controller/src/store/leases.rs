@@ -62,14 +62,24 @@ impl Store {
         .fetch_optional(&self.pool)
         .await
         .doing(DOING)?;
-        row.map(|row| Ok((row.try_get("position").doing(DOING)?, row.try_get("id").doing(DOING)?))).transpose()
+        row.map(|row| {
+            Ok((
+                row.try_get("position").doing(DOING)?,
+                row.try_get("id").doing(DOING)?,
+            ))
+        })
+        .transpose()
     }
 
     /// Hands out a queued build; `None` when it is not queued any more.
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn lease(&self, new: &NewLease<'_>, now: Millis) -> Result<Option<Lease>, StoreError> {
+    pub async fn lease(
+        &self,
+        new: &NewLease<'_>,
+        now: Millis,
+    ) -> Result<Option<Lease>, StoreError> {
         const DOING: &str = "hand out a task";
         let mut transaction = self.begin(DOING).await?;
         let taken = sqlx::query(
@@ -108,11 +118,13 @@ impl Store {
             .await
             .doing(DOING)?;
         let build = rows::build(&row)?;
-        let row = sqlx::query("SELECT id, name, version, source, submitted FROM submissions WHERE id = $1")
-            .bind(build.submission)
-            .fetch_one(&mut *transaction)
-            .await
-            .doing(DOING)?;
+        let row = sqlx::query(
+            "SELECT id, name, version, source, submitted FROM submissions WHERE id = $1",
+        )
+        .bind(build.submission)
+        .fetch_one(&mut *transaction)
+        .await
+        .doing(DOING)?;
         let submission = rows::submission(&row)?;
         transaction.commit().await.doing(DOING)?;
         Ok(Some(Lease { build, submission }))
@@ -127,7 +139,11 @@ impl Store {
         const DOING: &str = "queue lapsed builds again";
         // The rule is queue::lapsed, in SQL: this runs with every poll of every agent.
         const LAPSED: &str = "SELECT * FROM builds WHERE state = 'building' AND (lease_until IS NULL OR lease_until <= $1)";
-        let found = sqlx::query(LAPSED).bind(now.0).fetch_optional(&self.pool).await.doing(DOING)?;
+        let found = sqlx::query(LAPSED)
+            .bind(now.0)
+            .fetch_optional(&self.pool)
+            .await
+            .doing(DOING)?;
         if found.is_none() {
             return Ok(Vec::new());
         }

@@ -99,12 +99,21 @@ impl Store {
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect(&url(path))
             .await
-            .map_err(|source| StoreError::Open { path: shown.clone(), source })?;
+            .map_err(|source| StoreError::Open {
+                path: shown.clone(),
+                source,
+            })?;
         sqlx::migrate!("./migrations")
             .run(&pool)
             .await
-            .map_err(|source| StoreError::Migrate { path: shown, source })?;
-        Ok(Self { pool, path: path.to_owned() })
+            .map_err(|source| StoreError::Migrate {
+                path: shown,
+                source,
+            })?;
+        Ok(Self {
+            pool,
+            path: path.to_owned(),
+        })
     }
 
     /// The store's file.
@@ -118,7 +127,10 @@ impl Store {
         self.pool.close().await;
     }
 
-    async fn begin(&self, doing: &'static str) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
+    async fn begin(
+        &self,
+        doing: &'static str,
+    ) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
         self.pool.begin_with(BEGIN).await.doing(doing)
     }
 }

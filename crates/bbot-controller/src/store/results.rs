@@ -75,7 +75,11 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn session(&self, session: &str) -> Result<Option<SessionFacts>, StoreError> {
-        let row = sqlx::query(FACTS).bind(session).fetch_optional(&self.pool).await.doing("read a session")?;
+        let row = sqlx::query(FACTS)
+            .bind(session)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read a session")?;
         row.as_ref().map(facts).transpose()
     }
 
@@ -92,11 +96,19 @@ impl Store {
     ) -> Result<Option<Verdict>, StoreError> {
         const DOING: &str = "keep a result";
         let mut transaction = self.begin(DOING).await?;
-        let row = sqlx::query(FACTS).bind(session).fetch_optional(&mut *transaction).await.doing(DOING)?;
-        let Some(facts) = row.as_ref().map(facts).transpose()? else { return Ok(None) };
+        let row = sqlx::query(FACTS)
+            .bind(session)
+            .fetch_optional(&mut *transaction)
+            .await
+            .doing(DOING)?;
+        let Some(facts) = row.as_ref().map(facts).transpose()? else {
+            return Ok(None);
+        };
         let verdict = decide(&facts);
         match verdict {
-            Verdict::Keep(state) => keep(&mut transaction, session, &facts.build, result, state, now).await?,
+            Verdict::Keep(state) => {
+                keep(&mut transaction, session, &facts.build, result, state, now).await?
+            }
             Verdict::Requeue => {
                 // Without its session a second result for it comes to nothing.
                 sqlx::query("UPDATE builds SET state = 'queued', session = NULL, lease_until = NULL, again = 0 WHERE id = $1")

@@ -123,11 +123,19 @@ fn time(row: &AnyRow, column: &'static str) -> Result<Option<Millis>, StoreError
 
 fn operations(row: &AnyRow, build: i64) -> Result<Vec<Operation>, StoreError> {
     let text: String = get(row, "operations")?;
-    serde_json::from_str(&text).map_err(|_| StoreError::Damaged { build, column: "operations", value: text })
+    serde_json::from_str(&text).map_err(|_| StoreError::Damaged {
+        build,
+        column: "operations",
+        value: text,
+    })
 }
 
 fn status(build: i64, text: &str) -> Result<Status, StoreError> {
-    text.parse().map_err(|_| StoreError::Damaged { build, column: "status", value: text.to_owned() })
+    text.parse().map_err(|_| StoreError::Damaged {
+        build,
+        column: "status",
+        value: text.to_owned(),
+    })
 }
 
 pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
@@ -137,8 +145,11 @@ pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
         id,
         name: get(row, "name")?,
         version: get(row, "version")?,
-        source: serde_json::from_str(&source)
-            .map_err(|_| StoreError::Damaged { build: id, column: "source", value: source })?,
+        source: serde_json::from_str(&source).map_err(|_| StoreError::Damaged {
+            build: id,
+            column: "source",
+            value: source,
+        })?,
         submitted: Millis(get(row, "submitted")?),
     })
 }
@@ -146,7 +157,11 @@ pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
 pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
     let id = get(row, "id")?;
     let state: String = get(row, "state")?;
-    let state = state.parse().map_err(|_| StoreError::Damaged { build: id, column: "state", value: state })?;
+    let state = state.parse().map_err(|_| StoreError::Damaged {
+        build: id,
+        column: "state",
+        value: state,
+    })?;
     Ok(Build {
         id,
         submission: get(row, "submission")?,
@@ -162,7 +177,9 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         started: time(row, "started")?,
         finished: time(row, "finished")?,
         attempt: get(row, "attempt")?,
-        status: get::<Option<String>>(row, "status")?.map(|text| status(id, &text)).transpose()?,
+        status: get::<Option<String>>(row, "status")?
+            .map(|text| status(id, &text))
+            .transpose()?,
         operations: operations(row, id)?,
         session: get(row, "session")?,
         lease_until: time(row, "lease_until")?,

@@ -24,7 +24,11 @@ impl Store {
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn submit(&self, new: NewSubmission<'_>, now: Millis) -> Result<(Submission, Vec<Build>), StoreError> {
+    pub async fn submit(
+        &self,
+        new: NewSubmission<'_>,
+        now: Millis,
+    ) -> Result<(Submission, Vec<Build>), StoreError> {
         const DOING: &str = "keep a submission";
         let mut transaction = self.begin(DOING).await?;
         let id = next(&mut transaction, "submission").await?;
@@ -78,11 +82,13 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn submission(&self, id: i64) -> Result<Option<Submission>, StoreError> {
-        let row = sqlx::query("SELECT id, name, version, source, submitted FROM submissions WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&self.pool)
-            .await
-            .doing("read a submission")?;
+        let row = sqlx::query(
+            "SELECT id, name, version, source, submitted FROM submissions WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await
+        .doing("read a submission")?;
         row.as_ref().map(rows::submission).transpose()
     }
 
