@@ -29,7 +29,7 @@ on_both!(
     an_ordinary_user_can_do_it_all,
 );
 
-const DISK: u64 = 64 << 20;
+const DISK: u64 = 16 << 20;
 
 /// A machine with everything that a tree may hold.
 fn machine(place: &Place, name: &str) -> PathBuf {
@@ -466,6 +466,40 @@ fn a_copy_is_whole_or_refused() {
         assert!(place.names().is_empty(), "{:?}", place.names());
     }
     println!("{refused} of 30 copies lost the race");
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    if !root() {
+        return;
+    }
+    let top = tempfile::tempdir().unwrap();
+    let directory = top.path().join("mount");
+    std::fs::create_dir(&directory).unwrap();
+    let _mount = Mount::small("4m", &directory);
+    let (source, copy) = (directory.join("m-1.1"), directory.join("copy"));
+    Copy.create(&source).unwrap();
+    std::fs::write(source.join("a"), "small").unwrap();
+    std::fs::write(source.join("disk.img"), vec![1; 3 << 20]).unwrap();
+    let error = Copy.snapshot(&source, &copy).unwrap_err();
+    let VolumeError::Io {
+        path,
+        source: reason,
+        ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(reason.kind(), std::io::ErrorKind::StorageFull, "{error:?}");
+    assert_eq!(*path, source.join("disk.img"));
+    assert!(!error.is_race() && !error.is_taken());
+    assert_eq!(names(&directory), ["m-1.1"]);
+    // Neither does a file that finds no room.
+    let file = directory.join("result");
+    bbot_machine::durable::write(&file, b"old").unwrap();
+    assert!(bbot_machine::durable::write(&file, &vec![1; 2 << 20]).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"old");
+    assert_eq!(names(&directory), ["m-1.1", "result"]);
 }
 
 /// The programs of the file system agree with what we say of our subvolumes.

@@ -47,6 +47,7 @@ impl Place {
             .set_len(256 << 20)
             .unwrap();
         run("mkfs.btrfs", &["-q", text(&image)]);
+        private_mounts();
         run("mount", &["-o", "loop", text(&image), text(&directory)]);
         let mount = Mount(directory.clone());
         let volume: Arc<dyn Volume> = volume::detect(&directory).unwrap().into();
@@ -78,13 +79,31 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+/// Gives this thread, and whatever it starts, a view of its own on what is mounted: what a test
+/// mounts goes with it even when it is killed.
+fn private_mounts() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    run("mount", &["--make-rprivate", "/"]);
+}
+
 /// Something mounted, unmounted when dropped, a panic's unwinding included.
 pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Mount {
     pub(crate) fn bind(from: &Path, to: &Path) -> Self {
+        private_mounts();
         run("mount", &["--bind", text(from), text(to)]);
         Self(to.to_path_buf())
+    }
+}
+
+impl Mount {
+    /// A file system with room for `size`, as `mount` takes it.
+    pub(crate) fn small(size: &str, at: &Path) -> Self {
+        private_mounts();
+        let options = format!("size={size}");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", text(at)]);
+        Self(at.to_path_buf())
     }
 }
 
@@ -170,6 +189,11 @@ fn describe_into(top: &Path, below: &Path, lines: &mut Vec<String>) {
     } else {
         String::new()
     };
+    let mut note = [0u8; 16];
+    let note = match rustix::fs::lgetxattr(&path, "user.note", &mut note) {
+        Ok(length) => String::from_utf8_lossy(&note[..length]).into_owned(),
+        Err(_) => String::new(),
+    };
     let links = if kind.is_dir() { 0 } else { metadata.nlink() };
     // A symbolic link's mode means nothing.
     let mode = if kind.is_symlink() {
@@ -178,7 +202,7 @@ fn describe_into(top: &Path, below: &Path, lines: &mut Vec<String>) {
         metadata.permissions().mode()
     };
     lines.push(format!(
-        "{} mode {mode:o} owner {}:{} links {links} device {:x} time {}.{:09} {content}",
+        "{} mode {mode:o} owner {}:{} links {links} device {:x} time {}.{:09} {note} {content}",
         below.display(),
         metadata.uid(),
         metadata.gid(),
