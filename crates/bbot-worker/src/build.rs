@@ -27,6 +27,7 @@ const SEGMENT_FORMAT: u64 = 1;
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     isolation::survive_want_of_memory();
+    isolation::adopt_orphans();
     let channel = Channel::new(options.agent);
     let given = given(&options.build, &channel)?;
     let task = Task::parse(&given.task, TASK_MANIFEST)?;

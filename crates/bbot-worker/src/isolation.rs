@@ -26,6 +26,19 @@ const GONE: Duration = Duration::from_secs(10);
 /// The most processes of a build at once: enough for any, too few to choke the guest.
 const PROCESSES: u64 = 16_384;
 
+/// Numbers of the C library in the types of the structures that hold them.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "constants that are known to fit"
+)]
+mod numbers {
+    pub(super) const INTERNET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+    pub(super) const UP: libc::c_short = libc::IFF_UP as libc::c_short;
+    pub(super) const ADDRESS_SIZE: libc::socklen_t =
+        size_of::<libc::sockaddr_in>() as libc::socklen_t;
+}
+use numbers::{ADDRESS_SIZE, INTERNET, UP};
+
 /// Where a build's network is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Network {
@@ -118,15 +131,14 @@ impl Isolation {
                     return 0;
                 }
                 let address = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_family: INTERNET,
                     sin_port: v4.port().to_be(),
                     sin_addr: libc::in_addr {
                         s_addr: u32::from_ne_bytes(v4.ip().octets()),
                     },
                     sin_zero: [0; 8],
                 };
-                let size = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-                i32::from(libc::connect(socket, (&raw const address).cast(), size) == 0)
+                i32::from(libc::connect(socket, (&raw const address).cast(), ADDRESS_SIZE) == 0)
             }
         })?;
         match code {
@@ -156,6 +168,7 @@ impl Isolation {
                 }
                 1
             })?;
+            reap();
             let left = processes_of(uid)?;
             if left == 0 {
                 return Ok(());
@@ -220,7 +233,7 @@ fn loopback_up() -> io::Result<()> {
         request.ifr_name[1] = b'o' as libc::c_char;
         let mut result = check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut request));
         if result.is_ok() {
-            request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+            request.ifr_ifru.ifru_flags |= UP;
             result = check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request));
         }
         libc::close(socket);
@@ -250,6 +263,24 @@ fn in_child(work: impl FnOnce() -> i32) -> io::Result<i32> {
                 Err(error) => return Err(error.into()),
             }
         },
+    }
+}
+
+/// Makes this process the parent of those that the build leaves without one, so that it can see them off.
+pub(crate) fn adopt_orphans() {
+    // SAFETY: a system call with numbers. Where it fails, the guest's first process is their parent.
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    }
+}
+
+/// Sees off the children that have ended. The build's commands have been waited for when this is called.
+fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
     }
 }
 

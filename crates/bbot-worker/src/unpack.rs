@@ -35,7 +35,7 @@ impl Default for Bounds {
 
 /// Why an archive is not unpacked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum UnpackError {
     #[error("the archive cannot be read: {0}")]
     Read(#[source] io::Error),
     #[error("{name:?} in the archive is refused: {why}")]
@@ -49,8 +49,13 @@ pub(crate) enum Error {
 }
 
 /// Unpacks `archive` into the empty directory `to`; all of it belongs to `owner` then.
-pub(crate) fn unpack(archive: &Path, to: &Path, owner: &User, bounds: Bounds) -> Result<(), Error> {
-    let file = File::open(archive).map_err(Error::Read)?;
+pub(crate) fn unpack(
+    archive: &Path,
+    to: &Path,
+    owner: &User,
+    bounds: Bounds,
+) -> Result<(), UnpackError> {
+    let file = File::open(archive).map_err(UnpackError::Read)?;
     let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(file));
     let mut unpacker = Unpacker {
         to,
@@ -61,11 +66,11 @@ pub(crate) fn unpack(archive: &Path, to: &Path, owner: &User, bounds: Bounds) ->
         times: Vec::new(),
     };
     let mut entries = 0;
-    for entry in archive.entries().map_err(Error::Read)? {
-        let entry = entry.map_err(Error::Read)?;
+    for entry in archive.entries().map_err(UnpackError::Read)? {
+        let entry = entry.map_err(UnpackError::Read)?;
         entries += 1;
         if entries > bounds.entries {
-            return Err(Error::Entries(bounds.entries));
+            return Err(UnpackError::Entries(bounds.entries));
         }
         unpacker.entry(entry)?;
     }
@@ -87,13 +92,13 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn entry<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), Error> {
-        let name = entry.path().map_err(Error::Read)?.into_owned();
+    fn entry<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), UnpackError> {
+        let name = entry.path().map_err(UnpackError::Read)?.into_owned();
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
             return Ok(());
         }
-        let refused = |why| Error::Refused {
+        let refused = |why| UnpackError::Refused {
             name: name.clone(),
             why,
         };
@@ -110,13 +115,13 @@ impl Unpacker<'_> {
                 io::ErrorKind::NotADirectory => {
                     refused("it is below something that is no directory")
                 }
-                _ => Error::Write {
+                _ => UnpackError::Write {
                     name: name.clone(),
                     source,
                 },
             })?;
         let path = self.to.join(&inside);
-        let failed = |source| Error::Write {
+        let failed = |source| UnpackError::Write {
             name: name.clone(),
             source,
         };
@@ -135,7 +140,7 @@ impl Unpacker<'_> {
                 // A sparse file costs an archive nothing: what counts is what it will be.
                 self.bytes = self.bytes.saturating_add(entry.size());
                 if self.bytes > self.bounds.bytes {
-                    return Err(Error::Bytes(self.bounds.bytes >> 20));
+                    return Err(UnpackError::Bytes(self.bounds.bytes >> 20));
                 }
                 let file = OpenOptions::new()
                     .write(true)
@@ -151,7 +156,10 @@ impl Unpacker<'_> {
                     .map_err(failed)?;
             }
             EntryType::Symlink => {
-                let target = entry.link_name().map_err(Error::Read)?.unwrap_or_default();
+                let target = entry
+                    .link_name()
+                    .map_err(UnpackError::Read)?
+                    .unwrap_or_default();
                 if target.is_absolute() || inside_of(parent, &target).is_none() {
                     return Err(refused("it is a link that leads out of the archive"));
                 }
@@ -161,7 +169,10 @@ impl Unpacker<'_> {
                     .map_err(failed)?;
             }
             EntryType::Link => {
-                let target = entry.link_name().map_err(Error::Read)?.unwrap_or_default();
+                let target = entry
+                    .link_name()
+                    .map_err(UnpackError::Read)?
+                    .unwrap_or_default();
                 let target = self::inside(&target)
                     .ok_or_else(|| refused("it is a link that leads out of the archive"))?;
                 let target = self.to.join(target);
@@ -265,7 +276,7 @@ mod tests {
     use std::io::Write;
 
     /// An archive of raw entries: kind, name, link target, contents. Names go in as they are, good or bad.
-    fn archive(dir: &Path, entries: &[(EntryType, &str, &str, &[u8])]) -> PathBuf {
+    fn archive(dir: &Path, entries: &[Raw<'_>]) -> PathBuf {
         let path = dir.join("a.tar.gz");
         let gzip = flate2::write::GzEncoder::new(
             File::create(&path).unwrap(),
@@ -301,7 +312,10 @@ mod tests {
         }
     }
 
-    fn run(entries: &[(EntryType, &str, &str, &[u8])]) -> (tempfile::TempDir, Result<(), Error>) {
+    /// Kind, name, link target, contents.
+    type Raw<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
+
+    fn run(entries: &[Raw<'_>]) -> (tempfile::TempDir, Result<(), UnpackError>) {
         let dir = tempfile::tempdir().unwrap();
         let path = archive(dir.path(), entries);
         let to = dir.path().join("to");
@@ -356,7 +370,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_refused_and_leaves_nothing_outside() {
-        let cases: [&[(EntryType, &str, &str, &[u8])]; 10] = [
+        let cases: [&[Raw<'_>]; 10] = [
             &[(FILE, "../out", "", b"x")],
             &[(FILE, "/tmp/bbot-unpack-test-out", "", b"x")],
             &[(FILE, "a/../../out", "", b"x")],
@@ -376,7 +390,7 @@ mod tests {
             let (dir, result) = run(entries);
             let error = result.unwrap_err();
             assert!(
-                matches!(error, Error::Refused { .. }),
+                matches!(error, UnpackError::Refused { .. }),
                 "{entries:?}: {error}"
             );
             assert!(!dir.path().join("out").exists());
@@ -388,14 +402,14 @@ mod tests {
     fn bounds_are_kept() {
         let large = [b'x'; 600];
         let (_dir, result) = run(&[(FILE, "a", "", &large), (FILE, "b", "", &large)]);
-        assert!(matches!(result.unwrap_err(), Error::Bytes(_)));
+        assert!(matches!(result.unwrap_err(), UnpackError::Bytes(_)));
         let names: Vec<String> = (0..11).map(|number| format!("f{number}")).collect();
         let many: Vec<_> = names
             .iter()
             .map(|name| (FILE, name.as_str(), "", &b""[..]))
             .collect();
         let (_dir, result) = run(&many);
-        assert!(matches!(result.unwrap_err(), Error::Entries(10)));
+        assert!(matches!(result.unwrap_err(), UnpackError::Entries(10)));
     }
 
     #[test]
@@ -404,6 +418,6 @@ mod tests {
         let path = dir.path().join("a");
         fs::write(&path, b"this is not gzip").unwrap();
         let error = unpack(&path, dir.path(), &me(), Bounds::default()).unwrap_err();
-        assert!(matches!(error, Error::Read(_)), "{error}");
+        assert!(matches!(error, UnpackError::Read(_)), "{error}");
     }
 }

@@ -42,7 +42,7 @@ impl Patterns {
 
     /// Whether a line (its first bytes, without the newline) is a warning.
     pub(crate) fn matches(&self, line: &[u8]) -> bool {
-        let text = log_text(line);
+        let text = log_text(&without_escapes(line));
         let mut end = text.len().min(LOOKED_AT);
         while !text.is_char_boundary(end) {
             end -= 1;
@@ -50,6 +50,27 @@ impl Patterns {
         let head = text[..end].trim_end_matches('\r');
         self.0.iter().any(|pattern| pattern.is_match(head))
     }
+}
+
+/// The line without what only a terminal understands (ECMA-48 control sequences, `ESC [ ... letter`): compilers colour the
+/// very word that is looked for, and erase the rest of the line after it.
+fn without_escapes(line: &[u8]) -> Vec<u8> {
+    let mut clean = Vec::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte == 0x1b
+            && let Some(sequence) = after.strip_prefix(b"[")
+            && let Some(end) = sequence
+                .iter()
+                .position(|byte| (0x40..=0x7e).contains(byte))
+        {
+            rest = &sequence[end + 1..];
+        } else {
+            clean.push(*byte);
+        }
+    }
+    clean
 }
 
 /// Cuts a stream of bytes into lines, of which it keeps the first bytes only.

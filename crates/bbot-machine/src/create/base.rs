@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::sources::{self, Sources};
-use super::{Cached, Error, Options, PACKAGES, Progress, initrd};
+use super::{Cached, CreateError, Options, PACKAGES, Progress, initrd};
 
 const CUSTOMIZE: &str = include_str!("guest/customize.sh");
 const INIT: &[u8] = include_bytes!("guest/init.sh");
@@ -41,7 +41,7 @@ pub(super) struct Base {
 }
 
 impl Base {
-    fn open(directory: PathBuf, from_cache: bool) -> Result<Self, Error> {
+    fn open(directory: PathBuf, from_cache: bool) -> Result<Self, CreateError> {
         let id = read(&directory.join("id"))?;
         let tools = tools(&read(&directory.join("packages"))?);
         Ok(Self {
@@ -53,17 +53,20 @@ impl Base {
     }
 
     /// Room that it really takes, in bytes.
-    pub(super) fn used_bytes(&self) -> Result<u64, Error> {
+    pub(super) fn used_bytes(&self) -> Result<u64, CreateError> {
         let disk = self.directory.join("disk.img");
-        let metadata = fs::metadata(&disk).map_err(Error::io("cannot read", &disk))?;
+        let metadata = fs::metadata(&disk).map_err(CreateError::io("cannot read", &disk))?;
         Ok(metadata.blocks() * 512)
     }
 }
 
 /// Finds the base in the cache or makes it.
-pub(super) fn obtain(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Base, Error> {
+pub(super) fn obtain(
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Base, CreateError> {
     let cache = &options.cache;
-    fs::create_dir_all(cache).map_err(Error::io("cannot make", cache))?;
+    fs::create_dir_all(cache).map_err(CreateError::io("cannot make", cache))?;
     let sources = match &options.mirror {
         Some(_) => Sources::default(),
         None => host_sources(options.suite.code_name()),
@@ -72,12 +75,13 @@ pub(super) fn obtain(options: &Options, progress: &mut dyn FnMut(Progress)) -> R
 
     // Two runs for the same base: the second waits, and finds what the first has made.
     let lock_path = cache.join(format!("{name}.lock"));
-    let lock = File::create(&lock_path).map_err(Error::io("cannot make", &lock_path))?;
+    let lock = File::create(&lock_path).map_err(CreateError::io("cannot make", &lock_path))?;
     if lock.try_lock().is_err() {
         progress(Progress(
             "waiting for another run that makes the same base".to_owned(),
         ));
-        lock.lock().map_err(Error::io("cannot lock", &lock_path))?;
+        lock.lock()
+            .map_err(CreateError::io("cannot lock", &lock_path))?;
     }
 
     let directory = cache.join(&name);
@@ -100,17 +104,17 @@ pub(super) fn obtain(options: &Options, progress: &mut dyn FnMut(Progress)) -> R
     let work = tempfile::Builder::new()
         .prefix(".making-")
         .tempdir_in(cache)
-        .map_err(Error::io("cannot make a directory in", cache))?;
+        .map_err(CreateError::io("cannot make a directory in", cache))?;
     make(options, &sources, work.path(), progress)?;
     if directory.exists() {
-        fs::remove_dir_all(&directory).map_err(Error::io("cannot remove", &directory))?;
+        fs::remove_dir_all(&directory).map_err(CreateError::io("cannot remove", &directory))?;
     }
     let made = work.keep();
     fs::set_permissions(&made, Permissions::from_mode(0o755))
         .and_then(|()| fs::rename(&made, &directory))
         .map_err(|error| {
             let _ = fs::remove_dir_all(&made);
-            Error::io("cannot move the new base to", &directory)(error)
+            CreateError::io("cannot move the new base to", &directory)(error)
         })?;
     Base::open(directory, false)
 }
@@ -172,7 +176,7 @@ fn make(
     sources: &Sources,
     work: &Path,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
+) -> Result<(), CreateError> {
     let path = search_path();
     let as_root = rustix::process::geteuid().is_root();
     require_programs(&path, as_root)?;
@@ -186,7 +190,7 @@ fn make(
     let shared = work.join("shared");
     fs::create_dir(&shared)
         .and_then(|()| fs::set_permissions(&shared, Permissions::from_mode(0o711)))
-        .map_err(Error::io("cannot make", &shared))?;
+        .map_err(CreateError::io("cannot make", &shared))?;
     let disk = shared.join("disk.img");
     let handed_out = shared.join("handed-out.tar");
     add_files(&shared.join("to-add.tar"))?;
@@ -196,7 +200,7 @@ fn make(
                 file.set_len(size)?;
                 file.set_permissions(Permissions::from_mode(0o666))
             })
-            .map_err(Error::io("cannot make", path))?;
+            .map_err(CreateError::io("cannot make", path))?;
     }
 
     let mut command = Command::new("sh");
@@ -243,7 +247,7 @@ fn make(
     ] {
         if !sources.is_empty() && !text.is_empty() {
             let path = shared.join(name);
-            fs::write(&path, text).map_err(Error::io("cannot write", &path))?;
+            fs::write(&path, text).map_err(CreateError::io("cannot write", &path))?;
             command.arg(path);
         }
     }
@@ -258,9 +262,9 @@ fn make(
     fs::set_permissions(&disk, Permissions::from_mode(0o644))
         .and_then(|()| File::open(&disk)?.sync_all())
         .and_then(|()| fs::rename(&disk, &finished))
-        .map_err(Error::io("cannot keep", &disk))?;
+        .map_err(CreateError::io("cannot keep", &disk))?;
     take(&handed_out, work)?;
-    fs::remove_dir_all(&shared).map_err(Error::io("cannot remove", &shared))
+    fs::remove_dir_all(&shared).map_err(CreateError::io("cannot remove", &shared))
 }
 
 /// Where programs are looked for: an ordinary user's path often lacks the system directories.
@@ -274,7 +278,7 @@ fn is_installed(program: &str, path: &str) -> bool {
         .any(|dir| !dir.is_empty() && Path::new(dir).join(program).is_file())
 }
 
-fn require_programs(path: &str, as_root: bool) -> Result<(), Error> {
+fn require_programs(path: &str, as_root: bool) -> Result<(), CreateError> {
     for (program, package) in [
         ("mmdebstrap", "mmdebstrap"),
         ("mke2fs", "e2fsprogs"),
@@ -283,11 +287,11 @@ fn require_programs(path: &str, as_root: bool) -> Result<(), Error> {
         ("tar", "tar"),
     ] {
         if !is_installed(program, path) {
-            return Err(Error::NotInstalled { program, package });
+            return Err(CreateError::NotInstalled { program, package });
         }
     }
     if !as_root && !is_installed("newuidmap", path) {
-        return Err(Error::NotInstalled {
+        return Err(CreateError::NotInstalled {
             program: "newuidmap",
             package: "uidmap",
         });
@@ -296,7 +300,7 @@ fn require_programs(path: &str, as_root: bool) -> Result<(), Error> {
 }
 
 /// An ordinary user needs user namespaces and a range of user ids to use in them.
-fn require_user_namespace(path: &str) -> Result<(), Error> {
+fn require_user_namespace(path: &str) -> Result<(), CreateError> {
     let may = Command::new("unshare")
         .args(["--user", "--map-root-user", "true"])
         .env("PATH", path)
@@ -304,7 +308,7 @@ fn require_user_namespace(path: &str) -> Result<(), Error> {
         .output()
         .is_ok_and(|output| output.status.success());
     if !may {
-        return Err(Error::UserNamespace {
+        return Err(CreateError::UserNamespace {
             what: "user namespaces are not available to this user".to_owned(),
             mend: "allow them (sysctl kernel.unprivileged_userns_clone=1)".to_owned(),
         });
@@ -314,7 +318,7 @@ fn require_user_namespace(path: &str) -> Result<(), Error> {
     for file in ["/etc/subuid", "/etc/subgid"] {
         let text = fs::read_to_string(file).unwrap_or_default();
         if !has_range(&text, &user, uid) {
-            return Err(Error::UserNamespace {
+            return Err(CreateError::UserNamespace {
                 what: format!("{file} gives the user {user} no range of ids"),
                 mend: format!(
                     "add one (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user})"
@@ -351,12 +355,13 @@ fn has_range(text: &str, user: &str, uid: u32) -> bool {
 }
 
 /// Fails when fewer than `needed` bytes are left at `path`.
-pub(super) fn require_space(path: &Path, needed: u64) -> Result<(), Error> {
-    let stat = rustix::fs::statvfs(path)
-        .map_err(|error| Error::io("cannot look at the file system of", path)(error.into()))?;
+pub(super) fn require_space(path: &Path, needed: u64) -> Result<(), CreateError> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| {
+        CreateError::io("cannot look at the file system of", path)(error.into())
+    })?;
     let available = stat.f_bavail.saturating_mul(stat.f_frsize);
     if available < needed {
-        return Err(Error::Space {
+        return Err(CreateError::Space {
             path: path.to_owned(),
             needed_mib: needed >> 20,
             available_mib: available >> 20,
@@ -375,7 +380,7 @@ fn host_options() -> Vec<String> {
 }
 
 /// The files of ours in the guest, owned by root.
-fn add_files(to: &Path) -> Result<(), Error> {
+fn add_files(to: &Path) -> Result<(), CreateError> {
     let write = || {
         let file = File::create(to)?;
         let mut archive = tar::Builder::new(file);
@@ -395,17 +400,17 @@ fn add_files(to: &Path) -> Result<(), Error> {
         add("usr/lib/bbot/udhcpc", Regular, 0o755, UDHCPC)?;
         archive.into_inner()?.sync_all()
     };
-    write().map_err(Error::io("cannot write", to))
+    write().map_err(CreateError::io("cannot write", to))
 }
 
 /// Runs mmdebstrap; its words become progress, and the last of them the error.
-fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), CreateError> {
     let started = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child = started.map_err(Error::io("cannot run", Path::new("sh")))?;
+    let mut child = started.map_err(CreateError::io("cannot run", Path::new("sh")))?;
     let mut last_words = VecDeque::new();
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n') {
@@ -430,18 +435,18 @@ fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), 
     }
     let status = child
         .wait()
-        .map_err(Error::io("cannot wait for", Path::new("mmdebstrap")))?;
+        .map_err(CreateError::io("cannot wait for", Path::new("mmdebstrap")))?;
     if status.success() {
         return Ok(());
     }
-    Err(Error::Mmdebstrap {
+    Err(CreateError::Mmdebstrap {
         status: status.to_string(),
         last_words: Vec::from(last_words).join("\n"),
     })
 }
 
 /// Takes the kernel and the RAM disk out of what the hook has handed out, and names the base.
-fn take(archive: &Path, work: &Path) -> Result<(), Error> {
+fn take(archive: &Path, work: &Path) -> Result<(), CreateError> {
     let mut parts = initrd::Parts::default();
     let mut hash = Sha256::new();
     let mut kernel = Vec::new();
@@ -478,7 +483,7 @@ fn take(archive: &Path, work: &Path) -> Result<(), Error> {
         }
         Ok(())
     };
-    read_all().map_err(Error::io("cannot read", archive))?;
+    read_all().map_err(CreateError::io("cannot read", archive))?;
     for (what, is_empty) in [
         ("no kernel", kernel.is_empty()),
         ("no busybox", parts.busybox.is_empty()),
@@ -486,48 +491,48 @@ fn take(archive: &Path, work: &Path) -> Result<(), Error> {
         ("no list of packages", packages.is_empty()),
     ] {
         if is_empty {
-            return Err(Error::Incomplete(what.to_owned()));
+            return Err(CreateError::Incomplete(what.to_owned()));
         }
     }
 
     let path = work.join("kernel");
-    fs::write(&path, &kernel).map_err(Error::io("cannot write", &path))?;
+    fs::write(&path, &kernel).map_err(CreateError::io("cannot write", &path))?;
     let path = work.join("packages");
-    fs::write(&path, &packages).map_err(Error::io("cannot write", &path))?;
+    fs::write(&path, &packages).map_err(CreateError::io("cannot write", &path))?;
     let path = work.join("initrd");
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .open(&path)
-        .map_err(Error::io("cannot make", &path))?;
-    initrd::write(&parts, BufWriter::new(file)).map_err(Error::io("cannot write", &path))?;
+        .map_err(CreateError::io("cannot make", &path))?;
+    initrd::write(&parts, BufWriter::new(file)).map_err(CreateError::io("cannot write", &path))?;
     hash.update(INIT);
     // The file system's random UUID: no two disks have the same id, even of the same packages.
     hash.update(file_system_id(&work.join("disk.img"))?);
     let path = work.join("id");
-    fs::write(&path, hex::encode(hash.finalize())).map_err(Error::io("cannot write", &path))
+    fs::write(&path, hex::encode(hash.finalize())).map_err(CreateError::io("cannot write", &path))
 }
 
 /// The UUID of an ext4 file system, from its superblock (Linux: `struct ext4_super_block`, `s_uuid`); an error when there is none.
-fn file_system_id(disk: &Path) -> Result<[u8; 16], Error> {
+fn file_system_id(disk: &Path) -> Result<[u8; 16], CreateError> {
     use std::os::unix::fs::FileExt;
     let mut block = [0; 0x78];
     File::open(disk)
         .and_then(|file| file.read_exact_at(&mut block, 1024))
-        .map_err(Error::io("cannot read", disk))?;
+        .map_err(CreateError::io("cannot read", disk))?;
     let [magic, uuid] = [&block[0x38..0x3a], &block[0x68..0x78]];
     if magic != [0x53, 0xef] {
-        return Err(Error::Incomplete(
+        return Err(CreateError::Incomplete(
             "the disk holds no file system".to_owned(),
         ));
     }
     uuid.try_into()
-        .map_err(|_| Error::Incomplete("the disk has no id".to_owned()))
+        .map_err(|_| CreateError::Incomplete("the disk has no id".to_owned()))
 }
 
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(Error::io("cannot read", path))
+fn read(path: &Path) -> Result<String, CreateError> {
+    fs::read_to_string(path).map_err(CreateError::io("cannot read", path))
 }
 
 /// The versions that people ask for, out of a list of `package version`.

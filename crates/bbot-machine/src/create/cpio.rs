@@ -17,7 +17,7 @@ const TRAILER: &str = "TRAILER!!!";
 ///
 /// Names are relative, without a leading `/`; a directory comes before what is in it.
 #[derive(Debug)]
-pub struct Writer<W: Write> {
+pub(super) struct Writer<W: Write> {
     inner: W,
     written: u64,
     inode: u32,
@@ -25,7 +25,7 @@ pub struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     /// Starts an archive.
-    pub fn new(inner: W) -> Self {
+    pub(super) fn new(inner: W) -> Self {
         Self {
             inner,
             written: 0,
@@ -37,7 +37,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the writer below reports.
-    pub fn directory(&mut self, name: &str) -> io::Result<()> {
+    pub(super) fn directory(&mut self, name: &str) -> io::Result<()> {
         self.entry(name, DIRECTORY | 0o755, (0, 0), &[])
     }
 
@@ -45,7 +45,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the writer below reports; a file of 4 GiB or more does not fit into the format.
-    pub fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) -> io::Result<()> {
+    pub(super) fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) -> io::Result<()> {
         self.entry(name, FILE | (permissions & 0o7777), (0, 0), contents)
     }
 
@@ -53,7 +53,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the writer below reports.
-    pub fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
+    pub(super) fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
         self.entry(name, LINK | 0o777, (0, 0), target.as_bytes())
     }
 
@@ -61,7 +61,12 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the writer below reports.
-    pub fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
+    pub(super) fn character_device(
+        &mut self,
+        name: &str,
+        major: u32,
+        minor: u32,
+    ) -> io::Result<()> {
         self.entry(name, CHARACTER_DEVICE | 0o600, (major, minor), &[])
     }
 
@@ -69,7 +74,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the writer below reports.
-    pub fn finish(mut self) -> io::Result<W> {
+    pub(super) fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
         self.entry(TRAILER, 0, (0, 0), &[])?;
         // The kernel wants nothing more; cpio programs read blocks of 512 bytes.

@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bbot_manifest::{MachineHeader, MachineKind, MachineManifest};
 use sha2::{Digest, Sha256};
 
 /// Packages of every Debian machine: what builds packages, what the guest's own scripts use, nothing else.
@@ -158,7 +159,7 @@ pub struct Created {
 /// Why no machine was made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum CreateError {
     /// A program is missing.
     #[error("{program} is not installed (Debian: apt install {package})")]
     NotInstalled {
@@ -216,7 +217,7 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl CreateError {
     fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
         move |source| Self::Io {
             what,
@@ -231,10 +232,13 @@ impl Error {
 /// Blocks for as long as it takes (a minute, a second when the base is cached). What it began and could not end is removed.
 ///
 /// # Errors
-/// See [`Error`]; each says how to mend it.
-pub fn debian(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Created, Error> {
+/// See [`CreateError`]; each says how to mend it.
+pub fn debian(
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Created, CreateError> {
     if options.name.is_empty() || options.name.chars().any(char::is_control) {
-        return Err(Error::Name(options.name.clone()));
+        return Err(CreateError::Name(options.name.clone()));
     }
     let destination = Destination::prepare(&options.destination)?;
     let base = base::obtain(options, progress)?;
@@ -247,12 +251,12 @@ pub fn debian(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<C
     Ok(created)
 }
 
-fn fill(options: &Options, base: &base::Base) -> Result<Created, Error> {
+fn fill(options: &Options, base: &base::Base) -> Result<Created, CreateError> {
     let to = &options.destination;
     base::require_space(to, base.used_bytes()?)?;
     for file in ["kernel", "initrd", "disk.img"] {
         let (from, to) = (base.directory.join(file), to.join(file));
-        copy::copy(&from, &to).map_err(Error::io("cannot copy to", &to))?;
+        copy::copy(&from, &to).map_err(CreateError::io("cannot copy to", &to))?;
     }
     write(&to.join("cmdline"), COMMAND_LINE)?;
     let mut hash = Sha256::new();
@@ -267,13 +271,24 @@ fn fill(options: &Options, base: &base::Base) -> Result<Created, Error> {
         options.suite.code_name(),
         base.tools
     );
-    write(
-        &to.join("manifest"),
-        &format!(
-            ": 1\nid: {id}\nname: {}\nsummary: {summary}\ntype: kvm\n",
-            options.name
-        ),
-    )?;
+    let manifest = MachineManifest {
+        header: MachineHeader {
+            id: id.clone(),
+            name: options.name.clone(),
+            summary: summary.clone(),
+            role: None,
+            ram_minimum: None,
+            ram_maximum: None,
+        },
+        kind: MachineKind::Kvm,
+        mac: None,
+        options: None,
+        changes: Vec::new(),
+    };
+    let manifest = manifest
+        .serialize()
+        .map_err(|_| CreateError::Name(options.name.clone()))?;
+    write(&to.join("manifest"), &manifest)?;
     Ok(Created {
         id,
         summary,
@@ -281,10 +296,10 @@ fn fill(options: &Options, base: &base::Base) -> Result<Created, Error> {
     })
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Error> {
+fn write(path: &Path, text: &str) -> Result<(), CreateError> {
     fs::write(path, text)
         .and_then(|()| fs::File::open(path)?.sync_all())
-        .map_err(Error::io("cannot write", path))
+        .map_err(CreateError::io("cannot write", path))
 }
 
 /// The revision's directory: what was put there is removed again unless [`Destination::keep`] is called.
@@ -295,15 +310,15 @@ struct Destination<'a> {
 }
 
 impl<'a> Destination<'a> {
-    fn prepare(path: &'a Path) -> Result<Self, Error> {
+    fn prepare(path: &'a Path) -> Result<Self, CreateError> {
         let made = match fs::create_dir(path) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(Error::io("cannot make", path)(error)),
+            Err(error) => return Err(CreateError::io("cannot make", path)(error)),
         };
-        let mut entries = fs::read_dir(path).map_err(Error::io("cannot read", path))?;
+        let mut entries = fs::read_dir(path).map_err(CreateError::io("cannot read", path))?;
         if entries.next().is_some() {
-            return Err(Error::NotEmpty(path.to_owned()));
+            return Err(CreateError::NotEmpty(path.to_owned()));
         }
         Ok(Self {
             path,
@@ -355,7 +370,7 @@ mod tests {
         fs::write(dir.path().join("manifest"), "mine").unwrap();
         let options = Options::new("m", Suite::Bookworm, dir.path(), dir.path());
         let error = debian(&options, &mut |_| ()).unwrap_err();
-        assert!(matches!(error, Error::NotEmpty(_)), "{error}");
+        assert!(matches!(error, CreateError::NotEmpty(_)), "{error}");
         assert_eq!(fs::read(dir.path().join("manifest")).unwrap(), b"mine");
     }
 }
