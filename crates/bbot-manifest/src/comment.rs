@@ -75,6 +75,7 @@ pub fn merge_comment(value: &str, comment: &str) -> String {
             if i > 0 {
                 out.push('\n');
             }
+            // As many backslashes again, and one where there were none.
             if let Some(n) = escapes(line) {
                 out.extend(std::iter::repeat_n('\\', n.max(1)));
             }

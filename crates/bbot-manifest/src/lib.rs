@@ -4,6 +4,22 @@
 //! and values and their places; the words that stand in values ([`quoting`],
 //! [`StandardVersion`], [`PackageVersion`], [`Status`]); and the typed
 //! manifests that controller, agent and worker exchange. Nothing here does I/O.
+//!
+//! ```
+//! use bbot_manifest::{BuildResult, Era, Status};
+//!
+//! let text = b": 1\nname: hello\nversion: 1.0.0\nstatus: success\n";
+//! let result = BuildResult::parse(text, "result.manifest")?;
+//! assert_eq!(result.status, Status::Success);
+//! assert_eq!(result.serialize(Era::Y2017)?.as_bytes(), text);
+//!
+//! let error = BuildResult::parse(b": 1\nname: hello\n", "result.manifest").unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "result.manifest:3:1: error: result has no required field `version`"
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod chars;
 mod comment;

@@ -50,8 +50,9 @@ fn colours_vanish_and_other_sequences_leave_a_mark() {
     ] {
         assert_eq!(log_text(bytes), text, "{bytes:?}");
     }
-    // An unended title does not swallow the log behind it.
-    let log = [b"\x1b]0;", &[b'x'; 10_000][..]].concat();
+    // A title without an end does not swallow the log behind it, even if that
+    // holds something like one later.
+    let log = [b"\x1b]0;", &[b'x'; 10_000][..], b"\x07"].concat();
     assert_eq!(log_text(&log).len(), log.len());
 }
 
