@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the console is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// How much of the console is looked through.
-const MAX_CONSOLE: u64 = 256 * 1024;
+const MAX_CONSOLE: usize = 256 * 1024;
 
 /// What a kernel says that has initialised all it has and looks for its root:
 /// it has none and panics. A kernel with an initial RAM disk built in starts it.
@@ -60,19 +60,22 @@ fn memory(name: &str) -> Result<File, Error> {
         .map_err(|error| failed("make a file in memory")(error.into()))
 }
 
-fn read(file: &mut File) -> String {
-    let mut bytes = Vec::new();
+/// What was written to a file in memory so far. The writer shares the file's
+/// position, so that is left alone.
+fn read(file: &File) -> String {
+    let mut bytes = vec![0; MAX_CONSOLE];
+    let mut length = 0;
     // What cannot be read shows no sign.
-    let _ = file
-        .seek(SeekFrom::Start(0))
-        .and_then(|_| file.take(MAX_CONSOLE).read_to_end(&mut bytes));
-    String::from_utf8_lossy(&bytes).into_owned()
+    while let Ok(more @ 1..) = file.read_at(&mut bytes[length..], length as u64) {
+        length += more;
+    }
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
 /// QEMU's version, as it tells it.
 pub(super) async fn version(qemu: &Qemu) -> Result<String, Error> {
     let what = || format!("ask {} for its version", qemu.program().to_string_lossy());
-    let mut output = memory("version")?;
+    let output = memory("version")?;
     let mut process = Process::start(process::Spec {
         program: qemu.program().to_owned(),
         arguments: vec!["--version".into()],
@@ -92,7 +95,7 @@ pub(super) async fn version(qemu: &Qemu) -> Result<String, Error> {
             return Err(failed(what())(late));
         }
     }
-    Ok(read(&mut output).lines().next().unwrap_or_default().to_owned())
+    Ok(read(&output).lines().next().unwrap_or_default().to_owned())
 }
 
 /// Boots a kernel under KVM, as machines are: the same user, the same sandbox.
@@ -118,7 +121,7 @@ async fn try_with(
         .map_err(failed(what()))?;
     rustix::fs::fchmod(&image, rustix::fs::Mode::from_raw_mode(0o444))
         .map_err(|error| failed(what())(error.into()))?;
-    let mut console = memory("console")?;
+    let console = memory("console")?;
     let mut process = Process::start(process::Spec {
         program: qemu.program().to_owned(),
         arguments: arguments(image.as_raw_fd(), accelerator),
@@ -131,14 +134,14 @@ async fn try_with(
     .map_err(failed(what()))?;
 
     let began = Instant::now();
-    let came_up = |console: &mut File| {
-        let said = read(console);
+    let came_up = || {
+        let said = read(&console);
         SIGNS.iter().any(|sign| said.contains(sign))
     };
     loop {
         let ended = tokio::time::timeout(LOOK, process.ended()).await;
         let seconds = began.elapsed().as_secs_f64();
-        if came_up(&mut console) {
+        if came_up() {
             return Ok(Verdict::Boots { seconds });
         }
         if let Ok(status) = ended {

@@ -1,0 +1,11 @@
+//! Machines in a real QEMU, with a real kernel in them.
+//!
+//! The guest is Debian's cloud kernel with a busybox; it fetches a script over
+//! its wire and runs it, so each test says in a few lines what its guest does.
+
+mod accelerator;
+mod guest;
+mod internet;
+mod lifetime;
+mod refusals;
+mod support;
