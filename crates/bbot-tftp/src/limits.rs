@@ -99,3 +99,23 @@ pub(crate) fn fitting_window(bytes: usize, block_size: u16) -> u16 {
 pub(crate) fn buffer_for(window: u16, block_size: u16) -> usize {
     usize::from(window.min(LARGEST_WINDOW)) * charged(block_size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_fit_into_the_buffer() {
+        let limits = Limits::default();
+        let windows = [512, 1428, 8192, 65464].map(|size| limits.window_for(size));
+        assert_eq!(windows, [64, 54, 12, 1]);
+        let wire = Limits::wire();
+        assert_eq!(wire.window_for(1468), wire.max_window);
+        let none = Limits {
+            max_window: 0,
+            window_bytes: 0,
+            ..Limits::default()
+        };
+        assert_eq!(none.window_for(512), 1, "there is always one");
+    }
+}

@@ -304,3 +304,63 @@ fn push_options(packet: &mut Vec<u8>, options: &[(&str, u64)]) {
         packet.push(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let options = [("blksize", 1468), ("tsize", 0)];
+        let raw: Vec<RawOption<'_>> = vec![(b"blksize", b"1468"), (b"tsize", b"0")];
+        let request = Request {
+            name: b"file",
+            mode: b"octet",
+            options: raw.clone(),
+        };
+        let read = read_request("file", &options);
+        assert_eq!(Packet::decode(&read), Ok(Packet::Read(request.clone())));
+        let write = write_request("file", &options);
+        assert_eq!(Packet::decode(&write), Ok(Packet::Write(request)));
+        let answer = option_ack(&options);
+        assert_eq!(
+            Packet::decode(&answer),
+            Ok(Packet::OptionAck { options: raw })
+        );
+        assert_eq!(
+            Packet::decode(&ack(65_535)),
+            Ok(Packet::Ack { block: 65_535 })
+        );
+        let told = error(ErrorCode::FileExists, "it is\0there");
+        let (code, message) = (ErrorCode::FileExists, &b"it isthere"[..]);
+        assert_eq!(Packet::decode(&told), Ok(Packet::Error { code, message }));
+    }
+
+    #[test]
+    fn cut_packets_are_told_apart() {
+        assert_eq!(Packet::decode(&[0]), Err(DecodeError::Short));
+        assert_eq!(Packet::decode(&[0, 3, 1]), Err(DecodeError::Short));
+        assert_eq!(
+            Packet::decode(&[0, 7]),
+            Err(DecodeError::UnknownOperation(7))
+        );
+        assert_eq!(Packet::decode(b"\0\x01a"), Err(DecodeError::OpenString));
+        assert_eq!(
+            Packet::decode(b"\0\x01a\0octet\0x\0"),
+            Err(DecodeError::NoValue)
+        );
+        // An ERROR without its closing NUL is common enough.
+        let (code, message) = (ErrorCode::Other(99), &b"x"[..]);
+        assert_eq!(
+            Packet::decode(b"\0\x05\0\x63x"),
+            Ok(Packet::Error { code, message })
+        );
+    }
+
+    #[test]
+    fn codes_keep_their_numbers() {
+        for number in 0..20 {
+            assert_eq!(ErrorCode::from_number(number).number(), number);
+        }
+    }
+}

@@ -81,8 +81,8 @@ enum Body {
 }
 
 /// Reads smaller than this are gathered.
-const GATHER_BELOW: u16 = 8192;
-const GATHER: usize = 64 * 1024;
+const GATHER_BELOW: u16 = 16384;
+const GATHER: usize = 128 * 1024;
 
 /// Answers a request: a session to be started, or the ERROR packet that refuses it.
 pub(crate) fn open(

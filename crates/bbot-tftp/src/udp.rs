@@ -288,7 +288,9 @@ fn begin(
     payload: &[u8],
     on_event: &(dyn Fn(Event) + Sync),
 ) -> io::Result<Result<Transfer, Vec<u8>>> {
-    let socket = UdpSocket::bind((local.ip(), 0))?;
+    let mut any_port = local;
+    any_port.set_port(0);
+    let socket = UdpSocket::bind(any_port)?;
     socket.connect(peer)?;
     let mut limits = limits.clone();
     limits.window_bytes = limits

@@ -61,7 +61,7 @@ impl Upload {
         let target = match (there, rule.repeated) {
             (true, Repeated::Refuse) => return Err(there_already()),
             (true, Repeated::Drop) => Target::Dropped,
-            _ => Target::Part(Part::create(folder, name).map_err(failed)?),
+            _ => Target::Part(Part::create(folder).map_err(failed)?),
         };
         Ok(Self {
             name: name.to_owned(),
@@ -81,24 +81,27 @@ impl Upload {
 }
 
 impl Part {
-    fn create(folder: OwnedFd, name: &str) -> io::Result<Self> {
+    fn create(folder: OwnedFd) -> io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        // A leading dot: such names are neither read nor written by TFTP.
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!(".{name}.{}.{count}.part", std::process::id());
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(
-            &folder,
-            temporary.as_str(),
-            flags,
-            Mode::from_raw_mode(0o644),
-        )?;
-        Ok(Self {
-            folder,
-            temporary,
-            file: BufWriter::with_capacity(BUFFER, file.into()),
-        })
+        loop {
+            // A leading dot: such names are neither read nor written by TFTP.
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let temporary = format!(".{count}.{}.part", std::process::id());
+            let mode = Mode::from_raw_mode(0o644);
+            let file = match rustix::fs::openat(&folder, temporary.as_str(), flags, mode) {
+                Ok(file) => BufWriter::with_capacity(BUFFER, file.into()),
+                // Left by a killed process that had the same number.
+                Err(Errno::EXIST) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            return Ok(Self {
+                folder,
+                temporary,
+                file,
+            });
+        }
     }
 
     fn commit(&mut self, rule: &PutRule, name: &str) -> Result<(), Refusal> {

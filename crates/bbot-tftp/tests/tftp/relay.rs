@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Random;
+use crate::support::Random;
 
 /// How bad the relay is, in percent.
 #[derive(Debug, Clone, Copy)]

@@ -1,19 +1,17 @@
 //! Client and server over a simulated network with losses, duplicates, delays and reordering, in
 //! simulated time. Whatever happens: identical bytes or a clean error at both ends, and an end.
 
-mod support;
-
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::support::{Random, assert_same, content};
 use bbot_tftp::client::{Client, Options, Reason};
 use bbot_tftp::packet::Packet;
 use bbot_tftp::{Event, Limits, Retransmit, Root, Server};
 use proptest::prelude::*;
-use support::{Random, assert_same, content};
 
 /// How bad the network is; the chances are percentages.
 #[derive(Debug, Clone)]
@@ -139,7 +137,7 @@ fn simulate(
             }
         } else {
             client.tick(now, &mut |to, packet| {
-                link.send(now, true, to.port(), packet)
+                link.send(now, true, to.port(), packet);
             });
             server.tick(now);
         }

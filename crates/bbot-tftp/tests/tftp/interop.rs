@@ -1,18 +1,14 @@
 //! Our server with other people's clients, and our client with somebody else's server.
 
-#[path = "support/server.rs"]
-mod server;
-mod support;
-
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use crate::server::{Ours, TftpdHpa};
+use crate::support::{assert_same, content, have, run};
 use bbot_tftp::client::{self, Options};
 use bbot_tftp::{Event, Failure, Limits, Root};
-use server::{Ours, TftpdHpa};
-use support::{assert_same, content, have, run};
 
 /// Lengths at which clients and servers go wrong.
 fn lengths(block_size: usize) -> Vec<usize> {

@@ -1,21 +1,15 @@
 //! Real clients and our server with a bad relay between them.
 
-#[path = "support/relay.rs"]
-mod relay;
-#[path = "support/server.rs"]
-mod server;
-mod support;
-
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::relay::{Badness, Relay};
+use crate::server::{Ours, impatient, quick};
+use crate::support::{Random, assert_same, content, have, run};
 use bbot_tftp::client::{self, Options};
-use relay::{Badness, Relay};
-use server::{Ours, impatient, quick};
-use support::{Random, assert_same, content, have, run};
 
 /// Runs a command through a bad relay, GET and PUT.
 fn through(

@@ -1,10 +1,5 @@
 //! What several test programs share.
 
-#![cfg_attr(
-    test,
-    expect(dead_code, reason = "each test program uses a part of it")
-)]
-
 use std::path::Path;
 use std::process::Command;
 
