@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bbot_machine::layout::{MachineDir, ToolchainName};
 use bbot_machine::owner::{Instance, OwnerError, Reason, Swept, Temporary, is_owned, sweep};
 use bbot_machine::volume::{self, Kind, Volume, VolumeError};
-use volume_support::{Place, names, text};
+use volume_support::{Place, as_ordinary_user, names, root, text};
 
 on_both!(
     a_temporary_goes_with_its_guard,
@@ -25,6 +25,7 @@ on_both!(
     a_source_that_is_gone_leaves_nothing,
     what_a_killed_owner_left_is_swept,
     what_an_interrupted_copy_left_is_swept,
+    an_ordinary_user_owns_and_sweeps,
 );
 
 fn instance() -> Instance {
@@ -308,6 +309,33 @@ fn what_an_interrupted_copy_left_is_swept(place: &Place) {
         "{swept:?}"
     );
     assert_eq!(names(&machine.path), ["m-1.1"]);
+}
+
+fn an_ordinary_user_owns_and_sweeps(place: &Place) {
+    if !root() {
+        return;
+    }
+    let home = place.home_of_an_ordinary_user();
+    let volume = &place.volume;
+    as_ordinary_user(|| {
+        let machine = MachineDir::create(&home, "m").unwrap();
+        let revision = machine.revision(1, "1");
+        volume.create(&revision).unwrap();
+        std::fs::write(revision.join("disk.img"), "disk").unwrap();
+        volume.set_read_only(&revision, true).unwrap();
+        let make =
+            || Temporary::snapshot(&instance(), volume, &machine, &toolchain(), &revision).unwrap();
+        let target = machine.bootstrapped(&toolchain());
+        make().replace(&target).unwrap();
+        make().replace(&target).unwrap();
+        make().delete().unwrap();
+        let path = machine.temporary(&toolchain()).unwrap();
+        left_behind(&path);
+        volume.snapshot(&revision, &path).unwrap();
+        let swept = sweep_one(&machine);
+        assert_eq!(swept.removed, [(path, Reason::OtherBoot)], "{swept:?}");
+        assert_eq!(names(&machine.path), ["m-1.1", "m-public"]);
+    });
 }
 
 /// Any program that holds the lock counts, whatever the record says.

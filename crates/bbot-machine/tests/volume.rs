@@ -349,18 +349,7 @@ fn an_ordinary_user_can_do_it_all(place: &Place) {
     if !root() {
         return;
     }
-    // An ordinary user must come through to the directory, and own one there.
-    let mut above = place.directory.parent();
-    while let Some(directory) = above.filter(|d| d.starts_with(std::env::temp_dir())) {
-        if directory != std::env::temp_dir() {
-            std::fs::set_permissions(directory, Permissions::from_mode(0o711)).unwrap();
-        }
-        above = directory.parent();
-    }
-    std::fs::set_permissions(&place.directory, Permissions::from_mode(0o755)).unwrap();
-    let home = place.path("home");
-    std::fs::create_dir(&home).unwrap();
-    run("chown", &["65534:65534", text(&home)]);
+    let home = place.home_of_an_ordinary_user();
     // A machine of root's that everybody may read.
     let roots = place.path("roots");
     place.volume.create(&roots).unwrap();

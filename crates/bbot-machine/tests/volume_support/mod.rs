@@ -18,7 +18,7 @@ pub(crate) struct Place {
     pub(crate) directory: PathBuf,
     // Dropped in this order: a mount before the directory that it lies in.
     mount: Option<Mount>,
-    _temporary: tempfile::TempDir,
+    temporary: tempfile::TempDir,
 }
 
 impl Place {
@@ -29,7 +29,7 @@ impl Place {
             volume: Arc::new(volume::Copy),
             directory: temporary.path().to_path_buf(),
             mount: None,
-            _temporary: temporary,
+            temporary,
         })
     }
 
@@ -56,12 +56,25 @@ impl Place {
             volume,
             directory,
             mount: Some(mount),
-            _temporary: temporary,
+            temporary,
         })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// A directory that belongs to the user of [`as_ordinary_user`], who can come through to it.
+    pub(crate) fn home_of_an_ordinary_user(&self) -> PathBuf {
+        let open = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        open(self.temporary.path(), 0o711);
+        open(&self.directory, 0o755);
+        let home = self.path("home");
+        std::fs::create_dir(&home).unwrap();
+        run("chown", &["65534:65534", text(&home)]);
+        home
     }
 
     /// The names in the directory, hidden ones too.
