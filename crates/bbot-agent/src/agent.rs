@@ -15,12 +15,16 @@
 //! pause, so that a controller that misbehaves is not asked in a hot loop.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use bbot_machine::accel::{self, Accelerator};
+use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL};
 use bbot_machine::machine::Hypervisor;
 use bbot_machine::owner::Instance;
+use bbot_machine::qemu::Qemu;
 use bbot_manifest::{BuildResult, Era, MachineHeader, ResultRequest, Status, TaskRequest};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +33,7 @@ use crate::assignment::{self, Assignment, Terms};
 use crate::auth::Signer;
 use crate::controller::{self, Http, Kin, Link, Url};
 use crate::delivery::Delivery;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::inventory::{self, Inventory, Machine};
 use crate::options::{IDLE_PAUSE, IDLE_PAUSE_OURS, Options};
 use crate::run::Silent;
@@ -402,6 +406,7 @@ impl Agent {
         } else {
             match self.build(&task, assignment.era, machine, from).await {
                 Ok(result) => result,
+                Err(e) if host::is_at_fault(&e) => return Err(e),
                 Err(e) => {
                     tracing::error!("build error: {e:#}");
                     self.inventory.penalize(machine);
@@ -493,15 +498,25 @@ impl Host {
     pub async fn open(options: Options) -> Result<Self> {
         let toolchain = options.toolchain_name.parse()?;
         let instance = Instance::new(&format!("bbot-agent {}", options.toolchain_name))?;
-        let hypervisor: Arc<dyn Hypervisor> = Arc::new(bbot_machine::qemu::Qemu::new());
+        let qemu = Qemu::new();
         // Nothing is started: no need to find out how.
         let fakes =
             options.fake_machine.is_some() || (options.fake_bootstrap && options.fake_build);
-        let accelerator = match options.accel {
-            _ if fakes => bbot_machine::accel::Accelerator::Tcg,
-            bbot_machine::accel::Choice::Kvm => bbot_machine::accel::Accelerator::Kvm,
-            _ => bbot_machine::accel::Accelerator::Tcg,
+        let accelerator = if fakes {
+            Accelerator::Tcg
+        } else {
+            let machine = machine_to_try(&options);
+            let state_dir = options.state_dir();
+            let host = accel::Host {
+                qemu: &qemu,
+                user: options.qemu_user.as_deref(),
+                state_dir: &state_dir,
+            };
+            accel::choose(options.accel, machine.as_deref(), host)
+                .await?
+                .accelerator
         };
+        let hypervisor: Arc<dyn Hypervisor> = Arc::new(qemu);
         Ok(Self {
             options,
             hypervisor,
@@ -510,6 +525,15 @@ impl Host {
             toolchain,
         })
     }
+}
+
+/// The current revision of some machine with a kernel, to try the accelerator with.
+fn machine_to_try(options: &Options) -> Option<PathBuf> {
+    let scan = layout::scan(&options.machines).ok()?;
+    scan.machines
+        .iter()
+        .filter_map(|machine| layout::resolve_current(machine, BOOTSTRAP_PROTOCOL).ok()?)
+        .find(|revision| revision.join("kernel").is_file())
 }
 
 /// What a daemon says first (the seed).
@@ -544,3 +568,6 @@ fn host_name() -> Result<String> {
     name.into_string()
         .map_err(|name| anyhow!("the host's name {} is not text", name.display()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,3 +139,12 @@ impl Host {
         }
     }
 }
+
+/// Whether an error is the host's and not one machine's: every machine would fail
+/// alike, so the agent ends instead of going through them all.
+pub(crate) fn is_at_fault(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(bbot_machine::machine::Error::NotInstalled { .. })
+    )
+}

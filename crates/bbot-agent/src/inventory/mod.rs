@@ -36,7 +36,7 @@ use bbot_manifest::{
 use tokio::time::Instant;
 
 use crate::bootstrap::{self, FAKE_MAC, Outcome, Plan};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::run::{Progress, Stage};
 use crate::version;
 use decide::{Agent, Decision, Existing, Why};
@@ -133,6 +133,7 @@ impl Inventory {
             match self.machine(host, &dir, progress).await {
                 Ok(Some(machine)) => machines.push(machine),
                 Ok(None) => {}
+                Err(e) if host::is_at_fault(&e) => return Err(e),
                 Err(e) => {
                     problems.insert(format!("machine {}: {e:#}", dir.name));
                 }

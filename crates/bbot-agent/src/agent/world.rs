@@ -1,0 +1,313 @@
+//! A world for the agent's scenarios: machines on disk, a hypervisor that plays
+//! scripts, controllers that say what they are told to.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bbot_machine::accel::Accelerator;
+use bbot_machine::machine::fake::{Fake, Script, Step};
+use bbot_machine::machine::{BoxFuture, Exit, ExitCause, MachineEvent};
+use bbot_tftp::{Event, Kind};
+use clap::Parser as _;
+use tempfile::TempDir;
+
+use super::*;
+use crate::controller::{Error, Posted, TaskAnswer};
+
+/// Controllers that play a script, and what was asked of them.
+#[derive(Debug, Default)]
+pub(super) struct Controllers {
+    /// Answers to task requests; when there are none left: no task.
+    pub(super) answers: Mutex<VecDeque<Result<TaskAnswer, Error>>>,
+    /// Answers to results; when there are none left: taken.
+    pub(super) posts: Mutex<VecDeque<Posted>>,
+    /// URL and body of what was posted, task requests and results.
+    pub(super) requests: Mutex<Vec<(String, String)>>,
+    pub(super) results: Mutex<Vec<(String, String)>>,
+}
+
+impl Link for Controllers {
+    fn request_task<'a>(
+        &'a self,
+        url: &'a Url,
+        body: String,
+    ) -> BoxFuture<'a, Result<TaskAnswer, Error>> {
+        self.requests.lock().unwrap().push((url.to_string(), body));
+        let answer = self.answers.lock().unwrap().pop_front();
+        Box::pin(async { answer.unwrap_or_else(|| Ok(stranger(": 1\nsession:\n"))) })
+    }
+
+    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+        let body = String::from_utf8(body).unwrap();
+        self.results.lock().unwrap().push((url.to_string(), body));
+        let answer = self.posts.lock().unwrap().pop_front();
+        Box::pin(async { answer.unwrap_or(Posted::Taken) })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        _: &'a Url,
+        _: &'a str,
+        to: &'a Path,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            fs::write(to, "archive").unwrap();
+            Ok(())
+        })
+    }
+}
+
+pub(super) fn stranger(body: &str) -> TaskAnswer {
+    TaskAnswer {
+        body: body.as_bytes().to_vec(),
+        kin: Kin::Stranger,
+    }
+}
+
+/// The task response of 2017 for libfoo on `machine`.
+pub(super) fn task_for(machine: &str) -> String {
+    format!(
+        ": 1\nsession: s/1\nresult-url: http://c1.example/?build-result\n:\nname: libfoo\nversion: 1.2\n\
+         repository: http://r.example/1\ntrust: AB\nmachine: {machine}\ntarget: x86_64-linux-gnu\n"
+    )
+}
+
+pub(super) const RESULT: &str = ": 1\nname: libfoo\nversion: 1.2\nstatus: success\nupdate-status: success\n\
+                                 update-log: built\n";
+
+pub(super) struct World {
+    pub(super) dir: TempDir,
+    pub(super) fake: Fake,
+    pub(super) controllers: Arc<Controllers>,
+    pub(super) agent: Agent,
+    uploads: u32,
+}
+
+impl World {
+    /// One machine, `linux`, not bootstrapped yet; two controllers.
+    pub(super) fn new(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::new();
+        let controllers = Arc::new(Controllers::default());
+        let toolchain = dir.path().join("tftp/toolchains/default");
+        fs::create_dir_all(&toolchain).unwrap();
+        fs::write(toolchain.join("bootstrap"), "#!/bin/sh\n").unwrap();
+        make_machine(dir.path(), "linux", "linux-1.1");
+        let agent = make_agent(dir.path(), &fake, &controllers, args);
+        Self {
+            dir,
+            fake,
+            controllers,
+            agent,
+            uploads: 0,
+        }
+    }
+
+    /// The agent is started again with these options.
+    pub(super) fn restart(&mut self, args: &[&str]) {
+        self.agent = make_agent(self.dir.path(), &self.fake, &self.controllers, args);
+    }
+
+    /// One with its machine bootstrapped already.
+    pub(super) async fn bootstrapped(args: &[&str]) -> Self {
+        let mut world = Self::new(args);
+        world.boots();
+        assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+        assert!(
+            world
+                .machine("linux")
+                .join("linux-default/manifest")
+                .exists()
+        );
+        world.controllers.requests.lock().unwrap().clear();
+        world
+    }
+
+    pub(super) fn machine(&self, name: &str) -> PathBuf {
+        self.dir.path().join("machines/vol").join(name)
+    }
+
+    pub(super) fn add_machine(&self, name: &str, id: &str) {
+        make_machine(self.dir.path(), name, id);
+    }
+
+    pub(super) fn answer(&self, body: &str) {
+        self.controllers
+            .answers
+            .lock()
+            .unwrap()
+            .push_back(Ok(stranger(body)));
+    }
+
+    pub(super) fn posted(&self) -> Vec<ResultRequest> {
+        let results = self.controllers.results.lock().unwrap();
+        results
+            .iter()
+            .map(|(_, body)| ResultRequest::parse(body.as_bytes(), "posted").unwrap())
+            .collect()
+    }
+
+    /// An event: a file with this content was uploaded.
+    pub(super) fn upload(&mut self, name: &str, content: &[u8]) -> Step {
+        self.uploads += 1;
+        let path = self.dir.path().join(format!("upload-{}", self.uploads));
+        fs::write(&path, content).unwrap();
+        Step::Now(MachineEvent::Tftp(Event::Uploaded {
+            name: name.to_owned(),
+            path,
+            bytes: content.len() as u64,
+        }))
+    }
+
+    /// The next machine boots and bootstraps.
+    pub(super) fn boots(&mut self) {
+        let versions = BootstrapManifestText::ours();
+        let steps = vec![
+            get("bootstrap"),
+            self.upload("manifest", versions.as_bytes()),
+        ];
+        self.fake.add(Script {
+            steps,
+            ..Script::default()
+        });
+    }
+
+    /// The next machine boots, fetches its task and uploads this.
+    pub(super) fn builds(&mut self, name: &str, result: &[u8]) {
+        let steps = vec![get("manifest"), self.upload(name, result)];
+        self.fake.add(Script {
+            steps,
+            ..Script::default()
+        });
+    }
+
+    /// The next machine does this.
+    pub(super) fn plays(&self, steps: Vec<Step>) {
+        self.fake.add(Script {
+            steps,
+            ..Script::default()
+        });
+    }
+
+    /// What is in the machine's directory.
+    pub(super) fn names(&self, machine: &str) -> Vec<String> {
+        names(&self.machine(machine))
+    }
+
+    /// Nothing of a run is left: no snapshot, no record, no folder.
+    pub(super) fn is_clean(&self) {
+        let left: Vec<String> = self
+            .names("linux")
+            .into_iter()
+            .filter(|n| {
+                !matches!(
+                    n.as_str(),
+                    "linux-1" | "linux-1.1" | "linux-1.2" | "linux-default" | ".linux-default.mac"
+                )
+            })
+            .collect();
+        assert_eq!(left, Vec::<String>::new());
+        assert_eq!(
+            names(&self.dir.path().join("tftp/build")),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            names(&self.dir.path().join("tftp/bootstrap")),
+            Vec::<String>::new()
+        );
+    }
+
+    pub(super) fn spool(&self, folder: &str) -> usize {
+        names(&self.dir.path().join("state").join(folder)).len()
+    }
+}
+
+pub(super) struct BootstrapManifestText;
+
+impl BootstrapManifestText {
+    pub(super) fn ours() -> String {
+        bbot_manifest::BootstrapManifest::ours()
+            .serialize()
+            .unwrap()
+    }
+}
+
+fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&str]) -> Agent {
+    let mut all = vec!["bbot-agent", "http://c1.example", "http://c2.example"];
+    all.extend(args);
+    let mut options = Options::parse_from(all);
+    options.machines = dir.join("machines");
+    options.tftp = dir.join("tftp");
+    options.state = Some(dir.join("state"));
+    let host = Host {
+        toolchain: options.toolchain_name.parse().unwrap(),
+        options,
+        hypervisor: Arc::new(fake.clone()),
+        accelerator: Accelerator::Kvm,
+        instance: Instance::new("test").unwrap(),
+    };
+    let link = Arc::clone(controllers) as Arc<dyn Link>;
+    Agent::new(Parts {
+        host,
+        link,
+        signer: None,
+        out: Box::new(io::sink()),
+    })
+    .unwrap()
+}
+
+fn make_machine(dir: &Path, name: &str, id: &str) {
+    let machine = dir.join("machines/vol").join(name);
+    make_revision(&machine, name, "1", id);
+    std::os::unix::fs::symlink(format!("{name}-1.1"), machine.join(format!("{name}-1"))).unwrap();
+}
+
+pub(super) fn make_revision(machine: &Path, name: &str, number: &str, id: &str) {
+    let revision = machine.join(format!("{name}-1.{number}"));
+    fs::create_dir_all(&revision).unwrap();
+    let manifest = format!(": 1\nid: {id}\nname: {name}\nsummary: A machine\ntype: kvm\n");
+    fs::write(revision.join("manifest"), manifest).unwrap();
+    fs::write(revision.join("disk.img"), format!("disk of {id}")).unwrap();
+}
+
+pub(super) fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn peer() -> SocketAddr {
+    "196.254.111.2:1024".parse().unwrap()
+}
+
+/// An event: the guest asks for a file.
+pub(super) fn get(name: &str) -> Step {
+    after(
+        0,
+        MachineEvent::Tftp(Event::Requested {
+            peer: peer(),
+            kind: Kind::Get,
+            name: name.to_owned(),
+        }),
+    )
+}
+
+pub(super) fn after(seconds: u64, event: MachineEvent) -> Step {
+    Step::After(Duration::from_secs(seconds), event)
+}
+
+pub(super) fn crash() -> MachineEvent {
+    MachineEvent::Exited(Exit {
+        cause: ExitCause::Crashed,
+        detail: "signal 9".to_owned(),
+    })
+}
