@@ -1,0 +1,260 @@
+//! The whole way on real parts: a Debian machine in QEMU is bootstrapped with the
+//! real toolchain, and builds packages in throw-away copies, on btrfs and on plain
+//! directories.
+//!
+//! Wants `debian-12/` (a machine's revision) and `toolchain/` in the directory that
+//! `BBOT_TEST_CACHE` names.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bbot_agent::options::Options;
+use bbot_agent::run::{Progress, Stage};
+use bbot_agent::{local, toolchain};
+use bbot_machine::volume::{self, Kind};
+use bbot_manifest::{BuildResult, Status, Task};
+use clap::Parser as _;
+
+/// Where the image and the toolchain are, or none when the test is to be skipped.
+fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("BBOT_TEST_CACHE").map_or_else(
+        || std::env::temp_dir().join("bbot-test-cache"),
+        PathBuf::from,
+    );
+    let image =
+        cache.join("debian-12/manifest").exists() && cache.join("toolchain/bootstrap").exists();
+    let qemu = Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .is_ok();
+    (required("image", image) && required("qemu", qemu)).then_some(cache)
+}
+
+fn required(what: &str, there: bool) -> bool {
+    if !there {
+        let must = std::env::var("BBOT_REQUIRE").unwrap_or_default();
+        assert!(
+            !must.split(',').any(|w| w.trim() == what),
+            "{what} is not there although BBOT_REQUIRE lists it"
+        );
+        println!("skipped: no {what}");
+    }
+    there
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    stages: Vec<Stage>,
+    log: Vec<u8>,
+}
+
+impl Progress for Seen {
+    fn stage(&mut self, stage: &Stage) {
+        println!("{stage:?}");
+        self.stages.push(stage.clone());
+    }
+
+    fn wants_log(&self) -> bool {
+        true
+    }
+
+    fn log(&mut self, _: &str, bytes: &[u8]) {
+        self.log.extend_from_slice(bytes);
+    }
+}
+
+/// A gzip-compressed tar of a package made of these files.
+fn package(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let path = dir.join(format!("{name}.tar.gz"));
+    let gzip = flate2::write::GzEncoder::new(
+        fs::File::create(&path).unwrap(),
+        flate2::Compression::fast(),
+    );
+    let mut tar = tar::Builder::new(gzip);
+    for (file, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("{name}/{file}"), text.as_bytes())
+            .unwrap();
+    }
+    tar.into_inner().unwrap().finish().unwrap();
+    path
+}
+
+const HELLO: &str =
+    "#include <stdio.h>\nint main(void) { puts(\"hello from the guest\"); return 0; }\n";
+
+/// Builds only where nobody has built before.
+const MAKEFILE: &str = "all: hello\n\ttest ! -e /var/tmp/left\n\ttouch /var/tmp/left\n\nhello: hello.c\n\t$(CC) -o $@ $<\n\n\
+                        test: all2\n\nall2: hello\n\t./hello\n\nclean:\n\trm -f hello\n\n.PHONY: all test all2 clean\n";
+
+struct Bench {
+    dir: PathBuf,
+    options: Options,
+}
+
+impl Bench {
+    fn new(dir: &Path, cache: &Path) -> Self {
+        let volume_dir = dir.join("machines/vol");
+        let machine = volume_dir.join("debian-12");
+        fs::create_dir_all(&machine).unwrap();
+        let volume = volume::detect(&machine).unwrap();
+        let revision = machine.join("debian-12-1.1");
+        if volume.kind() == Kind::Btrfs {
+            volume.create(&revision).unwrap();
+            for file in ["manifest", "disk.img", "kernel", "initrd", "cmdline"] {
+                let copied = Command::new("cp")
+                    .arg("--sparse=always")
+                    .arg(cache.join("debian-12").join(file))
+                    .arg(&revision)
+                    .status();
+                assert!(copied.unwrap().success());
+            }
+            volume.set_read_only(&revision, true).unwrap();
+        } else {
+            volume
+                .snapshot(&cache.join("debian-12"), &revision)
+                .unwrap();
+        }
+        std::os::unix::fs::symlink("debian-12-1.1", machine.join("debian-12-1")).unwrap();
+        let tftp = dir.join("tftp");
+        toolchain::add(&tftp, "default", &cache.join("toolchain")).unwrap();
+        let mut options = Options::parse_from([
+            "bbot-agent",
+            "--accel",
+            "tcg",
+            "--suspend-timeout",
+            "0",
+            "--build-retries",
+            "0",
+        ]);
+        options.machines = dir.join("machines");
+        options.tftp = tftp;
+        options.state = Some(dir.join("state"));
+        Self {
+            dir: dir.to_owned(),
+            options,
+        }
+    }
+
+    async fn build(&self, name: &str, files: &[(&str, &str)]) -> (BuildResult, Seen) {
+        let archive = package(&self.dir, name, files);
+        let task = Task::new(name, "1.0", "dir:.", "debian-12", "x86_64-linux-gnu");
+        let mut seen = Seen::default();
+        let result = local::build(self.options.clone(), &task, &archive, &mut seen)
+            .await
+            .unwrap();
+        for operation in &result.operations {
+            println!(
+                "{} {}:\n{}",
+                operation.name, operation.status, operation.log
+            );
+        }
+        (result, seen)
+    }
+
+    /// Two builds of one package and one that fails, on one bootstrap.
+    async fn whole_way(&self) {
+        let files = [("hello.c", HELLO), ("Makefile", MAKEFILE)];
+        let (first, seen) = self.build("hello", &files).await;
+        assert_eq!(first.status, Status::Success, "{first:?}");
+        assert!(matches!(seen.stages[0], Stage::Bootstrapping { .. }));
+        let log = String::from_utf8_lossy(&seen.log).into_owned();
+        assert!(log.contains("hello from the guest"), "{log}");
+        let all: String = first.operations.iter().map(|o| o.log.as_str()).collect();
+        assert!(all.contains("hello from the guest"), "{all}");
+
+        // What the first has written is not there for the second.
+        let (second, seen) = self.build("hello", &files).await;
+        assert_eq!(second.status, Status::Success, "{second:?}");
+        assert!(
+            !seen
+                .stages
+                .iter()
+                .any(|s| matches!(s, Stage::Bootstrapping { .. })),
+            "bootstrapped once"
+        );
+
+        let broken = [
+            ("hello.c", "int main(void) { return nothing; }\n"),
+            ("Makefile", MAKEFILE),
+        ];
+        let (third, _) = self.build("broken", &broken).await;
+        assert_eq!(third.status, Status::Error, "{third:?}");
+        let all: String = third.operations.iter().map(|o| o.log.as_str()).collect();
+        assert!(all.contains("undeclared"), "{all}");
+
+        let mut left: Vec<String> = fs::read_dir(self.dir.join("machines/vol/debian-12"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                ".debian-12-default.mac",
+                "debian-12-1",
+                "debian-12-1.1",
+                "debian-12-default"
+            ]
+        );
+        for folder in ["build", "bootstrap"] {
+            let left = fs::read_dir(self.dir.join("tftp").join(folder)).map_or(0, Iterator::count);
+            assert_eq!(left, 0, "{folder}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_package_is_built_in_a_real_machine_on_plain_directories() {
+    let Some(cache) = cache() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    Bench::new(dir.path(), &cache).whole_way().await;
+}
+
+/// A btrfs in a file, mounted until this is dropped.
+struct Loop {
+    dir: tempfile::TempDir,
+}
+
+impl Loop {
+    fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("btrfs.img");
+        fs::File::create(&image).unwrap().set_len(6 << 30).unwrap();
+        let mount = dir.path().join("mnt");
+        fs::create_dir(&mount).unwrap();
+        let run = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
+        let made = run(Command::new("mkfs.btrfs").arg("-q").arg(&image))
+            && run(Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&image)
+                .arg(&mount));
+        required("btrfs", made).then_some(Self { dir })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(self.path()).status();
+        if !status.is_ok_and(|s| s.success()) {
+            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_package_is_built_in_a_real_machine_on_btrfs() {
+    let Some(cache) = cache() else { return };
+    if !required("root", rustix::process::geteuid().is_root()) {
+        return;
+    }
+    let Some(btrfs) = Loop::new() else { return };
+    Bench::new(&btrfs.path(), &cache).whole_way().await;
+}
