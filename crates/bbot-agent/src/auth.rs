@@ -276,6 +276,22 @@ pub fn fingerprint(key_file: &Path) -> Result<String, Error> {
     fingerprint_of(&read_key(key_file)?, key_file)
 }
 
+/// The public half of a private key's file, in PEM form (`BEGIN PUBLIC KEY`): what a
+/// controller keeps of an agent. The same bytes as `openssl rsa -pubout` prints.
+///
+/// # Errors
+///
+/// When the file cannot be read or is not a private RSA key.
+pub fn public_key(key_file: &Path) -> Result<String, Error> {
+    read_key(key_file)?
+        .to_public_key()
+        .to_public_key_pem(LineEnding::LF)
+        .map_err(|e| Error::NotRsa {
+            path: key_file.to_owned(),
+            why: e.to_string(),
+        })
+}
+
 fn fingerprint_of(key: &RsaPrivateKey, path: &Path) -> Result<String, Error> {
     let der = key
         .to_public_key()

@@ -102,20 +102,31 @@ impl Api {
                 .map_or_else(|_| DEFAULT_URL.to_string(), |url| url.trim().to_string()),
         };
         if !root.starts_with("http://") && !root.starts_with("https://") {
-            bail!("'{root}' is not the URL of a controller: it must start with http:// or https://");
+            bail!(
+                "'{root}' is not the URL of a controller: it must start with http:// or https://"
+            );
         }
         let file = options.token_file.clone().unwrap_or_else(|| home.token());
         // Reading needs no token: its absence is an error only once something is to be changed.
         let token = fs::read_to_string(&file)
             .map(|token| token.trim().to_string())
-            .map_err(|error| format!("cannot read the controller's token {}: {error}", file.display()));
+            .map_err(|error| {
+                format!(
+                    "cannot read the controller's token {}: {error}",
+                    file.display()
+                )
+            });
         let client = Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .context("cannot set up HTTP")?;
-        Ok(Api { client, root: root.trim_end_matches('/').to_string(), token })
+        Ok(Api {
+            client,
+            root: root.trim_end_matches('/').to_string(),
+            token,
+        })
     }
 
     pub(crate) fn root(&self) -> &str {
@@ -124,7 +135,10 @@ impl Api {
 
     /// Sends the source archive; the controller may know it already.
     pub(crate) async fn put_archive(&self, package: &Package) -> Result<()> {
-        let file = package.archive.try_clone().context("cannot read the source archive again")?;
+        let file = package
+            .archive
+            .try_clone()
+            .context("cannot read the source archive again")?;
         let request = self
             .changing(Method::PUT, &format!("/api/v1/archives/{}", package.sha256))?
             // An archive may be large and the line slow: one minute for every 10 MB on top.
@@ -132,19 +146,34 @@ impl Api {
             .header("Content-Type", "application/gzip")
             .header("Content-Length", package.size)
             .body(tokio::fs::File::from_std(file));
-        self.send(request).await.context("cannot send the source archive")?;
+        self.send(request)
+            .await
+            .context("cannot send the source archive")?;
         Ok(())
     }
 
     pub(crate) async fn submit(&self, submission: &serde_json::Value) -> Result<Submission> {
         let request = self.changing(Method::POST, "/api/v1/submissions")?;
-        self.json(request.header("Content-Type", "application/json").body(submission.to_string())).await
+        self.json(
+            request
+                .header("Content-Type", "application/json")
+                .body(submission.to_string()),
+        )
+        .await
     }
 
     pub(crate) async fn rebuild(&self, id: &str, reason: Option<&str>) -> Result<Build> {
-        let request = self.changing(Method::POST, &format!("/api/v1/builds/{}/rebuild", segment(id)?))?;
+        let request = self.changing(
+            Method::POST,
+            &format!("/api/v1/builds/{}/rebuild", segment(id)?),
+        )?;
         let body = serde_json::json!({ "reason": reason });
-        self.json(request.header("Content-Type", "application/json").body(body.to_string())).await
+        self.json(
+            request
+                .header("Content-Type", "application/json")
+                .body(body.to_string()),
+        )
+        .await
     }
 
     pub(crate) async fn builds(&self, filters: &[(&str, String)]) -> Result<Builds> {
@@ -161,7 +190,8 @@ impl Api {
     }
 
     pub(crate) async fn build(&self, id: &str) -> Result<Build> {
-        self.json(self.request(Method::GET, &format!("/api/v1/builds/{}", segment(id)?))).await
+        self.json(self.request(Method::GET, &format!("/api/v1/builds/{}", segment(id)?)))
+            .await
     }
 
     /// The log of a build, or of one of its operations.
@@ -171,7 +201,11 @@ impl Api {
             path = format!("{path}/{}", segment(operation)?);
         }
         let response = self.send(self.request(Method::GET, &path)).await?;
-        Ok(response.bytes().await.context("the log broke off")?.to_vec())
+        Ok(response
+            .bytes()
+            .await
+            .context("the log broke off")?
+            .to_vec())
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -189,10 +223,12 @@ impl Api {
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         let response = self.send(request).await?;
-        let body = response.bytes().await.context("the controller's answer broke off")?;
-        serde_json::from_slice(&body).with_context(|| {
-            format!("{} does not answer as a bbot controller does", self.root)
-        })
+        let body = response
+            .bytes()
+            .await
+            .context("the controller's answer broke off")?;
+        serde_json::from_slice(&body)
+            .with_context(|| format!("{} does not answer as a bbot controller does", self.root))
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<reqwest::Response> {
@@ -217,7 +253,11 @@ impl Api {
                 "the controller at {} does not take our token: {said}",
                 self.root
             ),
-            _ => bail!("the controller at {} answers {}: {said}", self.root, status.as_u16()),
+            _ => bail!(
+                "the controller at {} answers {}: {said}",
+                self.root,
+                status.as_u16()
+            ),
         }
     }
 }
@@ -233,7 +273,11 @@ fn said(body: &[u8]) -> String {
         Err(_) => {
             let text = bbot_manifest::log_text(&body[..body.len().min(200)]);
             let line = text.lines().next().unwrap_or("").trim();
-            if line.is_empty() { "nothing more".to_string() } else { line.to_string() }
+            if line.is_empty() {
+                "nothing more".to_string()
+            } else {
+                line.to_string()
+            }
         }
     }
 }

@@ -19,7 +19,13 @@ use home::Home;
 /// Exit status: 0 done, 1 failed, 2 wrong usage; `build` and `submit --wait` exit with 3 when the
 /// build itself did not succeed.
 #[derive(Debug, Parser)]
-#[command(name = "bbot", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "bbot",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Options {
     /// Where machines, toolchains and state are kept [default: /var/lib/bbot for root, else
     /// ~/.local/share/bbot]
@@ -50,7 +56,10 @@ enum Command {
 fn main() -> ExitCode {
     let options = Options::parse();
     // Two crates may each bring a TLS provider; the process has to choose one.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         eprintln!("bbot: error: cannot set up TLS");
         return ExitCode::FAILURE;
     }

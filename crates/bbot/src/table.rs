@@ -11,13 +11,20 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(heading: &[&'static str]) -> Table {
-        Table { heading: heading.to_vec(), rows: Vec::new() }
+        Table {
+            heading: heading.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let mut row: Vec<String> = cells
             .into_iter()
-            .map(|cell| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+            .map(|cell| {
+                cell.chars()
+                    .map(|c| if c.is_control() { '?' } else { c })
+                    .collect()
+            })
             .collect();
         row.resize(self.heading.len(), String::new());
         self.rows.push(row);
@@ -27,7 +34,10 @@ impl Table {
         let widths: Vec<usize> = (0..self.heading.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| row[column].chars().count());
-                cells.chain([self.heading[column].chars().count()]).max().unwrap_or(0)
+                cells
+                    .chain([self.heading[column].chars().count()])
+                    .max()
+                    .unwrap_or(0)
             })
             .collect();
         let mut text = String::new();
@@ -63,6 +73,9 @@ mod tests {
         let mut table = Table::new(&["name", "status"]);
         table.row(["a".into(), "success".into()]);
         table.row(["longer\x1b[31m".into()]);
-        assert_eq!(table.render(false), "NAME         STATUS\na            success\nlonger?[31m\n");
+        assert_eq!(
+            table.render(false),
+            "NAME         STATUS\na            success\nlonger?[31m\n"
+        );
     }
 }

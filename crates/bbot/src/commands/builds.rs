@@ -58,10 +58,21 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if list.builds.is_empty() {
-        eprintln!("no builds at {}: hand one in with `bbot submit DIR`", api.root());
+        eprintln!(
+            "no builds at {}: hand one in with `bbot submit DIR`",
+            api.root()
+        );
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(&["id", "package", "configuration", "machine", "status", "queued", "took"]);
+    let mut table = Table::new(&[
+        "id",
+        "package",
+        "configuration",
+        "machine",
+        "status",
+        "queued",
+        "took",
+    ]);
     for build in &list.builds {
         table.row([
             build.id.clone(),
@@ -83,7 +94,10 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
 /// A time as the reader's clock shows it; what is not a time is shown as it came.
 fn local_time(text: &str) -> String {
     match text.parse::<jiff::Timestamp>() {
-        Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Ok(time) => time
+            .to_zoned(jiff::tz::TimeZone::system())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string(),
         Err(_) => text.to_string(),
     }
 }

@@ -1,8 +1,8 @@
 //! `bbot keygen` and `bbot fingerprint`: an agent's key.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bbot_agent::auth;
 use clap::Args;
 
@@ -10,9 +10,9 @@ use super::Exit;
 
 /// Make an agent's private key.
 ///
-/// The file is readable for its owner alone; one that is there already is left alone. A controller
-/// knows an agent by the public key: `openssl rsa -in KEY -pubout -out NAME.pem`, put into its
-/// folder of agents' keys.
+/// The file is readable for its owner alone; one that is there already is left alone. Prints the
+/// fingerprint. A controller knows an agent by its public key, a .pem file in the folder of agents'
+/// keys.
 #[derive(Debug, Args)]
 pub(crate) struct Keygen {
     /// The file to make
@@ -20,10 +20,18 @@ pub(crate) struct Keygen {
     /// The size of the key
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u16).range(2048..=4096))]
     bits: u16,
+    /// Write the public key to this file too
+    #[arg(long, value_name = "FILE")]
+    public: Option<PathBuf>,
 }
 
 pub(crate) fn keygen(options: &Keygen) -> Result<Exit> {
-    println!("{}", auth::keygen_file(&options.key, usize::from(options.bits))?);
+    let fingerprint = auth::keygen_file(&options.key, usize::from(options.bits))?;
+    if let Some(public) = &options.public {
+        fs::write(public, auth::public_key(&options.key)?)
+            .with_context(|| format!("cannot write {}", public.display()))?;
+    }
+    println!("{fingerprint}");
     Ok(Exit::Done)
 }
 

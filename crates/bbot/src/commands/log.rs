@@ -31,7 +31,9 @@ pub(crate) async fn run(options: Log, home: &Home) -> Result<Exit> {
     }
     let log = api.log(&options.id, options.operation.as_deref()).await?;
     let mut out = std::io::stdout().lock();
-    out.write_all(&log).and_then(|()| out.flush()).context("cannot write the log")?;
+    out.write_all(&log)
+        .and_then(|()| out.flush())
+        .context("cannot write the log")?;
     if options.operation.is_none() && std::io::stderr().is_terminal() {
         print_summary(&build);
     }
@@ -43,8 +45,14 @@ pub(crate) fn print_summary(build: &Build) {
     for operation in &build.operations {
         eprintln!("{:>12}  {}", operation.name, paint(&operation.status));
     }
-    let on = build.machine.as_deref().map(|machine| format!(" on {machine}")).unwrap_or_default();
-    let took = took(build).map(|took| format!(" in {took}")).unwrap_or_default();
+    let on = build
+        .machine
+        .as_deref()
+        .map(|machine| format!(" on {machine}"))
+        .unwrap_or_default();
+    let took = took(build)
+        .map(|took| format!(" in {took}"))
+        .unwrap_or_default();
     eprintln!(
         "{}/{} ({}{on}): {}{took}",
         build.package,

@@ -129,7 +129,10 @@ impl Place {
         if !machines.is_dir() {
             return Ok(None);
         }
-        Ok(layout::scan(&machines)?.machines.into_iter().find(|machine| machine.name == name))
+        Ok(layout::scan(&machines)?
+            .machines
+            .into_iter()
+            .find(|machine| machine.name == name))
     }
 
     fn required(&self, name: &str, home: &Home) -> Result<MachineDir> {
@@ -151,7 +154,10 @@ pub(crate) fn run(command: Machine, home: &Home) -> Result<Exit> {
         Machine::Activate(options) => {
             let machine = options.place.required(&options.name, home)?;
             layout::activate(&machine, BOOTSTRAP_PROTOCOL, &options.revision)?;
-            eprintln!("revision {} of {} is the current one", options.revision, options.name);
+            eprintln!(
+                "revision {} of {} is the current one",
+                options.revision, options.name
+            );
             Ok(Exit::Done)
         }
         Machine::Remove(options) => {
@@ -221,14 +227,18 @@ fn create(options: Create, home: &Home) -> Result<Exit> {
     layout::publish_revision(temporary, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
     layout::activate(&machine, BOOTSTRAP_PROTOCOL, &revision)?;
     drop(progress);
-    eprintln!("made {} revision {revision}: {}", options.name, created.summary);
+    eprintln!(
+        "made {} revision {revision}: {}",
+        options.name, created.summary
+    );
     Ok(Exit::Done)
 }
 
 fn import(options: &Import, home: &Home) -> Result<Exit> {
     let folder = &options.folder;
     let manifest = folder.join("manifest");
-    let text = fs::read(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let text =
+        fs::read(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
     let manifest = MachineManifest::parse(&text, &manifest.display().to_string())?;
     let name = &manifest.header.name;
     let (path, volume) = options.place.volume(home)?;
@@ -242,10 +252,20 @@ fn import(options: &Import, home: &Home) -> Result<Exit> {
     };
     let instance = Instance::new("bbot machine import")?;
     let progress = Progress::start(&format!("copying {name}"), !std::io::stderr().is_terminal());
-    layout::add_revision(&instance, &volume, &machine, BOOTSTRAP_PROTOCOL, &revision, folder)?;
+    layout::add_revision(
+        &instance,
+        &volume,
+        &machine,
+        BOOTSTRAP_PROTOCOL,
+        &revision,
+        folder,
+    )?;
     layout::activate(&machine, BOOTSTRAP_PROTOCOL, &revision)?;
     drop(progress);
-    eprintln!("imported {name} revision {revision}: {}", manifest.header.summary);
+    eprintln!(
+        "imported {name} revision {revision}: {}",
+        manifest.header.summary
+    );
     Ok(Exit::Done)
 }
 
@@ -272,7 +292,11 @@ struct Bootstrapped {
 
 fn list(options: &List, home: &Home) -> Result<Exit> {
     let machines = options.place.machines(home);
-    let scan = if machines.is_dir() { layout::scan(&machines)? } else { layout::Scan::default() };
+    let scan = if machines.is_dir() {
+        layout::scan(&machines)?
+    } else {
+        layout::Scan::default()
+    };
     let mut rows = Vec::new();
     for machine in &scan.machines {
         rows.push(row(machine).with_context(|| format!("cannot read {}", machine.path.display()))?);
@@ -280,15 +304,26 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else if rows.is_empty() {
-        eprintln!("no machines below {}: make one with `bbot machine create debian-12`", machines.display());
+        eprintln!(
+            "no machines below {}: make one with `bbot machine create debian-12`",
+            machines.display()
+        );
     } else {
         let mut table = Table::new(&["name", "summary", "revisions", "bootstrapped for", "disk"]);
         for row in rows {
             let revisions = row.revisions.iter().map(|r| {
-                if Some(r) == row.current.as_ref() { format!("{r}*") } else { r.clone() }
+                if Some(r) == row.current.as_ref() {
+                    format!("{r}*")
+                } else {
+                    r.clone()
+                }
             });
             let bootstrapped = row.bootstrapped.iter().map(|b| {
-                if b.current { b.toolchain.clone() } else { format!("{} (out of date)", b.toolchain) }
+                if b.current {
+                    b.toolchain.clone()
+                } else {
+                    format!("{} (out of date)", b.toolchain)
+                }
             });
             table.row([
                 row.name,
@@ -306,7 +341,10 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "one digit behind the point is shown"
+)]
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
@@ -316,7 +354,10 @@ fn row(machine: &MachineDir) -> Result<Row> {
     let manifest = match &current {
         Some(path) => {
             let path = path.join("manifest");
-            Some(MachineManifest::parse(&fs::read(&path)?, &path.display().to_string())?)
+            Some(MachineManifest::parse(
+                &fs::read(&path)?,
+                &path.display().to_string(),
+            )?)
         }
         None => None,
     };
@@ -331,21 +372,33 @@ fn row(machine: &MachineDir) -> Result<Row> {
         }
         disk_bytes += used(&entry.path());
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(toolchain) = name.strip_prefix(&format!("{}-", machine.name)) else { continue };
+        let Some(toolchain) = name.strip_prefix(&format!("{}-", machine.name)) else {
+            continue;
+        };
         let file = entry.path().join("manifest");
         // Revisions have a machine manifest, and what is temporary has none of ours or is on its way.
         let Ok(text) = fs::read(&file) else { continue };
-        let Ok(list) = BootstrappedMachine::parse(&text, &file.display().to_string()) else { continue };
+        let Ok(list) = BootstrappedMachine::parse(&text, &file.display().to_string()) else {
+            continue;
+        };
         bootstrapped.push(Bootstrapped {
             toolchain: toolchain.to_string(),
             toolchain_id: list.toolchain.id,
-            current: manifest.as_ref().is_some_and(|m| m.header.id == list.machine.header.id),
+            current: manifest
+                .as_ref()
+                .is_some_and(|m| m.header.id == list.machine.header.id),
         });
     }
     Ok(Row {
         name: machine.name.clone(),
-        summary: manifest.as_ref().map(|m| m.header.summary.clone()).unwrap_or_default(),
-        kind: manifest.as_ref().map(|m| m.kind.to_string()).unwrap_or_default(),
+        summary: manifest
+            .as_ref()
+            .map(|m| m.header.summary.clone())
+            .unwrap_or_default(),
+        kind: manifest
+            .as_ref()
+            .map(|m| m.kind.to_string())
+            .unwrap_or_default(),
         volume: machine
             .path
             .parent()
@@ -361,7 +414,9 @@ fn row(machine: &MachineDir) -> Result<Row> {
 
 /// Bytes that the files in a flat folder take on the disk (blocks shared with others counted in).
 fn used(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return 0;
+    };
     entries
         .filter_map(|entry| entry.ok()?.metadata().ok())
         .map(|metadata| metadata.blocks() * 512)

@@ -46,7 +46,11 @@ pub(crate) fn run(command: &Manifest) -> Result<Exit> {
                 }
             }
         }
-        Manifest::FromJson { file, old, long_lines } => {
+        Manifest::FromJson {
+            file,
+            old,
+            long_lines,
+        } => {
             let (input, name) = read(file.as_ref())?;
             let text = String::from_utf8(input).with_context(|| format!("{name} is not UTF-8"))?;
             let list = match json::from_json(&text) {
@@ -57,7 +61,11 @@ pub(crate) fn run(command: &Manifest) -> Result<Exit> {
                 }
             };
             let style = Style {
-                introducer: if *old { Introducer::Old } else { Introducer::New },
+                introducer: if *old {
+                    Introducer::Old
+                } else {
+                    Introducer::New
+                },
                 long_lines: *long_lines,
             };
             bbot_manifest::serialize(&list, style)
@@ -65,7 +73,9 @@ pub(crate) fn run(command: &Manifest) -> Result<Exit> {
         }
     };
     let mut out = std::io::stdout().lock();
-    out.write_all(output.as_bytes()).and_then(|()| out.flush()).context("cannot write the output")?;
+    out.write_all(output.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write the output")?;
     Ok(Exit::Done)
 }
 
@@ -73,11 +83,17 @@ fn read(file: Option<&PathBuf>) -> Result<(Vec<u8>, String)> {
     match file {
         Some(path) if path.as_os_str() != "-" => {
             let name = path.display().to_string();
-            Ok((fs::read(path).with_context(|| format!("cannot read {name}"))?, name))
+            Ok((
+                fs::read(path).with_context(|| format!("cannot read {name}"))?,
+                name,
+            ))
         }
         _ => {
             let mut input = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut input).context("cannot read standard input")?;
+            std::io::stdin()
+                .lock()
+                .read_to_end(&mut input)
+                .context("cannot read standard input")?;
             Ok((input, "<stdin>".to_string()))
         }
     }

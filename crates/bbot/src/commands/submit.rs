@@ -29,7 +29,12 @@ pub(crate) struct Submit {
     source: Option<PathBuf>,
 
     /// A git repository that the controller fetches (https only)
-    #[arg(long, value_name = "URL", requires = "commit", conflicts_with = "repository")]
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "commit",
+        conflicts_with = "repository"
+    )]
     git: Option<String>,
     /// The commit of --git: its full hash
     #[arg(long, value_name = "HASH", requires = "git")]
@@ -70,11 +75,21 @@ pub(crate) struct Submit {
 pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     let api = Api::new(&options.controller, home)?;
     let mut body = if let Some(url) = &options.git {
-        let base = url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let name = options.name.clone().unwrap_or_else(|| base.trim_end_matches(".git").to_string());
+        let base = url
+            .trim_end_matches('/')
+            .rsplit('/')
+            .next()
+            .unwrap_or_default();
+        let name = options
+            .name
+            .clone()
+            .unwrap_or_else(|| base.trim_end_matches(".git").to_string());
         let commit = options.commit.as_deref().unwrap_or_default();
         // A commit has no number of its own; its first digits tell it from the next one.
-        let version = options.version.clone().unwrap_or_else(|| format!("0.0.{commit:.12}"));
+        let version = options
+            .version
+            .clone()
+            .unwrap_or_else(|| format!("0.0.{commit:.12}"));
         json!({ "name": name, "version": version, "source": { "git": { "url": url, "commit": commit } } })
     } else if let Some(url) = &options.repository {
         let package = options.package.as_deref().unwrap_or_default();
@@ -84,8 +99,14 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
         json!({ "name": name, "version": version, "source": { "repository":
             { "url": url, "type": options.repository_type, "trust": options.trust } } })
     } else {
-        let path = options.source.as_ref().context("name a directory or an archive to submit")?;
-        let given = Given { name: options.name.clone(), version: options.version.clone() };
+        let path = options
+            .source
+            .as_ref()
+            .context("name a directory or an archive to submit")?;
+        let given = Given {
+            name: options.name.clone(),
+            version: options.version.clone(),
+        };
         let package = source::package(path, &given)?;
         api.put_archive(&package).await?;
         json!({
@@ -108,7 +129,10 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
             );
         }
         if builds.is_empty() {
-            eprintln!("submission {}: no configuration builds this package", submission.id);
+            eprintln!(
+                "submission {}: no configuration builds this package",
+                submission.id
+            );
         }
     }
     if options.wait {
@@ -118,12 +142,19 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
         println!("{}", serde_json::to_string_pretty(&builds)?);
     }
     let failed = options.wait && builds.iter().any(|build| !build.succeeded());
-    Ok(if failed { Exit::BuildFailed } else { Exit::Done })
+    Ok(if failed {
+        Exit::BuildFailed
+    } else {
+        Exit::Done
+    })
 }
 
 /// Waits until all are built; prints each log as its build ends.
 async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Build>> {
-    let progress = Progress::start("waiting for an agent", quiet || !std::io::stderr().is_terminal());
+    let progress = Progress::start(
+        "waiting for an agent",
+        quiet || !std::io::stderr().is_terminal(),
+    );
     loop {
         let mut open = 0_usize;
         for build in builds.iter_mut().filter(|build| !build.is_built()) {
@@ -148,7 +179,9 @@ async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Buil
 
 fn print_log(log: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(log).and_then(|()| out.flush()).context("cannot write the log")
+    out.write_all(log)
+        .and_then(|()| out.flush())
+        .context("cannot write the log")
 }
 
 /// One line on what the waiting is for.

@@ -48,7 +48,12 @@ pub(crate) struct Add {
     /// come with this bbot]
     folder: Option<PathBuf>,
     /// The static worker to use instead of the one beside this program
-    #[arg(long, env = "BBOT_WORKER", value_name = "FILE", conflicts_with = "folder")]
+    #[arg(
+        long,
+        env = "BBOT_WORKER",
+        value_name = "FILE",
+        conflicts_with = "folder"
+    )]
     worker: Option<PathBuf>,
     #[command(flatten)]
     tftp: TftpRoot,
@@ -132,12 +137,17 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if toolchains.is_empty() {
-        eprintln!("no toolchains below {}: add one with `bbot toolchain add`", tftp.display());
+        eprintln!(
+            "no toolchains below {}: add one with `bbot toolchain add`",
+            tftp.display()
+        );
         return Ok(Exit::Done);
     }
     let mut table = Table::new(&["name", "id", "folder"]);
     for toolchain in toolchains {
-        let id = toolchain.id.map_or_else(|| "(not managed)".to_string(), |id| id[..12].to_string());
+        let id = toolchain
+            .id
+            .map_or_else(|| "(not managed)".to_string(), |id| id[..12].to_string());
         table.row([toolchain.name, id, toolchain.path.display().to_string()]);
     }
     table.print()?;
@@ -152,7 +162,8 @@ pub(crate) fn add_own(tftp: &Path, name: &str, worker: Option<&Path>) -> Result<
     };
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let copy = folder.path().join("bbot-worker");
-    fs::copy(&worker, &copy).with_context(|| format!("cannot copy the worker {}", worker.display()))?;
+    fs::copy(&worker, &copy)
+        .with_context(|| format!("cannot copy the worker {}", worker.display()))?;
     let script = folder.path().join("bootstrap");
     fs::write(&script, BOOTSTRAP).context("cannot write a temporary file")?;
     for file in [&copy, &script] {
@@ -166,7 +177,10 @@ pub(crate) fn add_own(tftp: &Path, name: &str, worker: Option<&Path>) -> Result<
 fn own_worker() -> Result<PathBuf> {
     let program = env::current_exe().context("cannot tell where this program is")?;
     let beside = program.with_file_name("bbot-worker");
-    let library = program.parent().and_then(Path::parent).map(|p| p.join("lib/bbot/bbot-worker"));
+    let library = program
+        .parent()
+        .and_then(Path::parent)
+        .map(|p| p.join("lib/bbot/bbot-worker"));
     for candidate in [Some(beside.clone()), library].into_iter().flatten() {
         if candidate.is_file() && is_static(&candidate)? {
             return Ok(candidate);
@@ -192,7 +206,8 @@ fn is_static_elf(bytes: &[u8]) -> bool {
         if bytes.get(..6)? != b"\x7fELF\x02\x01" {
             return None;
         }
-        let table = usize::try_from(u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?)).ok()?;
+        let table =
+            usize::try_from(u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?)).ok()?;
         let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
         for index in 0..count {
             let at = table.checked_add(index.checked_mul(size)?)?;

@@ -71,7 +71,9 @@ impl MachineOptions {
     /// The agent's options for the machines of this desk.
     pub(crate) fn agent(&self, home: &Home, more: &[OsString]) -> Result<AgentOptions> {
         let cpus = self.cpu.unwrap_or_else(|| {
-            thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)).min(4)
+            thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1))
+                .min(4)
         });
         let mut arguments: Vec<OsString> = vec!["bbot-agent".into()];
         let mut option = |name: &str, value: OsString| {
@@ -96,7 +98,11 @@ impl MachineOptions {
 pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
     home.create()?;
     let _alone = alone(home)?;
-    toolchain::add_own(&home.tftp(), toolchain::DEFAULT, options.machine.worker.as_deref())?;
+    toolchain::add_own(
+        &home.tftp(),
+        toolchain::DEFAULT,
+        options.machine.worker.as_deref(),
+    )?;
     let key = key(home)?;
 
     let shutdown = CancellationToken::new();
@@ -108,11 +114,16 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
         .with_context(|| format!("cannot write {}", home.controller_url().display()))?;
     let _url = RemoveFile(home.controller_url());
 
-    println!("bbot is up at {}", options.external_url.as_deref().unwrap_or(&url));
+    println!(
+        "bbot is up at {}",
+        options.external_url.as_deref().unwrap_or(&url)
+    );
     if machine::count(&home.machines())? == 0 {
         println!("there is no machine yet: make one with `bbot machine create debian-12`");
     }
-    let agent = options.machine.agent(home, &["--auth-key".into(), key.into(), url.into()])?;
+    let agent = options
+        .machine
+        .agent(home, &["--auth-key".into(), key.into(), url.into()])?;
     let result = bbot_agent::run(agent, shutdown.clone()).await;
 
     // Whichever ended first, the other one must not go on alone.
@@ -153,12 +164,18 @@ impl Controller {
                 Ok(())
             })
             .context("cannot start a thread")?;
-        Ok(Controller { bound: Some(bound), thread: Some(thread) })
+        Ok(Controller {
+            bound: Some(bound),
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens; an error when it cannot.
     async fn bound(&mut self) -> Result<SocketAddr> {
-        let bound = self.bound.take().context("the controller was asked twice")?;
+        let bound = self
+            .bound
+            .take()
+            .context("the controller was asked twice")?;
         match bound.await {
             Ok(address) => Ok(address),
             Err(_) => {

@@ -52,7 +52,9 @@ pub(crate) fn of_directory(directory: &Path, given: &Given) -> Result<Identity> 
 /// The identity of the package in an archive: by the archive's name.
 pub(crate) fn of_archive(archive: &Path, given: &Given) -> Result<Identity> {
     let mut base = base_name(archive);
-    for suffix in [".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tar", ".orig"] {
+    for suffix in [
+        ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tar", ".orig",
+    ] {
         if let Some(stem) = base.strip_suffix(suffix) {
             base = stem.to_string();
         }
@@ -61,7 +63,9 @@ pub(crate) fn of_archive(archive: &Path, given: &Given) -> Result<Identity> {
 }
 
 fn base_name(path: &Path) -> String {
-    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn decide<const N: usize>(given: &Given, found: [Found; N], base: &str) -> Result<Identity> {
@@ -72,10 +76,18 @@ fn decide<const N: usize>(given: &Given, found: [Found; N], base: &str) -> Resul
         .unwrap_or_else(|| base.to_string());
     let name = match &given.name {
         Some(name) => name.clone(),
-        None => name.chars().map(|c| if is_name_character(c) { c } else { '-' }).collect(),
+        None => name
+            .chars()
+            .map(|c| if is_name_character(c) { c } else { '-' })
+            .collect(),
     };
-    if name.is_empty() || !name.chars().all(is_name_character) || !name.chars().any(char::is_alphanumeric) {
-        bail!("'{name}' cannot be the name of a package: give one with --name (letters, digits, '+', '-', '_', '.')");
+    if name.is_empty()
+        || !name.chars().all(is_name_character)
+        || !name.chars().any(char::is_alphanumeric)
+    {
+        bail!(
+            "'{name}' cannot be the name of a package: give one with --name (letters, digits, '+', '-', '_', '.')"
+        );
     }
     let version = match &given.version {
         Some(version) => {
@@ -101,8 +113,10 @@ fn usable_version(text: &str) -> Option<String> {
     if PackageVersion::parse(text).is_ok_and(|v| v.to_string() != "0") {
         return Some(text.to_string());
     }
-    let dotted: String =
-        text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '.' }).collect();
+    let dotted: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '.' })
+        .collect();
     let parts: Vec<&str> = dotted.split('.').filter(|part| !part.is_empty()).collect();
     let version = parts.join(".");
     (version.starts_with(|c: char| c.is_ascii_digit())
@@ -116,32 +130,63 @@ fn version_of_now() -> String {
 
 /// A `manifest` file in our own format, as packages of the original's toolchain have it.
 fn of_manifest(text: &str) -> Found {
-    let Ok(list) = bbot_manifest::parse(text.as_bytes()) else { return Found::default() };
-    let Some(first) = list.first() else { return Found::default() };
-    let value = |name: &str| {
-        first.pairs.iter().find(|p| p.name == name && !p.value.is_empty()).map(|p| p.value.clone())
+    let Ok(list) = bbot_manifest::parse(text.as_bytes()) else {
+        return Found::default();
     };
-    Found { name: value("name"), version: value("version") }
+    let Some(first) = list.first() else {
+        return Found::default();
+    };
+    let value = |name: &str| {
+        first
+            .pairs
+            .iter()
+            .find(|p| p.name == name && !p.value.is_empty())
+            .map(|p| p.value.clone())
+    };
+    Found {
+        name: value("name"),
+        version: value("version"),
+    }
 }
 
 /// `AC_INIT([name], [version], ...)`.
 fn of_autoconf(text: &str) -> Found {
-    let Some(arguments) = call(text, "AC_INIT") else { return Found::default() };
-    let mut arguments = arguments.split(',').map(|a| a.trim().trim_matches(['[', ']', '"']).trim());
-    let literal = |a: Option<&str>| {
-        a.filter(|a| !a.is_empty() && !a.contains(['$', '(', '['])).map(ToString::to_string)
+    let Some(arguments) = call(text, "AC_INIT") else {
+        return Found::default();
     };
-    Found { name: literal(arguments.next()).map(|n| n.replace(' ', "-")), version: literal(arguments.next()) }
+    let mut arguments = arguments
+        .split(',')
+        .map(|a| a.trim().trim_matches(['[', ']', '"']).trim());
+    let literal = |a: Option<&str>| {
+        a.filter(|a| !a.is_empty() && !a.contains(['$', '(', '[']))
+            .map(ToString::to_string)
+    };
+    Found {
+        name: literal(arguments.next()).map(|n| n.replace(' ', "-")),
+        version: literal(arguments.next()),
+    }
 }
 
 /// `project(name ... VERSION version ...)`.
 fn of_cmake(text: &str) -> Found {
-    let Some(arguments) = call(text, "project") else { return Found::default() };
-    let words: Vec<&str> = arguments.split_whitespace().map(|w| w.trim_matches('"')).collect();
+    let Some(arguments) = call(text, "project") else {
+        return Found::default();
+    };
+    let words: Vec<&str> = arguments
+        .split_whitespace()
+        .map(|w| w.trim_matches('"'))
+        .collect();
     let literal = |w: &&str| !w.is_empty() && !w.contains('$');
-    let version = words.iter().position(|w| *w == "VERSION").and_then(|at| words.get(at + 1).copied());
+    let version = words
+        .iter()
+        .position(|w| *w == "VERSION")
+        .and_then(|at| words.get(at + 1).copied());
     Found {
-        name: words.first().copied().filter(literal).map(ToString::to_string),
+        name: words
+            .first()
+            .copied()
+            .filter(literal)
+            .map(ToString::to_string),
         version: version.filter(literal).map(ToString::to_string),
     }
 }
@@ -151,7 +196,9 @@ fn call<'a>(text: &'a str, function: &str) -> Option<&'a str> {
     let mut offset = 0;
     for line in text.split_inclusive('\n') {
         let start = line.trim_start();
-        let matches = start.get(..function.len()).is_some_and(|w| w.eq_ignore_ascii_case(function))
+        let matches = start
+            .get(..function.len())
+            .is_some_and(|w| w.eq_ignore_ascii_case(function))
             && start[function.len()..].trim_start().starts_with('(');
         if matches {
             let open = offset + line.find('(')? + 1;
@@ -175,10 +222,14 @@ fn of_name(base: &str) -> Found {
         })
         .map(|(at, _)| at);
     match split {
-        Some(at) => {
-            Found { name: Some(base[..at].to_string()), version: Some(base[at + 1..].to_string()) }
-        }
-        None => Found { name: Some(base.to_string()), version: None },
+        Some(at) => Found {
+            name: Some(base[..at].to_string()),
+            version: Some(base[at + 1..].to_string()),
+        },
+        None => Found {
+            name: Some(base.to_string()),
+            version: None,
+        },
     }
 }
 
@@ -188,7 +239,10 @@ mod tests {
 
     fn found(name: &str, version: &str) -> Found {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
-        Found { name: some(name), version: some(version) }
+        Found {
+            name: some(name),
+            version: some(version),
+        }
     }
 
     #[test]
@@ -207,26 +261,53 @@ mod tests {
 
     #[test]
     fn build_systems_tell_versions() {
-        assert_eq!(of_autoconf("dnl x\nAC_INIT([tool], [2.1], [a@b])\n"), found("tool", "2.1"));
-        assert_eq!(of_autoconf("AC_INIT(tool, m4_esyscmd([x]))"), found("tool", ""));
+        assert_eq!(
+            of_autoconf("dnl x\nAC_INIT([tool], [2.1], [a@b])\n"),
+            found("tool", "2.1")
+        );
+        assert_eq!(
+            of_autoconf("AC_INIT(tool, m4_esyscmd([x]))"),
+            found("tool", "")
+        );
         assert_eq!(
             of_cmake("cmake_minimum_required(VERSION 3.5)\nproject(zlib C)\nset(VERSION \"1.3\")"),
             found("zlib", "")
         );
-        assert_eq!(of_cmake("PROJECT (\n  \"fmt\" VERSION 9.1.0\n LANGUAGES CXX)"), found("fmt", "9.1.0"));
+        assert_eq!(
+            of_cmake("PROJECT (\n  \"fmt\" VERSION 9.1.0\n LANGUAGES CXX)"),
+            found("fmt", "9.1.0")
+        );
         assert_eq!(of_cmake("project(${NAME} VERSION ${V})"), Found::default());
-        assert_eq!(of_manifest(": 1\nname: hello\nversion: 1.0.0\n"), found("hello", "1.0.0"));
+        assert_eq!(
+            of_manifest(": 1\nname: hello\nversion: 1.0.0\n"),
+            found("hello", "1.0.0")
+        );
         assert_eq!(of_manifest("{\"name\": 1}"), Found::default());
     }
 
     #[test]
     fn the_command_line_wins_and_is_checked() {
-        let given = Given { name: Some("other".into()), version: Some("3".into()) };
+        let given = Given {
+            name: Some("other".into()),
+            version: Some("3".into()),
+        };
         let identity = decide(&given, [found("x", "1")], "x").unwrap();
-        assert_eq!(identity, Identity { name: "other".into(), version: "3".into() });
-        let bad = Given { name: Some("a b".into()), version: None };
+        assert_eq!(
+            identity,
+            Identity {
+                name: "other".into(),
+                version: "3".into()
+            }
+        );
+        let bad = Given {
+            name: Some("a b".into()),
+            version: None,
+        };
         assert!(decide(&bad, [found("x", "1")], "x").is_err());
-        let bad = Given { name: None, version: Some("1..2".into()) };
+        let bad = Given {
+            name: None,
+            version: Some("1..2".into()),
+        };
         assert!(decide(&bad, [found("x", "1")], "x").is_err());
     }
 
@@ -237,6 +318,10 @@ mod tests {
         assert_eq!(usable_version("0"), None);
         let identity = decide(&Given::default(), [found("my package", "")], "x").unwrap();
         assert_eq!(identity.name, "my-package");
-        assert!(PackageVersion::parse(&identity.version).is_ok(), "{}", identity.version);
+        assert!(
+            PackageVersion::parse(&identity.version).is_ok(),
+            "{}",
+            identity.version
+        );
     }
 }

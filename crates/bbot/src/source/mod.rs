@@ -35,9 +35,14 @@ pub(crate) struct Given {
 /// Makes a package of a directory or of an archive.
 pub(crate) fn package(path: &Path, given: &Given) -> Result<Package> {
     let path: PathBuf = path.canonicalize().with_context(|| {
-        format!("cannot find {}: name a source directory or an archive", path.display())
+        format!(
+            "cannot find {}: name a source directory or an archive",
+            path.display()
+        )
     })?;
-    let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    let metadata = path
+        .metadata()
+        .with_context(|| format!("cannot read {}", path.display()))?;
     if metadata.is_dir() {
         let identity = identity::of_directory(&path, given)?;
         let packed = pack::directory(&path, &identity.directory_name())?;

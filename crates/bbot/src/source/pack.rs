@@ -28,7 +28,12 @@ pub(super) struct Packed {
 
 impl Packed {
     pub(super) fn with(self, identity: Identity) -> Package {
-        Package { identity, archive: self.archive, sha256: self.sha256, size: self.size }
+        Package {
+            identity,
+            archive: self.archive,
+            sha256: self.sha256,
+            size: self.size,
+        }
     }
 }
 
@@ -42,7 +47,10 @@ pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
         .parents(true)
         .follow_links(false)
         .filter_entry(|entry| {
-            !matches!(entry.file_name().to_str(), Some(".git" | ".hg" | ".svn" | ".bzr"))
+            !matches!(
+                entry.file_name().to_str(),
+                Some(".git" | ".hg" | ".svn" | ".bzr")
+            )
         })
         .build();
     for entry in walk {
@@ -69,7 +77,9 @@ pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
         if kind.is_dir() {
             archive.add_directory(&name, 0o755, mtime)?;
         } else if kind.is_symlink() {
-            let target = path.read_link().with_context(|| format!("cannot read {}", path.display()))?;
+            let target = path
+                .read_link()
+                .with_context(|| format!("cannot read {}", path.display()))?;
             if stays_inside(&inside, &target) {
                 archive.add_link(&name, &target, EntryType::Symlink, mtime)?;
             } else {
@@ -80,10 +90,14 @@ pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
                 );
             }
         } else if kind.is_file() {
-            let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let file =
+                File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
             archive.add_file(&name, file, metadata.len(), executable(&metadata), mtime)?;
         } else {
-            eprintln!("warning: {} is left out: it is not a file", inside.display());
+            eprintln!(
+                "warning: {} is left out: it is not a file",
+                inside.display()
+            );
         }
     }
     archive.finish()
@@ -92,7 +106,10 @@ pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
 /// Packs the entries of a tar stream again, in their order, after the same rules.
 pub(super) fn archive(tar: &mut dyn Read, source: &Path) -> Result<Packed> {
     let unreadable = || {
-        format!("cannot read {}: it is damaged, or not a tar archive", source.display())
+        format!(
+            "cannot read {}: it is damaged, or not a tar archive",
+            source.display()
+        )
     };
     let mut reader = tar::Archive::new(tar);
     let mut archive = Archive::new()?;
@@ -101,7 +118,11 @@ pub(super) fn archive(tar: &mut dyn Read, source: &Path) -> Result<Packed> {
         let mut entry = entry.with_context(unreadable)?;
         let path = entry.path().with_context(unreadable)?.into_owned();
         let name = relative(&path).with_context(|| {
-            format!("{} holds the name {}, which leaves the package", source.display(), path.display())
+            format!(
+                "{} holds the name {}, which leaves the package",
+                source.display(),
+                path.display()
+            )
         })?;
         if name.as_os_str().is_empty() {
             continue;
@@ -115,7 +136,10 @@ pub(super) fn archive(tar: &mut dyn Read, source: &Path) -> Result<Packed> {
                 archive.add_file(&name, &mut entry, size, mode & 0o100 != 0, mtime)?;
             }
             kind @ (EntryType::Symlink | EntryType::Link) => {
-                let target = entry.link_name().with_context(unreadable)?.map(|t| t.into_owned());
+                let target = entry
+                    .link_name()
+                    .with_context(unreadable)?
+                    .map(|t| t.into_owned());
                 let inside = match (&target, kind) {
                     (None, _) => false,
                     (Some(target), EntryType::Symlink) => stays_inside(&name, target),
@@ -147,11 +171,20 @@ struct Archive {
 
 impl Archive {
     fn new() -> Result<Archive> {
-        let file = tempfile::tempfile().context("cannot make a temporary file for the source archive")?;
-        let hashed = Hashed { file, hash: Sha256::new(), size: 0 };
+        let file =
+            tempfile::tempfile().context("cannot make a temporary file for the source archive")?;
+        let hashed = Hashed {
+            file,
+            hash: Sha256::new(),
+            size: 0,
+        };
         // No time and no name in the gzip header: the bytes depend on the sources alone.
-        let gzip = GzBuilder::new().mtime(0).write(hashed, flate2::Compression::fast());
-        Ok(Archive { tar: tar::Builder::new(gzip) })
+        let gzip = GzBuilder::new()
+            .mtime(0)
+            .write(hashed, flate2::Compression::fast());
+        Ok(Archive {
+            tar: tar::Builder::new(gzip),
+        })
     }
 
     fn add_directory(&mut self, name: &Path, mode: u32, mtime: u64) -> Result<()> {
@@ -171,10 +204,16 @@ impl Archive {
         let mut header = header(EntryType::Regular, mode, mtime, size);
         // A file that grows while it is read must not run over its entry, and one that shrinks is
         // an error of its own kind.
-        let mut contents = Counted { inner: contents.take(size), read: 0 };
+        let mut contents = Counted {
+            inner: contents.take(size),
+            read: 0,
+        };
         self.append(&mut header, name, &mut contents)?;
         if contents.read != size {
-            bail!("{} became shorter while it was read: try again", name.display());
+            bail!(
+                "{} became shorter while it was read: try again",
+                name.display()
+            );
         }
         Ok(())
     }
@@ -194,10 +233,19 @@ impl Archive {
 
     fn finish(self) -> Result<Packed> {
         let failed = "cannot write the source archive";
-        let hashed = self.tar.into_inner().context(failed)?.finish().context(failed)?;
+        let hashed = self
+            .tar
+            .into_inner()
+            .context(failed)?
+            .finish()
+            .context(failed)?;
         let mut file = hashed.file;
         file.rewind().context(failed)?;
-        Ok(Packed { archive: file, sha256: hex::encode(hashed.hash.finalize()), size: hashed.size })
+        Ok(Packed {
+            archive: file,
+            sha256: hex::encode(hashed.hash.finalize()),
+            size: hashed.size,
+        })
     }
 }
 
@@ -318,7 +366,14 @@ mod tests {
         let mut packed = directory(root, "p-1").unwrap();
         assert_eq!(
             names(&mut packed),
-            ["p-1", "p-1/.gitignore", "p-1/a.c", "p-1/good", "p-1/src", "p-1/src/z.c"]
+            [
+                "p-1",
+                "p-1/.gitignore",
+                "p-1/a.c",
+                "p-1/good",
+                "p-1/src",
+                "p-1/src/z.c"
+            ]
         );
         let again = directory(root, "p-1").unwrap();
         assert_eq!(packed.sha256, again.sha256);
@@ -335,7 +390,11 @@ mod tests {
             ("a", "/b", false),
             ("a", "d/../../b", false),
         ] {
-            assert_eq!(stays_inside(Path::new(link), Path::new(target)), inside, "{link} -> {target}");
+            assert_eq!(
+                stays_inside(Path::new(link), Path::new(target)),
+                inside,
+                "{link} -> {target}"
+            );
         }
     }
 
@@ -350,7 +409,10 @@ mod tests {
         builder.append(&header, io::empty()).unwrap();
         let bytes = builder.into_inner().unwrap();
         let error = archive(&mut bytes.as_slice(), Path::new("evil.tar")).unwrap_err();
-        assert!(format!("{error:#}").contains("leaves the package"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("leaves the package"),
+            "{error:#}"
+        );
     }
 
     #[test]
