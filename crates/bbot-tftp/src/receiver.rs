@@ -212,24 +212,28 @@ impl<K: Sink> Receiver<K> {
             self.refuse(Refusal::new(ErrorCode::IllegalOperation, what), out);
             return;
         }
-        if let Err(refusal) = self.sink.write(data) {
-            self.refuse(refusal, out);
-            return;
-        }
         self.received += 1;
         self.bytes += data.len() as u64;
         self.gap_told = false;
         self.retry.progress(now);
-        if data.len() < self.block_size {
-            if let Err(refusal) = self.sink.commit() {
-                self.refuse(refusal, out);
-                return;
+        let last = data.len() < self.block_size;
+        if !last && self.received >= self.acknowledged + self.window {
+            // Ahead of the writing, so that the peer is not idle meanwhile: only the last ACK
+            // says more than that the block has come.
+            self.acknowledge(now, out);
+        }
+        let mut taken = self.sink.write(data);
+        if last {
+            taken = taken.and_then(|()| self.sink.commit());
+        }
+        match taken {
+            Err(refusal) => self.refuse(refusal, out),
+            Ok(()) if last => {
+                self.state = State::Complete;
+                self.dally_until = Some(now + self.dally);
+                self.acknowledge(now, out);
             }
-            self.state = State::Complete;
-            self.dally_until = Some(now + self.dally);
-            self.acknowledge(now, out);
-        } else if self.received >= self.acknowledged + self.window {
-            self.acknowledge(now, out);
+            Ok(()) => {}
         }
     }
 

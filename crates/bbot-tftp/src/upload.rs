@@ -14,8 +14,8 @@ use crate::packet::ErrorCode;
 use crate::root::{PutRule, Repeated, open_folder};
 use crate::transfer::{Refusal, Sink};
 
-/// Bytes gathered before they are written.
-const BUFFER: usize = 128 * 1024;
+/// Bytes gathered before they are written; larger blocks go straight through.
+const BUFFER: usize = 32 * 1024;
 
 /// A file on its way in.
 #[derive(Debug)]
