@@ -41,7 +41,7 @@ pub enum Refusal {
     InvalidChallenge(String),
     /// The result's URL is none.
     #[error("invalid result-url: {0}")]
-    ResultUrl(#[from] controller::Error),
+    ResultUrl(#[from] controller::LinkError),
     /// The result's URL is somebody else's.
     #[error(
         "result-url {0} has another origin than the controller; if that is right, give --allow-result-url"

@@ -29,7 +29,7 @@ const KEY_FILE_LIMIT: u64 = 64 * 1024;
 /// What can go wrong with a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum AuthError {
     /// The file cannot be read.
     #[error("unable to read the key {}: give --auth-key a readable PEM file", path.display())]
     Read {
@@ -133,12 +133,12 @@ impl Signer {
     ///
     /// # Errors
     ///
-    /// [`Error`]: the file, the key, the program.
+    /// [`AuthError`]: the file, the key, the program.
     pub async fn open(
         key_file: &Path,
         program: Option<&Path>,
         options: &[String],
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, AuthError> {
         let (means, fingerprint) = match program {
             None => {
                 let key = read_key(key_file)?;
@@ -153,7 +153,7 @@ impl Signer {
                 args.extend(["-pubout", "-outform", "DER"].map(str::to_owned));
                 let der = run(program, "rsa", &args, &key).await?;
                 if der.is_empty() {
-                    return Err(Error::Program {
+                    return Err(AuthError::Program {
                         program: program.to_owned(),
                         command: "rsa",
                         why: "it printed no public key".to_owned(),
@@ -184,7 +184,7 @@ impl Signer {
     /// # Errors
     ///
     /// When the key or the program cannot sign.
-    pub async fn sign(&self, challenge: &Challenge) -> Result<Vec<u8>, Error> {
+    pub async fn sign(&self, challenge: &Challenge) -> Result<Vec<u8>, AuthError> {
         match &self.means {
             // Blinded: the time that an unblinded operation takes tells about
             // the key (RUSTSEC-2023-0071).
@@ -194,7 +194,7 @@ impl Signer {
                     Pkcs1v15Sign::new_unprefixed(),
                     challenge.0.as_bytes(),
                 )
-                .map_err(|e| Error::Sign {
+                .map_err(|e| AuthError::Sign {
                     path: self.key_file.clone(),
                     why: e.to_string(),
                 }),
@@ -222,8 +222,8 @@ impl Signer {
 /// # Errors
 ///
 /// When `bits` is not between 2048 and 4096, or no key can be made.
-pub fn keygen(bits: usize) -> Result<String, Error> {
-    let error = |why: String| Error::Generate { bits, why };
+pub fn keygen(bits: usize) -> Result<String, AuthError> {
+    let error = |why: String| AuthError::Generate { bits, why };
     if !(2048..=4096).contains(&bits) {
         return Err(error("the size must be 2048 to 4096".to_owned()));
     }
@@ -240,9 +240,9 @@ pub fn keygen(bits: usize) -> Result<String, Error> {
 /// # Errors
 ///
 /// As [`keygen`], and when the file cannot be made.
-pub fn keygen_file(path: &Path, bits: usize) -> Result<String, Error> {
+pub fn keygen_file(path: &Path, bits: usize) -> Result<String, AuthError> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let save = |source| Error::Save {
+    let save = |source| AuthError::Save {
         path: path.to_owned(),
         source,
     };
@@ -272,7 +272,7 @@ pub fn keygen_file(path: &Path, bits: usize) -> Result<String, Error> {
 /// # Errors
 ///
 /// When the file cannot be read or is not a private RSA key.
-pub fn fingerprint(key_file: &Path) -> Result<String, Error> {
+pub fn fingerprint(key_file: &Path) -> Result<String, AuthError> {
     fingerprint_of(&read_key(key_file)?, key_file)
 }
 
@@ -282,30 +282,30 @@ pub fn fingerprint(key_file: &Path) -> Result<String, Error> {
 /// # Errors
 ///
 /// When the file cannot be read or is not a private RSA key.
-pub fn public_key(key_file: &Path) -> Result<String, Error> {
+pub fn public_key(key_file: &Path) -> Result<String, AuthError> {
     read_key(key_file)?
         .to_public_key()
         .to_public_key_pem(LineEnding::LF)
-        .map_err(|e| Error::NotRsa {
+        .map_err(|e| AuthError::NotRsa {
             path: key_file.to_owned(),
             why: e.to_string(),
         })
 }
 
-fn fingerprint_of(key: &RsaPrivateKey, path: &Path) -> Result<String, Error> {
+fn fingerprint_of(key: &RsaPrivateKey, path: &Path) -> Result<String, AuthError> {
     let der = key
         .to_public_key()
         .to_public_key_der()
-        .map_err(|e| Error::NotRsa {
+        .map_err(|e| AuthError::NotRsa {
             path: path.to_owned(),
             why: e.to_string(),
         })?;
     Ok(hex::encode(Sha256::digest(der.as_bytes())))
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_file(path: &Path) -> Result<Vec<u8>, AuthError> {
     use std::io::Read as _;
-    let read = |source| Error::Read {
+    let read = |source| AuthError::Read {
         path: path.to_owned(),
         source,
     };
@@ -317,8 +317,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`).
-fn read_key(path: &Path) -> Result<RsaPrivateKey, Error> {
-    let not_rsa = |why: String| Error::NotRsa {
+fn read_key(path: &Path) -> Result<RsaPrivateKey, AuthError> {
+    let not_rsa = |why: String| AuthError::NotRsa {
         path: path.to_owned(),
         why,
     };
@@ -348,8 +348,8 @@ async fn run(
     command: &'static str,
     args: &[String],
     input: &[u8],
-) -> Result<Vec<u8>, Error> {
-    let error = |why: String| Error::Program {
+) -> Result<Vec<u8>, AuthError> {
+    let error = |why: String| AuthError::Program {
         program: program.to_owned(),
         command,
         why,

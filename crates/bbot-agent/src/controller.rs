@@ -34,7 +34,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// What can go wrong between agent and controller.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum LinkError {
     /// Not the URL of a controller.
     #[error("invalid url '{text}': {why}")]
     Url {
@@ -129,7 +129,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         &'a self,
         url: &'a Url,
         body: String,
-    ) -> BoxFuture<'a, Result<TaskAnswer, Error>>;
+    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>>;
 
     /// Posts a result.
     fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted>;
@@ -146,7 +146,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         url: &'a Url,
         sha256: &'a str,
         to: &'a Path,
-    ) -> BoxFuture<'a, Result<(), Error>>;
+    ) -> BoxFuture<'a, Result<(), LinkError>>;
 }
 
 /// The URL that task requests for a controller are posted to: as given, with
@@ -155,7 +155,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
 /// # Errors
 ///
 /// When it is not an http or https URL.
-pub fn task_url(text: &str) -> Result<Url, Error> {
+pub fn task_url(text: &str) -> Result<Url, LinkError> {
     let mut url = parse_url(text)?;
     if url.query().is_none() {
         url.set_query(Some("build-task"));
@@ -168,8 +168,8 @@ pub fn task_url(text: &str) -> Result<Url, Error> {
 /// # Errors
 ///
 /// When it is not one.
-pub fn parse_url(text: &str) -> Result<Url, Error> {
-    let error = |why: String| Error::Url {
+pub fn parse_url(text: &str) -> Result<Url, LinkError> {
+    let error = |why: String| LinkError::Url {
         text: text.to_owned(),
         why,
     };
@@ -219,7 +219,7 @@ impl Http {
     /// # Errors
     ///
     /// When the system's TLS set-up cannot be used.
-    pub fn new(timeout: Duration) -> Result<Self, Error> {
+    pub fn new(timeout: Duration) -> Result<Self, LinkError> {
         // An error says that the program that embeds us has chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -230,7 +230,7 @@ impl Http {
             .connect_timeout(timeout.min(CONNECT_TIMEOUT))
             .timeout(timeout)
             .build()
-            .map_err(|e| Error::Setup(chain(&e)))?;
+            .map_err(|e| LinkError::Setup(chain(&e)))?;
         Ok(Self { client, timeout })
     }
 
@@ -241,7 +241,7 @@ impl Http {
         method: Method,
         url: &Url,
         body: Option<Vec<u8>>,
-    ) -> Result<Response, Error> {
+    ) -> Result<Response, LinkError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
             let mut request = self
@@ -256,7 +256,7 @@ impl Http {
             let response = request
                 .send()
                 .await
-                .map_err(|e| Error::Transport(self.why(&e)))?;
+                .map_err(|e| LinkError::Transport(self.why(&e)))?;
             let target = match response.status().as_u16() {
                 301 | 302 | 307 | 308 => response
                     .headers()
@@ -270,13 +270,15 @@ impl Http {
             match url.join(target) {
                 Ok(to) if to.origin() == url.origin() => url = to,
                 _ => {
-                    return Err(Error::Redirect {
+                    return Err(LinkError::Redirect {
                         to: printable(target),
                     });
                 }
             }
         }
-        Err(Error::Transport(format!("more than {REDIRECTS} redirects")))
+        Err(LinkError::Transport(format!(
+            "more than {REDIRECTS} redirects"
+        )))
     }
 
     fn why(&self, error: &reqwest::Error) -> String {
@@ -287,15 +289,15 @@ impl Http {
         }
     }
 
-    async fn read(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, Error> {
+    async fn read(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, LinkError> {
         let mut body = Vec::new();
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|e| Error::Transport(self.why(&e)))?
+            .map_err(|e| LinkError::Transport(self.why(&e)))?
         {
             if body.len() as u64 + chunk.len() as u64 > limit {
-                return Err(Error::TooLong { limit });
+                return Err(LinkError::TooLong { limit });
             }
             body.extend_from_slice(&chunk);
         }
@@ -309,17 +311,17 @@ impl Http {
         printable(text.lines().next().unwrap_or_default())
     }
 
-    async fn expect_success(&self, response: Response) -> Result<Response, Error> {
+    async fn expect_success(&self, response: Response) -> Result<Response, LinkError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let message = self.message(response).await;
-        Err(Error::Status { status, message })
+        Err(LinkError::Status { status, message })
     }
 
-    async fn fetch_to(&self, url: &Url, sha256: &str, to: &Path) -> Result<(), Error> {
-        let write = |source| Error::Write {
+    async fn fetch_to(&self, url: &Url, sha256: &str, to: &Path) -> Result<(), LinkError> {
+        let write = |source| LinkError::Write {
             path: to.to_owned(),
             source,
         };
@@ -335,11 +337,11 @@ impl Http {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|e| Error::Transport(self.why(&e)))?
+            .map_err(|e| LinkError::Transport(self.why(&e)))?
         {
             length += chunk.len() as u64;
             if length > ARCHIVE_LIMIT {
-                return Err(Error::TooLong {
+                return Err(LinkError::TooLong {
                     limit: ARCHIVE_LIMIT,
                 });
             }
@@ -348,7 +350,7 @@ impl Http {
         }
         let actual = hex::encode(sum.finalize());
         if actual != sha256 {
-            return Err(Error::Hash {
+            return Err(LinkError::Hash {
                 expected: sha256.to_owned(),
                 actual,
             });
@@ -364,7 +366,7 @@ impl Link for Http {
         &'a self,
         url: &'a Url,
         body: String,
-    ) -> BoxFuture<'a, Result<TaskAnswer, Error>> {
+    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         Box::pin(async move {
             let response = self
                 .send(Method::POST, url, Some(body.into_bytes()))
@@ -397,7 +399,7 @@ impl Link for Http {
         url: &'a Url,
         sha256: &'a str,
         to: &'a Path,
-    ) -> BoxFuture<'a, Result<(), Error>> {
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(self.fetch_to(url, sha256, to))
     }
 }

@@ -80,7 +80,7 @@ impl Drop for RunFolders {
 impl Host {
     /// The toolchain as it is now. Its id is the one given, else the one of a
     /// managed toolchain, else none.
-    pub fn toolchain_now(&self) -> Result<Toolchain, toolchain::Error> {
+    pub fn toolchain_now(&self) -> Result<Toolchain, toolchain::ToolchainError> {
         let mut toolchain = toolchain::resolve(&self.options.tftp, self.toolchain.as_str())?;
         if let Some(id) = &self.options.toolchain_id {
             toolchain.id = Some(id.clone()).filter(|id| !id.is_empty());

@@ -32,14 +32,14 @@ const EXTENSION: &str = "result";
 /// The spool cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("unable to {what} {}", path.display())]
-pub struct Error {
+pub struct SpoolError {
     what: &'static str,
     path: PathBuf,
     source: io::Error,
 }
 
-fn error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error {
+fn error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SpoolError + 'a {
+    move |source| SpoolError {
         what,
         path: path.to_owned(),
         source,
@@ -73,7 +73,7 @@ impl Spool {
     /// # Errors
     ///
     /// When the folders cannot be made or are not writable.
-    pub fn open(state: &Path) -> Result<Self, Error> {
+    pub fn open(state: &Path) -> Result<Self, SpoolError> {
         let spool = Self {
             results: state.join("results"),
             refused: state.join("refused"),
@@ -93,7 +93,7 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn add(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Entry, Error> {
+    pub fn add(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Entry, SpoolError> {
         let millis = now
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -125,11 +125,11 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be written; then the file is as it was.
-    pub fn rewrite(&self, entry: &Entry) -> Result<(), Error> {
+    pub fn rewrite(&self, entry: &Entry) -> Result<(), SpoolError> {
         self.write(entry)
     }
 
-    fn write(&self, entry: &Entry) -> Result<(), Error> {
+    fn write(&self, entry: &Entry) -> Result<(), SpoolError> {
         let failed = error("write the result", &entry.path);
         let mut file = tempfile::Builder::new()
             .prefix(".writing-")
@@ -145,7 +145,7 @@ impl Spool {
 
     /// The results that wait, oldest first, and what is wrong with files that
     /// cannot be read (which stay where they are).
-    pub fn pending(&self) -> (Vec<PathBuf>, Vec<Error>) {
+    pub fn pending(&self) -> (Vec<PathBuf>, Vec<SpoolError>) {
         let failed = error("read the folder", &self.results);
         let mut paths = Vec::new();
         let mut problems = Vec::new();
@@ -170,7 +170,7 @@ impl Spool {
     /// # Errors
     ///
     /// When the file cannot be read or is not a result.
-    pub fn read(&self, path: &Path) -> Result<Entry, Error> {
+    pub fn read(&self, path: &Path) -> Result<Entry, SpoolError> {
         let failed = error("read the result", path);
         let wrong = || {
             failed(io::Error::new(
@@ -206,7 +206,7 @@ impl Spool {
     /// # Errors
     ///
     /// When its file cannot be removed: it will be posted again.
-    pub fn taken(&self, path: &Path) -> Result<(), Error> {
+    pub fn taken(&self, path: &Path) -> Result<(), SpoolError> {
         fs::remove_file(path).map_err(error("remove the result", path))?;
         sync_dir(&self.results)
     }
@@ -216,7 +216,7 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be moved.
-    pub fn refuse(&self, path: &Path) -> Result<PathBuf, Error> {
+    pub fn refuse(&self, path: &Path) -> Result<PathBuf, SpoolError> {
         let kept = self.refused.join(path.file_name().unwrap_or_default());
         fs::rename(path, &kept).map_err(error("move the result", path))?;
         sync_dir(&self.refused)?;
@@ -224,7 +224,7 @@ impl Spool {
         Ok(kept)
     }
 
-    fn forget_oldest(&self) -> Result<(), Error> {
+    fn forget_oldest(&self) -> Result<(), SpoolError> {
         let failed = error("tidy the folder", &self.refused);
         let mut paths = Vec::new();
         for entry in fs::read_dir(&self.refused).map_err(&failed)? {
@@ -259,7 +259,7 @@ fn is_result(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|e| e == EXTENSION)
 }
 
-fn sync_dir(dir: &Path) -> Result<(), Error> {
+fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
     fs::File::open(dir)
         .and_then(|d| d.sync_all())
         .map_err(error("sync the folder", dir))

@@ -26,7 +26,7 @@ const STORE: &str = ".store";
 /// What can go wrong with a toolchain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ToolchainError {
     /// The name cannot be used.
     #[error(
         "invalid toolchain name '{name}': letters, digits, '.', '_', '+' and '-', beginning with a letter or digit, at most 100"
@@ -70,8 +70,8 @@ pub enum Error {
     },
 }
 
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error::Io {
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> ToolchainError + 'a {
+    move |source| ToolchainError::Io {
         what,
         path: path.to_owned(),
         source,
@@ -82,8 +82,8 @@ fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Err
 ///
 /// # Errors
 ///
-/// [`Error::Name`].
-pub fn check_name(name: &str) -> Result<(), Error> {
+/// [`ToolchainError::Name`].
+pub fn check_name(name: &str) -> Result<(), ToolchainError> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'+' | b'-');
     let first = name
         .bytes()
@@ -92,7 +92,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     if first && name.len() <= 100 && name.bytes().all(ok) {
         Ok(())
     } else {
-        Err(Error::Name {
+        Err(ToolchainError::Name {
             name: name.to_owned(),
         })
     }
@@ -115,7 +115,7 @@ pub struct Toolchain {
 /// # Errors
 ///
 /// When `dir` is not a flat folder of regular files, or cannot be read.
-pub fn id(dir: &Path) -> Result<String, Error> {
+pub fn id(dir: &Path) -> Result<String, ToolchainError> {
     let mut sum = Sha256::new();
     for name in files(dir)? {
         let path = dir.join(&name);
@@ -140,12 +140,12 @@ pub fn id(dir: &Path) -> Result<String, Error> {
 }
 
 /// The names of the files in a toolchain's folder, sorted.
-fn files(dir: &Path) -> Result<Vec<String>, Error> {
+fn files(dir: &Path) -> Result<Vec<String>, ToolchainError> {
     let read = io_error("read the folder", dir);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(&read)? {
         let entry = entry.map_err(&read)?;
-        let invalid = |why| Error::Invalid {
+        let invalid = |why| ToolchainError::Invalid {
             path: entry.path(),
             why,
         };
@@ -167,7 +167,7 @@ fn files(dir: &Path) -> Result<Vec<String>, Error> {
     if names.iter().any(|n| n == BOOTSTRAP) {
         Ok(names)
     } else {
-        Err(Error::Invalid {
+        Err(ToolchainError::Invalid {
             path: dir.to_owned(),
             why: "it has no file `bootstrap`",
         })
@@ -184,12 +184,12 @@ pub fn root(tftp: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// [`Error::Unknown`] when there is no such toolchain.
-pub fn resolve(tftp: &Path, name: &str) -> Result<Toolchain, Error> {
+/// [`ToolchainError::Unknown`] when there is no such toolchain.
+pub fn resolve(tftp: &Path, name: &str) -> Result<Toolchain, ToolchainError> {
     check_name(name)?;
     let root = root(tftp);
     let link = root.join(name);
-    let unknown = || Error::Unknown {
+    let unknown = || ToolchainError::Unknown {
         name: name.to_owned(),
         dir: root.clone(),
     };
@@ -224,14 +224,14 @@ fn managed_id(link: &Path, name: &str) -> Option<String> {
 ///
 /// When `from` is no toolchain, or something cannot be read or written; then
 /// `name` is what it was.
-pub fn add(tftp: &Path, name: &str, from: &Path) -> Result<String, Error> {
+pub fn add(tftp: &Path, name: &str, from: &Path) -> Result<String, ToolchainError> {
     check_name(name)?;
     let root = root(tftp);
     let store = root.join(STORE);
     fs::create_dir_all(&store).map_err(io_error("make the folder", &store))?;
     let link = root.join(name);
     if link.symlink_metadata().is_ok_and(|m| !m.is_symlink()) {
-        return Err(Error::Foreign { path: link });
+        return Err(ToolchainError::Foreign { path: link });
     }
 
     let copy = tempfile::Builder::new()
@@ -273,7 +273,7 @@ pub fn add(tftp: &Path, name: &str, from: &Path) -> Result<String, Error> {
 /// # Errors
 ///
 /// When the folder cannot be read; a folder that is not there is an empty list.
-pub fn list(tftp: &Path) -> Result<Vec<Toolchain>, Error> {
+pub fn list(tftp: &Path) -> Result<Vec<Toolchain>, ToolchainError> {
     let root = root(tftp);
     let entries = match fs::read_dir(&root) {
         Ok(entries) => entries,
@@ -302,15 +302,15 @@ pub fn list(tftp: &Path) -> Result<Vec<Toolchain>, Error> {
 /// # Errors
 ///
 /// When there is none of this name, or it was not added by us.
-pub fn remove(tftp: &Path, name: &str) -> Result<(), Error> {
+pub fn remove(tftp: &Path, name: &str) -> Result<(), ToolchainError> {
     let root = root(tftp);
     let link = root.join(name);
     check_name(name)?;
     match link.symlink_metadata() {
         Ok(meta) if meta.is_symlink() => {}
-        Ok(_) => return Err(Error::Foreign { path: link }),
+        Ok(_) => return Err(ToolchainError::Foreign { path: link }),
         Err(_) => {
-            return Err(Error::Unknown {
+            return Err(ToolchainError::Unknown {
                 name: name.to_owned(),
                 dir: root,
             });
@@ -320,7 +320,7 @@ pub fn remove(tftp: &Path, name: &str) -> Result<(), Error> {
     prune(&root.join(STORE), name, &[])
 }
 
-fn prune(store: &Path, name: &str, keep: &[Option<&str>]) -> Result<(), Error> {
+fn prune(store: &Path, name: &str, keep: &[Option<&str>]) -> Result<(), ToolchainError> {
     let read = io_error("read the folder", store);
     for entry in fs::read_dir(store).map_err(&read)? {
         let entry = entry.map_err(&read)?;
@@ -339,7 +339,7 @@ fn prune(store: &Path, name: &str, keep: &[Option<&str>]) -> Result<(), Error> {
     Ok(())
 }
 
-fn sync_dir(dir: &Path) -> Result<(), Error> {
+fn sync_dir(dir: &Path) -> Result<(), ToolchainError> {
     fs::File::open(dir)
         .and_then(|f| f.sync_all())
         .map_err(io_error("sync", dir))
@@ -389,14 +389,17 @@ mod tests {
         let no_bootstrap = folder(&[("bbot-worker", "y")]);
         assert!(matches!(
             id(no_bootstrap.path()),
-            Err(Error::Invalid { .. })
+            Err(ToolchainError::Invalid { .. })
         ));
         let nested = folder(&[("bootstrap", "x")]);
         fs::create_dir(nested.path().join("lib")).unwrap();
-        assert!(matches!(id(nested.path()), Err(Error::Invalid { .. })));
+        assert!(matches!(
+            id(nested.path()),
+            Err(ToolchainError::Invalid { .. })
+        ));
         assert!(matches!(
             id(&nested.path().join("no")),
-            Err(Error::Io { .. })
+            Err(ToolchainError::Io { .. })
         ));
     }
 
@@ -440,11 +443,11 @@ mod tests {
         remove(tftp.path(), "default").unwrap();
         assert!(matches!(
             resolve(tftp.path(), "default"),
-            Err(Error::Unknown { .. })
+            Err(ToolchainError::Unknown { .. })
         ));
         assert!(matches!(
             remove(tftp.path(), "default"),
-            Err(Error::Unknown { .. })
+            Err(ToolchainError::Unknown { .. })
         ));
         assert!(resolve(tftp.path(), "other").is_ok());
     }
@@ -477,11 +480,11 @@ mod tests {
         let from = folder(&[("bootstrap", "1")]);
         assert!(matches!(
             add(tftp.path(), "public", from.path()),
-            Err(Error::Foreign { .. })
+            Err(ToolchainError::Foreign { .. })
         ));
         assert!(matches!(
             remove(tftp.path(), "public"),
-            Err(Error::Foreign { .. })
+            Err(ToolchainError::Foreign { .. })
         ));
         assert!(plain.join("build2.tar.xz").exists());
     }

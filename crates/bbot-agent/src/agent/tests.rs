@@ -10,7 +10,7 @@ use bbot_machine::machine::fake::{Button, Call, Script, Step};
 use bbot_manifest::BootstrappedMachine;
 
 use super::*;
-use crate::controller::{Error, Posted, TaskAnswer};
+use crate::controller::{LinkError, Posted, TaskAnswer};
 use crate::result::AGENT_OPERATION;
 use world::*;
 
@@ -305,7 +305,7 @@ async fn a_refused_task_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_is_down_does_not_stop_the_others() {
     let mut world = World::bootstrapped(&[]).await;
-    let down = || Err(Error::Transport("connection refused".to_owned()));
+    let down = || Err(LinkError::Transport("connection refused".to_owned()));
     world.controllers.answers.lock().unwrap().extend([
         down(),
         Ok(stranger(&task_for("linux").replace("c1.", "c2."))),

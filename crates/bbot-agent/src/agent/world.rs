@@ -16,13 +16,13 @@ use clap::Parser as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::controller::{Error, Posted, TaskAnswer};
+use crate::controller::{LinkError, Posted, TaskAnswer};
 
 /// Controllers that play a script, and what was asked of them.
 #[derive(Debug, Default)]
 pub(super) struct Controllers {
     /// Answers to task requests; when there are none left: no task.
-    pub(super) answers: Mutex<VecDeque<Result<TaskAnswer, Error>>>,
+    pub(super) answers: Mutex<VecDeque<Result<TaskAnswer, LinkError>>>,
     /// Answers to results; when there are none left: taken.
     pub(super) posts: Mutex<VecDeque<Posted>>,
     /// URL and body of what was posted, task requests and results.
@@ -35,7 +35,7 @@ impl Link for Controllers {
         &'a self,
         url: &'a Url,
         body: String,
-    ) -> BoxFuture<'a, Result<TaskAnswer, Error>> {
+    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         self.requests.lock().unwrap().push((url.to_string(), body));
         let answer = self.answers.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or_else(|| Ok(stranger(": 1\nsession:\n"))) })
@@ -53,7 +53,7 @@ impl Link for Controllers {
         _: &'a Url,
         _: &'a str,
         to: &'a Path,
-    ) -> BoxFuture<'a, Result<(), Error>> {
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
         Box::pin(async move {
             fs::write(to, "archive").unwrap();
             Ok(())

@@ -182,7 +182,7 @@ fn an_elliptic_key_is_not_an_rsa_key() {
         .status()
         .unwrap();
     assert!(made.success());
-    assert!(matches!(fingerprint(&key), Err(Error::NotRsa { .. })));
+    assert!(matches!(fingerprint(&key), Err(AuthError::NotRsa { .. })));
 }
 
 #[test]
@@ -197,13 +197,16 @@ fn a_new_key_is_private_and_replaces_none() {
         0o600
     );
     let before = std::fs::read(&key).unwrap();
-    assert!(matches!(keygen_file(&key, 2048), Err(Error::Save { .. })));
+    assert!(matches!(
+        keygen_file(&key, 2048),
+        Err(AuthError::Save { .. })
+    ));
     assert_eq!(std::fs::read(&key).unwrap(), before);
 
     let other = dir.path().join("other.pem");
     assert!(matches!(
         keygen_file(&other, 1024),
-        Err(Error::Generate { bits: 1024, .. })
+        Err(AuthError::Generate { bits: 1024, .. })
     ));
     assert!(!other.exists());
 }

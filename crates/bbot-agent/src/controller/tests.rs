@@ -1,73 +1,15 @@
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
 use super::*;
+use scripted::{Seen, answer};
 
-/// What a scripted server saw of one request.
-#[derive(Debug)]
-struct Seen {
-    line: String,
-    headers: Vec<String>,
-    body: Vec<u8>,
-}
+#[path = "scripted.rs"]
+mod scripted;
 
-impl Seen {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find_map(|h| {
-            let (n, v) = h.split_once(':')?;
-            n.eq_ignore_ascii_case(name).then(|| v.trim())
-        })
-    }
-}
-
-/// A server that gives these raw answers, one per connection.
 fn serve(answers: Vec<String>) -> (Url, JoinHandle<Vec<Seen>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = parse_url(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-    let thread = std::thread::spawn(move || {
-        let mut seen = Vec::new();
-        for answer in answers {
-            let (stream, _) = listener.accept().unwrap();
-            stream
-                .set_read_timeout(Some(Duration::from_secs(20)))
-                .unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            let mut headers = Vec::new();
-            loop {
-                let mut header = String::new();
-                reader.read_line(&mut header).unwrap();
-                if header.trim().is_empty() {
-                    break;
-                }
-                headers.push(header.trim().to_owned());
-            }
-            let mut request = Seen {
-                line: line.trim().to_owned(),
-                headers,
-                body: Vec::new(),
-            };
-            let length = request
-                .header("content-length")
-                .map_or(0, |l| l.parse().unwrap());
-            request.body = vec![0; length];
-            reader.read_exact(&mut request.body).unwrap();
-            seen.push(request);
-            // The client may have seen enough and gone.
-            let _ = (&stream).write_all(answer.as_bytes());
-        }
-        seen
-    });
-    (url, thread)
-}
-
-fn answer(status: &str, headers: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
-        body.len()
-    )
+    let (url, server) = scripted::serve(answers);
+    (parse_url(&url).unwrap(), server)
 }
 
 fn http() -> Http {
@@ -216,7 +158,7 @@ async fn a_response_without_end_is_cut_off() {
     let long = "x".repeat(TASK_LIMIT as usize + 1);
     let (url, server) = serve(vec![answer("200 OK", "", &long)]);
     let error = http().request_task(&url, String::new()).await.unwrap_err();
-    assert!(matches!(error, Error::TooLong { .. }), "{error}");
+    assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
     server.join().unwrap();
 }
 
@@ -251,7 +193,7 @@ async fn an_archive_is_kept_only_with_the_right_hash() {
     std::fs::remove_file(&to).unwrap();
     assert!(matches!(
         http().fetch(&url, &sum, &to).await,
-        Err(Error::Hash { .. })
+        Err(LinkError::Hash { .. })
     ));
     let gone = http().fetch(&url, &sum, &to).await.unwrap_err();
     assert_eq!(gone.to_string(), "404 Not Found: gone");
