@@ -10,8 +10,9 @@ use super::cpio;
 pub(super) const INIT: &[u8] = include_bytes!("guest/initrd-init.sh");
 
 /// Drivers that a machine needs before anything else can be loaded from its disk, by module name. What is built into
-/// the kernel is skipped, and what these depend on is found in `modules.dep`.
-const DRIVERS: [&str; 7] = [
+/// the kernel is skipped, and what these depend on is found in `modules.dep`. `button` and `evdev` are the power button;
+/// `pvpanic` tells the agent that the kernel has died.
+const DRIVERS: [&str; 9] = [
     "virtio_pci",
     "virtio_blk",
     "ext4",
@@ -19,6 +20,8 @@ const DRIVERS: [&str; 7] = [
     "virtio_rng",
     "button",
     "evdev",
+    "pvpanic_mmio",
+    "pvpanic_pci",
 ];
 
 /// The parts of the base system that go into the RAM disk.
