@@ -1,0 +1,204 @@
+//! Fetching a commit from a real server over TLS.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use crate::process::Running;
+use crate::support::{curl, has};
+
+/// A file server over TLS: git's plain ("dumb") protocol needs no more.
+const SERVER: &str = r#"
+import functools, http.server, ssl, sys
+root, key, certificate = sys.argv[1:]
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def do_GET(self):
+        if self.path.startswith('/redirect/'):
+            self.send_response(302); self.send_header('Location', self.path.replace('/redirect', '')); self.end_headers()
+        else:
+            super().do_GET()
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=root))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate, key)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"#;
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(program: &str, arguments: &[&str], dir: &Path) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(dir)
+        .envs([
+            ("GIT_AUTHOR_DATE", "2020-01-01T00:00:00Z"),
+            ("GIT_COMMITTER_DATE", "2020-01-01T00:00:00Z"),
+        ])
+        .envs([
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_commit_becomes_an_archive() {
+    if !(has("git") && has("openssl") && has("python3")) {
+        return;
+    }
+    use std::io::BufRead as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    // git runs as nobody where the tests run as root, and has to read the certificate.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let work = dir.path().join("work");
+    std::fs::create_dir_all(work.join("src")).unwrap();
+    std::fs::write(work.join("configure"), "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(
+        work.join("configure"),
+        std::fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+    std::fs::write(work.join("src/a.c"), "int a;\n").unwrap();
+    std::os::unix::fs::symlink("src/a.c", work.join("link.c")).unwrap();
+    run("git", &["init", "-q", "-b", "main"], &work);
+    run("git", &["add", "."], &work);
+    run(
+        "git",
+        &[
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "-q",
+            "-m",
+            "one",
+        ],
+        &work,
+    );
+    let commit = run("git", &["rev-parse", "HEAD"], &work);
+    run(
+        "git",
+        &["clone", "-q", "--bare", "work", "www.git"],
+        dir.path(),
+    );
+    run("git", &["update-server-info"], &dir.path().join("www.git"));
+    run(
+        "openssl",
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        ],
+        dir.path(),
+    );
+    let mut server = Server(
+        Command::new("python3")
+            .args(["-c", SERVER, dir.path().to_str().unwrap()])
+            .args([dir.path().join("key.pem"), dir.path().join("cert.pem")])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let mut port = String::new();
+    std::io::BufReader::new(server.0.stdout.take().unwrap())
+        .read_line(&mut port)
+        .unwrap();
+    let port = port.trim();
+
+    let data = dir.path().join("data");
+    let running = Running::start(&data, |command| {
+        command
+            .arg("--allow-private-sources")
+            .env("GIT_SSL_CAINFO", dir.path().join("cert.pem"));
+    });
+    let token = std::fs::read_to_string(data.join("token"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    let submit = |url: &str, commit: &str| {
+        let body =
+            json!({"name": "a", "version": "1", "source": {"git": {"url": url, "commit": commit}}});
+        running.send(
+            &token,
+            "POST",
+            "/api/v1/submissions",
+            body.to_string().as_bytes(),
+        )
+    };
+    let url = format!("https://127.0.0.1:{port}/www.git");
+    let answer = submit(&url, &commit);
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let sha256 = answer.json()["source"]["git"]["archive"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // The same commit is the same archive.
+    let again = submit(&format!("https://localhost:{port}/www.git"), &commit);
+    assert_eq!(again.status, 201, "{}", again.text());
+    assert_eq!(again.json()["source"]["git"]["archive"], sha256);
+
+    let archive = curl(&[&format!("{}/archives/{sha256}.tar.gz", running.url)], b"");
+    let mut names = Vec::new();
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&archive.body[..]));
+    for entry in tar.entries().unwrap() {
+        let entry = entry.unwrap();
+        names.push(format!(
+            "{} {:o}",
+            entry.path().unwrap().display(),
+            entry.header().mode().unwrap()
+        ));
+    }
+    assert_eq!(
+        names,
+        ["configure 755", "link.c 777", "src/ 755", "src/a.c 644"]
+    );
+
+    let missing = submit(&url, &"1".repeat(40));
+    assert_eq!(missing.status, 400, "{}", missing.text());
+    assert!(
+        missing.json()["error"]
+            .as_str()
+            .unwrap()
+            .contains("git cannot"),
+        "{}",
+        missing.text()
+    );
+    // Where a redirect leads was not looked at: it is not followed.
+    let redirected = submit(
+        &format!("https://127.0.0.1:{port}/redirect/www.git"),
+        &commit,
+    );
+    assert_eq!(redirected.status, 400, "{}", redirected.text());
+}

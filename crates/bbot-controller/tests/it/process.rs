@@ -1,0 +1,216 @@
+//! The program itself: its options, exit codes, and what a kill leaves.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{Answer, agent, curl, field, request, result};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_bbot-controller");
+
+/// A running program, killed when it is dropped.
+pub struct Running {
+    child: Child,
+    pub url: String,
+}
+
+impl Running {
+    pub fn start(data: &Path, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(["--listen", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .env("BBOT_LOG", "off")
+            .stdout(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let url = line
+            .split_whitespace()
+            .find(|w| w.starts_with("http://"))
+            .expect("it says where it listens");
+        Self {
+            url: url.trim_end_matches('/').to_owned(),
+            child,
+        }
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn terminate(mut self) -> Option<i32> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+
+    pub fn send(&self, token: &str, method: &str, path: &str, body: &[u8]) -> Answer {
+        let authorization = format!("Authorization: Bearer {token}");
+        curl(
+            &[
+                "-X",
+                method,
+                "-H",
+                &authorization,
+                "--data-binary",
+                "@-",
+                &format!("{}{path}", self.url),
+            ],
+            body,
+        )
+    }
+
+    fn build(&self) -> serde_json::Value {
+        curl(&[&format!("{}/api/v1/builds/1", self.url)], b"").json()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data directory? 50%");
+    let start = || Running::start(&data, |_| {});
+    let running = start();
+    let token = std::fs::read_to_string(data.join("token"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    assert_eq!(
+        running
+            .send(&token, "POST", "/api/v1/submissions", body)
+            .status,
+        201
+    );
+    running.kill();
+
+    let running = start();
+    assert_eq!(running.build()["state"], "queued");
+    let answer = agent(
+        &format!("{}/?build-task", running.url),
+        &[],
+        request("0.7.0").as_bytes(),
+    );
+    let session = field(&answer.text(), "session");
+    assert_eq!(session.len(), 64);
+    running.kill();
+
+    // The task is still out, and its result is taken.
+    let running = start();
+    assert_eq!(running.build()["state"], "building");
+    let text = result(&session, "foo", "1", "warning") + "update-status: warning\nupdate-log: hm\n";
+    let url = format!("{}/?build-result", running.url);
+    assert_eq!(agent(&url, &["Bbot-Agent: 1"], text.as_bytes()).status, 200);
+    running.kill();
+
+    // What was answered with 200 is there, and the same result again changes nothing.
+    let running = start();
+    assert_eq!(running.build()["status"], "warning");
+    let url = format!("{}/?build-result", running.url);
+    assert_eq!(agent(&url, &["Bbot-Agent: 1"], text.as_bytes()).status, 200);
+    assert_eq!(running.build()["attempt"], 1);
+    assert_eq!(
+        curl(
+            &[&format!("{}/api/v1/builds/1/log/update", running.url)],
+            b""
+        )
+        .text(),
+        "hm\n"
+    );
+    assert_eq!(
+        std::fs::read_to_string(data.join("token")).unwrap().trim(),
+        token
+    );
+
+    // A second one keeps off, and the first ends in order.
+    let second = Command::new(PROGRAM)
+        .args(["--listen", "127.0.0.1:0", "--data"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another controller uses"));
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
+fn exit_codes_and_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    std::fs::write(path("tab"), "* a x86_64-linux-gnu\n* 'b\n").unwrap();
+    std::fs::write(path("file"), "").unwrap();
+    std::fs::create_dir(path("keys")).unwrap();
+    std::fs::write(path("keys/a.pem"), "no key").unwrap();
+    let _listener = std::net::TcpListener::bind(&taken).ok();
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = (busy.local_addr().unwrap().to_string(), busy);
+    for (arguments, code, expected) in [
+        (vec!["--help"], 0, "--buildtab"),
+        (vec!["--version"], 0, "bbot-controller"),
+        (vec![], 2, "--data"),
+        (
+            vec!["--data", &path("d"), "--era", "1999"],
+            2,
+            "auto, 2017, later",
+        ),
+        (vec!["--data", &path("d"), "--what"], 2, "--what"),
+        (
+            vec!["--data", &path("d"), "--listen", &busy.0],
+            1,
+            "another program listens there",
+        ),
+        (vec!["--data", &path("file")], 1, "give another with --data"),
+        (
+            vec!["--data", &path("d"), "--buildtab", &path("tab")],
+            1,
+            "tab:2:3: error: unterminated quote '",
+        ),
+        (
+            vec!["--data", &path("d"), "--buildtab", &path("none")],
+            1,
+            "cannot read the buildtab",
+        ),
+        (
+            vec!["--data", &path("d"), "--agent-keys", &path("keys")],
+            1,
+            "a.pem is not an RSA public key",
+        ),
+        (
+            vec!["--data", &path("d"), "--external-url", "here"],
+            1,
+            "must begin with http",
+        ),
+        (
+            vec!["--data", &path("d"), "--token-file", &path("no/token")],
+            1,
+            "cannot use the token file",
+        ),
+    ] {
+        let output = Command::new(PROGRAM)
+            .args(&arguments)
+            .env("BBOT_LOG", "off")
+            .output()
+            .unwrap();
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}

@@ -1,0 +1,277 @@
+//! What the tests share: a controller on a free port, `curl`, and an agent made of text.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bbot_controller::Config;
+use bbot_controller::clock::{ManualClock, Millis};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+/// When the tests' clocks begin.
+pub const START: Millis = Millis(1_790_000_000_000);
+
+/// Whether the program is there. Where `BBOT_REQUIRE` names it, it has to be.
+pub fn has(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
+    if !found {
+        assert!(
+            !required.split(',').any(|r| r == program),
+            "BBOT_REQUIRE names {program}, and it is not installed"
+        );
+        println!("skipped: no {program}");
+    }
+    found
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).expect("the body is UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|l| l.split_once(':'))
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.trim())
+    }
+}
+
+/// Runs curl; the standard input is what `--data-binary @-` or `-T -` sends.
+pub fn curl(arguments: &[&str], input: &[u8]) -> Answer {
+    let mut child = Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--include",
+            "--http1.1",
+            "--max-time",
+            "60",
+            "--path-as-is",
+            "-H",
+            "Expect:",
+        ])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("curl runs");
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // An early answer may leave the rest of the input unread.
+    let writer = std::thread::spawn(move || {
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let split = output.stdout.windows(4).position(|w| w == b"\r\n\r\n");
+    let split =
+        split.unwrap_or_else(|| panic!("no answer: {}", String::from_utf8_lossy(&output.stderr)));
+    let head = String::from_utf8(output.stdout[..split].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap();
+    Answer {
+        status,
+        head,
+        body: output.stdout[split + 4..].to_vec(),
+    }
+}
+
+/// A controller within this process.
+pub struct Controller {
+    pub address: SocketAddr,
+    pub clock: Arc<ManualClock>,
+    pub token: String,
+    shutdown: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Controller {
+    /// Starts one on this data directory.
+    pub fn start(data: &Path, change: impl FnOnce(&mut Config)) -> Self {
+        let clock = Arc::new(ManualClock::at(START));
+        let shutdown = CancellationToken::new();
+        let (sender, bound) = tokio::sync::oneshot::channel();
+        let mut config = Config::new(data.to_owned());
+        config.bind = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.clock = Arc::<ManualClock>::clone(&clock);
+        config.bound = Some(sender);
+        change(&mut config);
+        let stop = shutdown.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime
+                .block_on(bbot_controller::run(config, stop))
+                .unwrap();
+        });
+        let address = bound.blocking_recv().expect("the controller starts");
+        let token = std::fs::read_to_string(data.join("token"))
+            .unwrap()
+            .trim()
+            .to_owned();
+        Self {
+            address,
+            clock,
+            token,
+            shutdown,
+            thread: Some(thread),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        curl(&[&self.url(path)], b"")
+    }
+
+    /// A request of the API with the token.
+    pub fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let authorization = format!("Authorization: Bearer {}", self.token);
+        curl(
+            &[
+                "-X",
+                method,
+                "-H",
+                &authorization,
+                "--data-binary",
+                "@-",
+                &self.url(path),
+            ],
+            body,
+        )
+    }
+
+    /// Puts an archive; its SHA-256.
+    pub fn archive(&self) -> String {
+        let bytes = gzip(b"not looked into by the controller");
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        let answer = self.send("PUT", &format!("/api/v1/archives/{sha256}"), &bytes);
+        assert!(matches!(answer.status, 200 | 201), "{}", answer.text());
+        sha256
+    }
+
+    /// Submits a package with an archive; the ids of its builds.
+    pub fn submit(&self, name: &str, version: &str) -> Vec<String> {
+        let source = serde_json::json!({ "archive": self.archive() });
+        self.submit_source(name, version, &source)
+    }
+
+    pub fn submit_source(&self, name: &str, version: &str, source: &Value) -> Vec<String> {
+        let body = serde_json::json!({ "name": name, "version": version, "source": source });
+        let answer = self.send("POST", "/api/v1/submissions", body.to_string().as_bytes());
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        let builds = answer.json()["builds"].as_array().unwrap().clone();
+        builds
+            .iter()
+            .map(|b| b["id"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    pub fn build(&self, id: &str) -> Value {
+        let answer = self.get(&format!("/api/v1/builds/{id}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// An agent's request as curl sends it for the original.
+    pub fn agent(&self, query: &str, headers: &[&str], body: &str) -> Answer {
+        agent(&self.url(query), headers, body.as_bytes())
+    }
+
+    /// Asks for a task as a stranger; the session, which must be there.
+    pub fn take(&self) -> String {
+        let answer = self.agent("/?build-task", &[], &request("0.7.0"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let session = field(&answer.text(), "session");
+        assert!(!session.is_empty(), "there is a task");
+        session
+    }
+
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shutdown.cancel();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(
+                std::thread::panicking() || ended.is_ok(),
+                "the controller ends in order"
+            );
+        }
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+pub fn agent(url: &str, headers: &[&str], body: &[u8]) -> Answer {
+    let mut arguments = vec!["-H", "Content-Type: text/manifest", "--data-binary", "@-"];
+    for header in headers {
+        arguments.extend(["-H", header]);
+    }
+    arguments.push(url);
+    curl(&arguments, body)
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::fast());
+    let mut compressed = Vec::new();
+    encoder.read_to_end(&mut compressed).unwrap();
+    compressed
+}
+
+/// The task request that the original's developers use, with another toolchain version.
+pub fn request(version: &str) -> String {
+    format!(
+        ": 1\nagent: bot\ntoolchain-name: dev\ntoolchain-version: {version}\n:\nid: a2b0c4b855\n\
+         name: linux_debian_12-gcc_13.1\nsummary: Linux Debian 12 GCC 13.1\n"
+    )
+}
+
+/// The shortest result.
+pub fn result(session: &str, name: &str, version: &str, status: &str) -> String {
+    format!(": 1\nsession: {session}\n:\nname: {name}\nversion: {version}\nstatus: {status}\n")
+}
+
+/// The first value of this name, its folded lines joined.
+pub fn field(manifest: &str, name: &str) -> String {
+    let manifest = manifest.replace("\\\n", "");
+    let found = manifest
+        .lines()
+        .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    found.unwrap_or_default().trim().to_owned()
+}
