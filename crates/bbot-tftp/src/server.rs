@@ -183,33 +183,32 @@ impl Server {
         if matches!(Packet::decode(payload), Ok(Packet::Error { .. })) {
             return;
         }
-        if let Some(index) = self
-            .transfers
-            .iter()
-            .position(|transfer| transfer.peer == peer)
-        {
+        for index in (0..self.transfers.len()).rev() {
             let Self {
                 transfers,
                 outgoing,
                 ..
             } = self;
             let Transfer {
+                peer: known,
                 local_port,
                 ref mut session,
-                ..
             } = transfers[index];
-            if session.request_again(
-                payload,
-                &mut Queue {
-                    outgoing,
-                    peer,
-                    local_port,
-                },
-            ) == Again::Repeated
-            {
+            if known != peer {
+                continue;
+            }
+            let mut out = Queue {
+                outgoing,
+                peer,
+                local_port,
+            };
+            if session.request_again(payload, now, &mut out) == Again::Repeated {
                 return;
             }
-            self.remove(index, Failure::Superseded);
+            // A finished upload goes on to answer for its last block.
+            if session.state() == &State::Running {
+                self.remove(index, Failure::Superseded);
+            }
         }
         let opened = if self.make_room(now) {
             session::open(

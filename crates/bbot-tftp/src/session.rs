@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::limits::Limits;
 use crate::name::{Name, printable};
@@ -221,6 +221,9 @@ fn unknown_mode() -> Refusal {
     )
 }
 
+/// For how long after the end a copy of the request may still be under way.
+pub(crate) const LATE: Duration = Duration::from_secs(1);
+
 /// What a second request from the same port means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
@@ -258,21 +261,22 @@ impl Session {
     }
 
     /// A request came from the port that this session serves.
-    pub(crate) fn request_again(&mut self, payload: &[u8], out: &mut dyn Output) -> Again {
-        let (running, opening, stalled) = match &self.body {
-            Body::Get(sender) => (
-                sender.state() == &State::Running,
-                sender.is_opening(),
-                sender.is_stalled(),
-            ),
-            Body::Put(receiver) => (
-                receiver.state() == &State::Running,
-                receiver.is_opening(),
-                receiver.is_stalled(),
-            ),
-        };
-        if !running || payload != self.request || (stalled && !opening) {
+    pub(crate) fn request_again(
+        &mut self,
+        payload: &[u8],
+        now: Instant,
+        out: &mut dyn Output,
+    ) -> Again {
+        if payload != self.request {
             return Again::New;
+        }
+        match self.state() {
+            // A client that asks for the same once more asks again if this was no late copy.
+            State::Complete if now.saturating_duration_since(self.heard) < LATE => {
+                return Again::Repeated;
+            }
+            State::Running if self.is_opening() || !self.is_stalled() => {}
+            _ => return Again::New,
         }
         match &mut self.body {
             Body::Get(sender) => sender.request_repeated(out),

@@ -1,11 +1,11 @@
 //! The server over a real UDP socket: a listener, and a thread with a connected socket for each
 //! transfer, so that a block costs one receive and one send.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
-use crate::session::{self, Event, Session};
+use crate::session::{self, Event, LATE, Session};
 use crate::socket::receive_buffer;
 use crate::transfer::{Failure, State};
 
@@ -103,12 +103,36 @@ const FINISHED: u8 = 3;
 struct Slot {
     request: Vec<u8>,
     socket: Arc<UdpSocket>,
+    peer: SocketAddr,
     phase: AtomicU8,
     superseded: AtomicBool,
     started: Instant,
+    finished: OnceLock<Instant>,
 }
 
-type Slots = Mutex<HashMap<SocketAddr, Arc<Slot>>>;
+impl Slot {
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::SeqCst)
+    }
+
+    fn supersede(&self) {
+        self.superseded.store(true, Ordering::SeqCst);
+        wake(&self.socket);
+    }
+
+    /// Whether a request from its peer is a copy of the one that began it.
+    fn is_copy(&self, request: &[u8]) -> bool {
+        let late = |finished: &Instant| finished.elapsed() < LATE;
+        self.request == request
+            && match self.phase() {
+                OPENING | RUNNING => true,
+                FINISHED => self.finished.get().is_some_and(late),
+                _ => false,
+            }
+    }
+}
+
+type Slots = Mutex<Vec<Arc<Slot>>>;
 
 /// Serves until `stop`; `socket` listens for requests and is bound to one address. `on_event` is
 /// called from several threads.
@@ -163,7 +187,7 @@ pub fn serve(
                 // Lost is lost: the client asks again.
                 let _ = socket.send_to(packet, peer);
             };
-            if !make_room(&slots, peer, limits.max_sessions) {
+            if !make_room(&slots, limits.max_sessions) {
                 reply(&packet::error(
                     ErrorCode::Undefined,
                     "too many transfers at once, try later",
@@ -185,24 +209,19 @@ pub fn serve(
                 }
             };
             let slot = Arc::clone(&transfer.slot);
-            lock(&slots).insert(peer, Arc::clone(&slot));
+            lock(&slots).push(Arc::clone(&slot));
             stop.watch(&slot.socket);
             let slots = &slots;
+            let begun = Arc::clone(&slot);
             let run = move || {
                 transfer.run(stop, on_event);
-                let mut slots = lock(slots);
-                if slots
-                    .get(&peer)
-                    .is_some_and(|known| Arc::ptr_eq(known, &slot))
-                {
-                    slots.remove(&peer);
-                }
+                forget(slots, &slot);
             };
             if let Err(error) = thread::Builder::new()
                 .name("tftp".into())
                 .spawn_scoped(scope, run)
             {
-                lock(slots).remove(&peer);
+                forget(slots, &begun);
                 reply(&packet::error(
                     ErrorCode::Undefined,
                     &format!("no thread for the transfer: {error}"),
@@ -213,10 +232,7 @@ pub fn serve(
 }
 
 fn stop_all(slots: &Slots) {
-    for slot in lock(slots).values() {
-        slot.superseded.store(true, Ordering::SeqCst);
-        wake(&slot.socket);
-    }
+    lock(slots).iter().for_each(|slot| slot.supersede());
 }
 
 /// Errors after which a socket goes on.
@@ -233,45 +249,46 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// The request of a transfer that goes on came once more: its own clock repeats the answer. Any
-/// other request from the same port ends the transfer.
+/// other request from the same port ends the transfer, unless it is finished and only answers for
+/// its last block.
 fn is_repeated(slots: &Slots, peer: SocketAddr, payload: &[u8]) -> bool {
     let mut slots = lock(slots);
-    let Some(slot) = slots.get(&peer) else {
-        return false;
-    };
-    if slot.request == payload && matches!(slot.phase.load(Ordering::SeqCst), OPENING | RUNNING) {
+    if slots
+        .iter()
+        .any(|slot| slot.peer == peer && slot.is_copy(payload))
+    {
         return true;
     }
-    if let Some(slot) = slots.remove(&peer) {
-        supersede(&slot);
-    }
+    slots.retain(|slot| {
+        let ends = slot.peer == peer && slot.phase() != FINISHED;
+        if ends {
+            slot.supersede();
+        }
+        !ends
+    });
     false
 }
 
-fn supersede(slot: &Slot) {
-    slot.superseded.store(true, Ordering::SeqCst);
-    wake(&slot.socket);
-}
-
 /// Room for one more: finished transfers go first, then the oldest that has stalled.
-fn make_room(slots: &Slots, peer: SocketAddr, most: usize) -> bool {
+fn make_room(slots: &Slots, most: usize) -> bool {
     let mut slots = lock(slots);
     if slots.len() < most {
         return true;
     }
-    let phase = |slot: &Slot| slot.phase.load(Ordering::SeqCst);
-    let idle = slots.iter().filter(|(_, slot)| phase(slot) >= STALLED);
-    let oldest = idle
-        .min_by_key(|(_, slot)| (phase(slot) != FINISHED, slot.started))
-        .map(|(peer, _)| *peer);
-    debug_assert!(oldest != Some(peer), "its transfer was superseded before");
-    match oldest.and_then(|oldest| slots.remove(&oldest)) {
-        Some(slot) => {
-            supersede(&slot);
-            true
-        }
-        None => false,
-    }
+    let idle = slots
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| slot.phase() >= STALLED);
+    let oldest = idle.min_by_key(|(_, slot)| (slot.phase() != FINISHED, slot.started));
+    let Some((index, _)) = oldest else {
+        return false;
+    };
+    slots.swap_remove(index).supersede();
+    true
+}
+
+fn forget(slots: &Slots, slot: &Arc<Slot>) {
+    lock(slots).retain(|known| !Arc::ptr_eq(known, slot));
 }
 
 /// A transfer about to run.
@@ -303,10 +320,12 @@ fn begin(
     Ok(opened.map(|session| {
         let slot = Slot {
             request: payload.to_vec(),
+            peer,
             socket: Arc::new(socket),
             phase: AtomicU8::new(OPENING),
             superseded: AtomicBool::new(false),
             started: now,
+            finished: OnceLock::new(),
         };
         Transfer {
             session,
@@ -392,6 +411,7 @@ impl Transfer {
 
     fn note_phase(&self) {
         let phase = if self.session.state() != &State::Running {
+            self.slot.finished.get_or_init(Instant::now);
             FINISHED
         } else if self.session.is_opening() {
             OPENING
