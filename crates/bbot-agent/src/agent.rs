@@ -103,9 +103,28 @@ pub(crate) struct Agent {
     /// last task, so that one with much work does not starve the others.
     first: usize,
     inventory: Inventory,
-    delivery: Delivery,
+    /// None where no result is posted: dumps and fake requests.
+    delivery: Option<Delivery>,
     sources: Cache,
     had_machines: Option<bool>,
+}
+
+/// What asking the controllers has come to.
+enum Asked {
+    /// A task, and the number of the controller that gave it.
+    Task(Box<Assignment>, usize),
+    /// No task but one for a machine that was not offered.
+    UnknownMachine,
+    /// No task.
+    Nothing,
+}
+
+/// A task for a machine that was not offered.
+#[derive(Debug, thiserror::Error)]
+#[error("task from {from} for unknown machine {machine}")]
+struct UnknownMachine {
+    from: String,
+    machine: String,
 }
 
 /// A controller as far as it is known.
@@ -163,7 +182,17 @@ impl Agent {
                 state.display()
             )
         };
-        let delivery = Delivery::new(Spool::open(&state).with_context(hint)?);
+        let posts = !options.dump_machines
+            && !options.dump_task
+            && !options.dump_result
+            && options.fake_request.is_none();
+        let delivery = if posts {
+            // Agents of several toolchains share the host, and the default.
+            let own = state.join(parts.host.toolchain.as_str());
+            Some(Delivery::new(Spool::open(&own).with_context(hint)?))
+        } else {
+            None
+        };
         let sources = Cache::open(&state).with_context(hint)?;
         Ok(Self {
             controllers,
@@ -201,7 +230,7 @@ impl Agent {
             None if all_ours => IDLE_PAUSE_OURS,
             None => IDLE_PAUSE,
         };
-        match self.delivery.next_due() {
+        match self.delivery.as_ref().and_then(Delivery::next_due) {
             Some(due) => idle.min(due.saturating_duration_since(Instant::now())),
             None => idle,
         }
@@ -210,8 +239,8 @@ impl Agent {
     /// One turn of the loop.
     pub(crate) async fn turn(&mut self) -> Result<Turn> {
         let options = &self.host.options;
-        if !options.dump_machines && options.fake_request.is_none() {
-            self.delivery.deliver(&*self.link).await;
+        if let Some(delivery) = &mut self.delivery {
+            delivery.deliver(&*self.link).await;
         }
         let machines = match &options.fake_machine {
             Some(file) => vec![inventory::fake_machine(&self.host, file)?],
@@ -247,16 +276,14 @@ impl Agent {
                 (assignment::fake(&body, &name)?, name)
             }
             None => match self.ask(&machines).await? {
-                Some((assignment, controller)) => {
-                    (assignment, self.controllers[controller].url.to_string())
+                Asked::Task(assignment, controller) => {
+                    (*assignment, self.controllers[controller].url.to_string())
                 }
-                None => {
+                // The seed ends so, and says nothing on standard output.
+                Asked::UnknownMachine if self.host.options.dump_task => return Ok(Turn::Ended),
+                Asked::UnknownMachine | Asked::Nothing => {
                     tracing::debug!("no tasks from any controllers, sleeping");
-                    return Ok(if self.host.options.dump_task && self.refused_for_dump() {
-                        Turn::Ended
-                    } else {
-                        Turn::Idle
-                    });
+                    return Ok(Turn::Idle);
                 }
             },
         };
@@ -265,21 +292,19 @@ impl Agent {
             .find(|m| m.header().name == assignment.task.machine)
         else {
             // Only --fake-request comes here: a controller's answer was checked.
-            let text = format!(
-                "task from {from} for unknown machine {}",
-                assignment.task.machine
-            );
+            let machine = assignment.task.machine;
+            let unknown = UnknownMachine { from, machine };
             if self.host.options.dump_task {
-                tracing::error!("{text}");
+                tracing::error!("{unknown}");
                 return Ok(Turn::Ended);
             }
-            bail!(text);
+            return Err(unknown.into());
         };
         self.perform(assignment, machine, &from).await
     }
 
     /// Asks the controllers until one has a task for one of the machines.
-    async fn ask(&mut self, machines: &[Machine]) -> Result<Option<(Assignment, usize)>> {
+    async fn ask(&mut self, machines: &[Machine]) -> Result<Asked> {
         let options = &self.host.options;
         let era: Era = options.era.into();
         let request = TaskRequest {
@@ -296,6 +321,7 @@ impl Agent {
             .serialize(era)
             .context("unable to write the task request")?;
         let count = self.controllers.len();
+        let mut asked = Asked::Nothing;
         for number in (self.first..count).chain(0..self.first) {
             let url = self.controllers[number].url.clone();
             match self.ask_one(&url, number, &body, &request.machines).await {
@@ -303,12 +329,17 @@ impl Agent {
                 Ok(Some(assignment)) => {
                     self.trouble(number, None);
                     self.first = (number + 1) % count;
-                    return Ok(Some((assignment, number)));
+                    return Ok(Asked::Task(Box::new(assignment), number));
                 }
-                Err(e) => self.trouble(number, Some(format!("{e:#}"))),
+                Err(e) => {
+                    if e.is::<UnknownMachine>() {
+                        asked = Asked::UnknownMachine;
+                    }
+                    self.trouble(number, Some(format!("{e:#}")));
+                }
             }
         }
-        Ok(None)
+        Ok(asked)
     }
 
     async fn ask_one(
@@ -333,10 +364,11 @@ impl Agent {
         if let Some(assignment) = &assignment
             && !offered.iter().any(|m| m.name == assignment.task.machine)
         {
-            bail!(
-                "task from {url} for unknown machine {}",
-                assignment.task.machine
-            );
+            return Err(UnknownMachine {
+                from: url.to_string(),
+                machine: assignment.task.machine.clone(),
+            }
+            .into());
         }
         Ok(assignment)
     }
@@ -351,16 +383,6 @@ impl Agent {
             (None, None) => {}
         }
         controller.trouble = now;
-    }
-
-    /// `--dump-task` ends even when the task is for an unknown machine (the seed).
-    fn refused_for_dump(&self) -> bool {
-        let unknown = |c: &Controller| {
-            c.trouble
-                .as_ref()
-                .is_some_and(|t| t.contains("for unknown machine"))
-        };
-        self.controllers.iter().any(unknown)
     }
 
     async fn perform(
@@ -421,7 +443,7 @@ impl Agent {
         if self.host.options.dump_result {
             return self.print(&performed.serialize(era)?);
         }
-        let Some(result_url) = assignment.result_url else {
+        let (Some(result_url), Some(delivery)) = (assignment.result_url, &mut self.delivery) else {
             tracing::info!("{}/{}: {}", task.name, task.version, performed.status);
             return Ok(Turn::Ended);
         };
@@ -438,7 +460,7 @@ impl Agent {
             agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
             result: performed,
         };
-        if let Err(e) = self.delivery.add(&result_url, &request, era) {
+        if let Err(e) = delivery.add(&result_url, &request, era) {
             // No room on the disk must not cost the result.
             tracing::error!("{e:#}; uploading the result without keeping it");
             let body = result::fit(&request, era, result::STRANGERS_LIMIT)?;
@@ -447,7 +469,7 @@ impl Agent {
                 tracing::error!("unable to upload result to {result_url}: {posted:?}");
             }
         }
-        self.delivery.deliver(&*self.link).await;
+        delivery.deliver(&*self.link).await;
         Ok(Turn::Again)
     }
 

@@ -100,7 +100,7 @@ pub(crate) async fn bootstrap(
             folders.path(),
             MANIFEST_LIMIT,
         );
-        let run_dir = host.run_dir()?;
+        let sockets = host.socket_folder()?;
         let mut machine = host
             .hypervisor
             .start(StartSpec {
@@ -116,7 +116,7 @@ pub(crate) async fn bootstrap(
                     root,
                     limits: Limits::wire(),
                 },
-                run_dir: run_dir.path().to_owned(),
+                run_dir: sockets.path().to_owned(),
                 user: options.qemu_user.clone(),
             })
             .await?;

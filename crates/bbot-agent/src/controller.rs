@@ -247,7 +247,9 @@ impl Http {
             let mut request = self
                 .client
                 .request(method.clone(), url.clone())
-                .header("Bbot-Agent", "1");
+                .header("Bbot-Agent", "1")
+                // Not to be held: a turn of the loop asks every controller.
+                .header("Bbot-Wait", "0");
             if let Some(body) = &body {
                 request = request
                     .header(CONTENT_TYPE, "text/manifest")

@@ -9,10 +9,14 @@ use bbot_machine::accel::Accelerator;
 use bbot_machine::layout::ToolchainName;
 use bbot_machine::machine::Hypervisor;
 use bbot_machine::owner::Instance;
-use tempfile::TempDir;
 
+use crate::folder::{self, RunFolder};
 use crate::options::Options;
 use crate::toolchain::{self, Toolchain};
+
+/// How the folders of runs are called, so that they are told from others.
+const RUN_PREFIX: &str = "run-";
+const SOCKETS_PREFIX: &str = "bbot-run-";
 
 /// The build host, as one agent sees it.
 #[derive(Debug)]
@@ -32,45 +36,42 @@ pub struct Host {
 /// The folders of one run below the TFTP root; gone when this is dropped.
 #[derive(Debug)]
 pub(crate) struct RunFolders {
-    dir: TempDir,
+    /// Always there; taken out by the drop alone.
+    folder: Option<RunFolder>,
 }
 
 impl RunFolders {
     /// `<tftp>/<kind>/<toolchain>/<run>/` with these folders in it.
     pub(crate) fn create(host: &Host, kind: &str, folders: &[&str]) -> Result<Self> {
-        let parent = host.options.tftp.join(kind).join(host.toolchain.as_str());
-        let made = std::fs::create_dir_all(&parent).and_then(|()| {
-            tempfile::Builder::new()
-                .prefix(&format!("{}-", std::process::id()))
-                .tempdir_in(&parent)
+        let parent = host.run_folders(kind);
+        let made = RunFolder::create(&parent, RUN_PREFIX).and_then(|folder| {
+            for name in folders {
+                std::fs::create_dir(folder.path().join(name))?;
+            }
+            Ok(folder)
         });
-        let dir = made.with_context(|| {
+        let folder = made.with_context(|| {
             format!(
                 "unable to make a folder in {}: give --tftp a directory that is writable",
                 parent.display()
             )
         })?;
-        for folder in folders {
-            let path = dir.path().join(folder);
-            std::fs::create_dir(&path)
-                .with_context(|| format!("unable to make the folder {}", path.display()))?;
-        }
-        Ok(Self { dir })
+        Ok(Self {
+            folder: Some(folder),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        self.folder.as_ref().map_or(Path::new(""), RunFolder::path)
     }
 }
 
 impl Drop for RunFolders {
     fn drop(&mut self) {
+        let parent = self.path().parent().map(Path::to_owned);
+        drop(self.folder.take());
         // The toolchain's folder goes with its last run; where another run is
         // still in it, this does nothing.
-        let parent = self.dir.path().parent().map(Path::to_owned);
-        if let Err(e) = std::fs::remove_dir_all(self.dir.path()) {
-            tracing::warn!("unable to remove {}: {e}", self.dir.path().display());
-        }
         if let Some(parent) = parent {
             let _ = std::fs::remove_dir(parent);
         }
@@ -88,56 +89,34 @@ impl Host {
         Ok(toolchain)
     }
 
-    /// A private directory for a run's sockets, with a path that is short enough
-    /// for them.
-    pub(crate) fn run_dir(&self) -> Result<TempDir> {
-        let candidates = [PathBuf::from("/run"), std::env::temp_dir()];
-        let mut last = None;
-        for parent in candidates {
-            match tempfile::Builder::new().prefix("bbot-").tempdir_in(&parent) {
-                Ok(dir) => return Ok(dir),
-                Err(e) => {
-                    last = Some(
-                        anyhow::Error::new(e)
-                            .context(format!("unable to make a folder in {}", parent.display())),
-                    )
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| anyhow::anyhow!("no directory for the run's sockets")))
+    fn run_folders(&self, kind: &str) -> PathBuf {
+        self.options.tftp.join(kind).join(self.toolchain.as_str())
     }
 
-    /// Removes the folders of runs whose process is gone.
+    /// A private directory for a run's sockets, with a path that is short enough
+    /// for them.
+    pub(crate) fn socket_folder(&self) -> Result<RunFolder> {
+        let [first, second] = socket_parents();
+        RunFolder::create(&first, SOCKETS_PREFIX)
+            .or_else(|_| RunFolder::create(&second, SOCKETS_PREFIX))
+            .with_context(|| format!("unable to make a folder in {}", second.display()))
+    }
+
+    /// Removes the folders of runs that are gone.
     pub(crate) fn sweep_run_folders(&self) {
         for kind in ["build", "bootstrap"] {
-            let parent = self.options.tftp.join(kind).join(self.toolchain.as_str());
-            let Ok(entries) = std::fs::read_dir(&parent) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let name = entry.file_name();
-                let pid = name
-                    .to_str()
-                    .and_then(|n| n.split_once('-'))
-                    .and_then(|(pid, _)| pid.parse::<u32>().ok());
-                if let Some(pid) = pid
-                    && pid != std::process::id()
-                    && !Path::new("/proc").join(pid.to_string()).exists()
-                {
-                    match std::fs::remove_dir_all(entry.path()) {
-                        Ok(()) => tracing::info!(
-                            "removed {}, left by a run that has ended",
-                            entry.path().display()
-                        ),
-                        Err(e) => {
-                            tracing::warn!("unable to remove {}: {e}", entry.path().display())
-                        }
-                    }
-                }
-            }
+            let parent = self.run_folders(kind);
+            folder::sweep(&parent, RUN_PREFIX);
             let _ = std::fs::remove_dir(&parent);
         }
+        for parent in socket_parents() {
+            folder::sweep(&parent, SOCKETS_PREFIX);
+        }
     }
+}
+
+fn socket_parents() -> [PathBuf; 2] {
+    [PathBuf::from("/run"), std::env::temp_dir()]
 }
 
 /// Whether an error is the host's and not one machine's: every machine would fail

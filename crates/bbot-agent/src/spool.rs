@@ -1,8 +1,8 @@
 //! Results on disk, from before they are posted until they are taken.
 //!
 //! ```text
-//! <state>/results/<time>-<n>.result    to be posted
-//! <state>/refused/<time>-<n>.result    refused, or not taken in the time a controller waits
+//! <state>/<toolchain>/results/<time>-<n>.result    to be posted
+//! <state>/<toolchain>/refused/<time>-<n>.result    refused, or not taken in the time a controller waits
 //! ```
 //!
 //! The first line of a file says where the result goes, the rest is the body of
@@ -28,6 +28,7 @@ const REFUSED_KEPT: usize = 100;
 
 const MAGIC: &str = "bbot-result 1";
 const EXTENSION: &str = "result";
+const WRITING: &str = ".writing-";
 
 /// The spool cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,8 @@ pub struct Spool {
     results: PathBuf,
     refused: PathBuf,
     count: u32,
+    /// Held, so that two agents never post the same results.
+    _lock: fs::File,
 }
 
 /// A result that waits to be taken.
@@ -68,19 +71,39 @@ pub struct Entry {
 }
 
 impl Spool {
-    /// The spool below the state directory, which is made if needed.
+    /// The spool below the state directory (of one toolchain), which is made if
+    /// needed.
     ///
     /// # Errors
     ///
-    /// When the folders cannot be made or are not writable.
+    /// When the folders cannot be made, are not writable, or another agent uses them.
     pub fn open(state: &Path) -> Result<Self, SpoolError> {
+        fs::create_dir_all(state).map_err(error("make the folder", state))?;
+        let path = state.join("lock");
+        let lock = fs::File::create(&path).map_err(error("write", &path))?;
+        if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
+            let busy = "another agent of this toolchain uses it; give one of them another --state";
+            return Err(error("use", state)(io::Error::other(busy)));
+        }
         let spool = Self {
             results: state.join("results"),
             refused: state.join("refused"),
             count: 0,
+            _lock: lock,
         };
         for dir in [&spool.results, &spool.refused] {
             fs::create_dir_all(dir).map_err(error("make the folder", dir))?;
+        }
+        for left in fs::read_dir(&spool.results)
+            .map_err(error("read the folder", &spool.results))?
+            .flatten()
+        {
+            // Half written when an agent died; its result was never promised.
+            let name = left.file_name();
+            if name.as_encoded_bytes().starts_with(WRITING.as_bytes()) {
+                let path = left.path();
+                fs::remove_file(&path).map_err(error("remove", &path))?;
+            }
         }
         // Found out now rather than after the first hour of building.
         tempfile::tempfile_in(&spool.results)
@@ -132,7 +155,7 @@ impl Spool {
     fn write(&self, entry: &Entry) -> Result<(), SpoolError> {
         let failed = error("write the result", &entry.path);
         let mut file = tempfile::Builder::new()
-            .prefix(".writing-")
+            .prefix(WRITING)
             .tempfile_in(&self.results)
             .map_err(&failed)?;
         writeln!(file, "{MAGIC} {}", entry.url)
@@ -352,7 +375,16 @@ mod tests {
         let file = state.path().join("file");
         fs::write(&file, "").unwrap();
         let error = Spool::open(&file).unwrap_err();
-        assert!(error.to_string().contains("file/results"), "{error}");
+        assert!(error.to_string().contains("file"), "{error}");
+
+        let _one = Spool::open(state.path()).unwrap();
+        let second = Spool::open(state.path()).unwrap_err();
+        assert!(
+            std::error::Error::source(&second)
+                .unwrap()
+                .to_string()
+                .contains("another agent")
+        );
     }
 
     #[test]

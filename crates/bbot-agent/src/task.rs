@@ -28,6 +28,9 @@ const SEGMENT_LIMIT: u64 = 128 * 1024;
 /// The largest artifact.
 const UPLOAD_LIMIT: u64 = 256 * 1024 * 1024;
 
+/// How often a machine that is replaced while it is copied is copied again.
+const COPY_RETRIES: u32 = 3;
+
 /// The names under which the worker may fetch its task.
 const TASK_NAMES: [&str; 2] = ["manifest", "task.manifest"];
 
@@ -81,14 +84,8 @@ pub async fn perform(
             machine: name.clone(),
             attempt: attempt + 1,
         });
-        let copy = Temporary::snapshot(
-            &host.instance,
-            &job.machine.volume,
-            &job.machine.dir,
-            &host.toolchain,
-            &job.machine.directory,
-        )?;
-        let run_dir = host.run_dir()?;
+        let copy = copy_of(host, job.machine)?;
+        let sockets = host.socket_folder()?;
         let mut machine = host
             .hypervisor
             .start(StartSpec {
@@ -104,7 +101,7 @@ pub async fn perform(
                     root: root.clone(),
                     limits: Limits::wire(),
                 },
-                run_dir: run_dir.path().to_owned(),
+                run_dir: sockets.path().to_owned(),
                 user: options.qemu_user.clone(),
             })
             .await?;
@@ -187,6 +184,24 @@ pub async fn perform(
         };
     }
     unreachable!("the last try returns")
+}
+
+/// A copy of the bootstrapped machine. Another process may put a new one in its
+/// place while it is copied: then once more.
+fn copy_of(host: &Host, machine: &Machine) -> Result<Temporary> {
+    let mut tries = 0;
+    loop {
+        match Temporary::snapshot(
+            &host.instance,
+            &machine.volume,
+            &machine.dir,
+            &host.toolchain,
+            &machine.directory,
+        ) {
+            Err(e) if e.is_race() && tries < COPY_RETRIES => tries += 1,
+            made => return Ok(made?),
+        }
+    }
 }
 
 /// Writes what the worker fetches, and says what it may fetch and upload.

@@ -201,16 +201,17 @@ pub fn resolve(tftp: &Path, name: &str) -> Result<Toolchain, ToolchainError> {
     };
     Ok(Toolchain {
         name: name.to_owned(),
-        id: managed_id(&link, name),
+        // Of the path, not of the link: that may be switched meanwhile.
+        id: store_id(&root, &path, name),
         path,
     })
 }
 
-/// The id in the target of a link that we have made.
-fn managed_id(link: &Path, name: &str) -> Option<String> {
-    let target = fs::read_link(link).ok()?;
-    let target = target.strip_prefix(STORE).ok()?.to_str()?;
-    let id = target.strip_prefix(name)?.strip_prefix('@')?;
+/// The id in the path of a folder that we have made.
+fn store_id(root: &Path, path: &Path, name: &str) -> Option<String> {
+    let store = root.join(STORE).canonicalize().ok()?;
+    let folder = path.strip_prefix(store).ok()?.to_str()?;
+    let id = folder.strip_prefix(name)?.strip_prefix('@')?;
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     (id.len() == 64 && id.bytes().all(hex)).then(|| id.to_owned())
 }
@@ -257,7 +258,7 @@ pub fn add(tftp: &Path, name: &str, from: &Path) -> Result<String, ToolchainErro
         sync_dir(&store)?;
     }
 
-    let previous = managed_id(&link, name);
+    let previous = resolve(tftp, name).ok().and_then(|t| t.id);
     let new_link = store.join(format!(".link-{name}-{}", std::process::id()));
     let _ = fs::remove_file(&new_link);
     std::os::unix::fs::symlink(Path::new(STORE).join(format!("{name}@{id}")), &new_link)

@@ -585,7 +585,9 @@ fn one_task(era: Era) {
         .unwrap();
     assert_eq!(text(&verified.stdout), challenge, "{stderr}");
     assert_eq!(
-        fs::read_dir(host.path("state/results")).unwrap().count(),
+        fs::read_dir(host.path("state/default/results"))
+            .unwrap()
+            .count(),
         0,
         "{stderr}"
     );
@@ -626,7 +628,12 @@ fn a_result_outlives_the_agent() {
     child.kill().unwrap();
     child.wait().unwrap();
     let first = result_server.join().unwrap();
-    assert_eq!(fs::read_dir(host.path("state/results")).unwrap().count(), 1);
+    assert_eq!(
+        fs::read_dir(host.path("state/default/results"))
+            .unwrap()
+            .count(),
+        1
+    );
     let address = results.trim_start_matches("http://").trim_end_matches('/');
     let (_, result_server) = serve_at(address, vec![answer("200 OK", "", "")]);
 
@@ -644,5 +651,10 @@ fn a_result_outlives_the_agent() {
     child.wait().unwrap();
     let posted = result_server.join().unwrap();
     assert_eq!(posted[0].body, first[0].body);
-    assert_eq!(fs::read_dir(host.path("state/results")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(host.path("state/default/results"))
+            .unwrap()
+            .count(),
+        0
+    );
 }

@@ -109,6 +109,8 @@ impl World {
 
     /// The agent is started again with these options.
     pub(super) fn restart(&mut self, args: &[&str]) {
+        // The spool's lock goes with the old one.
+        self.agent.delivery = None;
         self.agent = make_agent(self.dir.path(), &self.fake, &self.controllers, args);
     }
 
@@ -222,7 +224,7 @@ impl World {
     }
 
     pub(super) fn spool(&self, folder: &str) -> usize {
-        names(&self.dir.path().join("state").join(folder)).len()
+        names(&self.dir.path().join("state/default").join(folder)).len()
     }
 }
 
