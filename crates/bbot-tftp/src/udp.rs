@@ -16,7 +16,7 @@ use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
 use crate::session::{self, Event, LATE, Session};
 use crate::socket::receive_buffer;
-use crate::transfer::{Failure, State};
+use crate::transfer::{Failure, Output, State};
 
 /// Why the server ended other than by [`Stop`].
 #[derive(Debug, thiserror::Error)]
@@ -382,23 +382,33 @@ impl Transfer {
                 return;
             }
             if self.slot.superseded.load(Ordering::SeqCst) {
+                if let Ok(length) = received {
+                    self.session.handle(&buffer[..length], now, &mut out);
+                }
+                self.hear_out(&mut buffer, now, &mut out);
                 self.end(Failure::Superseded, on_event);
                 return;
             }
             match received {
                 Ok(length) => self.session.handle(&buffer[..length], now, &mut out),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    // The peer's last words came before its port was closed.
-                    while let Ok((length, _)) =
-                        rustix::net::recv(&*socket, &mut buffer, RecvFlags::DONTWAIT)
-                    {
-                        self.session.handle(&buffer[..length], now, &mut out);
-                    }
+                    self.hear_out(&mut buffer, now, &mut out);
                     self.end(Failure::Closed, on_event);
                     return;
                 }
                 Err(_) => self.session.tick(now, &mut out),
             }
+        }
+    }
+
+    /// Takes what the peer sent before it closed its port or began anew: it may be the last ACK.
+    fn hear_out(&mut self, buffer: &mut [u8], now: Instant, out: &mut dyn Output) {
+        let socket = Arc::clone(&self.slot.socket);
+        // A socket that was shut down gives empty datagrams for ever.
+        while let Ok((length @ 1.., _)) =
+            rustix::net::recv(&*socket, &mut *buffer, RecvFlags::DONTWAIT)
+        {
+            self.session.handle(&buffer[..length], now, out);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bbot_tftp::client::{Client, Options, Reason};
 use bbot_tftp::packet::{self, ErrorCode, Packet};
+use proptest::prelude::*;
 
 const SERVER: &str = "192.0.2.1:69";
 const TRANSFER: &str = "192.0.2.1:50000";
@@ -218,4 +219,37 @@ fn errors_are_told_apart() {
         Ok(Packet::Error { .. })
     ));
     assert!(matches!(client.finish(), Err(Reason::Deadline)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Bytes from a server never stop it, whatever they are.
+    #[test]
+    fn no_bytes_stop_it(
+        putting in any::<bool>(),
+        packets in proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40)), 0..20),
+    ) {
+        let mut now = Instant::now();
+        let (mut got, mut source) = (Vec::new(), &[1; 9000][..]);
+        let options = Options { limit: 1000, ..Options::default() };
+        let mut client = if putting {
+            Client::put(address(SERVER), "file", &mut source, Some(9000), &options, now)
+        } else {
+            Client::get(address(SERVER), "file", &mut got, &options, now)
+        };
+        for (answer, mut bytes) in packets {
+            if let [high, low, ..] = bytes.as_mut_slice() {
+                (*high, *low) = (0, *low % 8);
+            }
+            if answer {
+                bytes = packet::option_ack(&[("blksize", 8 + u64::from(bytes.len() > 20)), ("windowsize", 3)]);
+            }
+            hand(&mut client, TRANSFER, &bytes, now);
+            now += Duration::from_millis(400);
+            tick(&mut client, now);
+        }
+        let _ = client.finish();
+        prop_assert!(got.len() <= 1000);
+    }
 }

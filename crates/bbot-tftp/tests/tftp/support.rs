@@ -64,6 +64,20 @@ pub(crate) fn have(program: &str) -> bool {
     found
 }
 
+/// Whether this is root, which the other server needs to begin with.
+pub(crate) fn am_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
+    assert!(
+        root || !required.split(',').any(|word| word == "root"),
+        "this needs root, and BBOT_REQUIRE names it"
+    );
+    if !root {
+        println!("skipped: not root");
+    }
+    root
+}
+
 /// Runs a command to its end, within a bound.
 pub(crate) fn run(command: &mut Command) -> std::process::Output {
     let mut bounded = Command::new("timeout");
