@@ -24,9 +24,7 @@ pub fn matches(matching: Matching, pattern: &str, name: &str) -> bool {
 }
 
 fn components(pattern: &str, name: &str) -> bool {
-    // `a**b` is `a*`, any components, `*b`.
-    let pattern = pattern.replace("**", "*-**-*");
-    let pattern: Vec<&str> = pattern.split('-').collect();
+    let pattern = split(pattern);
     let name: Vec<&str> = name.split('-').collect();
 
     // reached[j]: the pattern's components so far can match the name's first j. Names come from agents
@@ -39,7 +37,7 @@ fn components(pattern: &str, name: &str) -> bool {
             if !reached[j] {
                 continue;
             }
-            match component {
+            match component.as_str() {
                 "**" => next[j..].fill(true),
                 "*" => {
                     next[j] = true;
@@ -47,8 +45,8 @@ fn components(pattern: &str, name: &str) -> bool {
                         next[j + 1] = true;
                     }
                 }
-                _ if j < name.len() && wildcard(component, name[j], Brackets::Class) => {
-                    next[j + 1] = true
+                _ if j < name.len() && wildcard(&component, name[j], Brackets::Class) => {
+                    next[j + 1] = true;
                 }
                 _ => {}
             }
@@ -56,6 +54,33 @@ fn components(pattern: &str, name: &str) -> bool {
         reached = next;
     }
     reached[name.len()]
+}
+
+/// The components of a pattern. `a**b` is `a*`, any components, `*b`; a dash or star within brackets is a
+/// member of the class and parts nothing.
+fn split(pattern: &str) -> Vec<String> {
+    let chars: Vec<char> = pattern.chars().collect();
+    let mut components = vec![String::new()];
+    let mut i = 0;
+    while i < chars.len() {
+        let last = components.len() - 1;
+        match chars[i] {
+            '-' => components.push(String::new()),
+            '*' if chars.get(i + 1) == Some(&'*') => {
+                components[last].push('*');
+                components.extend(["**".to_owned(), "*".to_owned()]);
+                i += 1;
+            }
+            '[' => {
+                let used = class(&chars[i + 1..]).map_or(0, |(_, used)| used);
+                components[last].extend(&chars[i..=i + used]);
+                i += used;
+            }
+            c => components[last].push(c),
+        }
+        i += 1;
+    }
+    components
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

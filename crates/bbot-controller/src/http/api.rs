@@ -274,11 +274,10 @@ pub(super) fn filter(parameters: &[(String, String)]) -> Result<(Filter, i64), P
             "state" => filter.state = Some(value.parse().map_err(|e| bad(&e))?),
             "status" => filter.status = Some(value.parse().map_err(|e| bad(&e))?),
             "before" => {
-                filter.before = Some(
-                    value
-                        .parse()
-                        .map_err(|_| bad(&"not a cursor of this list"))?,
-                )
+                let cursor = value
+                    .parse()
+                    .map_err(|_| bad(&"not a cursor of this list"))?;
+                filter.before = Some(cursor);
             }
             "limit" => {
                 limit = value

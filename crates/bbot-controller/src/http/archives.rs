@@ -34,7 +34,7 @@ pub(super) async fn put(
         body::drain(&mut incoming_body).await;
         return Ok(answer(&sha256, Put::Known));
     }
-    let mut incoming = Some(app.archives.begin().map_err(problem)?);
+    let mut incoming = Some(app.archives.begin().map_err(|e| problem(&e))?);
     while let Some(data) = body::next(&mut incoming_body).await? {
         let Some(mut archive) = incoming.take() else {
             break;
@@ -47,7 +47,7 @@ pub(super) async fn put(
             Ok(archive) => incoming = Some(archive),
             Err(e) => {
                 body::drain(&mut incoming_body).await;
-                return Err(problem(e).into());
+                return Err(problem(&e).into());
             }
         }
     }
@@ -58,7 +58,7 @@ pub(super) async fn put(
     let (_, put) = tokio::task::spawn_blocking(move || incoming.finish(Some(&expected)))
         .await
         .map_err(|e| Problem::internal("keep an archive", &e))?
-        .map_err(problem)?;
+        .map_err(|e| problem(&e))?;
     Ok(answer(&sha256, put))
 }
 
@@ -70,13 +70,13 @@ fn answer(sha256: &str, put: Put) -> Response {
     api::json(status, &serde_json::json!({ "archive": sha256 }))
 }
 
-fn problem(error: ArchiveError) -> Problem {
+fn problem(error: &ArchiveError) -> Problem {
     match error {
         ArchiveError::TooLarge { .. } => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
         }
         ArchiveError::Hash { .. } | ArchiveError::NotGzip => Problem::bad(error.to_string()),
-        ArchiveError::Io { .. } => Problem::internal("keep an archive", &error),
+        ArchiveError::Io { .. } => Problem::internal("keep an archive", error),
     }
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/sign-out", post(pages::sign_out))
         .route("/style.css", get(pages::style))
         .nest("/api/v1", api)
-        .fallback(pages::unknown)
+        .fallback(unknown)
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&app),
             guard::check,
@@ -169,4 +169,12 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
         }
         _ => problem::wrong_method(if agents { "POST" } else { "GET, HEAD" }),
     }
+}
+
+/// Whatever else is asked for: told in JSON below the API, on a page elsewhere.
+async fn unknown(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
+    if request.uri().path().starts_with("/api/") {
+        return api::unknown().await.into_response();
+    }
+    pages::unknown(&app, request.headers()).into_response()
 }

@@ -515,9 +515,9 @@ pub(super) async fn style() -> Response {
 }
 
 /// Whatever else is asked for.
-pub(super) async fn unknown(State(app): State<Arc<App>>, headers: HeaderMap) -> Page {
+pub(super) fn unknown(app: &App, headers: &HeaderMap) -> Page {
     Page {
         problem: Problem::not_found("such page"),
-        frame: Frame::of(&app, &headers, "/", ""),
+        frame: Frame::of(app, headers, "/", ""),
     }
 }

@@ -107,7 +107,7 @@ impl Store {
         let verdict = decide(&facts);
         match verdict {
             Verdict::Keep(state) => {
-                keep(&mut transaction, session, &facts.build, result, state, now).await?
+                keep(&mut transaction, session, &facts.build, result, state, now).await?;
             }
             Verdict::Requeue => {
                 // Without its session a second result for it comes to nothing.

@@ -147,7 +147,7 @@ fn the_mark_of_our_agents_and_the_option_decide_the_era() {
 
     let dir = tempfile::tempdir().unwrap();
     let controller = Controller::start(dir.path(), |c| {
-        c.era = EraChoice::Fixed(bbot_manifest::Era::Y2017)
+        c.era = EraChoice::Fixed(bbot_manifest::Era::Y2017);
     });
     let sha256 = controller.archive();
     controller.submit("a", "1");

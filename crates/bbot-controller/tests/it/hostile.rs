@@ -106,7 +106,7 @@ fn garbage_and_slow_clients() {
     for bytes in [
         &b"\x16\x03\x01\x02\x00\x01\x00"[..],
         b"GET\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\n\r\n",
     ] {
         let mut bytes = bytes.to_vec();
         bytes.extend(b"\r\n\r\n");

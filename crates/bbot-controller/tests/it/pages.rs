@@ -195,7 +195,7 @@ fn a_rebuild_needs_the_token_once_and_the_forms_secret_each_time() {
 fn behind_another_server() {
     let dir = tempfile::tempdir().unwrap();
     let controller = Controller::start(dir.path(), |c| {
-        c.external_url = Some("https://builds.example.org/bbot/".to_owned())
+        c.external_url = Some("https://builds.example.org/bbot/".to_owned());
     });
     controller.submit("foo", "1");
     let host = "Host: builds.example.org";

@@ -9,13 +9,13 @@ use crate::support::{Answer, agent, curl, field, request, result};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bbot-controller");
 
 /// A running program, killed when it is dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Running {
-    pub fn start(data: &Path, change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start(data: &Path, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(PROGRAM);
         command
             .args(["--listen", "127.0.0.1:0", "--data"])
@@ -38,7 +38,7 @@ impl Running {
         }
     }
 
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -49,7 +49,7 @@ impl Running {
         self.child.wait().unwrap().code()
     }
 
-    pub fn send(&self, token: &str, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn send(&self, token: &str, method: &str, path: &str, body: &[u8]) -> Answer {
         let authorization = format!("Authorization: Bearer {token}");
         curl(
             &[

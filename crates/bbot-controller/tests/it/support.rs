@@ -14,10 +14,10 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 /// When the tests' clocks begin.
-pub const START: Millis = Millis(1_790_000_000_000);
+pub(crate) const START: Millis = Millis(1_790_000_000_000);
 
 /// Whether the program is there. Where `BBOT_REQUIRE` names it, it has to be.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program)
         .arg("version")
         .stdout(Stdio::null())
@@ -37,22 +37,22 @@ pub fn has(program: &str) -> bool {
 
 /// An answer over HTTP.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).expect("the body is UTF-8")
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .filter_map(|l| l.split_once(':'))
@@ -62,7 +62,7 @@ impl Answer {
 }
 
 /// Runs curl; the standard input is what `--data-binary @-` or `-T -` sends.
-pub fn curl(arguments: &[&str], input: &[u8]) -> Answer {
+pub(crate) fn curl(arguments: &[&str], input: &[u8]) -> Answer {
     let mut child = Command::new("curl")
         .args([
             "--silent",
@@ -102,17 +102,17 @@ pub fn curl(arguments: &[&str], input: &[u8]) -> Answer {
 }
 
 /// A controller within this process.
-pub struct Controller {
-    pub address: SocketAddr,
-    pub clock: Arc<ManualClock>,
-    pub token: String,
+pub(crate) struct Controller {
+    pub(crate) address: SocketAddr,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) token: String,
     shutdown: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Controller {
     /// Starts one on this data directory.
-    pub fn start(data: &Path, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) fn start(data: &Path, change: impl FnOnce(&mut Config)) -> Self {
         let clock = Arc::new(ManualClock::at(START));
         let shutdown = CancellationToken::new();
         let (sender, bound) = tokio::sync::oneshot::channel();
@@ -145,16 +145,16 @@ impl Controller {
         }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         curl(&[&self.url(path)], b"")
     }
 
     /// A request of the API with the token.
-    pub fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let authorization = format!("Authorization: Bearer {}", self.token);
         curl(
             &[
@@ -171,7 +171,7 @@ impl Controller {
     }
 
     /// Puts an archive; its SHA-256.
-    pub fn archive(&self) -> String {
+    pub(crate) fn archive(&self) -> String {
         let bytes = gzip(b"not looked into by the controller");
         let sha256 = hex::encode(Sha256::digest(&bytes));
         let answer = self.send("PUT", &format!("/api/v1/archives/{sha256}"), &bytes);
@@ -180,12 +180,12 @@ impl Controller {
     }
 
     /// Submits a package with an archive; the ids of its builds.
-    pub fn submit(&self, name: &str, version: &str) -> Vec<String> {
+    pub(crate) fn submit(&self, name: &str, version: &str) -> Vec<String> {
         let source = serde_json::json!({ "archive": self.archive() });
         self.submit_source(name, version, &source)
     }
 
-    pub fn submit_source(&self, name: &str, version: &str, source: &Value) -> Vec<String> {
+    pub(crate) fn submit_source(&self, name: &str, version: &str, source: &Value) -> Vec<String> {
         let body = serde_json::json!({ "name": name, "version": version, "source": source });
         let answer = self.send("POST", "/api/v1/submissions", body.to_string().as_bytes());
         assert_eq!(answer.status, 201, "{}", answer.text());
@@ -196,28 +196,24 @@ impl Controller {
             .collect()
     }
 
-    pub fn build(&self, id: &str) -> Value {
+    pub(crate) fn build(&self, id: &str) -> Value {
         let answer = self.get(&format!("/api/v1/builds/{id}"));
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer.json()
     }
 
     /// An agent's request as curl sends it for the original.
-    pub fn agent(&self, query: &str, headers: &[&str], body: &str) -> Answer {
+    pub(crate) fn agent(&self, query: &str, headers: &[&str], body: &str) -> Answer {
         agent(&self.url(query), headers, body.as_bytes())
     }
 
     /// Asks for a task as a stranger; the session, which must be there.
-    pub fn take(&self) -> String {
+    pub(crate) fn take(&self) -> String {
         let answer = self.agent("/?build-task", &[], &request("0.7.0"));
         assert_eq!(answer.status, 200, "{}", answer.text());
         let session = field(&answer.text(), "session");
         assert!(!session.is_empty(), "there is a task");
         session
-    }
-
-    pub fn stop(mut self) {
-        self.end();
     }
 
     fn end(&mut self) {
@@ -238,7 +234,7 @@ impl Drop for Controller {
     }
 }
 
-pub fn agent(url: &str, headers: &[&str], body: &[u8]) -> Answer {
+pub(crate) fn agent(url: &str, headers: &[&str], body: &[u8]) -> Answer {
     let mut arguments = vec!["-H", "Content-Type: text/manifest", "--data-binary", "@-"];
     for header in headers {
         arguments.extend(["-H", header]);
@@ -247,7 +243,7 @@ pub fn agent(url: &str, headers: &[&str], body: &[u8]) -> Answer {
     curl(&arguments, body)
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::fast());
     let mut compressed = Vec::new();
     encoder.read_to_end(&mut compressed).unwrap();
@@ -255,7 +251,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The task request that the original's developers use, with another toolchain version.
-pub fn request(version: &str) -> String {
+pub(crate) fn request(version: &str) -> String {
     format!(
         ": 1\nagent: bot\ntoolchain-name: dev\ntoolchain-version: {version}\n:\nid: a2b0c4b855\n\
          name: linux_debian_12-gcc_13.1\nsummary: Linux Debian 12 GCC 13.1\n"
@@ -263,12 +259,12 @@ pub fn request(version: &str) -> String {
 }
 
 /// The shortest result.
-pub fn result(session: &str, name: &str, version: &str, status: &str) -> String {
+pub(crate) fn result(session: &str, name: &str, version: &str, status: &str) -> String {
     format!(": 1\nsession: {session}\n:\nname: {name}\nversion: {version}\nstatus: {status}\n")
 }
 
 /// The first value of this name, its folded lines joined.
-pub fn field(manifest: &str, name: &str) -> String {
+pub(crate) fn field(manifest: &str, name: &str) -> String {
     let manifest = manifest.replace("\\\n", "");
     let found = manifest
         .lines()

@@ -232,7 +232,7 @@ mod tests {
             ["0 bytes", "1 byte", "999 bytes", "12.3 kB", "4.0 MB"]
         );
         assert_eq!(time(Millis(0)), "1970-01-01 00:00:00 UTC");
-        assert_eq!(time(Millis(i64::MAX)).is_empty(), false);
+        assert!(!time(Millis(i64::MAX)).is_empty());
     }
 
     #[test]
