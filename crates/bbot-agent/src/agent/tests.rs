@@ -917,3 +917,52 @@ async fn a_local_build_shows_its_log_as_it_grows() {
         .unwrap_err();
     assert!(error.to_string().contains("bbot machine list"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_of_the_tasks_controller_goes_to_the_worker() {
+    let mut world = World::bootstrapped(&[]).await;
+    let own = format!("http://c1.example/archives/{}.tar.gz", "0".repeat(64));
+    let others = own.replace("c1.", "c3.");
+    for (repository, fetched) in [(&own, true), (&others, false)] {
+        world.agent.first = 0;
+        world.builds("manifest", RESULT.as_bytes());
+        world.answer(&task_for("linux").replace("http://r.example/1", repository));
+        assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+        let offered = format!("{:?}", world.fake.started().last().unwrap().tftp.root);
+        assert_eq!(offered.contains("source.tar.gz"), fetched, "{repository}");
+    }
+    assert_eq!(names(&world.dir.path().join("state/sources")).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_prepare_a_run_aborts_it_and_rests_the_machine() {
+    let mut world = World::bootstrapped(&[]).await;
+    fs::remove_dir_all(world.dir.path().join("tftp/build")).ok();
+    fs::write(world.dir.path().join("tftp/build"), "in the way").unwrap();
+    assert_eq!(build(&mut world).await, Turn::Again);
+    let result = world.posted().remove(0).result;
+    assert_eq!(result.status, Status::Abort);
+    assert!(
+        result.operations[0].log.contains("--tftp"),
+        "{}",
+        result.operations[0].log
+    );
+    world.controllers.requests.lock().unwrap().clear();
+    // Not offered again at once: an agent that aborts everything empties the queue.
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+    assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    world.agent.turn().await.unwrap();
+    assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dumped_task_for_an_unknown_machine_ends_the_agent() {
+    let mut world = World::bootstrapped(&["--dump-task"]).await;
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+    world.answer(&task_for("windows"));
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Ended);
+    world.answer(&task_for("linux"));
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Ended);
+    assert_eq!(world.fake.started().len(), 1, "nothing but the bootstrap");
+}
