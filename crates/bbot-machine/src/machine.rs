@@ -165,7 +165,7 @@ pub enum MachineEvent {
     Panicked,
     /// The guest began to power off; [`MachineEvent::Exited`] follows.
     PoweringOff,
-    /// The guest restarted itself.
+    /// The guest restarted itself. May be told more than once for one restart.
     Reset,
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use bbot_machine::machine::Network;
 
@@ -13,6 +13,31 @@ const ROLE: &str = "BBOT_TEST_IN_A_NAMESPACE";
 /// The host's own address in the namespace, and that of a host next to it.
 const HOST: &str = "10.99.0.1";
 const OTHER: &str = "10.99.0.2";
+
+/// A child that does not outlive the test, however that ends.
+struct Helper(Child);
+
+impl Helper {
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        Self(
+            Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
@@ -41,47 +66,45 @@ async fn in_a_namespace() {
         return;
     }
     ip("link set lo up");
-    let mut world = Command::new("unshare")
-        .args(["-n", "sh", "-c", "echo ready; exec cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut world = Helper::start("unshare", &["-n", "sh", "-c", "echo ready; exec cat"]);
     let mut ready = [0; 6];
-    world.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
-    let there = format!("nsenter -t {} -n", world.id());
+    world.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let there = world.0.id().to_string();
     ip("link add out type veth peer name in");
-    ip(&format!("link set in netns {}", world.id()));
+    ip(&format!("link set in netns {there}"));
     ip(&format!("addr add {HOST}/24 dev out"));
     ip("link set out up");
     ip(&format!("route add default via {OTHER}"));
-    let outside = |command: &str| {
-        let status = Command::new("sh").args(["-c", &format!("{there} {command}")]).status();
+    for command in [&format!("ip addr add {OTHER}/24 dev in"), "ip link set in up"] {
+        let status = Command::new("nsenter")
+            .args(["-t", &there, "-n"])
+            .args(command.split(' '))
+            .status();
         assert!(status.unwrap().success(), "{command}");
-    };
-    outside(&format!("ip addr add {OTHER}/24 dev in"));
-    outside("ip link set in up");
+    }
     // A server in the world, that says so to whoever connects.
-    let mut server = Command::new("sh")
-        .args(["-c", &format!("exec {there} busybox nc -ll -p 7777 -e echo world")])
-        .spawn()
-        .unwrap();
+    let server = ["-t", &there, "-n", "busybox", "nc", "-ll", "-p", "7777", "-e", "echo", "world"];
+    let _server = Helper::start("nsenter", &server);
 
     let loopback = greet("127.0.0.1", "loopback");
     let everywhere = greet("0.0.0.0", "everywhere");
     let own = greet(HOST, "own");
     // What is at a host's loopback under the addresses that user-mode networks
     // give it, or under its own, must stay unheard; what is outside must be heard.
+    // Packets to 127.0.0.1 leave the guest only once it is told to let them.
     let script = format!(
-        "ask() {{ nc -w 5 $1 $2 < /dev/null >> /heard 2>> /errors; }}\n\
+        "ask() {{ nc -w 2 $1 $2 < /dev/null >> /heard 2>> /errors; }}\n\
          : > /heard; : > /errors\n\
          ask {OTHER} 7777\n\
-         for host in 10.0.2.2 10.0.2.3 {HOST} 196.254.111.222; do\n\
-           for port in {loopback} {everywhere} {own}; do ask $host $port; done\n\
+         for port in {loopback} {everywhere} {own}; do\n\
+           for host in 10.0.2.2 {HOST}; do ask $host $port; done\n\
          done\n\
          route -n > /route\n\
-         ip route add 127.0.0.0/8 via 10.0.2.2 2>/dev/null\n\
          tftp -p -r route -l /route 196.254.111.222\n\
+         ifconfig lo down\n\
+         for card in all eth1; do echo 1 > /proc/sys/net/ipv4/conf/$card/route_localnet; done\n\
+         route add -net 127.0.0.0 netmask 255.0.0.0 gw 10.0.2.2\n\
+         ask 127.0.0.1 {loopback}\n\
          tftp -p -r heard -l /heard 196.254.111.222"
     );
     let (folder, mut spec) = prepare(&script, None);
@@ -90,10 +113,6 @@ async fn in_a_namespace() {
     let route = String::from_utf8(guest.uploaded("route").await).unwrap();
     assert!(route.lines().any(|line| line.starts_with("0.0.0.0") && line.ends_with("eth1")), "{route}");
     let heard = String::from_utf8(guest.uploaded("heard").await).unwrap();
-    server.kill().unwrap();
-    server.wait().unwrap();
-    world.kill().unwrap();
-    world.wait().unwrap();
     guest.machine.force_down().await.unwrap();
     assert_eq!(heard, "world\n", "{}", guest.console());
     println!("the guest heard the world alone");
@@ -112,8 +131,8 @@ fn a_guest_reaches_the_world_but_no_port_of_the_host() {
         missing("passt", "passt is not installed");
         return;
     }
-    let output = Command::new("unshare")
-        .arg("-n")
+    let output = Command::new("timeout")
+        .args(["-k", "5", "400", "unshare", "-n"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "internet::in_a_namespace", "--nocapture"])
         .env(ROLE, "1")

@@ -85,6 +85,7 @@ for card in eth0 eth1; do
   ifconfig $card up
   udhcpc -i $card -n -q -t 20 -T 2 -s /udhcpc
 done
+mkdir -p /var/run /var/log
 acpid
 tftp -g -r script -l /script 196.254.111.222 && sh /script
 echo "script ended with $?"
