@@ -94,7 +94,7 @@ pub struct Options {
     #[arg(long, value_name = "level", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=6))]
     pub verbose: u8,
 
-    /// Run as a systemd daemon: each line of diagnostics begins with <level>,
+    /// Run as a systemd daemon: each line of diagnostics begins with its level,
     /// and the first says what runs
     #[arg(long)]
     pub systemd_daemon: bool,
@@ -127,7 +127,7 @@ pub struct Options {
     #[arg(long, value_name = "KiB", default_value_t = 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..))]
     pub ram: u64,
 
-    /// Where the machines are: <volume>/<machine>/ below it
+    /// Where the machines are: VOLUME/MACHINE/ below it
     #[arg(long, value_name = "dir", default_value = "/build/machines/")]
     pub machines: PathBuf,
 
@@ -258,8 +258,8 @@ pub struct Options {
     pub fake_build: bool,
 
     /// Pretend to have this one machine (machine header manifest): the task is
-    /// put at build/<toolchain>/get/manifest below --tftp, and the result is
-    /// waited for at build/<toolchain>/put/manifest
+    /// put at build/TOOLCHAIN/get/manifest below --tftp, and the result is
+    /// waited for at build/TOOLCHAIN/put/manifest
     #[arg(long, value_name = "file")]
     pub fake_machine: Option<PathBuf>,
 

@@ -260,15 +260,14 @@ mod tests {
             encoder.write_all(bytes).unwrap();
             encoder.finish().unwrap()
         };
+        let limit = usize::try_from(UNPACKED_LIMIT).unwrap();
         assert_eq!(unpack(&pack(b"hello")).unwrap(), b"hello");
         assert!(unpack(b"hello").unwrap_err().contains("no LZ4 frame"));
-        let bomb = pack(&vec![0; UNPACKED_LIMIT as usize + 1]);
+        let bomb = pack(&vec![0; limit + 1]);
         assert!(bomb.len() < 1_000_000);
         assert!(unpack(&bomb).unwrap_err().contains("more than"));
         assert_eq!(
-            unpack(&pack(&vec![0; UNPACKED_LIMIT as usize]))
-                .unwrap()
-                .len() as u64,
+            unpack(&pack(&vec![0; limit])).unwrap().len() as u64,
             UNPACKED_LIMIT
         );
     }

@@ -155,7 +155,7 @@ async fn what_a_controller_says_is_told_on_one_line() {
 
 #[tokio::test]
 async fn a_response_without_end_is_cut_off() {
-    let long = "x".repeat(TASK_LIMIT as usize + 1);
+    let long = "x".repeat(usize::try_from(TASK_LIMIT).unwrap() + 1);
     let (url, server) = serve(vec![answer("200 OK", "", &long)]);
     let error = http().request_task(&url, String::new()).await.unwrap_err();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
