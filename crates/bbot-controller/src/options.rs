@@ -12,7 +12,7 @@ use crate::source::git::Addresses;
 /// The controller of the build bot: keeps the queue of builds, hands tasks to agents, takes their results
 /// and shows them on pages and as JSON.
 ///
-/// Agents ask it at <http://HOST:PORT/>. Submit with `bbot submit`, look with a browser. Whatever changes
+/// Agents ask it at `http://HOST:PORT/`. Submit with `bbot submit`, look with a browser. Whatever changes
 /// something needs the token, which is made at the first start.
 ///
 /// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage. Environment: BBOT_LOG sets what is logged

@@ -11,6 +11,9 @@ use super::problem::Problem;
 /// A client that sends nothing for this long is given up.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// A request that is read whole has this long: many slow ones must not fill the memory.
+const WHOLE: Duration = Duration::from_secs(600);
+
 /// After a body is found too large, so many bytes more are read and thrown away, so that the client
 /// gets to read the answer instead of a broken connection, which it would take for a reason to try again.
 const DRAIN: usize = 256 << 20;
@@ -48,7 +51,17 @@ pub(super) async fn drain(body: &mut Body) {
 }
 
 /// The whole body; 413 unless it has fewer than `limit` bytes, which is how the original counts.
-pub(super) async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
+pub(super) async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    match tokio::time::timeout(WHOLE, read_all(body, limit)).await {
+        Ok(read) => read,
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request's body took too long",
+        )),
+    }
+}
+
+async fn read_all(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
     let mut whole = Vec::new();
     while let Some(data) = next(&mut body).await? {
         if whole.len() + data.len() >= limit {

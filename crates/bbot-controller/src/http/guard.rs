@@ -143,10 +143,11 @@ fn host<'a>(headers: &'a HeaderMap, request: &'a Request<Body>) -> Option<&'a st
     }
 }
 
-/// Whether the request comes from a page of another origin.
-fn is_foreign(headers: &HeaderMap, own: &str) -> bool {
+/// Whether the request comes from a page of another origin than these.
+fn is_foreign(headers: &HeaderMap, own: &[&str]) -> bool {
     if let Some(origin) = headers.get(header::ORIGIN) {
-        return !origin.to_str().is_ok_and(|o| o.eq_ignore_ascii_case(own));
+        let is_own = |o: &str| own.iter().any(|own| o.eq_ignore_ascii_case(own));
+        return !origin.to_str().is_ok_and(is_own);
     }
     // Browsers that leave out Origin in places still say this.
     headers
@@ -177,7 +178,7 @@ pub(super) async fn check(
             "the connection is not known",
         );
     };
-    let base = match host(request.headers(), &request) {
+    let direct = match host(request.headers(), &request) {
         Some(host)
             if is_own_name(
                 host,
@@ -186,13 +187,7 @@ pub(super) async fn check(
                 &app.config.names,
             ) =>
         {
-            match &app.external {
-                Some(external) => (external.url.clone(), external.origin.clone()),
-                None => {
-                    let url = format!("http://{}", host.to_ascii_lowercase());
-                    (url.clone(), url)
-                }
-            }
+            format!("http://{}", host.to_ascii_lowercase())
         }
         host => {
             tracing::debug!(peer = %connection.peer, ?host, "a request for another host");
@@ -203,12 +198,16 @@ pub(super) async fn check(
             );
         }
     };
-    let (url, origin) = base;
+    // The name is one of ours, so a page that was loaded by it is ours too, also where links lead elsewhere.
+    let (url, origin) = match &app.external {
+        Some(external) => (external.url.clone(), external.origin.clone()),
+        None => (direct.clone(), direct.clone()),
+    };
     let safe = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     );
-    if !safe && is_foreign(request.headers(), &origin) {
+    if !safe && is_foreign(request.headers(), &[&origin, &direct]) {
         return refuse(
             StatusCode::FORBIDDEN,
             "the request comes from a page of another site",
@@ -295,10 +294,12 @@ mod tests {
 
     #[test]
     fn origins() {
-        let own = "http://127.0.0.1:2268";
+        let own = ["http://127.0.0.1:2268", "https://farm.example"];
         for (name, value, expected) in [
             ("origin", "http://127.0.0.1:2268", false),
             ("origin", "http://127.0.0.1:2269", true),
+            ("origin", "https://farm.example", false),
+            ("origin", "http://farm.example", true),
             ("origin", "null", true),
             ("origin", "https://evil.example", true),
             ("sec-fetch-site", "same-origin", false),
@@ -308,7 +309,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_static(value));
-            assert_eq!(is_foreign(&headers, own), expected, "{name}: {value}");
+            assert_eq!(is_foreign(&headers, &own), expected, "{name}: {value}");
         }
     }
 }
