@@ -91,6 +91,16 @@ impl External {
     }
 }
 
+impl App {
+    /// The external URL, when the request came by it.
+    pub(super) fn addressed_from_outside(&self, headers: &HeaderMap) -> Option<&External> {
+        let host = headers.get(header::HOST)?.to_str().ok()?;
+        self.external
+            .as_ref()
+            .filter(|e| e.authority.eq_ignore_ascii_case(host))
+    }
+}
+
 /// Whether `host` (a Host header) is a name of ours.
 ///
 /// Ours are: the address that the connection came in at, `localhost` where that is a loopback address, the
@@ -198,16 +208,21 @@ pub(super) async fn check(
             );
         }
     };
-    // The name is one of ours, so a page that was loaded by it is ours too, also where links lead elsewhere.
-    let (url, origin) = match &app.external {
-        Some(external) => (external.url.clone(), external.origin.clone()),
-        None => (direct.clone(), direct.clone()),
+    // Whoever uses another of our names gets that one in URLs too: an agent takes no result URL of another
+    // origin than its controller's. A page that was loaded by any of our names is ours.
+    let url = match app.addressed_from_outside(request.headers()) {
+        Some(external) => external.url.clone(),
+        None => direct.clone(),
     };
+    let outside = app
+        .external
+        .as_ref()
+        .map_or(direct.as_str(), |e| e.origin.as_str());
     let safe = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     );
-    if !safe && is_foreign(request.headers(), &[&origin, &direct]) {
+    if !safe && is_foreign(request.headers(), &[outside, &direct]) {
         return refuse(
             StatusCode::FORBIDDEN,
             "the request comes from a page of another site",

@@ -218,6 +218,16 @@ fn behind_another_server() {
         crate::support::field(&text, "repository")
             .starts_with("https://builds.example.org/bbot/archives/")
     );
+    // An agent on the same host asks by another name, and is answered by that one.
+    controller.submit("bar", "1");
+    let near = controller
+        .agent("/?build-task", &[], &crate::support::request("0.7.0"))
+        .text();
+    assert_eq!(
+        crate::support::field(&near, "result-url"),
+        controller.url("/?build-result")
+    );
+    assert!(controller.get("/").text().contains("href=\"/builds/1\""));
     let body = format!("token={}", controller.token);
     let signed = curl(
         &[

@@ -28,8 +28,7 @@ impl Frame {
     pub(super) fn of(app: &App, headers: &HeaderMap, path: &str, here: &'static str) -> Self {
         Self {
             root: app
-                .external
-                .as_ref()
+                .addressed_from_outside(headers)
                 .map_or_else(String::new, |e| e.path().to_owned()),
             here,
             signed_in: sign::signed_in(app, headers).map(|s| s.form),

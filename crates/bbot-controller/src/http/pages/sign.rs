@@ -128,7 +128,13 @@ pub(in crate::http) async fn sign_in(
             .add(app.now())
             .map_err(|e| Problem::internal("sign in", &e))?;
         let mut response = see_other(&format!("{}{next}", frame.root));
-        set_cookie(&app, &mut response, &secret, SIGNED_IN_SECONDS);
+        set_cookie(
+            &app,
+            &head.headers,
+            &mut response,
+            &secret,
+            SIGNED_IN_SECONDS,
+        );
         Ok(response)
     })
     .await
@@ -147,15 +153,16 @@ pub(in crate::http) async fn sign_out(
             app.sign_ins.remove(secret);
         }
         let mut response = see_other(&format!("{}/", frame.root));
-        set_cookie(&app, &mut response, "", 0);
+        set_cookie(&app, &head.headers, &mut response, "", 0);
         Ok(response)
     })
     .await
 }
 
-fn set_cookie(app: &App, response: &mut Response, secret: &str, seconds: u64) {
-    let path = app.external.as_ref().map_or("", |e| e.path());
-    let secure = if app.external.as_ref().is_some_and(|e| e.is_https()) {
+fn set_cookie(app: &App, headers: &HeaderMap, response: &mut Response, secret: &str, seconds: u64) {
+    let external = app.addressed_from_outside(headers);
+    let path = external.map_or("", |e| e.path());
+    let secure = if external.is_some_and(|e| e.is_https()) {
         "; Secure"
     } else {
         ""
