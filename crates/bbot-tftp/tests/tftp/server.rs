@@ -127,8 +127,30 @@ impl TftpdHpa {
 
 impl Drop for TftpdHpa {
     fn drop(&mut self) {
-        // It listens in one process and serves in children, which end with their transfers.
+        // It serves in children, which wait for a while after their transfers.
+        for child in children(self.child.id()) {
+            let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn children(parent: u32) -> Vec<rustix::process::Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let pids = names.filter_map(|name| name.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name in parentheses: the state, then the parent.
+        let parent_of = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(1));
+        parent_of == Some(parent.to_string().as_str())
+    })
+    .filter_map(rustix::process::Pid::from_raw)
+    .collect()
 }
