@@ -66,21 +66,22 @@ where
     ) -> fmt::Result {
         let mut text = Text::default();
         event.record(&mut text);
-        let message = if text.fields.is_empty() {
-            text.message
-        } else {
-            format!("{}{}", text.message, text.fields)
-        };
         let (priority, word) = match *event.metadata().level() {
             Level::ERROR => ("<3>", "error"),
             Level::WARN => ("<4>", "warning"),
             Level::INFO => ("<6>", "info"),
             Level::DEBUG | Level::TRACE => ("<7>", "trace"),
         };
+        // A message stands alone; its fields are for those who look closer.
         let message = if word == "trace" {
-            format!("{}: {message}", event.metadata().target())
+            format!(
+                "{}: {}{}",
+                event.metadata().target(),
+                text.message,
+                text.fields
+            )
         } else {
-            message
+            text.message
         };
         writer.write_str(&lines(self.0, priority, word, &message))
     }

@@ -258,6 +258,32 @@ fn what_the_operator_must_mend_is_one_sentence() {
 }
 
 #[test]
+fn without_qemu_or_toolchain_nothing_can_be_bootstrapped() {
+    let host = Host::new();
+    let args = ["--accel", "tcg", "--dump-machines"];
+    let none = host.run(&args);
+    assert_eq!(succeeds(&none), "");
+    let said = text(&none.stderr);
+    assert!(
+        said.contains("no toolchain default") && said.contains("bbot toolchain add"),
+        "{said}"
+    );
+
+    let toolchain = host.path("tftp/toolchains/default");
+    fs::create_dir_all(&toolchain).unwrap();
+    fs::write(toolchain.join("bootstrap"), "").unwrap();
+    let child = host
+        .command(&args)
+        .env("PATH", "/nonexistent")
+        .spawn()
+        .unwrap();
+    fails(
+        &finish(child),
+        &["qemu-system-x86_64 is not installed", "install the package"],
+    );
+}
+
+#[test]
 fn dumped_machines_are_manifests_one_each() {
     let host = Host::new();
     host.machine(

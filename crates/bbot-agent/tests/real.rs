@@ -13,6 +13,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bbot_agent::options::Options;
 use bbot_agent::run::{Progress, Stage};
@@ -262,4 +263,102 @@ async fn a_package_is_built_in_a_real_machine_on_btrfs() {
     }
     let Some(btrfs) = Loop::new() else { return };
     Bench::new(&btrfs.path(), &cache).whole_way().await;
+}
+
+/// Waits for something that must come, but not for ever.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(120),
+            "{what} does not come"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The QEMU that is a child of this agent.
+fn qemu_of(agent: u32) -> Option<u32> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find_map(|process| {
+            let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+            // "pid (name) state parent ..."
+            let (name, rest) = stat.rsplit_once(')')?;
+            let parent: u32 = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
+            let pid = name.split_ascii_whitespace().next()?.parse().ok()?;
+            (parent == agent && name.contains("(qemu-system")).then_some(pid)
+        })
+}
+
+/// Whether a process runs (one that has ended and is not reaped does not).
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().next());
+    state.is_some_and(|state| state != "Z" && state != "X")
+}
+
+/// An agent that is killed while its machine runs: QEMU dies with it, and the next
+/// agent removes what it has left.
+#[tokio::test]
+async fn what_a_killed_agent_leaves_the_next_one_removes() {
+    let Some(cache) = cache() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path(), &cache);
+    let agent = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bbot-agent"));
+        command.args(["--accel", "tcg"]).args(more);
+        for (option, path) in [
+            ("--machines", "machines"),
+            ("--tftp", "tftp"),
+            ("--state", "state"),
+        ] {
+            command.arg(option).arg(dir.path().join(path));
+        }
+        command
+    };
+    // Killed in the bootstrap: that takes the same way as a build and is there first.
+    let machine = bench.dir.join("machines/vol/debian-12");
+    let mut child = agent(&["--dump-machines"]).spawn().unwrap();
+    let copies = || {
+        let names = fs::read_dir(&machine).unwrap().flatten();
+        names
+            .map(|e| e.file_name().into_string().unwrap())
+            .filter(|n| n.starts_with("debian-12-default-"))
+            .count()
+    };
+    until("a copy of the machine", || copies() == 1);
+    until("QEMU", || qemu_of(child.id()).is_some());
+    let qemu = qemu_of(child.id()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("QEMU's end", || !runs(qemu));
+    assert_eq!(copies(), 1, "left by the one that was killed");
+
+    // The folder of a run is left alone for its first minute.
+    let run = fs::read_dir(bench.dir.join("tftp/bootstrap/default"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let lock = fs::File::options()
+        .write(true)
+        .open(run.path().join(".lock"))
+        .unwrap();
+    lock.set_modified(std::time::SystemTime::now() - Duration::from_secs(120))
+        .unwrap();
+    drop(lock);
+    let swept = agent(&["--dump-machines", "--fake-bootstrap", "--fake-build"])
+        .output()
+        .unwrap();
+    assert!(
+        swept.status.success(),
+        "{}",
+        String::from_utf8_lossy(&swept.stderr)
+    );
+    assert_eq!(copies(), 0, "{}", String::from_utf8_lossy(&swept.stderr));
+    assert!(!run.path().exists());
 }

@@ -288,11 +288,18 @@ impl Inventory {
         if self.is_penalized(&dir.name, &of) {
             return Ok(Tried::Passed);
         }
+        let fake = host.options.fake_bootstrap;
+        if let (Err(e), false) = (&toolchain, fake) {
+            return Err(anyhow!("{e}"));
+        }
         let copy = || Temporary::snapshot(&host.instance, &volume, dir, &host.toolchain, &current);
         let first = match copy() {
             Ok(copy) => copy,
             Err(e) if e.is_race() => return Ok(Tried::Race(e.into())),
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                self.penalty(&dir.name, of);
+                return Err(e.into());
+            }
         };
         let copied = read_machine(dir, first.path())?;
         if copied.header.id != manifest.header.id {
@@ -307,7 +314,7 @@ impl Inventory {
             why: why.to_string(),
         });
 
-        let outcome = if host.options.fake_bootstrap {
+        let outcome = if fake {
             bootstrap::fake(first, &copied, toolchain_id.as_deref())
         } else {
             let mac_file = MacFile::of(dir, host);
