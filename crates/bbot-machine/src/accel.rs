@@ -130,7 +130,10 @@ pub async fn choose(
         },
         Choice::Auto => find(machine, host).await?,
     };
-    let Chosen { accelerator, reason } = &chosen;
+    let Chosen {
+        accelerator,
+        reason,
+    } = &chosen;
     tracing::info!(%accelerator, "machines run with {accelerator}: {reason}");
     Ok(chosen)
 }
@@ -162,7 +165,9 @@ async fn find(machine: Option<&Path>, host: Host<'_>) -> Result<Chosen, Error> {
         .or_else(host_kernel);
     let Some(kernel) = kernel else {
         // Not remembered: the next machine may have a kernel to try.
-        return Ok(untried(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()));
+        return Ok(untried(
+            &std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default(),
+        ));
     };
     let verdict = trial::boot(host.qemu, &kernel, credentials).await?;
     let chosen = judge(&verdict, &kernel);
@@ -199,7 +204,10 @@ fn untried(cpuinfo: &str) -> Chosen {
     let is_virtual = cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_ascii_whitespace().any(|flag| flag == "hypervisor"));
+        .any(|line| {
+            line.split_ascii_whitespace()
+                .any(|flag| flag == "hypervisor")
+        });
     if is_virtual {
         Chosen {
             accelerator: Accelerator::Tcg,
@@ -220,7 +228,12 @@ fn host_kernel() -> Option<PathBuf> {
     let mut kernels: Vec<PathBuf> = std::fs::read_dir("/boot")
         .ok()?
         .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"vmlinuz-"))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(b"vmlinuz-")
+        })
         .map(|entry| entry.path())
         .filter(|path| std::fs::File::open(path).is_ok())
         .collect();
@@ -310,9 +323,18 @@ mod tests {
         assert_eq!(known.accelerator, Accelerator::Kvm);
         assert!(known.reason.starts_with("it came up"), "{}", known.reason);
         for other in [
-            Key { boot: "c".to_owned(), ..key() },
-            Key { qemu: "8.0".to_owned(), ..key() },
-            Key { user: None, ..key() },
+            Key {
+                boot: "c".to_owned(),
+                ..key()
+            },
+            Key {
+                qemu: "8.0".to_owned(),
+                ..key()
+            },
+            Key {
+                user: None,
+                ..key()
+            },
         ] {
             assert_eq!(recall(&file, &other), None, "{other:?}");
         }
@@ -334,9 +356,23 @@ mod tests {
     fn trials_are_judged() {
         let kernel = Path::new("/k");
         let cases = [
-            (Verdict::Boots { seconds: 0.8 }, Accelerator::Kvm, "within 0.8 s"),
-            (Verdict::Silent { seconds: 10.0 }, Accelerator::Tcg, "within 10 s"),
-            (Verdict::Fails { detail: "no".to_owned() }, Accelerator::Tcg, "no"),
+            (
+                Verdict::Boots { seconds: 0.8 },
+                Accelerator::Kvm,
+                "within 0.8 s",
+            ),
+            (
+                Verdict::Silent { seconds: 10.0 },
+                Accelerator::Tcg,
+                "within 10 s",
+            ),
+            (
+                Verdict::Fails {
+                    detail: "no".to_owned(),
+                },
+                Accelerator::Tcg,
+                "no",
+            ),
         ];
         for (verdict, accelerator, word) in cases {
             let chosen = judge(&verdict, kernel);
@@ -350,6 +386,12 @@ mod tests {
         for choice in [Choice::Auto, Choice::Kvm, Choice::Tcg] {
             assert_eq!(choice.to_string().parse::<Choice>().unwrap(), choice);
         }
-        assert!("xen".parse::<Choice>().unwrap_err().to_string().contains("auto, kvm, tcg"));
+        assert!(
+            "xen"
+                .parse::<Choice>()
+                .unwrap_err()
+                .to_string()
+                .contains("auto, kvm, tcg")
+        );
     }
 }

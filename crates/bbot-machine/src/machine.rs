@@ -215,6 +215,7 @@ impl fmt::Display for Exit {
 }
 
 /// Why a machine could not be started or did not obey.
+#[expect(clippy::error_impl_error, reason = "used as `machine::Error`")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -341,11 +341,16 @@ mod tests {
             ..Script::default()
         });
         fake.add(Script {
-            start_error: Some(Error::NoDisk { directory: "/nowhere".into() }),
+            start_error: Some(Error::NoDisk {
+                directory: "/nowhere".into(),
+            }),
             ..Script::default()
         });
         let mut machine = fake.start(spec()).await.unwrap();
-        assert!(matches!(fake.start(spec()).await, Err(Error::NoDisk { .. })));
+        assert!(matches!(
+            fake.start(spec()).await,
+            Err(Error::NoDisk { .. })
+        ));
 
         // Cancelled waits lose no event.
         let began = Instant::now();
@@ -355,7 +360,10 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), 30);
         assert_eq!(machine.next_event().await, MachineEvent::Panicked);
         let timeout = Duration::from_secs(7);
-        assert_eq!(machine.shutdown(timeout).await.unwrap(), ShutdownOutcome::TimedOut);
+        assert_eq!(
+            machine.shutdown(timeout).await.unwrap(),
+            ShutdownOutcome::TimedOut
+        );
         machine.force_down().await.unwrap();
         assert!(matches!(machine.suspend().await, Err(Error::Ended { .. })));
         let exit = machine.wait().await;

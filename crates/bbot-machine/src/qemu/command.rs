@@ -7,8 +7,7 @@ use crate::qemu::options::{self, Filling};
 
 /// What every QEMU may not do once it runs: call what is obsolete, get more
 /// rights, start programs, change its limits.
-pub const SANDBOX: &str =
-    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// The kernel's command line for a machine that has a `kernel` but no `cmdline`.
 pub const DEFAULT_CMDLINE: &str = "root=/dev/vda rw console=ttyS0";
@@ -65,7 +64,9 @@ pub struct Plan<'a> {
 
 impl std::fmt::Debug for Plan<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Plan")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,7 +102,7 @@ pub fn cpu_model(accelerator: Accelerator) -> &'static str {
 /// # Errors
 ///
 /// When the machine's options cannot be used.
-pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::Error> {
+pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::OptionsError> {
     let devices = devices(plan)?;
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
@@ -117,7 +118,10 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::Error> {
     }
     add(&["-cpu", cpu_model(plan.accelerator)]);
     let cpus = plan.cpus;
-    add(&["-smp", &format!("cpus={cpus},sockets=1,cores={cpus},threads=1")]);
+    add(&[
+        "-smp",
+        &format!("cpus={cpus},sockets=1,cores={cpus},threads=1"),
+    ]);
     add(&["-m", &format!("size={}k", plan.ram_kib)]);
     // A bootstrap may restart its guest; who powers off is gone; who panics is
     // kept for a look.
@@ -134,7 +138,12 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::Error> {
         "-serial",
         "chardev:console",
     ]);
-    add(&["-vga", "std", "-vnc", &format!("unix:{}", socket(SCREEN_SOCKET))]);
+    add(&[
+        "-vga",
+        "std",
+        "-vnc",
+        &format!("unix:{}", socket(SCREEN_SOCKET)),
+    ]);
     add(&["-device", "virtio-rng-pci", "-device", "pvpanic"]);
     if let Some(boot) = plan.boot {
         add(&["-kernel", &boot.kernel]);
@@ -153,7 +162,10 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::Error> {
             card("internet", second.mac),
         ]);
     }
-    Ok(CommandLine { arguments, files: devices.files })
+    Ok(CommandLine {
+        arguments,
+        files: devices.files,
+    })
 }
 
 /// A card without a boot ROM: nothing is booted from the wire.
@@ -161,9 +173,13 @@ fn card(netdev: &str, mac: Mac) -> String {
     format!("virtio-net-pci,netdev={netdev},mac={mac},romfile=")
 }
 
-fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::Error> {
+fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::OptionsError> {
     if let Some(options) = plan.options {
-        let filling = Filling { mac: plan.mac, wire: plan.wire, has_file: plan.has_file };
+        let filling = Filling {
+            mac: plan.mac,
+            wire: plan.wire,
+            has_file: plan.has_file,
+        };
         return options::fill(options, &filling);
     }
     let cache = match plan.disk {
@@ -241,21 +257,57 @@ mod tests {
             initrd: Some("/proc/self/fd/12".to_owned()),
             cmdline: "quiet x=1,2".to_owned(),
         };
-        let second = SecondCard { fd: 8, mac: Mac([2, 0, 0, 0, 0, 2]) };
+        let second = SecondCard {
+            fd: 8,
+            mac: Mac([2, 0, 0, 0, 0, 2]),
+        };
         let cases: [(Plan<'_>, &[&str]); 6] = [
-            (Plan { name: "a,b", ..plan() }, &["-name a,,b "]),
-            (Plan { accelerator: Accelerator::Kvm, ..plan() }, &["-accel kvm -cpu host"]),
-            (Plan { disk: Disk::Kept, ..plan() }, &["cache=writeback"]),
             (
-                Plan { boot: Some(&boot), ..plan() },
+                Plan {
+                    name: "a,b",
+                    ..plan()
+                },
+                &["-name a,,b "],
+            ),
+            (
+                Plan {
+                    accelerator: Accelerator::Kvm,
+                    ..plan()
+                },
+                &["-accel kvm -cpu host"],
+            ),
+            (
+                Plan {
+                    disk: Disk::Kept,
+                    ..plan()
+                },
+                &["cache=writeback"],
+            ),
+            (
+                Plan {
+                    boot: Some(&boot),
+                    ..plan()
+                },
                 &["-kernel /proc/self/fd/11 -initrd /proc/self/fd/12 -append quiet x=1,2"],
             ),
             (
-                Plan { second: Some(second), ..plan() },
-                &["bootindex=1 -netdev dgram,id=internet,local.type=fd,local.str=8 \
-                   -device virtio-net-pci,netdev=internet,mac=02:00:00:00:00:02,romfile="],
+                Plan {
+                    second: Some(second),
+                    ..plan()
+                },
+                &[
+                    "bootindex=1 -netdev dgram,id=internet,local.type=fd,local.str=8 \
+                   -device virtio-net-pci,netdev=internet,mac=02:00:00:00:00:02,romfile=",
+                ],
             ),
-            (Plan { ram_kib: 524_288, cpus: 1, ..plan() }, &["-m size=524288k", "cpus=1,"]),
+            (
+                Plan {
+                    ram_kib: 524_288,
+                    cpus: 1,
+                    ..plan()
+                },
+                &["-m size=524288k", "cpus=1,"],
+            ),
         ];
         for (plan, expected) in cases {
             let line = line(&plan);
@@ -272,15 +324,24 @@ mod tests {
             .split_whitespace()
             .map(str::to_owned)
             .collect();
-        let plan = Plan { options: Some(&options), ..plan() };
+        let plan = Plan {
+            options: Some(&options),
+            ..plan()
+        };
         let built = build(&plan).unwrap();
         let line = built.arguments.join(" ");
-        assert!(line.ends_with(
-            "-device pvpanic -machine pc -accel tcg,thread=single \
+        assert!(
+            line.ends_with(
+                "-device pvpanic -machine pc -accel tcg,thread=single \
              -netdev dgram,id=n,local.type=fd,local.str=5 \
              -device e1000,netdev=n,mac=02:00:00:00:00:01 -hda /dev/fdset/1"
-        ), "{line}");
-        assert!(!line.contains("virtio-net-pci") && !line.contains("virtio-blk-pci"), "{line}");
+            ),
+            "{line}"
+        );
+        assert!(
+            !line.contains("virtio-net-pci") && !line.contains("virtio-blk-pci"),
+            "{line}"
+        );
         assert_eq!(line.matches("-accel").count(), 1, "{line}");
         assert_eq!(built.files, ["disk.img"]);
     }
@@ -288,7 +349,10 @@ mod tests {
     #[test]
     fn the_sandbox_is_always_whole() {
         for option in ["obsolete", "elevateprivileges", "spawn", "resourcecontrol"] {
-            assert!(line(&plan()).contains(&format!("{option}=deny")), "{option}");
+            assert!(
+                line(&plan()).contains(&format!("{option}=deny")),
+                "{option}"
+            );
         }
     }
 }

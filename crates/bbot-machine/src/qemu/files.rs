@@ -45,8 +45,7 @@ pub(super) fn open_disk(path: &Path) -> Result<Vec<Handed>, Error> {
                 || error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
         Err(error) => return Err(trying(format!("open {}", path.display()))(error)),
     }
-    let fd = open(path, OFlags::RDONLY)
-        .map_err(trying(format!("open {}", path.display())))?;
+    let fd = open(path, OFlags::RDONLY).map_err(trying(format!("open {}", path.display())))?;
     handed.push(Handed { fd });
     Ok(handed)
 }
@@ -57,7 +56,10 @@ fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let fd = rustix::fs::open(path, flags, Mode::empty())?;
     let file = File::from(fd);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
     }
     Ok(OwnedFd::from(file))
 }
@@ -72,7 +74,11 @@ pub(super) fn direct_boot(
         return Ok(None);
     };
     let initrd = hand_readable(&directory.join("initrd"), other_user, inherited)?;
-    Ok(Some(DirectBoot { kernel, initrd, cmdline: read_cmdline(directory)? }))
+    Ok(Some(DirectBoot {
+        kernel,
+        initrd,
+        cmdline: read_cmdline(directory)?,
+    }))
 }
 
 fn read_cmdline(directory: &Path) -> Result<String, Error> {

@@ -60,7 +60,10 @@ impl Internet {
         credentials: Option<&Credentials>,
     ) -> Result<(Self, OwnedFd), Error> {
         if !process::is_installed("passt".as_ref()) {
-            return Err(Error::NotInstalled { program: "passt".to_owned(), package: "passt" });
+            return Err(Error::NotInstalled {
+                program: "passt".to_owned(),
+                package: "passt",
+            });
         }
         let failed = || trying(format!("make the internet card of machine {machine}"));
         let host = host_addresses().map_err(failed())?;
@@ -84,7 +87,12 @@ impl Internet {
         .await
         .map_err(trying(format!("start passt for machine {machine}")))?;
         let (stop, stopped) = UnixStream::pair().map_err(failed())?;
-        let mut relay = Relay { card: ours, outside, stopped, host };
+        let mut relay = Relay {
+            card: ours,
+            outside,
+            stopped,
+            host,
+        };
         let thread = std::thread::Builder::new()
             .name("internet".to_owned())
             .spawn(move || {
@@ -93,7 +101,11 @@ impl Internet {
                 }
             })
             .map_err(failed())?;
-        let internet = Self { _passt: passt, stop: Some(stop), thread: Some(thread) };
+        let internet = Self {
+            _passt: passt,
+            stop: Some(stop),
+            thread: Some(thread),
+        };
         Ok((internet, card))
     }
 }
@@ -222,7 +234,9 @@ impl Relay {
                         let frame = &buffer[..length];
                         if is_allowed(frame, &self.host) {
                             // An Ethernet frame: far below 4 GiB.
-                            out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
+                            out.extend_from_slice(
+                                &u32::try_from(length).unwrap_or(0).to_be_bytes(),
+                            );
                             out.extend_from_slice(frame);
                         }
                     }
@@ -231,8 +245,11 @@ impl Relay {
                 }
             }
             if !out.is_empty() {
-                match rustix::net::send(&self.outside, &out, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
-                {
+                match rustix::net::send(
+                    &self.outside,
+                    &out,
+                    SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+                ) {
                     Ok(length) => {
                         out.drain(..length);
                     }
@@ -326,8 +343,17 @@ mod tests {
         let ipv6 = ethernet::build([2; 6], [2, 0, 0, 0, 0, 1], 0x86dd, &[0x60; 40]);
         assert!(!is_allowed(&ipv6, &HOST));
         // Another protocol and options in the header change nothing.
-        let packet = ipv4::build(Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::LOCALHOST, 6, &[0; 20]).unwrap();
-        assert!(!is_allowed(&ethernet::build([2; 6], [2, 0, 0, 0, 0, 1], ethernet::IPV4, &packet), &HOST));
+        let packet = ipv4::build(
+            Ipv4Addr::new(10, 0, 2, 15),
+            Ipv4Addr::LOCALHOST,
+            6,
+            &[0; 20],
+        )
+        .unwrap();
+        assert!(!is_allowed(
+            &ethernet::build([2; 6], [2, 0, 0, 0, 0, 1], ethernet::IPV4, &packet),
+            &HOST
+        ));
     }
 
     proptest! {

@@ -62,7 +62,9 @@ impl Qemu {
 
     /// A QEMU of the caller's choice: a path, or a name that is looked for in PATH.
     pub fn with_program(program: impl Into<OsString>) -> Self {
-        Self { program: program.into() }
+        Self {
+            program: program.into(),
+        }
     }
 
     /// The program.
@@ -100,7 +102,10 @@ fn trying(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 
 async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let name = spec.manifest.header.name.clone();
-    let unsupported = |what: String| Error::Unsupported { machine: name.clone(), what };
+    let unsupported = |what: String| Error::Unsupported {
+        machine: name.clone(),
+        what,
+    };
     if spec.manifest.kind != MachineKind::Kvm {
         return Err(unsupported(format!(
             "its type is {}, and QEMU runs machines of type kvm only",
@@ -108,7 +113,9 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         )));
     }
     if spec.cpus == 0 || spec.ram_kib == 0 {
-        return Err(unsupported("it needs at least one CPU and some RAM".to_owned()));
+        return Err(unsupported(
+            "it needs at least one CPU and some RAM".to_owned(),
+        ));
     }
     qemu.require_installed()?;
     let options = spec
@@ -120,7 +127,9 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         .map_err(trying("run QEMU without the rights of root"))?;
 
     if options.is_none() && !spec.directory.join("disk.img").is_file() {
-        return Err(Error::NoDisk { directory: spec.directory });
+        return Err(Error::NoDisk {
+            directory: spec.directory,
+        });
     }
     let mut inherited: Vec<OwnedFd> = Vec::new();
     let boot = files::direct_boot(&spec.directory, credentials.is_some(), &mut inherited)?;
@@ -137,8 +146,8 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let wire_thread = WireThread::start(Wire::new(tftp), our_wire)
         .map_err(trying(format!("serve the wire of machine {name}")))?;
 
-    let (our_qmp, its_qmp) = UnixStream::pair()
-        .map_err(trying(format!("make the control socket of machine {name}")))?;
+    let (our_qmp, its_qmp) =
+        UnixStream::pair().map_err(trying(format!("make the control socket of machine {name}")))?;
     let qmp = hand(&mut inherited, OwnedFd::from(its_qmp));
 
     let (internet, second) = match spec.network {
@@ -146,11 +155,20 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         Network::User => {
             let (internet, fd) = Internet::start(&name, credentials.as_ref()).await?;
             let fd = hand(&mut inherited, fd);
-            (Some(internet), Some(SecondCard { fd, mac: second_mac(mac) }))
+            (
+                Some(internet),
+                Some(SecondCard {
+                    fd,
+                    mac: second_mac(mac),
+                }),
+            )
         }
     };
 
-    let CommandLine { mut arguments, files } = command::build(&Plan {
+    let CommandLine {
+        mut arguments,
+        files,
+    } = command::build(&Plan {
         name: &name,
         options: options.as_deref(),
         has_file: &|file| files::is_machine_file(&spec.directory, file),
@@ -228,14 +246,14 @@ async fn greet(
         .map_err(trying(format!("speak to machine {name}")))?;
     let detail = match Qmp::connect(stream, GREETING_TIMEOUT).await {
         Ok(connected) => return Ok(connected),
-        Err(qmp::Error::Timeout) => {
+        Err(qmp::QmpError::Timeout) => {
             return Err(Error::NoAnswer {
                 machine: name.to_owned(),
                 command: "the start of its control protocol".to_owned(),
                 timeout: GREETING_TIMEOUT,
             });
         }
-        Err(qmp::Error::Closed) => {
+        Err(qmp::QmpError::Closed) => {
             // QEMU is ending: it says why on standard error.
             let ended = tokio::time::timeout(GREETING_TIMEOUT, process.ended()).await;
             let how = match ended {
@@ -249,7 +267,10 @@ async fn greet(
         }
         Err(error) => format!("its control socket: {error}"),
     };
-    Err(Error::NotStarted { machine: name.to_owned(), detail })
+    Err(Error::NotStarted {
+        machine: name.to_owned(),
+        detail,
+    })
 }
 
 fn choose_mac(spec: &StartSpec) -> Result<Mac, Error> {

@@ -48,7 +48,7 @@ pub struct Filled {
 
 /// Why options cannot be used. The text says what and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum OptionsError {
     /// No net device is the wire.
     #[error(
         "its options have no network card for the agent: add -netdev tap,id=net0,ifname=? and a \
@@ -71,14 +71,14 @@ pub enum Error {
 /// # Errors
 ///
 /// When the agent could not be reached from a machine with these options.
-pub fn fill(options: &[String], filling: &Filling<'_>) -> Result<Filled, Error> {
+pub fn fill(options: &[String], filling: &Filling<'_>) -> Result<Filled, OptionsError> {
     let mut filled = Filled::default();
     let mut wires = 0;
     let mut before = "";
     for option in options {
         let argument = if split(option).iter().any(|part| part == "ifname=?") {
             if before != "-netdev" {
-                return Err(Error::Misplaced(option.clone()));
+                return Err(OptionsError::Misplaced(option.clone()));
             }
             wires += 1;
             wire(option, filling.wire)?
@@ -95,19 +95,19 @@ pub fn fill(options: &[String], filling: &Filling<'_>) -> Result<Filled, Error> 
         before = option;
     }
     match wires {
-        0 => Err(Error::NoWire),
+        0 => Err(OptionsError::NoWire),
         1 => Ok(filled),
-        _ => Err(Error::TwoWires),
+        _ => Err(OptionsError::TwoWires),
     }
 }
 
 /// The net device that is the wire.
-fn wire(option: &str, fd: i32) -> Result<String, Error> {
+fn wire(option: &str, fd: i32) -> Result<String, OptionsError> {
     let parts = split(option);
     let id = parts
         .iter()
         .find_map(|part| part.strip_prefix("id="))
-        .ok_or_else(|| Error::NoId(option.to_owned()))?;
+        .ok_or_else(|| OptionsError::NoId(option.to_owned()))?;
     Ok(super::command::wire_netdev(id, fd))
 }
 
@@ -126,10 +126,13 @@ fn fill_part(part: String, filling: &Filling<'_>, files: &mut Vec<String>) -> St
 
 /// The name under which QEMU finds a file that is handed over.
 fn hand_over(files: &mut Vec<String>, name: &str) -> String {
-    let index = files.iter().position(|file| file == name).unwrap_or_else(|| {
-        files.push(name.to_owned());
-        files.len() - 1
-    });
+    let index = files
+        .iter()
+        .position(|file| file == name)
+        .unwrap_or_else(|| {
+            files.push(name.to_owned());
+            files.len() - 1
+        });
     format!("/dev/fdset/{}", index + 1)
 }
 
@@ -162,7 +165,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn fill_list(list: &str) -> Result<Filled, Error> {
+    fn fill_list(list: &str) -> Result<Filled, OptionsError> {
         let options = bbot_manifest::quoting::split(list).unwrap();
         let filling = Filling {
             mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -203,16 +206,19 @@ mod tests {
     #[test]
     fn without_a_wire_there_is_an_error() {
         for (options, error) in [
-            ("-hda disk.img", Error::NoWire),
-            ("", Error::NoWire),
+            ("-hda disk.img", OptionsError::NoWire),
+            ("", OptionsError::NoWire),
             (
                 "-netdev tap,id=a,ifname=? -netdev tap,id=b,ifname=?",
-                Error::TwoWires,
+                OptionsError::TwoWires,
             ),
-            ("-netdev tap,ifname=?", Error::NoId("tap,ifname=?".to_owned())),
+            (
+                "-netdev tap,ifname=?",
+                OptionsError::NoId("tap,ifname=?".to_owned()),
+            ),
             (
                 "-nic tap,ifname=?,mac=?",
-                Error::Misplaced("tap,ifname=?,mac=?".to_owned()),
+                OptionsError::Misplaced("tap,ifname=?,mac=?".to_owned()),
             ),
         ] {
             assert_eq!(fill_list(options).unwrap_err(), error, "{options}");

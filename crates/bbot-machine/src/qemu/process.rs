@@ -347,7 +347,10 @@ fn restrict(inherited: &[RawFd], credentials: Option<&Credentials>, parent: u32)
             Ok(())
         }
     };
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     #[expect(unsafe_code, reason = "system calls between fork and exec")]
     // SAFETY: all are plain system calls; the pointers are to live values of the
     // right type, and the descriptors belong to this process.

@@ -33,7 +33,7 @@ pub struct Event {
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum QmpError {
     /// QEMU refused it.
     #[error("refused ({class}): {reason}")]
     Refused {
@@ -57,7 +57,10 @@ pub enum Error {
 #[derive(Debug, PartialEq)]
 enum Line {
     Greeting,
-    Answer { id: u64, result: Result<Value, (String, String)> },
+    Answer {
+        id: u64,
+        result: Result<Value, (String, String)>,
+    },
     Event(Event),
     Unknown,
 }
@@ -78,7 +81,10 @@ fn parse(bytes: &[u8]) -> Line {
         return Line::Unknown;
     };
     if let Some(value) = object.remove("return") {
-        return Line::Answer { id, result: Ok(value) };
+        return Line::Answer {
+            id,
+            result: Ok(value),
+        };
     }
     if let Some(error) = object.remove("error") {
         let text = |field: &str| {
@@ -88,7 +94,10 @@ fn parse(bytes: &[u8]) -> Line {
                 .unwrap_or("unknown")
                 .to_owned()
         };
-        return Line::Answer { id, result: Err((text("class"), text("desc"))) };
+        return Line::Answer {
+            id,
+            result: Err((text("class"), text("desc"))),
+        };
     }
     Line::Unknown
 }
@@ -116,23 +125,30 @@ impl Qmp {
     pub async fn connect(
         stream: UnixStream,
         timeout: Duration,
-    ) -> Result<(Self, mpsc::Receiver<Event>), Error> {
+    ) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
         let (read, writer) = stream.into_split();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (events_in, events) = mpsc::channel(MAX_EVENTS);
         let (greeted_in, greeted) = oneshot::channel();
-        let reader = tokio::spawn(Reader {
-            read,
-            waiting: Arc::clone(&waiting),
-            events: events_in,
-            greeted: Some(greeted_in),
-        }
-        .run());
-        let mut qmp = Self { writer, waiting, next_id: 1, reader };
+        let reader = tokio::spawn(
+            Reader {
+                read,
+                waiting: Arc::clone(&waiting),
+                events: events_in,
+                greeted: Some(greeted_in),
+            }
+            .run(),
+        );
+        let mut qmp = Self {
+            writer,
+            waiting,
+            next_id: 1,
+            reader,
+        };
         match tokio::time::timeout(timeout, greeted).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Error::Closed),
-            Err(_) => return Err(Error::Timeout),
+            Ok(Err(_)) => return Err(QmpError::Closed),
+            Err(_) => return Err(QmpError::Timeout),
         }
         qmp.execute("qmp_capabilities", None, timeout).await?;
         Ok((qmp, events))
@@ -148,7 +164,7 @@ impl Qmp {
         command: &str,
         arguments: Option<Map<String, Value>>,
         timeout: Duration,
-    ) -> Result<Value, Error> {
+    ) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
         let mut request = json!({ "execute": command, "id": id });
@@ -158,7 +174,7 @@ impl Qmp {
         let (answer_in, answer) = oneshot::channel();
         match self.lock().as_mut() {
             Some(waiting) => waiting.insert(id, answer_in),
-            None => return Err(Error::Closed),
+            None => return Err(QmpError::Closed),
         };
         let mut line = request.to_string();
         line.push('\n');
@@ -167,20 +183,20 @@ impl Qmp {
                 .write_all(line.as_bytes())
                 .await
                 .map_err(|error| match error.kind() {
-                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
-                    _ => Error::Socket(error),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QmpError::Closed,
+                    _ => QmpError::Socket(error),
                 })?;
             match answer.await {
                 Ok(Ok(value)) => Ok(value),
-                Ok(Err((class, reason))) => Err(Error::Refused { class, reason }),
-                Err(_) => Err(Error::Closed),
+                Ok(Err((class, reason))) => Err(QmpError::Refused { class, reason }),
+                Err(_) => Err(QmpError::Closed),
             }
         };
         let result = tokio::time::timeout(timeout, exchange).await;
         if let Some(waiting) = self.lock().as_mut() {
             waiting.remove(&id);
         }
-        result.unwrap_or(Err(Error::Timeout))
+        result.unwrap_or(Err(QmpError::Timeout))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
@@ -222,7 +238,9 @@ impl Reader {
             }
             buffer.drain(..start);
             if buffer.len() > MAX_LINE {
-                tracing::warn!("QEMU sent a line of more than {MAX_LINE} bytes: no longer listening");
+                tracing::warn!(
+                    "QEMU sent a line of more than {MAX_LINE} bytes: no longer listening"
+                );
                 break;
             }
         }
@@ -282,34 +300,40 @@ mod tests {
     #[tokio::test]
     async fn answers_are_found_among_events_and_noise() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let peer = tokio::spawn(peer(theirs, &[
-            "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n",
-            "{\"return\": {}, \"id\": 1}\r\n",
-            "noise\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false}, \"timestamp\": {}}\n{\"event\": \"NEW_ONE\"}\n{\"return\": {\"status\": \"running\", \"more\": 1}, \"id\": 2}\n",
-            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\n",
-        ]));
+        let peer = tokio::spawn(peer(
+            theirs,
+            &[
+                "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n",
+                "{\"return\": {}, \"id\": 1}\r\n",
+                "noise\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false}, \"timestamp\": {}}\n{\"event\": \"NEW_ONE\"}\n{\"return\": {\"status\": \"running\", \"more\": 1}, \"id\": 2}\n",
+                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\n",
+            ],
+        ));
         let (mut qmp, mut events) = Qmp::connect(ours, SECOND).await.unwrap();
         let status = qmp.execute("query-status", None, SECOND).await.unwrap();
         assert_eq!(status["status"], "running");
         assert_eq!(events.recv().await.unwrap().name, "SHUTDOWN");
         assert_eq!(
             events.recv().await.unwrap(),
-            Event { name: "NEW_ONE".to_owned(), data: Value::Null }
+            Event {
+                name: "NEW_ONE".to_owned(),
+                data: Value::Null
+            }
         );
         let refused = qmp.execute("cont", None, SECOND).await.unwrap_err();
-        assert!(matches!(refused, Error::Refused { reason, .. } if reason == "no"));
+        assert!(matches!(refused, QmpError::Refused { reason, .. } if reason == "no"));
         peer.await.unwrap();
         // The end of the stream ends the events and the commands.
         assert_eq!(events.recv().await, None);
         let closed = qmp.execute("stop", None, SECOND).await.unwrap_err();
-        assert!(matches!(closed, Error::Closed), "{closed}");
+        assert!(matches!(closed, QmpError::Closed), "{closed}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_a_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let error = Qmp::connect(ours, SECOND).await.unwrap_err();
-        assert!(matches!(error, Error::Timeout), "{error}");
+        assert!(matches!(error, QmpError::Timeout), "{error}");
     }
 
     proptest! {
@@ -326,7 +350,10 @@ mod tests {
         assert_eq!(parse(b"[]"), Line::Unknown);
         assert_eq!(
             parse(b"{\"id\": 7, \"error\": null}"),
-            Line::Answer { id: 7, result: Err(("unknown".to_owned(), "unknown".to_owned())) }
+            Line::Answer {
+                id: 7,
+                result: Err(("unknown".to_owned(), "unknown".to_owned()))
+            }
         );
     }
 }

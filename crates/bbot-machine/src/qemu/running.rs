@@ -14,9 +14,7 @@ use super::qmp::{self, Qmp};
 use super::{Sockets, trying};
 use crate::accel::Accelerator;
 use crate::mac::Mac;
-use crate::machine::{
-    BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome,
-};
+use crate::machine::{BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome};
 use crate::wire::thread::WireThread;
 
 /// How long QEMU may take to answer; it answers at once unless the host is
@@ -109,8 +107,8 @@ impl QemuMachine {
     async fn execute(&mut self, command: &str, timeout: Duration) -> Result<(), Error> {
         match self.qmp.execute(command, None, timeout).await {
             Ok(_) => Ok(()),
-            Err(qmp::Error::Closed) => Err(self.ended_error()),
-            Err(qmp::Error::Timeout) => Err(Error::NoAnswer {
+            Err(qmp::QmpError::Closed) => Err(self.ended_error()),
+            Err(qmp::QmpError::Timeout) => Err(Error::NoAnswer {
                 machine: self.name.clone(),
                 command: command.to_owned(),
                 timeout,
@@ -124,7 +122,9 @@ impl QemuMachine {
     }
 
     fn ended_error(&self) -> Error {
-        Error::Ended { machine: self.name.clone() }
+        Error::Ended {
+            machine: self.name.clone(),
+        }
     }
 
     fn require_running(&self) -> Result<(), Error> {
@@ -245,7 +245,10 @@ impl QemuMachine {
         }
         loop {
             if self.exit.is_none() {
-                match self.execute("system_powerdown", ANSWER_TIMEOUT.min(timeout)).await {
+                match self
+                    .execute("system_powerdown", ANSWER_TIMEOUT.min(timeout))
+                    .await
+                {
                     // QEMU may be busy, or ending: the wait below tells.
                     Ok(()) | Err(Error::NoAnswer { .. } | Error::Ended { .. }) => {}
                     Err(error) => return Err(error),

@@ -76,22 +76,39 @@ fn option(message: &[u8], code: u8) -> Option<&[u8]> {
 #[test]
 fn dhcp_gives_the_one_address() {
     let mut wire = wire();
-    let offers = answers(&mut wire, &dhcp_frame(&dhcp_message(1, Ipv4Addr::UNSPECIFIED, &[])));
-    let [offer] = &offers[..] else { panic!("{offers:?}") };
+    let offers = answers(
+        &mut wire,
+        &dhcp_frame(&dhcp_message(1, Ipv4Addr::UNSPECIFIED, &[])),
+    );
+    let [offer] = &offers[..] else {
+        panic!("{offers:?}")
+    };
     let (to, packet, offer) = datagram(offer);
-    assert_eq!((to, packet.source, packet.destination), (CARD, AGENT, GUEST));
+    assert_eq!(
+        (to, packet.source, packet.destination),
+        (CARD, AGENT, GUEST)
+    );
     assert_eq!((offer.source, offer.destination), (67, 68));
     assert_eq!(offer.payload[4..8], *b"xid0");
     assert_eq!(offer.payload[16..20], GUEST.octets());
     assert_eq!(option(offer.payload, 53), Some(&[2][..]));
     assert_eq!(option(offer.payload, 54), Some(&AGENT.octets()[..]));
-    assert_eq!(option(offer.payload, 51), Some(&86_400u32.to_be_bytes()[..]));
+    assert_eq!(
+        option(offer.payload, 51),
+        Some(&86_400u32.to_be_bytes()[..])
+    );
     assert_eq!(option(offer.payload, 1), Some(&[255, 255, 255, 0][..]));
     // No router and no name server: there is nothing behind the wire.
-    assert_eq!((option(offer.payload, 3), option(offer.payload, 6)), (None, None));
+    assert_eq!(
+        (option(offer.payload, 3), option(offer.payload, 6)),
+        (None, None)
+    );
 
     let chosen = [&[54, 4][..], &AGENT.octets(), &[50, 4], &GUEST.octets()].concat();
-    let acks = answers(&mut wire, &dhcp_frame(&dhcp_message(3, Ipv4Addr::UNSPECIFIED, &chosen)));
+    let acks = answers(
+        &mut wire,
+        &dhcp_frame(&dhcp_message(3, Ipv4Addr::UNSPECIFIED, &chosen)),
+    );
     let (_, _, ack) = datagram(&acks[0]);
     assert_eq!(option(ack.payload, 53), Some(&[5][..]));
     assert_eq!(ack.payload[16..20], GUEST.octets());
@@ -106,7 +123,12 @@ fn dhcp_answers_by_the_book() {
     // Message type, client's address, options; answer's type, destination, address given.
     let cases = [
         (3, none, wanting(GUEST), Some((5, GUEST, GUEST))),
-        (3, none, wanting(elsewhere), Some((6, Ipv4Addr::BROADCAST, none))),
+        (
+            3,
+            none,
+            wanting(elsewhere),
+            Some((6, Ipv4Addr::BROADCAST, none)),
+        ),
         (3, GUEST, vec![], Some((5, GUEST, GUEST))),
         (3, elsewhere, vec![], Some((6, Ipv4Addr::BROADCAST, none))),
         (3, none, choosing(elsewhere), None),
@@ -117,11 +139,18 @@ fn dhcp_answers_by_the_book() {
     ];
     for (kind, client, options, expected) in cases {
         let mut wire = wire();
-        let got = answers(&mut wire, &dhcp_frame(&dhcp_message(kind, client, &options)));
+        let got = answers(
+            &mut wire,
+            &dhcp_frame(&dhcp_message(kind, client, &options)),
+        );
         let got = got.first().map(|frame| {
             let (_, packet, datagram) = datagram(frame);
             let given: [u8; 4] = datagram.payload[16..20].try_into().unwrap();
-            (option(datagram.payload, 53).unwrap()[0], packet.destination, Ipv4Addr::from(given))
+            (
+                option(datagram.payload, 53).unwrap()[0],
+                packet.destination,
+                Ipv4Addr::from(given),
+            )
         });
         assert_eq!(got, expected, "{kind} {client} {options:?}");
     }
@@ -133,7 +162,10 @@ fn dhcp_broadcasts_to_those_that_ask() {
     message[10] = 0x80;
     let frames = answers(&mut wire(), &dhcp_frame(&message));
     let (to, packet, _) = datagram(&frames[0]);
-    assert_eq!((to, packet.destination), (ethernet::BROADCAST, Ipv4Addr::BROADCAST));
+    assert_eq!(
+        (to, packet.destination),
+        (ethernet::BROADCAST, Ipv4Addr::BROADCAST)
+    );
 }
 
 fn arp_request(target_ip: Ipv4Addr) -> Vec<u8> {
@@ -165,7 +197,14 @@ fn arp_tells_of_the_agent_alone() {
     );
     assert!(answers(&mut wire, &arp_request(Ipv4Addr::new(196, 254, 111, 1))).is_empty());
     assert!(answers(&mut wire, &arp_request(GUEST)).is_empty());
-    assert_eq!(wire.counters(), Counters { frames: 3, ignored: 2, ..Counters::default() });
+    assert_eq!(
+        wire.counters(),
+        Counters {
+            frames: 3,
+            ignored: 2,
+            ..Counters::default()
+        }
+    );
 }
 
 #[test]
@@ -189,7 +228,10 @@ fn a_file_is_fetched() {
     let request = b"\0\x01task.manifest\0octet\0";
     let data = answers(&mut wire, &udp_frame((GUEST, 5000), (AGENT, 69), request));
     let (to, packet, block) = datagram(&data[0]);
-    assert_eq!((to, packet.source, packet.destination), (CARD, AGENT, GUEST));
+    assert_eq!(
+        (to, packet.source, packet.destination),
+        (CARD, AGENT, GUEST)
+    );
     assert_eq!(block.destination, 5000);
     assert_eq!(block.payload, b"\0\x03\0\x01: 1\n");
     let ack = udp_frame((GUEST, 5000), (AGENT, block.source), b"\0\x04\0\x01");
@@ -208,11 +250,14 @@ fn a_file_is_fetched() {
 fn no_block_is_larger_than_a_frame() {
     let root = bbot_tftp::Root::new().get_bytes("f", vec![0; 10_000]);
     let mut wire = Wire::new(bbot_tftp::Server::new(root, bbot_tftp::Limits::wire()));
-    let request = b"\0\x01f\0octet\0blksize\065464\0";
+    let request = b"\0\x01f\0octet\0blksize\x0065464\0";
     let answer = answers(&mut wire, &udp_frame((GUEST, 5000), (AGENT, 69), request));
-    assert_eq!(datagram(&answer[0]).2.payload, b"\0\x06blksize\01468\0");
+    assert_eq!(datagram(&answer[0]).2.payload, b"\0\x06blksize\x001468\0");
     let port = datagram(&answer[0]).2.source;
-    let data = answers(&mut wire, &udp_frame((GUEST, 5000), (AGENT, port), b"\0\x04\0\0"));
+    let data = answers(
+        &mut wire,
+        &udp_frame((GUEST, 5000), (AGENT, port), b"\0\x04\0\0"),
+    );
     assert_eq!(data[0].len(), ethernet::HEADER + ethernet::MTU);
 }
 
@@ -236,28 +281,67 @@ fn nothing_else_is_answered() {
         frame(ethernet::IPV4, &packet)
     };
     let cases: [(&str, Vec<u8>, bool); 15] = [
-        ("to another address", udp_frame((GUEST, 5000), (outside, 69), request), false),
-        ("to everyone", udp_frame((GUEST, 5000), (Ipv4Addr::BROADCAST, 69), request), false),
-        ("from another network", udp_frame((outside, 5000), ours, request), false),
-        ("from ourselves", udp_frame((AGENT, 5000), ours, request), false),
-        ("from the network itself", udp_frame((Ipv4Addr::new(196, 254, 111, 0), 5000), ours, request), false),
-        ("to another card", ethernet::build([2; 6], CARD, ethernet::IPV4, &good), false),
+        (
+            "to another address",
+            udp_frame((GUEST, 5000), (outside, 69), request),
+            false,
+        ),
+        (
+            "to everyone",
+            udp_frame((GUEST, 5000), (Ipv4Addr::BROADCAST, 69), request),
+            false,
+        ),
+        (
+            "from another network",
+            udp_frame((outside, 5000), ours, request),
+            false,
+        ),
+        (
+            "from ourselves",
+            udp_frame((AGENT, 5000), ours, request),
+            false,
+        ),
+        (
+            "from the network itself",
+            udp_frame((Ipv4Addr::new(196, 254, 111, 0), 5000), ours, request),
+            false,
+        ),
+        (
+            "to another card",
+            ethernet::build([2; 6], CARD, ethernet::IPV4, &good),
+            false,
+        ),
         ("IPv6", frame(0x86dd, &[0x60; 60]), false),
-        ("TCP", frame(ethernet::IPV4, &ipv4::build(GUEST, AGENT, 6, &[0; 20]).unwrap()), false),
+        (
+            "TCP",
+            frame(
+                ethernet::IPV4,
+                &ipv4::build(GUEST, AGENT, 6, &[0; 20]).unwrap(),
+            ),
+            false,
+        ),
         ("a wrong header checksum", damaged(11, 1), true),
         ("a wrong UDP checksum", damaged(30, 1), true),
         ("a fragment", fragment, true),
         ("nothing", vec![], true),
         ("half a header", vec![0; 13], true),
         ("a giant", vec![0; 2000], true),
-        ("from a group", ethernet::build(AGENT_MAC, [3; 6], ethernet::IPV4, &good), true),
+        (
+            "from a group",
+            ethernet::build(AGENT_MAC, [3; 6], ethernet::IPV4, &good),
+            true,
+        ),
     ];
     for (what, bytes, malformed) in cases {
         let mut wire = wire();
         assert!(answers(&mut wire, &bytes).is_empty(), "{what} was answered");
         assert!(wire.poll_event().is_none(), "{what} made an event");
         let counters = wire.counters();
-        assert_eq!((counters.malformed, counters.ignored), (u64::from(malformed), u64::from(!malformed)), "{what}");
+        assert_eq!(
+            (counters.malformed, counters.ignored),
+            (u64::from(malformed), u64::from(!malformed)),
+            "{what}"
+        );
     }
     assert!(!answers(&mut wire(), &frame(ethernet::IPV4, &good)).is_empty());
 }
@@ -268,7 +352,10 @@ fn answers_do_not_pile_up() {
     for _ in 0..1000 {
         wire.handle(&arp_request(AGENT), Instant::now());
     }
-    assert_eq!(std::iter::from_fn(|| wire.poll_frame()).count(), MAX_WAITING);
+    assert_eq!(
+        std::iter::from_fn(|| wire.poll_frame()).count(),
+        MAX_WAITING
+    );
     assert_eq!(wire.counters().overflowed, 1000 - MAX_WAITING as u64);
 }
 

@@ -177,10 +177,7 @@ impl Serving {
             }
         }
         let told = self.tell();
-        *self
-            .counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = self.wire.counters();
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.wire.counters();
         Ok(told)
     }
 

@@ -26,17 +26,28 @@ async fn the_choice_is_tried_once_and_kept() {
     let (folder, spec) = prepare("", None);
     let state = folder.path().join("state");
     let qemu = Qemu::new();
-    let host = Host { qemu: &qemu, user: None, state_dir: &state };
-    let first = choose(Choice::Auto, Some(&spec.directory), host).await.unwrap();
+    let host = Host {
+        qemu: &qemu,
+        user: None,
+        state_dir: &state,
+    };
+    let first = choose(Choice::Auto, Some(&spec.directory), host)
+        .await
+        .unwrap();
     println!("{first:?}");
     let began = Instant::now();
-    let second = choose(Choice::Auto, Some(&spec.directory), host).await.unwrap();
+    let second = choose(Choice::Auto, Some(&spec.directory), host)
+        .await
+        .unwrap();
     assert_eq!(second.accelerator, first.accelerator);
     assert!(second.reason.contains("tried earlier"), "{}", second.reason);
     println!("remembered after {:?}", began.elapsed());
 
     // What is asked for is not tried.
-    for (choice, accelerator) in [(Choice::Kvm, Accelerator::Kvm), (Choice::Tcg, Accelerator::Tcg)] {
+    for (choice, accelerator) in [
+        (Choice::Kvm, Accelerator::Kvm),
+        (Choice::Tcg, Accelerator::Tcg),
+    ] {
         let asked = choose(choice, Some(&spec.directory), host).await.unwrap();
         assert_eq!(asked.accelerator, accelerator);
     }
@@ -56,10 +67,18 @@ async fn a_kernel_that_comes_up_speaks_for_kvm() {
     let machine = folder.path().join("machine");
     fs::create_dir(&machine).unwrap();
     fs::copy(guest_files().unwrap().kernel, machine.join("kernel")).unwrap();
-    let host = Host { qemu: &qemu, user: None, state_dir: &folder.path().join("state") };
+    let host = Host {
+        qemu: &qemu,
+        user: None,
+        state_dir: &folder.path().join("state"),
+    };
     let chosen = choose(Choice::Auto, Some(&machine), host).await.unwrap();
     assert_eq!(chosen.accelerator, Accelerator::Kvm, "{}", chosen.reason);
-    assert!(chosen.reason.contains("came up under KVM"), "{}", chosen.reason);
+    assert!(
+        chosen.reason.contains("came up under KVM"),
+        "{}",
+        chosen.reason
+    );
 }
 
 #[tokio::test]
@@ -73,8 +92,18 @@ async fn a_qemu_that_fails_speaks_for_tcg() {
         "#!/bin/sh\n[ \"$1\" != --version ] || exec echo 'QEMU 0'\necho 'no such luck' >&2; exit 3\n",
     );
     let (_other, spec) = prepare("", None);
-    let host = Host { qemu: &qemu, user: None, state_dir: &folder.path().join("state") };
-    let chosen = choose(Choice::Auto, Some(&spec.directory), host).await.unwrap();
+    let host = Host {
+        qemu: &qemu,
+        user: None,
+        state_dir: &folder.path().join("state"),
+    };
+    let chosen = choose(Choice::Auto, Some(&spec.directory), host)
+        .await
+        .unwrap();
     assert_eq!(chosen.accelerator, Accelerator::Tcg);
-    assert!(chosen.reason.contains("exit status 3: no such luck"), "{}", chosen.reason);
+    assert!(
+        chosen.reason.contains("exit status 3: no such luck"),
+        "{}",
+        chosen.reason
+    );
 }

@@ -21,7 +21,9 @@ async fn busybox_fetches_and_uploads_over_the_wire() {
     let mut root = Root::new();
     let mut expected = Vec::new();
     for (index, size) in sizes.into_iter().enumerate() {
-        let bytes: Vec<u8> = (0..size).map(|i: usize| (i * 31 + index).to_le_bytes()[0]).collect();
+        let bytes: Vec<u8> = (0..size)
+            .map(|i: usize| (i * 31 + index).to_le_bytes()[0])
+            .collect();
         for (kind, option) in [("plain", ""), ("large", "-b 1468")] {
             let name = format!("{kind}.{size}");
             root = root.get_bytes(format!("in.{name}"), bytes.clone());
@@ -41,7 +43,9 @@ async fn busybox_fetches_and_uploads_over_the_wire() {
     );
     let (folder, mut spec) = prepare(&script, None);
     let put = folder.path().join("put");
-    spec.tftp.root = root.get_bytes("script", script.as_bytes()).put_any(put, 8 << 20);
+    spec.tftp.root = root
+        .get_bytes("script", script.as_bytes())
+        .put_any(put, 8 << 20);
     let mut guest = Guest::start(folder, spec).await;
     for (name, bytes) in expected {
         let got = guest.uploaded(&name).await;
@@ -49,11 +53,22 @@ async fn busybox_fetches_and_uploads_over_the_wire() {
     }
     let net = String::from_utf8(guest.uploaded("net").await).unwrap();
     assert!(net.contains("inet addr:196.254.111.2 "), "{net}");
-    assert!(net.to_lowercase().contains(&guest.machine.mac().to_string()), "{net}");
+    assert!(
+        net.to_lowercase()
+            .contains(&guest.machine.mac().to_string()),
+        "{net}"
+    );
     assert!(net.contains("1 packets received"), "{net}");
     // No way out: there is no default route.
-    assert!(!net.lines().any(|line| line.starts_with("0.0.0.0")), "{net}");
-    assert!(guest.console().contains("lease=86400"), "{}", guest.console());
+    assert!(
+        !net.lines().any(|line| line.starts_with("0.0.0.0")),
+        "{net}"
+    );
+    assert!(
+        guest.console().contains("lease=86400"),
+        "{}",
+        guest.console()
+    );
 }
 
 #[tokio::test]
@@ -77,8 +92,14 @@ async fn it_has_few_rights_and_obeys() {
     }
     let status = read("status");
     let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_default();
+        line.split_whitespace()
+            .skip(1)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     assert_eq!(field("Seccomp:"), ["2"], "{status}");
     assert_eq!(field("NoNewPrivs:"), ["1"], "{status}");
@@ -87,13 +108,20 @@ async fn it_has_few_rights_and_obeys() {
         assert_ne!(id, "0", "{status}");
     }
     let limits = read("limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 
     // Its sockets are private, and a person is told of them.
     let run = guest.folder.path().join("run");
     for folder in [run.clone(), run.join("qemu")] {
-        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700, "{folder:?}");
+        assert_eq!(
+            fs::metadata(&folder).unwrap().mode() & 0o777,
+            0o700,
+            "{folder:?}"
+        );
     }
     assert!(info.contains("machine test (tcg): running"), "{info}");
     for socket in ["console", "vnc"] {
@@ -110,7 +138,10 @@ async fn it_has_few_rights_and_obeys() {
     guest.machine.resume().await.unwrap();
     assert!(guest.machine.info().contains("running"));
 
-    assert_eq!(guest.machine.shutdown(PATIENCE).await.unwrap(), ShutdownOutcome::Down);
+    assert_eq!(
+        guest.machine.shutdown(PATIENCE).await.unwrap(),
+        ShutdownOutcome::Down
+    );
     assert_eq!(guest.other_event().await, MachineEvent::PoweringOff);
     let MachineEvent::Exited(exit) = guest.other_event().await else {
         panic!("it did not exit")
@@ -134,9 +165,20 @@ async fn a_disk_that_is_kept_has_what_the_guest_wrote() {
     let disk = spec.directory.join("disk.img");
     let before = fs::metadata(&disk).unwrap();
     let mut guest = Guest::start(folder, spec).await;
-    let exit = tokio::time::timeout(PATIENCE, guest.machine.wait()).await.unwrap();
-    assert_eq!(exit.cause, ExitCause::PoweredOff, "{exit}\n{}", guest.console());
-    assert!(fs::read(&disk).unwrap().starts_with(b"written-by-the-guest\n"));
+    let exit = tokio::time::timeout(PATIENCE, guest.machine.wait())
+        .await
+        .unwrap();
+    assert_eq!(
+        exit.cause,
+        ExitCause::PoweredOff,
+        "{exit}\n{}",
+        guest.console()
+    );
+    assert!(
+        fs::read(&disk)
+            .unwrap()
+            .starts_with(b"written-by-the-guest\n")
+    );
     let after = fs::metadata(&disk).unwrap();
     assert_eq!((after.uid(), after.mode()), (before.uid(), before.mode()));
 }
@@ -179,7 +221,11 @@ async fn restart_and_panic_are_told() {
         }
     };
     assert_eq!(next, MachineEvent::Panicked, "{}", guest.console());
-    assert!(guest.machine.info().contains("panic"), "{}", guest.machine.info());
+    assert!(
+        guest.machine.info().contains("panic"),
+        "{}",
+        guest.machine.info()
+    );
     guest.machine.force_down().await.unwrap();
     let MachineEvent::Exited(exit) = guest.other_event().await else {
         panic!("it did not exit")
@@ -194,11 +240,17 @@ async fn a_deaf_guest_is_forced_down_and_a_killed_one_noticed() {
     }
     let mut guest = Guest::boot("killall acpid; tftp -p -r up -l /init 196.254.111.222").await;
     guest.uploaded("up").await;
-    let outcome = guest.machine.shutdown(Duration::from_secs(1)).await.unwrap();
+    let outcome = guest
+        .machine
+        .shutdown(Duration::from_secs(1))
+        .await
+        .unwrap();
     assert_eq!(outcome, ShutdownOutcome::TimedOut);
     let process = process_of(&guest.machine.info());
     // Ends QEMU as a crash would.
-    let status = std::process::Command::new("kill").args(["-SEGV", &process.to_string()]).status();
+    let status = std::process::Command::new("kill")
+        .args(["-SEGV", &process.to_string()])
+        .status();
     assert!(status.unwrap().success());
     let MachineEvent::Exited(exit) = guest.other_event().await else {
         panic!("it did not exit")

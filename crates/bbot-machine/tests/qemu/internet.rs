@@ -40,7 +40,10 @@ impl Drop for Helper {
 }
 
 fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
@@ -68,14 +71,23 @@ async fn in_a_namespace() {
     ip("link set lo up");
     let mut world = Helper::start("unshare", &["-n", "sh", "-c", "echo ready; exec cat"]);
     let mut ready = [0; 6];
-    world.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    world
+        .0
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
     let there = world.0.id().to_string();
     ip("link add out type veth peer name in");
     ip(&format!("link set in netns {there}"));
     ip(&format!("addr add {HOST}/24 dev out"));
     ip("link set out up");
     ip(&format!("route add default via {OTHER}"));
-    for command in [&format!("ip addr add {OTHER}/24 dev in"), "ip link set in up"] {
+    for command in [
+        &format!("ip addr add {OTHER}/24 dev in"),
+        "ip link set in up",
+    ] {
         let status = Command::new("nsenter")
             .args(["-t", &there, "-n"])
             .args(command.split(' '))
@@ -83,7 +95,9 @@ async fn in_a_namespace() {
         assert!(status.unwrap().success(), "{command}");
     }
     // A server in the world, that says so to whoever connects.
-    let server = ["-t", &there, "-n", "busybox", "nc", "-ll", "-p", "7777", "-e", "echo", "world"];
+    let server = [
+        "-t", &there, "-n", "busybox", "nc", "-ll", "-p", "7777", "-e", "echo", "world",
+    ];
     let _server = Helper::start("nsenter", &server);
 
     let loopback = greet("127.0.0.1", "loopback");
@@ -93,7 +107,7 @@ async fn in_a_namespace() {
     // give it, or under its own, must stay unheard; what is outside must be heard.
     // Packets to 127.0.0.1 leave the guest only once it is told to let them.
     let script = format!(
-        "ask() {{ nc -w 2 $1 $2 < /dev/null >> /heard 2>> /errors; }}\n\
+        "ask() {{ timeout 5 nc -w 2 $1 $2 < /dev/null >> /heard 2>> /errors; }}\n\
          : > /heard; : > /errors\n\
          ask {OTHER} 7777\n\
          for port in {loopback} {everywhere} {own}; do\n\
@@ -111,7 +125,12 @@ async fn in_a_namespace() {
     spec.network = Network::User;
     let mut guest = Guest::start(folder, spec).await;
     let route = String::from_utf8(guest.uploaded("route").await).unwrap();
-    assert!(route.lines().any(|line| line.starts_with("0.0.0.0") && line.ends_with("eth1")), "{route}");
+    assert!(
+        route
+            .lines()
+            .any(|line| line.starts_with("0.0.0.0") && line.ends_with("eth1")),
+        "{route}"
+    );
     let heard = String::from_utf8(guest.uploaded("heard").await).unwrap();
     guest.machine.force_down().await.unwrap();
     assert_eq!(heard, "world\n", "{}", guest.console());
@@ -141,5 +160,8 @@ fn a_guest_reaches_the_world_but_no_port_of_the_host() {
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{errors}");
-    assert!(said.contains("the guest heard the world alone"), "{said}\n{errors}");
+    assert!(
+        said.contains("the guest heard the world alone"),
+        "{said}\n{errors}"
+    );
 }

@@ -41,7 +41,11 @@ async fn qemu_dies_when_its_parent_is_killed() {
         return;
     }
     let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "lifetime::starts_a_machine_and_waits", "--nocapture"])
+        .args([
+            "--exact",
+            "lifetime::starts_a_machine_and_waits",
+            "--nocapture",
+        ])
         .env(ROLE, "1")
         .stdout(Stdio::piped())
         .spawn()
@@ -54,7 +58,10 @@ async fn qemu_dies_when_its_parent_is_killed() {
     assert!(!has_ended(process, Duration::ZERO));
     parent.kill().unwrap();
     parent.wait().unwrap();
-    assert!(has_ended(process, Duration::from_secs(20)), "QEMU {process} lives on");
+    assert!(
+        has_ended(process, Duration::from_secs(20)),
+        "QEMU {process} lives on"
+    );
 }
 
 #[tokio::test]
@@ -66,7 +73,10 @@ async fn qemu_dies_when_its_machine_is_dropped() {
     let machine = Qemu::new().start(spec).await.unwrap();
     let process = process_of(&machine.info());
     drop(machine);
-    assert!(has_ended(process, Duration::ZERO), "QEMU {process} lives on");
+    assert!(
+        has_ended(process, Duration::ZERO),
+        "QEMU {process} lives on"
+    );
 }
 
 /// The kernel's "die with your parent" looks at the thread that forked.
@@ -77,13 +87,19 @@ fn qemu_outlives_the_thread_that_asked_for_it() {
     }
     let (_folder, spec) = prepare("", None);
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let machine = runtime.block_on(Qemu::new().start(spec)).unwrap();
         (runtime, machine)
     });
     let (runtime, mut machine) = thread.join().unwrap();
     runtime.block_on(async {
-        assert!(!has_ended(process_of(&machine.info()), Duration::from_millis(500)));
+        assert!(!has_ended(
+            process_of(&machine.info()),
+            Duration::from_millis(500)
+        ));
         machine.suspend().await.unwrap();
         machine.force_down().await.unwrap();
     });

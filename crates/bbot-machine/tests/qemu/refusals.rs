@@ -8,7 +8,7 @@ use bbot_machine::qemu::Qemu;
 use super::support::{manifest, must_skip, prepare};
 
 fn error(result: Result<Box<dyn Machine>, Error>) -> (Error, String) {
-    let error = result.err().expect("it started");
+    let error = result.expect_err("it started");
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(inner) = source {
@@ -25,9 +25,16 @@ async fn each_refusal_says_what_and_how_to_mend_it() {
     }
     let (folder, spec) = prepare("", None);
 
-    let (refused, text) = error(Qemu::with_program("qemu-of-nobody").start(spec.clone()).await);
+    let (refused, text) = error(
+        Qemu::with_program("qemu-of-nobody")
+            .start(spec.clone())
+            .await,
+    );
     assert!(matches!(refused, Error::NotInstalled { .. }), "{text}");
-    assert!(text.contains("qemu-of-nobody") && text.contains("qemu-system-x86"), "{text}");
+    assert!(
+        text.contains("qemu-of-nobody") && text.contains("qemu-system-x86"),
+        "{text}"
+    );
 
     let mut other = spec.clone();
     other.user = Some("no-such-user".to_owned());
@@ -42,10 +49,15 @@ async fn each_refusal_says_what_and_how_to_mend_it() {
     let mut other = spec.clone();
     other.manifest = manifest(Some("-hda disk.img"));
     let (_, text) = error(Qemu::new().start(other).await);
-    assert!(text.contains("machine test") && text.contains("ifname=?"), "{text}");
+    assert!(
+        text.contains("machine test") && text.contains("ifname=?"),
+        "{text}"
+    );
 
     let mut other = spec.clone();
-    other.manifest = manifest(Some("-netdev tap,id=n,ifname=? -device no-such-device,netdev=n"));
+    other.manifest = manifest(Some(
+        "-netdev tap,id=n,ifname=? -device no-such-device,netdev=n",
+    ));
     let (refused, text) = error(Qemu::new().start(other).await);
     assert!(matches!(refused, Error::NotStarted { .. }), "{text}");
     assert!(text.contains("no-such-device"), "{text}");

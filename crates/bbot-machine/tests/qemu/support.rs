@@ -8,19 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bbot_machine::accel::Accelerator;
-use bbot_machine::machine::{
-    Disk, Hypervisor, Machine, MachineEvent, Network, StartSpec, Tftp,
-};
+use bbot_machine::machine::{Disk, Hypervisor, Machine, MachineEvent, Network, StartSpec, Tftp};
 use bbot_machine::qemu::Qemu;
 use bbot_manifest::MachineManifest;
 use bbot_tftp::{Event, Limits, Root};
 use tempfile::TempDir;
 
 /// Under TCG, on a busy host, while others compile.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What a test needs may be missing only where nobody requires it.
-pub fn missing(what: &str, why: &str) -> bool {
+pub(crate) fn missing(what: &str, why: &str) -> bool {
     let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
     assert!(
         !required.split(',').any(|word| word == what),
@@ -30,14 +28,14 @@ pub fn missing(what: &str, why: &str) -> bool {
     true
 }
 
-pub fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|folder| folder.join(program).is_file())
 }
 
 /// True: there is no QEMU or no guest, and nobody requires it.
-pub fn must_skip() -> bool {
+pub(crate) fn must_skip() -> bool {
     if !is_installed("qemu-system-x86_64") {
         return missing("qemu", "qemu-system-x86_64 is not installed");
     }
@@ -49,9 +47,9 @@ pub fn must_skip() -> bool {
 
 /// Kernel and initial RAM disk of the guest, made once and kept.
 #[derive(Debug, Clone)]
-pub struct GuestFiles {
-    pub kernel: PathBuf,
-    pub initrd: PathBuf,
+pub(crate) struct GuestFiles {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
 }
 
 /// In the order in which each finds what it depends on.
@@ -114,7 +112,7 @@ fn run(command: &mut Command) -> Result<String, String> {
     }
 }
 
-pub fn guest_files() -> Result<GuestFiles, String> {
+pub(crate) fn guest_files() -> Result<GuestFiles, String> {
     static FILES: std::sync::OnceLock<Result<GuestFiles, String>> = std::sync::OnceLock::new();
     FILES.get_or_init(make_guest_files).clone()
 }
@@ -141,19 +139,38 @@ fn make_guest_files() -> Result<GuestFiles, String> {
         .ok_or("busybox-static is not installed")?;
     let initrd = cache.join("initrd");
     let mut archive = Vec::new();
-    for folder in ["bin", "dev", "proc", "sys", "modules", "etc", "etc/acpi", "etc/acpi/PWRF"] {
+    for folder in [
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "modules",
+        "etc",
+        "etc/acpi",
+        "etc/acpi/PWRF",
+    ] {
         entry(&mut archive, folder, 0o040_755, b"");
     }
     entry(&mut archive, "bin/busybox", 0o100_755, &busybox);
     entry(&mut archive, "init", 0o100_755, INIT.as_bytes());
     entry(&mut archive, "udhcpc", 0o100_755, UDHCPC.as_bytes());
-    entry(&mut archive, "etc/acpi/PWRF/00000080", 0o100_755, b"#!/bin/sh\npoweroff -f\n");
+    entry(
+        &mut archive,
+        "etc/acpi/PWRF/00000080",
+        0o100_755,
+        b"#!/bin/sh\npoweroff -f\n",
+    );
     let mut list = String::new();
     for module in MODULES {
         let bytes = fs::read(modules.join(format!("{module}.ko")))
             .map_err(|error| format!("{module}.ko: {error}"))?;
         let name = module.rsplit('/').next().unwrap();
-        entry(&mut archive, &format!("modules/{name}.ko"), 0o100_644, &bytes);
+        entry(
+            &mut archive,
+            &format!("modules/{name}.ko"),
+            0o100_644,
+            &bytes,
+        );
         list.push_str(name);
         list.push('\n');
     }
@@ -174,11 +191,16 @@ fn fetch_kernel(cache: &Path, root: &Path) -> Result<(), String> {
     let depends = run(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
     let package = depends
         .split_whitespace()
-        .find(|word| word.starts_with("linux-image-") && word.contains("cloud-amd64") && word.len() > 25)
+        .find(|word| {
+            word.starts_with("linux-image-") && word.contains("cloud-amd64") && word.len() > 25
+        })
         .ok_or("Debian's package linux-image-cloud-amd64 is not known here")?
         .to_owned();
     let work = tempfile::tempdir_in(cache).map_err(|error| error.to_string())?;
-    run(Command::new("apt-get").arg("download").arg(&package).current_dir(work.path()))?;
+    run(Command::new("apt-get")
+        .arg("download")
+        .arg(&package)
+        .current_dir(work.path()))?;
     let archive = only(work.path(), "linux-image-")?;
     let fresh = work.path().join("root");
     run(Command::new("dpkg").arg("-x").arg(archive).arg(&fresh))?;
@@ -190,16 +212,29 @@ fn only(folder: &Path, prefix: &str) -> Result<PathBuf, String> {
         .map_err(|error| format!("{}: {error}", folder.display()))?
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix))
+        .find(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(prefix)
+        })
         .ok_or_else(|| format!("{} has no {prefix}*", folder.display()))
 }
 
 /// Adds a file to a cpio archive of the format "newc".
 fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
     let fields = [
-        0, mode, 0, 0, 1, 0,
+        0,
+        mode,
+        0,
+        0,
+        1,
+        0,
         u32::try_from(contents.len()).unwrap(),
-        0, 0, 0, 0,
+        0,
+        0,
+        0,
+        0,
         u32::try_from(name.len() + 1).unwrap(),
         0,
     ];
@@ -215,7 +250,7 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
     pad(archive);
 }
 
-pub fn manifest(options: Option<&str>) -> MachineManifest {
+pub(crate) fn manifest(options: Option<&str>) -> MachineManifest {
     let mut text = ": 1\nid: test-1\nname: test\nsummary: A test\ntype: kvm\n".to_owned();
     if let Some(options) = options {
         text.push_str(&format!("options: {options}\n"));
@@ -224,15 +259,15 @@ pub fn manifest(options: Option<&str>) -> MachineManifest {
 }
 
 /// A guest that runs.
-pub struct Guest {
-    pub machine: Box<dyn Machine>,
+pub(crate) struct Guest {
+    pub(crate) machine: Box<dyn Machine>,
     /// Everything of the test: `machine/`, `put/`, `run/`.
-    pub folder: TempDir,
+    pub(crate) folder: TempDir,
     console: Arc<Mutex<String>>,
 }
 
 /// Makes the folders of a test and says how to start the guest in them.
-pub fn prepare(script: &str, options: Option<&str>) -> (TempDir, StartSpec) {
+pub(crate) fn prepare(script: &str, options: Option<&str>) -> (TempDir, StartSpec) {
     let files = guest_files().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let machine = folder.path().join("machine");
@@ -272,7 +307,7 @@ pub fn prepare(script: &str, options: Option<&str>) -> (TempDir, StartSpec) {
 }
 
 impl Guest {
-    pub async fn start(folder: TempDir, spec: StartSpec) -> Self {
+    pub(crate) async fn start(folder: TempDir, spec: StartSpec) -> Self {
         let console_path = spec.run_dir.join("qemu/console");
         let machine = Qemu::new().start(spec).await.unwrap();
         let console = Arc::new(Mutex::new(String::new()));
@@ -285,19 +320,23 @@ impl Guest {
                 kept.lock().unwrap().push_str(&text);
             }
         });
-        Self { machine, folder, console }
+        Self {
+            machine,
+            folder,
+            console,
+        }
     }
 
-    pub async fn boot(script: &str) -> Self {
+    pub(crate) async fn boot(script: &str) -> Self {
         let (folder, spec) = prepare(script, None);
         Self::start(folder, spec).await
     }
 
-    pub fn console(&self) -> String {
+    pub(crate) fn console(&self) -> String {
         self.console.lock().unwrap().clone()
     }
 
-    pub async fn event(&mut self) -> MachineEvent {
+    pub(crate) async fn event(&mut self) -> MachineEvent {
         match tokio::time::timeout(PATIENCE, self.machine.next_event()).await {
             Ok(event) => event,
             Err(_) => panic!("nothing happens; the console said:\n{}", self.console()),
@@ -305,20 +344,23 @@ impl Guest {
     }
 
     /// Waits for the upload of a file and gives what is in it.
-    pub async fn uploaded(&mut self, wanted: &str) -> Vec<u8> {
+    pub(crate) async fn uploaded(&mut self, wanted: &str) -> Vec<u8> {
         loop {
             match self.event().await {
                 MachineEvent::Tftp(Event::Uploaded { name, path, .. }) if name == wanted => {
                     return fs::read(path).unwrap();
                 }
                 MachineEvent::Tftp(_) => {}
-                other => panic!("{other:?} before {wanted}; the console said:\n{}", self.console()),
+                other => panic!(
+                    "{other:?} before {wanted}; the console said:\n{}",
+                    self.console()
+                ),
             }
         }
     }
 
     /// Waits for an event that is none of TFTP's.
-    pub async fn other_event(&mut self) -> MachineEvent {
+    pub(crate) async fn other_event(&mut self) -> MachineEvent {
         loop {
             match self.event().await {
                 MachineEvent::Tftp(_) => {}
@@ -329,7 +371,11 @@ impl Guest {
 }
 
 /// QEMU's process, as the machine tells it to people.
-pub fn process_of(info: &str) -> u32 {
+pub(crate) fn process_of(info: &str) -> u32 {
     let (_, rest) = info.split_once("process ").unwrap();
-    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
