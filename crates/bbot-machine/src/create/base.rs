@@ -67,6 +67,7 @@ pub(super) fn obtain(
 ) -> Result<Base, CreateError> {
     let cache = &options.cache;
     fs::create_dir_all(cache).map_err(CreateError::io("cannot make", cache))?;
+    let cache = &fs::canonicalize(cache).map_err(CreateError::io("cannot find", cache))?;
     let sources = match &options.mirror {
         Some(_) => Sources::default(),
         None => host_sources(options.suite.code_name()),
@@ -232,6 +233,8 @@ fn make(
         )
         .arg(format!("--customize-hook={CUSTOMIZE}"))
         .args([options.suite.code_name(), "/dev/null"])
+        // Root of a user namespace could not return to a directory of its caller's.
+        .current_dir("/")
         .env("BBOT_SHARED", &shared)
         .env("BBOT_KERNEL", KERNEL)
         .env("PATH", &path)
@@ -423,8 +426,9 @@ fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), 
                     ));
                 }
                 Some(words) => progress(Progress(words.trim_end_matches("...").to_owned())),
+                // mmdebstrap shows the hook when it runs it and again when it fails.
+                None if is_of_hook(&line) => {}
                 None => {
-                    // The hook is echoed line by line; the words at the end are what counts.
                     if last_words.len() == 20 {
                         last_words.pop_front();
                     }
@@ -443,6 +447,17 @@ fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), 
         status: status.to_string(),
         last_words: Vec::from(last_words).join("\n"),
     })
+}
+
+/// Whether a line is of the hook's text, as mmdebstrap quotes it: words in front of its first line, a quote behind its last.
+fn is_of_hook(line: &str) -> bool {
+    let line = line.trim_end();
+    CUSTOMIZE.lines().any(|own| line == own)
+        || line == "'"
+        || CUSTOMIZE
+            .lines()
+            .next()
+            .is_some_and(|first| line.ends_with(first))
 }
 
 /// Takes the kernel and the RAM disk out of what the hook has handed out, and names the base.
@@ -589,6 +604,17 @@ mod tests {
         assert_ne!(key(&options, &sources), key(&more, &sources));
         assert_ne!(key(&options, &sources), key(&larger, &sources));
         assert_eq!(key(&options, &sources), key(&renamed, &sources));
+    }
+
+    #[test]
+    fn what_mmdebstrap_quotes_of_the_hook_is_told_from_its_words() {
+        let first = CUSTOMIZE.lines().next().unwrap();
+        assert!(is_of_hook(&format!(
+            "E: setup failed: E: command failed: {first}"
+        )));
+        assert!(is_of_hook("set -eux") && is_of_hook(""));
+        assert!(!is_of_hook("+ chroot /x depmod 6.1"));
+        assert!(!is_of_hook("find: Permission denied"));
     }
 
     #[test]

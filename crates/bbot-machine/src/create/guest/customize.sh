@@ -1,7 +1,8 @@
 # Runs in mmdebstrap, outside of the new system but with its root's rights: in the user namespace of an ordinary
 # user as well as for root. $1 is the new system. Descriptor 9 is the caller's directory, which the user of that
 # namespace could not reach by its name: to-add.tar, the files to add; handed-out.tar, what the caller needs to see; disk.img.
-set -eu
+# Every command is shown: the last ones are what a failure is explained by.
+set -eux
 root=$1
 
 image=$(APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-cache depends "$BBOT_KERNEL" | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
@@ -44,7 +45,7 @@ rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/a
 
 # The new system without what is mounted into it now: a bind mount shows the directory alone.
 export root
-unshare --mount sh -eu -c '
+unshare --mount sh -eux -c '
 	mount --make-rprivate /
 	mkdir -p "$root/run/bare"
 	mount --bind "$root" "$root/run/bare"
