@@ -35,7 +35,7 @@ use crate::controller::{self, Http, Kin, Link, Url};
 use crate::delivery::Delivery;
 use crate::host::{self, Host};
 use crate::inventory::{self, Inventory, Machine};
-use crate::options::{IDLE_PAUSE, IDLE_PAUSE_OURS, Options};
+use crate::options::{HOLD, IDLE_PAUSE, IDLE_PAUSE_HELD, IDLE_PAUSE_OURS, Options};
 use crate::run::Silent;
 use crate::source::{Archive, Cache};
 use crate::spool::Spool;
@@ -223,10 +223,11 @@ impl Agent {
 
     /// How long to pause when there is nothing to do.
     pub(crate) fn pause(&self) -> Duration {
-        let all_ours =
-            !self.controllers.is_empty() && self.controllers.iter().all(|c| c.kin == Kin::Ours);
+        let all_ours = self.controllers.iter().all(|c| c.kin == Kin::Ours);
         let idle = match self.host.options.idle_pause {
             Some(seconds) => Duration::from_secs(seconds),
+            None if self.had_machines == Some(false) => IDLE_PAUSE_OURS,
+            None if all_ours && self.controllers.len() == 1 => IDLE_PAUSE_HELD,
             None if all_ours => IDLE_PAUSE_OURS,
             None => IDLE_PAUSE,
         };
@@ -349,9 +350,21 @@ impl Agent {
         body: &str,
         offered: &[MachineHeader],
     ) -> Result<Option<Assignment>> {
+        // One that is held keeps the others, and results that wait, from their turn.
+        let is_free = self.controllers.len() == 1
+            && self
+                .delivery
+                .as_ref()
+                .and_then(Delivery::next_due)
+                .is_none();
+        let hold = if is_free {
+            HOLD.min(Duration::from_secs(self.host.options.request_timeout) / 2)
+        } else {
+            Duration::ZERO
+        };
         let answer = self
             .link
-            .request_task(url, body.to_owned())
+            .request_task(url, body.to_owned(), hold)
             .await
             .with_context(|| format!("unable to request task from {url}"))?;
         self.controllers[number].kin = answer.kin;

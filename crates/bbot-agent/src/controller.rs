@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bbot_machine::machine::BoxFuture;
-use reqwest::header::{CONTENT_TYPE, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 
@@ -120,7 +120,8 @@ pub enum Posted {
 
 /// The connection to the controllers.
 pub trait Link: Send + Sync + std::fmt::Debug {
-    /// Posts a task request.
+    /// Posts a task request. A controller of ours may hold it for as long as `hold`
+    /// until there is a task; others answer at once.
     ///
     /// # Errors
     ///
@@ -129,6 +130,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         &'a self,
         url: &'a Url,
         body: String,
+        hold: Duration,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>>;
 
     /// Posts a result.
@@ -240,6 +242,7 @@ impl Http {
         &self,
         method: Method,
         url: &Url,
+        headers: HeaderMap,
         body: Option<Vec<u8>>,
     ) -> Result<Response, LinkError> {
         let mut url = url.clone();
@@ -248,8 +251,7 @@ impl Http {
                 .client
                 .request(method.clone(), url.clone())
                 .header("Bbot-Agent", "1")
-                // Not to be held: a turn of the loop asks every controller.
-                .header("Bbot-Wait", "0");
+                .headers(headers.clone());
             if let Some(body) = &body {
                 request = request
                     .header(CONTENT_TYPE, "text/manifest")
@@ -327,7 +329,7 @@ impl Http {
             path: to.to_owned(),
             source,
         };
-        let response = self.send(Method::GET, url, None).await?;
+        let response = self.send(Method::GET, url, HeaderMap::new(), None).await?;
         let mut response = self.expect_success(response).await?;
         let dir = to.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new()
@@ -368,10 +370,13 @@ impl Link for Http {
         &'a self,
         url: &'a Url,
         body: String,
+        hold: Duration,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         Box::pin(async move {
+            let mut headers = HeaderMap::new();
+            headers.insert("bbot-wait", HeaderValue::from(hold.as_secs()));
             let response = self
-                .send(Method::POST, url, Some(body.into_bytes()))
+                .send(Method::POST, url, headers, Some(body.into_bytes()))
                 .await?;
             let response = self.expect_success(response).await?;
             let kin = match response.headers().contains_key("bbot-controller") {
@@ -385,7 +390,10 @@ impl Link for Http {
 
     fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         Box::pin(async move {
-            match self.send(Method::POST, url, Some(body)).await {
+            match self
+                .send(Method::POST, url, HeaderMap::new(), Some(body))
+                .await
+            {
                 Ok(response) => {
                     let status = response.status();
                     let message = self.message(response).await;

@@ -26,9 +26,18 @@ pub const BOOTSTRAP_SHUTDOWN: Duration = Duration::from_secs(5 * 60);
 /// The seed's pause when there is nothing to do.
 pub const IDLE_PAUSE: Duration = Duration::from_secs(60);
 
-/// The same when every controller is one of ours, which answers "nothing" from
-/// memory.
+/// The same when several controllers are asked and all are ours: to ask them costs
+/// little. Also the pause when there is no machine to offer, since to look costs
+/// little too.
 pub const IDLE_PAUSE_OURS: Duration = Duration::from_secs(5);
+
+/// The same when there is one controller, and ours: it holds the request until it
+/// has a task, so there was a pause already.
+pub const IDLE_PAUSE_HELD: Duration = Duration::from_secs(1);
+
+/// For how long a controller of ours may hold a request. Meanwhile the machines are
+/// not looked at.
+pub const HOLD: Duration = Duration::from_secs(20);
 
 /// Which of the controller's eras the agent speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -182,7 +191,7 @@ pub struct Options {
     pub request_timeout: u64,
 
     /// Seconds to pause when there is nothing to do. Default: 60; 5 where every
-    /// controller is one of ours
+    /// controller is one of ours, 1 where it is the only one
     #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_pause: Option<u64>,
 

@@ -843,6 +843,46 @@ async fn a_later_controller_gets_later_words() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_only_controller_may_hold_a_request() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    // Two controllers: the second must have its turn.
+    assert_eq!(
+        world
+            .controllers
+            .holds
+            .lock()
+            .unwrap()
+            .drain(..)
+            .collect::<Vec<_>>(),
+        [Duration::ZERO; 2]
+    );
+    world.agent.controllers.truncate(1);
+    let none = || {
+        Ok(TaskAnswer {
+            body: b": 1\nsession:\n".to_vec(),
+            kin: Kin::Ours,
+        })
+    };
+    world.controllers.answers.lock().unwrap().push_back(none());
+    world.agent.turn().await.unwrap();
+    assert_eq!(world.agent.pause(), IDLE_PAUSE_HELD);
+    // A result that waits must have its turn too.
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .push_back(Posted::Again("503".to_owned()));
+    build(&mut world).await;
+    world.controllers.answers.lock().unwrap().push_back(none());
+    world.agent.turn().await.unwrap();
+    assert_eq!(
+        *world.controllers.holds.lock().unwrap(),
+        [HOLD, HOLD, Duration::ZERO]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn ours_are_asked_more_often() {
     let mut world = World::bootstrapped(&[]).await;
     let none = || {

@@ -28,6 +28,8 @@ pub(super) struct Controllers {
     /// URL and body of what was posted, task requests and results.
     pub(super) requests: Mutex<Vec<(String, String)>>,
     pub(super) results: Mutex<Vec<(String, String)>>,
+    /// How long the task requests might have been held.
+    pub(super) holds: Mutex<Vec<Duration>>,
 }
 
 impl Link for Controllers {
@@ -35,7 +37,9 @@ impl Link for Controllers {
         &'a self,
         url: &'a Url,
         body: String,
+        hold: Duration,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
+        self.holds.lock().unwrap().push(hold);
         self.requests.lock().unwrap().push((url.to_string(), body));
         let answer = self.answers.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or_else(|| Ok(stranger(": 1\nsession:\n"))) })

@@ -80,7 +80,7 @@ async fn a_task_request_is_a_post_with_our_mark() {
     ]);
     let url = task_url(url.as_str()).unwrap();
     let ours = http()
-        .request_task(&url, ": 1\nagent: a\n".to_owned())
+        .request_task(&url, ": 1\nagent: a\n".to_owned(), Duration::from_secs(7))
         .await
         .unwrap();
     assert_eq!(
@@ -90,12 +90,16 @@ async fn a_task_request_is_a_post_with_our_mark() {
             kin: Kin::Ours
         }
     );
-    let stranger = http().request_task(&url, String::new()).await.unwrap();
+    let stranger = http()
+        .request_task(&url, String::new(), Duration::from_secs(7))
+        .await
+        .unwrap();
     assert_eq!(stranger.kin, Kin::Stranger);
     let seen = server.join().unwrap();
     assert_eq!(seen[0].line, "POST /?build-task HTTP/1.1");
     assert_eq!(seen[0].header("content-type"), Some("text/manifest"));
     assert_eq!(seen[0].header("bbot-agent"), Some("1"));
+    assert_eq!(seen[0].header("bbot-wait"), Some("7"));
     assert_eq!(seen[0].body, b": 1\nagent: a\n");
 }
 
@@ -133,7 +137,10 @@ async fn redirects_stay_posts_and_within_the_origin() {
 #[tokio::test]
 async fn endless_redirects_end() {
     let (url, server) = serve(vec![answer("307 T", "Location: /\r\n", ""); 6]);
-    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    let error = http()
+        .request_task(&url, String::new(), Duration::from_secs(7))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("redirects"), "{error}");
     server.join().unwrap();
 }
@@ -148,7 +155,10 @@ async fn what_a_controller_says_is_told_on_one_line() {
         http().post_result(&url, Vec::new()).await,
         Posted::Refused("400 Bad Request: invalid ?session".to_owned())
     );
-    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    let error = http()
+        .request_task(&url, String::new(), Duration::from_secs(7))
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "401 Unauthorized");
     server.join().unwrap();
 }
@@ -157,7 +167,10 @@ async fn what_a_controller_says_is_told_on_one_line() {
 async fn a_response_without_end_is_cut_off() {
     let long = "x".repeat(usize::try_from(TASK_LIMIT).unwrap() + 1);
     let (url, server) = serve(vec![answer("200 OK", "", &long)]);
-    let error = http().request_task(&url, String::new()).await.unwrap_err();
+    let error = http()
+        .request_task(&url, String::new(), Duration::from_secs(7))
+        .await
+        .unwrap_err();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
     server.join().unwrap();
 }
@@ -168,7 +181,10 @@ async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
     let url = parse_url(&format!("http://{}/", free.local_addr().unwrap())).unwrap();
     // Listens, and never answers.
     let silent = Http::new(Duration::from_secs(1)).unwrap();
-    let error = silent.request_task(&url, String::new()).await.unwrap_err();
+    let error = silent
+        .request_task(&url, String::new(), Duration::from_secs(7))
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "no answer within 1 s");
     drop(free);
     let down = http().post_result(&url, Vec::new()).await;
