@@ -37,6 +37,12 @@ const PREFIX: &str = "24";
 /// The router's hardware address; passt would show the host's.
 const ROUTER_MAC: &str = "02:62:62:6f:74:01";
 
+/// Where the host's name servers are written: the second is what a resolver of
+/// systemd's on the loopback asks itself.
+const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+/// How many name servers the guest is told of.
+const MAX_RESOLVERS: usize = 3;
+
 /// Bytes from passt that may wait to be taken apart into frames.
 const BUFFER: usize = 65_536;
 
@@ -67,13 +73,25 @@ impl Internet {
         }
         let failed = || trying(format!("make the internet card of machine {machine}"));
         let host = host_addresses().map_err(failed())?;
+        let resolvers = RESOLVERS
+            .iter()
+            .map(|path| name_servers(&std::fs::read_to_string(path).unwrap_or_default(), &host))
+            .find(|found| !found.is_empty())
+            .unwrap_or_default();
+        if resolvers.is_empty() {
+            tracing::warn!(
+                machine,
+                "machine {machine} gets no name server: {} names none that is not on this host",
+                RESOLVERS[0]
+            );
+        }
         let (ours, card) = crate::wire::thread::socket_pair().map_err(failed())?;
         let (outside, its_end) = UnixStream::pair().map_err(failed())?;
         outside.set_nonblocking(true).map_err(failed())?;
         let its_end = OwnedFd::from(its_end);
         let passt = Process::start(process::Spec {
             program: "passt".into(),
-            arguments: arguments(its_end.as_raw_fd(), credentials)
+            arguments: arguments(its_end.as_raw_fd(), &resolvers, credentials)
                 .into_iter()
                 .map(OsString::from)
                 .collect(),
@@ -121,7 +139,11 @@ impl Drop for Internet {
     }
 }
 
-fn arguments(socket: i32, credentials: Option<&Credentials>) -> Vec<String> {
+fn arguments(
+    socket: i32,
+    resolvers: &[Ipv4Addr],
+    credentials: Option<&Credentials>,
+) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "--foreground",
         "--quiet",
@@ -148,11 +170,29 @@ fn arguments(socket: i32, credentials: Option<&Credentials>) -> Vec<String> {
     .map(str::to_owned)
     .into();
     arguments.push(socket.to_string());
+    if resolvers.is_empty() {
+        // Not those of the host's own accord.
+        arguments.extend(["--dns".to_owned(), "none".to_owned()]);
+    }
+    for resolver in resolvers {
+        arguments.extend(["--dns".to_owned(), resolver.to_string()]);
+    }
     if let Some(credentials) = credentials {
         arguments.push("--runas".to_owned());
         arguments.push(format!("{}:{}", credentials.uid, credentials.gid));
     }
     arguments
+}
+
+/// The name servers of a `resolv.conf` that a guest can ask: those that are not
+/// on the host itself.
+fn name_servers(text: &str, host: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse::<Ipv4Addr>().ok())
+        .filter(|address| is_outside(*address, host))
+        .take(MAX_RESOLVERS)
+        .collect()
 }
 
 /// The host's own addresses. One that it gets later is not kept from the guest.
@@ -179,15 +219,20 @@ pub fn is_allowed(frame: &[u8], host: &[Ipv4Addr]) -> bool {
                     && udp::parse(&packet)
                         .is_some_and(|datagram| datagram.destination == dhcp::SERVER_PORT);
             }
-            !(to.is_loopback()
-                || to.octets()[0] == 0
-                || to.is_link_local()
-                || to.is_multicast()
-                || to.octets()[0] >= 240
-                || host.contains(&to))
+            is_outside(to, host)
         }),
         _ => false,
     }
+}
+
+/// Whether an address is another host's, and one alone.
+fn is_outside(address: Ipv4Addr, host: &[Ipv4Addr]) -> bool {
+    !(address.is_loopback()
+        || address.octets()[0] == 0
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.octets()[0] >= 240
+        || host.contains(&address))
 }
 
 /// Carries frames between QEMU (a datagram each) and passt (a stream, each frame
@@ -361,6 +406,19 @@ mod tests {
         fn any_frame_is_judged(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             is_allowed(&bytes, &HOST);
         }
+    }
+
+    #[test]
+    fn only_name_servers_elsewhere_can_be_asked() {
+        let text = "# nameserver 9.9.9.9\nsearch example\nnameserver 127.0.0.53\n\
+                    nameserver 192.0.2.2\n nameserver\t198.51.100.1 \nnameserver ::1\nnameserver\n";
+        assert_eq!(name_servers(text, &HOST), [Ipv4Addr::new(198, 51, 100, 1)]);
+        let line = arguments(7, &name_servers(text, &HOST), None).join(" ");
+        assert!(
+            line.contains("--no-map-gw") && line.ends_with("--fd 7 --dns 198.51.100.1"),
+            "{line}"
+        );
+        assert!(arguments(7, &[], None).join(" ").ends_with("--dns none"));
     }
 
     #[test]

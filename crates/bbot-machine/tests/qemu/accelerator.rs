@@ -7,7 +7,12 @@ use std::time::Instant;
 use bbot_machine::accel::{Accelerator, Choice, Host, choose};
 use bbot_machine::qemu::Qemu;
 
-use super::support::{guest_files, must_skip, prepare};
+use super::support::{guest_files, missing, must_skip, prepare};
+
+/// Without the device nothing is tried.
+fn has_no_kvm() -> bool {
+    !std::path::Path::new("/dev/kvm").exists() && missing("kvm", "there is no /dev/kvm")
+}
 
 fn program(folder: &std::path::Path, text: &str) -> Qemu {
     let path = folder.join("qemu");
@@ -20,7 +25,7 @@ fn program(folder: &std::path::Path, text: &str) -> Qemu {
 
 #[tokio::test]
 async fn the_choice_is_tried_once_and_kept() {
-    if must_skip() || !std::path::Path::new("/dev/kvm").exists() {
+    if must_skip() || has_no_kvm() {
         return;
     }
     let (folder, spec) = prepare("", None);
@@ -56,7 +61,7 @@ async fn the_choice_is_tried_once_and_kept() {
 /// TCG in the place of KVM shows what a host looks like where it works.
 #[tokio::test]
 async fn a_kernel_that_comes_up_speaks_for_kvm() {
-    if must_skip() || !std::path::Path::new("/dev/kvm").exists() {
+    if must_skip() || has_no_kvm() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -83,7 +88,7 @@ async fn a_kernel_that_comes_up_speaks_for_kvm() {
 
 #[tokio::test]
 async fn a_qemu_that_fails_speaks_for_tcg() {
-    if must_skip() || !std::path::Path::new("/dev/kvm").exists() {
+    if must_skip() || has_no_kvm() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
