@@ -212,4 +212,31 @@ mod tests {
         };
         assert!(detail.starts_with("QEMU: exit status"), "{detail}");
     }
+
+    #[tokio::test]
+    async fn a_guest_that_hangs_is_waited_for_so_long() {
+        // Any program that goes on for ever stands for a guest that hangs; it
+        // ends with the trial.
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("qemu");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        std::fs::set_permissions(
+            &program,
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let verdict = try_with(
+            &Qemu::with_program(&program),
+            Path::new("/proc/self/cmdline"),
+            None,
+            Accelerator::Kvm,
+            Duration::from_millis(300),
+        )
+        .await
+        .unwrap();
+        assert!(
+            matches!(verdict, Verdict::Silent { seconds } if seconds < 30.0),
+            "{verdict:?}"
+        );
+    }
 }
