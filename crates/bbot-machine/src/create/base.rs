@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::sources::{self, Sources};
-use super::{Cached, CreateError, Options, PACKAGES, Progress, initrd};
+use super::{CACHE_AGE, Cached, CreateError, Options, PACKAGES, Progress, initrd};
 
 const CUSTOMIZE: &str = include_str!("guest/customize.sh");
 const INIT: &[u8] = include_bytes!("guest/init.sh");
@@ -38,10 +38,12 @@ pub(super) struct Base {
     pub(super) tools: String,
     /// Whether it was there already.
     pub(super) from_cache: bool,
+    /// Held while the base is used: another run would take it away to put a newer one in its place.
+    _lock: File,
 }
 
 impl Base {
-    fn open(directory: PathBuf, from_cache: bool) -> Result<Self, CreateError> {
+    fn open(directory: PathBuf, from_cache: bool, lock: File) -> Result<Self, CreateError> {
         let id = read(&directory.join("id"))?;
         let tools = tools(&read(&directory.join("packages"))?);
         Ok(Self {
@@ -49,6 +51,7 @@ impl Base {
             id,
             tools,
             from_cache,
+            _lock: lock,
         })
     }
 
@@ -99,7 +102,7 @@ pub(super) fn obtain(
             "using the base in {}",
             directory.display()
         )));
-        return Base::open(directory, true);
+        return Base::open(directory, true, lock);
     }
 
     let work = tempfile::Builder::new()
@@ -107,6 +110,7 @@ pub(super) fn obtain(
         .tempdir_in(cache)
         .map_err(CreateError::io("cannot make a directory in", cache))?;
     make(options, &sources, work.path(), progress)?;
+    prune(cache, &name);
     if directory.exists() {
         fs::remove_dir_all(&directory).map_err(CreateError::io("cannot remove", &directory))?;
     }
@@ -117,7 +121,34 @@ pub(super) fn obtain(
             let _ = fs::remove_dir_all(&made);
             CreateError::io("cannot move the new base to", &directory)(error)
         })?;
-    Base::open(directory, false)
+    Base::open(directory, false, lock)
+}
+
+/// Removes bases that are too old for anyone to use again: changed sources or packages leave them behind, half a gigabyte
+/// each. What cannot be removed stays; one that is in use is locked.
+fn prune(cache: &Path, except: &str) {
+    let Ok(entries) = fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let directory = entry.path();
+        let made = fs::metadata(directory.join("id")).and_then(|metadata| metadata.modified());
+        let is_old = made.is_ok_and(|made| {
+            SystemTime::now()
+                .duration_since(made)
+                .is_ok_and(|old| old > CACHE_AGE)
+        });
+        if !is_old || entry.file_name() == except {
+            continue;
+        }
+        let lock_path = directory.with_extension("lock");
+        if let Ok(lock) = File::create(&lock_path)
+            && lock.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(&directory);
+            let _ = fs::remove_file(&lock_path);
+        }
+    }
 }
 
 /// Hash over all that goes into a base, short enough for a file name.
@@ -604,6 +635,30 @@ mod tests {
         assert_ne!(key(&options, &sources), key(&more, &sources));
         assert_ne!(key(&options, &sources), key(&larger, &sources));
         assert_eq!(key(&options, &sources), key(&renamed, &sources));
+    }
+
+    #[test]
+    fn only_old_bases_are_pruned() {
+        let cache = tempfile::tempdir().unwrap();
+        let old = SystemTime::now() - CACHE_AGE * 2;
+        for (name, is_old) in [
+            ("old", true),
+            ("mine", true),
+            ("new", false),
+            ("used", true),
+        ] {
+            let directory = cache.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            let id = File::create(directory.join("id")).unwrap();
+            if is_old {
+                id.set_modified(old).unwrap();
+            }
+        }
+        let used = File::create(cache.path().join("used.lock")).unwrap();
+        used.lock().unwrap();
+        prune(cache.path(), "mine");
+        let left = ["old", "mine", "new", "used"].map(|name| cache.path().join(name).exists());
+        assert_eq!(left, [false, true, true, true]);
     }
 
     #[test]
