@@ -113,10 +113,6 @@ pub fn fit(request: &ResultRequest, era: Era, limit: usize) -> Result<String, Se
         // What the manifest will hold, so that lengths are those on the wire.
         operation.log = log_text(operation.log.as_bytes());
     }
-    let mut body = request.serialize(era)?;
-    if body.len() < limit {
-        return Ok(body);
-    }
     let whole: Vec<String> = request
         .result
         .operations
@@ -125,26 +121,23 @@ pub fn fit(request: &ResultRequest, era: Era, limit: usize) -> Result<String, Se
         .collect();
     let lengths: Vec<usize> = whole.iter().map(String::len).collect();
     let bare = request.serialize(era)?;
-    // What the logs may take on the wire, where a log is longer by its escapes: the
-    // room shrinks until it fits.
+    // On the wire a log is longer by its escapes: the room shrinks until it fits.
     let may_take = limit.saturating_sub(bare.len() + 1);
-    let mut room: usize = lengths.iter().sum();
-    while body.len() >= limit {
-        let takes = body.len().saturating_sub(bare.len()).max(1);
-        let share = (may_take as u128 * room as u128 / takes as u128) * 99 / 100;
-        room = usize::try_from(share)
-            .unwrap_or(room)
-            .min(room.saturating_sub(1));
-        if room == 0 {
-            return Ok(bare);
-        }
+    let mut room = lengths.iter().sum::<usize>().min(may_take);
+    while room > 0 {
         let level = fair_level(&lengths, room);
         for (operation, log) in request.result.operations.iter_mut().zip(&whole) {
             operation.log = cut_middle(log, level).into_owned();
         }
-        body = request.serialize(era)?;
+        let body = request.serialize(era)?;
+        if body.len() < limit {
+            return Ok(body);
+        }
+        let takes = (body.len() - bare.len()).max(1);
+        let share = (may_take as u128 * room as u128 / takes as u128) * 99 / 100;
+        room = usize::try_from(share).unwrap_or(room).min(room - 1);
     }
-    Ok(body)
+    Ok(bare)
 }
 
 /// The greatest length such that logs cut to it have `room` together.
@@ -319,6 +312,22 @@ mod tests {
         let whole = request(&[short, long]);
         let body = fit(&whole, Era::Y2017, STRANGERS_LIMIT).unwrap();
         assert_eq!(body, whole.serialize(Era::Y2017).unwrap());
+    }
+
+    #[test]
+    fn a_line_of_50_mb_is_cut_to_what_strangers_take() {
+        let line = format!("{}é\u{7}", "x".repeat(97)).repeat(500_000);
+        let body = fit(&request(&[line]), Era::Y2017, STRANGERS_LIMIT).unwrap();
+        assert!(
+            body.len() < STRANGERS_LIMIT && body.len() > STRANGERS_LIMIT * 9 / 10,
+            "{}",
+            body.len()
+        );
+        let back = ResultRequest::parse(body.as_bytes(), "body")
+            .unwrap()
+            .result;
+        let log = &back.operations[0].log;
+        assert!(log.starts_with("xxx") && log.ends_with("xé?") && log.contains("bytes cut here"));
     }
 
     #[test]

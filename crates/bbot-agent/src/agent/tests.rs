@@ -1006,3 +1006,27 @@ async fn a_dumped_task_for_an_unknown_machine_ends_the_agent() {
     assert_eq!(world.agent.turn().await.unwrap(), Turn::Ended);
     assert_eq!(world.fake.started().len(), 1, "nothing but the bootstrap");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_toolchain_bootstraps_again() {
+    let mut world = World::new(&[]);
+    let tftp = world.dir.path().join("tftp");
+    let folder = world.dir.path().join("toolchain");
+    fs::rename(tftp.join("toolchains/default"), &folder).unwrap();
+    let add = |text: &str| {
+        fs::write(folder.join("bootstrap"), text).unwrap();
+        crate::toolchain::add(&tftp, "default", &folder).unwrap()
+    };
+    let one = add("one");
+    world.boots();
+    world.agent.turn().await.unwrap();
+    assert_eq!(bootstrapped(&world).toolchain.id, one);
+    world.agent.turn().await.unwrap();
+    assert_eq!(world.fake.started().len(), 1);
+    let two = add("two");
+    world.boots();
+    world.agent.turn().await.unwrap();
+    assert_eq!(world.fake.started().len(), 2);
+    assert_eq!(bootstrapped(&world).toolchain.id, two);
+    world.is_clean();
+}
