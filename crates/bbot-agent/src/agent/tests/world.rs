@@ -15,7 +15,7 @@ use bbot_tftp::{Event, Kind};
 use clap::Parser as _;
 use tempfile::TempDir;
 
-use super::*;
+use super::super::*;
 use crate::controller::{LinkError, Posted, TaskAnswer};
 
 /// Controllers that play a script, and what was asked of them.

@@ -1,0 +1,145 @@
+//! Results: on disk, on their way, taken, refused.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_result_is_sent_until_it_is_taken() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    let again = || Posted::Again("500 Internal Server Error".to_owned());
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .extend([again(), again()]);
+    build(&mut world).await;
+    assert_eq!(world.spool("results"), 1);
+    assert_eq!(world.agent.pause(), Duration::from_secs(1));
+    // Not due yet: nothing is sent.
+    world.agent.turn().await.unwrap();
+    assert_eq!(world.posted().len(), 1);
+    tokio::time::sleep(world.agent.pause()).await;
+    world.agent.turn().await.unwrap();
+    assert_eq!((world.posted().len(), world.spool("results")), (2, 1));
+    assert_eq!(world.agent.pause(), Duration::from_secs(2));
+    tokio::time::sleep(world.agent.pause()).await;
+    world.agent.turn().await.unwrap();
+    assert_eq!(
+        (
+            world.posted().len(),
+            world.spool("results"),
+            world.spool("refused")
+        ),
+        (3, 0, 0)
+    );
+    assert_eq!(world.agent.pause(), IDLE_PAUSE);
+    let posted = world.posted();
+    assert!(posted.iter().all(|p| *p == posted[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_survives_a_restart() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .push_back(Posted::Again("503".to_owned()));
+    build(&mut world).await;
+    assert_eq!(world.spool("results"), 1);
+    world.restart(&[]);
+    world.agent.turn().await.unwrap();
+    assert_eq!((world.posted().len(), world.spool("results")), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_are_bounded_and_the_result_is_kept() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    let again = std::iter::repeat_with(|| Posted::Again("503".to_owned())).take(100);
+    world.controllers.posts.lock().unwrap().extend(again);
+    build(&mut world).await;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        world.agent.turn().await.unwrap();
+    }
+    assert_eq!(world.posted().len(), crate::spool::MAX_TRIES as usize);
+    assert_eq!((world.spool("results"), world.spool("refused")), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_result_is_kept_and_not_sent_again() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .push_back(Posted::Refused("400 Bad Request".to_owned()));
+    build(&mut world).await;
+    world.agent.turn().await.unwrap();
+    assert_eq!(
+        (
+            world.posted().len(),
+            world.spool("results"),
+            world.spool("refused")
+        ),
+        (1, 0, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_is_too_large_is_cut_and_sent_again() {
+    let mut world = World::bootstrapped(&[]).await;
+    let log: String = (0..20_000).map(|n| format!("line {n}\n")).collect();
+    let mut result = BuildResult::parse(RESULT.as_bytes(), "r").unwrap();
+    result.operations[0].log = log;
+    world.builds("manifest", result.serialize(Era::Y2017).unwrap().as_bytes());
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .extend([Posted::TooLarge, Posted::TooLarge]);
+    build(&mut world).await;
+    let lengths: Vec<usize> = world
+        .controllers
+        .results
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(_, b)| b.len())
+        .collect();
+    assert_eq!(lengths.len(), 3);
+    assert!(
+        lengths[1] <= lengths[0] / 2 && lengths[2] <= lengths[1] / 2,
+        "{lengths:?}"
+    );
+    let last = world
+        .posted()
+        .pop()
+        .unwrap()
+        .result
+        .operations
+        .remove(0)
+        .log;
+    assert!(
+        last.starts_with("line 0\n")
+            && last.contains("bytes cut here")
+            && last.ends_with("line 19999\n")
+    );
+    assert_eq!(world.spool("results"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_never_fits_is_kept() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    world
+        .controllers
+        .posts
+        .lock()
+        .unwrap()
+        .extend([Posted::TooLarge]);
+    build(&mut world).await;
+    assert_eq!((world.posted().len(), world.spool("refused")), (1, 1));
+}

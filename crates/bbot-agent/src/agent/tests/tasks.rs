@@ -1,0 +1,324 @@
+//! A task in its machine: what can happen to it, and what becomes of it.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_task_goes_the_whole_way() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.builds("manifest", RESULT.as_bytes());
+    assert_eq!(build(&mut world).await, Turn::Again);
+
+    let requests = world.controllers.requests.lock().unwrap().clone();
+    assert_eq!(requests[0].0, "http://c1.example/?build-task");
+    let request = TaskRequest::parse(requests[0].1.as_bytes(), "request").unwrap();
+    assert_eq!(request.machines[0].name, "linux");
+    assert_eq!(request.fingerprint, None);
+    assert!(!requests[0].1.contains("interactive"));
+
+    let results = world.controllers.results.lock().unwrap().clone();
+    assert_eq!(results[0].0, "http://c1.example/?build-result");
+    let posted = world.posted().remove(0);
+    assert_eq!((posted.session.as_str(), posted.challenge), ("s/1", None));
+    assert_eq!(posted.result.status, Status::Success);
+    assert_eq!(posted.result.operations[0].log, "built");
+    // 2017 knows no checksums.
+    assert_eq!(posted.agent_checksum, None);
+
+    let started = &world.fake.started()[1];
+    assert_eq!(started.mac, bootstrapped(&world).machine.mac);
+    assert!(
+        started
+            .directory
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("linux-default-")
+    );
+    assert_eq!(calls(&world)[2..], [Call::Start(1), Call::ForceDown(1)]);
+    assert_eq!(world.spool("results"), 0);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_build_writes_the_next_does_not_see() {
+    let mut world = World::bootstrapped(&["--allow-result-url", "http://c1.example/"]).await;
+    let dirty = |spec: &bbot_machine::machine::StartSpec| {
+        assert!(!spec.directory.join("left").exists());
+        fs::write(spec.directory.join("left"), "x").unwrap();
+    };
+    for _ in 0..2 {
+        let steps = vec![
+            Step::Do(bbot_machine::machine::fake::Action(Box::new(dirty))),
+            get("task.manifest"),
+            world.upload("result.manifest", RESULT.as_bytes()),
+        ];
+        world.plays(steps);
+        assert_eq!(build(&mut world).await, Turn::Again);
+    }
+    assert_eq!(world.posted().len(), 2);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mis_boot_is_tried_again_on_a_new_copy() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![Step::Silence]);
+    world.builds("manifest", RESULT.as_bytes());
+    let begin = Instant::now();
+    build(&mut world).await;
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(
+        calls(&world)[2..],
+        [
+            Call::Start(1),
+            Call::ForceDown(1),
+            Call::Start(2),
+            Call::ForceDown(2)
+        ]
+    );
+    let started = world.fake.started();
+    assert_ne!(started[1].directory, started[2].directory);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_ends_at_once_is_a_mis_boot_at_once() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![after(1, crash())]);
+    world.plays(vec![after(1, MachineEvent::Panicked)]);
+    world.builds("manifest", RESULT.as_bytes());
+    let begin = Instant::now();
+    build(&mut world).await;
+    assert_eq!(begin.elapsed().as_secs(), 2);
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n_retries_are_n_plus_one_starts_then_suspension_and_abort() {
+    let mut world = World::bootstrapped(&[
+        "--build-retries",
+        "1",
+        "--build-startup",
+        "10",
+        "--suspend-timeout",
+        "100",
+    ])
+    .await;
+    let begin = Instant::now();
+    assert_eq!(build(&mut world).await, Turn::Again);
+    assert_eq!(begin.elapsed().as_secs(), 10 + 10 + 100);
+    assert_eq!(
+        calls(&world)[2..],
+        [
+            Call::Start(1),
+            Call::ForceDown(1),
+            Call::Start(2),
+            Call::Suspend(2),
+            Call::Wait(2),
+            Call::ForceDown(2)
+        ]
+    );
+    let result = world.posted().remove(0).result;
+    assert_eq!(
+        (result.name.as_str(), result.version.as_str(), result.status),
+        ("libfoo", "1.2", Status::Abort)
+    );
+    assert_eq!(result.operations[0].name, AGENT_OPERATION);
+    assert!(
+        result.operations[0]
+            .log
+            .contains("did not start its build in 2 tries"),
+        "{}",
+        result.operations[0].log
+    );
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_never_answers_is_suspended_and_aborted() {
+    let mut world = World::bootstrapped(&["--build-timeout", "50", "--suspend-timeout", "0"]).await;
+    world.plays(vec![get("manifest")]);
+    let begin = Instant::now();
+    build(&mut world).await;
+    assert_eq!(begin.elapsed().as_secs(), 50);
+    assert_eq!(world.posted()[0].result.status, Status::Abort);
+    // Not kept: not suspended either.
+    assert_eq!(calls(&world)[2..], [Call::Start(1), Call::ForceDown(1)]);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_ends_a_suspension_early() {
+    let mut world = World::bootstrapped(&["--build-timeout", "50"]).await;
+    world.plays(vec![get("manifest"), after(80, crash())]);
+    let begin = Instant::now();
+    build(&mut world).await;
+    assert_eq!(begin.elapsed().as_secs(), 80);
+    assert_eq!(world.posted()[0].result.status, Status::Abort);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_ends_in_a_build_is_noticed_at_once() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest"), after(7, crash())]);
+    let begin = Instant::now();
+    build(&mut world).await;
+    assert_eq!(begin.elapsed().as_secs(), 7);
+    let result = world.posted().remove(0).result;
+    assert_eq!(result.status, Status::Abnormal);
+    assert!(
+        result.operations[0].log.contains("signal 9"),
+        "{}",
+        result.operations[0].log
+    );
+    assert_eq!(calls(&world)[2..], [Call::Start(1)]);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_kernel_panics_is_suspended() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest"), after(7, MachineEvent::Panicked)]);
+    build(&mut world).await;
+    assert_eq!(world.posted()[0].result.status, Status::Abnormal);
+    assert!(calls(&world).contains(&Call::Suspend(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_cannot_be_read_is_abnormal_and_its_machine_suspended() {
+    for (name, bytes) in [
+        ("manifest", &b"rubbish"[..]),
+        ("result.manifest.lz4", RESULT.as_bytes()),
+        ("manifest", b""),
+    ] {
+        let mut world = World::bootstrapped(&["--suspend-timeout", "5"]).await;
+        world.builds(name, bytes);
+        build(&mut world).await;
+        let result = world.posted().remove(0).result;
+        assert_eq!(
+            (result.name.as_str(), result.status),
+            ("libfoo", Status::Abnormal)
+        );
+        assert!(calls(&world).contains(&Call::Suspend(1)));
+        world.is_clean();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_packed_result_is_unpacked() {
+    use std::io::Write as _;
+    let mut world = World::bootstrapped(&[]).await;
+    let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    encoder.write_all(RESULT.as_bytes()).unwrap();
+    world.builds("result.manifest.lz4", &encoder.finish().unwrap());
+    build(&mut world).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_packages_result_is_abnormal_with_its_log() {
+    let mut world = World::bootstrapped(&["--suspend-timeout", "0"]).await;
+    world.builds("manifest", RESULT.replace("libfoo", "libbar").as_bytes());
+    build(&mut world).await;
+    let result = world.posted().remove(0).result;
+    assert_eq!(
+        (result.name.as_str(), result.status),
+        ("libfoo", Status::Abnormal)
+    );
+    assert_eq!(result.operations[0].log, "built");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fake_build_is_an_abort_without_operations() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    build(&mut world).await;
+    let result = world.posted().remove(0).result;
+    assert_eq!(result, BuildResult::new("libfoo", "1.2", Status::Abort));
+    assert_eq!(calls(&world).len(), 2, "nothing but the bootstrap");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_stopped_leaves_nothing() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest")]);
+    world.answer(&task_for("linux"));
+    let stopped = tokio::time::timeout(Duration::from_secs(5), world.agent.turn()).await;
+    assert!(stopped.is_err());
+    assert_eq!(world.fake.calls().last(), Some(&Call::Drop(1)));
+    world.is_clean();
+    assert_eq!(world.posted().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_build_shows_its_log_as_it_grows() {
+    use crate::run::{Progress, Stage};
+    #[derive(Default)]
+    struct Seen(String, Vec<Stage>);
+    impl Progress for Seen {
+        fn stage(&mut self, stage: &Stage) {
+            self.1.push(stage.clone());
+        }
+        fn wants_log(&self) -> bool {
+            true
+        }
+        fn log(&mut self, operation: &str, bytes: &[u8]) {
+            self.0
+                .push_str(&format!("{operation}: {}", String::from_utf8_lossy(bytes)));
+        }
+    }
+    let mut world = World::new(&[]);
+    world.boots();
+    let steps = vec![
+        get("run.manifest"),
+        world.upload("log.1", b"configure\nchecking\n"),
+        world.upload("log.2", b"update\ncc\n"),
+        // Acknowledged, but the acknowledgement was lost.
+        world.upload("log.2", b"update\ncc\n"),
+        world.upload("log.3", b"no newline"),
+        world.upload("manifest", RESULT.as_bytes()),
+    ];
+    world.plays(steps);
+    let archive = world.dir.path().join("source.tar.gz");
+    fs::write(&archive, "archive").unwrap();
+    let task = bbot_manifest::Task::new("libfoo", "1.2", "dir:.", "linux", "x86_64-linux-gnu");
+    let mut seen = Seen::default();
+    let result = crate::local::build_on(&world.agent.host, &task, &archive, &mut seen)
+        .await
+        .unwrap();
+    assert_eq!(result.status, Status::Success);
+    assert_eq!(seen.0, "configure: checking\nupdate: cc\n");
+    assert!(matches!(seen.1[0], Stage::Bootstrapping { .. }));
+    assert!(matches!(seen.1.last(), Some(Stage::Finished { .. })));
+    world.is_clean();
+
+    let elsewhere = bbot_manifest::Task::new("libfoo", "1.2", "dir:.", "windows", "x");
+    let error = crate::local::build_on(&world.agent.host, &elsewhere, &archive, &mut seen)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("bbot machine list"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_prepare_a_run_aborts_it_and_rests_the_machine() {
+    let mut world = World::bootstrapped(&[]).await;
+    fs::remove_dir_all(world.dir.path().join("tftp/build")).ok();
+    fs::write(world.dir.path().join("tftp/build"), "in the way").unwrap();
+    assert_eq!(build(&mut world).await, Turn::Again);
+    let result = world.posted().remove(0).result;
+    assert_eq!(result.status, Status::Abort);
+    assert!(
+        result.operations[0].log.contains("--tftp"),
+        "{}",
+        result.operations[0].log
+    );
+    world.controllers.requests.lock().unwrap().clear();
+    // Not offered again at once: an agent that aborts everything empties the queue.
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+    assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    world.agent.turn().await.unwrap();
+    assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
+}
