@@ -15,16 +15,10 @@
 //! pause, so that a controller that misbehaves is not asked in a hot loop.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use bbot_machine::accel::{self, Accelerator};
-use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL};
-use bbot_machine::machine::Hypervisor;
-use bbot_machine::owner::Instance;
-use bbot_machine::qemu::Qemu;
 use bbot_manifest::{BuildResult, Era, MachineHeader, ResultRequest, Status, TaskRequest};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -522,53 +516,6 @@ impl Agent {
             Ok(()) => Ok(Turn::Ended),
         }
     }
-}
-
-impl Host {
-    /// The real host, as the options say.
-    ///
-    /// # Errors
-    ///
-    /// When QEMU is needed and not there, or a name cannot be used.
-    pub async fn open(options: Options) -> Result<Self> {
-        let toolchain = options.toolchain_name.parse()?;
-        let instance = Instance::new(&format!("bbot-agent {}", options.toolchain_name))?;
-        let qemu = Qemu::new();
-        // Nothing is started: no need to find out how.
-        let fakes =
-            options.fake_machine.is_some() || (options.fake_bootstrap && options.fake_build);
-        let accelerator = if fakes {
-            Accelerator::Tcg
-        } else {
-            let machine = machine_to_try(&options);
-            let state_dir = options.state_dir();
-            let host = accel::Host {
-                qemu: &qemu,
-                user: options.qemu_user.as_deref(),
-                state_dir: &state_dir,
-            };
-            accel::choose(options.accel, machine.as_deref(), host)
-                .await?
-                .accelerator
-        };
-        let hypervisor: Arc<dyn Hypervisor> = Arc::new(qemu);
-        Ok(Self {
-            options,
-            hypervisor,
-            accelerator,
-            instance,
-            toolchain,
-        })
-    }
-}
-
-/// The current revision of some machine with a kernel, to try the accelerator with.
-fn machine_to_try(options: &Options) -> Option<PathBuf> {
-    let scan = layout::scan(&options.machines).ok()?;
-    scan.machines
-        .iter()
-        .filter_map(|machine| layout::resolve_current(machine, BOOTSTRAP_PROTOCOL).ok()?)
-        .find(|revision| revision.join("kernel").is_file())
 }
 
 /// What a daemon says first (the seed).

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bbot_machine::accel::Accelerator;
 use bbot_machine::machine::fake::{Fake, Script, Step};
 use bbot_machine::machine::{BoxFuture, Exit, ExitCause, MachineEvent};
+use bbot_machine::owner::Instance;
 use bbot_tftp::{Event, Kind};
 use clap::Parser as _;
 use tempfile::TempDir;
