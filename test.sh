@@ -18,11 +18,11 @@ step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 step "packages"
 need gcc libc6-dev make curl openssl git python3 \
   qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap cpio iproute2 \
-  tftp-hpa tftpd-hpa atftp cmake strace
+  tftp-hpa tftpd-hpa atftp passt cmake strace
 need_cargo
 
 # Everything that a test may use is here now, so a test that would skip fails instead.
-export BBOT_REQUIRE=image,qemu,tftp,openssl
+export BBOT_REQUIRE=image,qemu,tftp,openssl,passt
 [ "$(id -u)" != 0 ] || BBOT_REQUIRE=$BBOT_REQUIRE,root,btrfs
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export BBOT_TEST_CACHE=${BBOT_TEST_CACHE:-$target/test-cache}

@@ -15,6 +15,10 @@ const DEFAULT_URL: &str = "http://127.0.0.1:2268";
 /// How long the controller may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The same for a submission: it may fetch a git repository before it answers, which it bounds by
+/// 300 s itself.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(330);
+
 /// Which controller, and what proves that we may change something there.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ControllerOptions {
@@ -153,7 +157,9 @@ impl Api {
     }
 
     pub(crate) async fn submit(&self, submission: &serde_json::Value) -> Result<Submission> {
-        let request = self.changing(Method::POST, "/api/v1/submissions")?;
+        let request = self
+            .changing(Method::POST, "/api/v1/submissions")?
+            .timeout(SUBMIT_TIMEOUT);
         self.json(
             request
                 .header("Content-Type", "application/json")

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bbot_agent::{
+    diagnostics::{self, Form},
     local,
     run::{Progress as RunProgress, Stage},
 };
@@ -73,6 +74,8 @@ pub(crate) async fn run(options: Build, home: &Home) -> Result<Exit> {
     };
     let package = source::package(&options.source, &given)?;
     home.create()?;
+    // What goes right is on the terminal anyway.
+    diagnostics::install(options.host.verbose, Form::Plain);
     toolchain::add_own(&home.tftp(), DEFAULT, options.host.worker.as_deref())?;
     let agent = options.host.agent(home, &[])?;
 

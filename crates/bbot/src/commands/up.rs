@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use bbot_agent::{auth, options::Options as AgentOptions};
+use bbot_agent::{
+    auth,
+    diagnostics::{self, Form},
+    options::Options as AgentOptions,
+};
 use bbot_controller::Config;
 use clap::{Args, Parser};
 use tokio::{
@@ -97,6 +101,7 @@ impl MachineOptions {
 
 pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
     home.create()?;
+    diagnostics::install(1 + options.machine.verbose, Form::Plain);
     let _alone = alone(home)?;
     toolchain::add_own(
         &home.tftp(),
