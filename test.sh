@@ -44,7 +44,14 @@ ls -l "$BBOT_WORKER"
 
 step "machine image"
 cargo build --workspace --quiet
-"$target/debug/bbot" --home "$BBOT_TEST_CACHE/home" machine create debian-12 --if-missing
+# The base below it is found by a hash over all that goes into it and is made once; the machine is a copy.
+home=$BBOT_TEST_CACHE/home
+mkdir -p "$BBOT_TEST_CACHE/base" "$BBOT_TEST_CACHE/toolchain" "$home/cache"
+ln -sfn ../../base "$home/cache/machines"
+rm -rf "$home/machines"
+"$target/debug/bbot" --home "$home" machine create debian-12
+ln -sfn home/machines/default/debian-12/debian-12-1 "$BBOT_TEST_CACHE/debian-12"
+install -m 755 "$BBOT_WORKER" toolchain/bootstrap "$BBOT_TEST_CACHE/toolchain"
 
 step "tests"
 if cargo nextest --version >/dev/null 2>&1; then

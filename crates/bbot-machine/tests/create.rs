@@ -32,11 +32,11 @@ fn cache() -> PathBuf {
 
 /// The machine `debian-12`, made if it is not there yet; `None` where that cannot be.
 fn machine() -> Option<PathBuf> {
-    let destination = cache().join("debian-12");
+    let destination = cache().join("created");
     fs::create_dir_all(cache()).unwrap();
-    let lock = fs::File::create(cache().join("debian-12.lock")).unwrap();
+    let lock = fs::File::create(cache().join("created.lock")).unwrap();
     lock.lock().unwrap();
-    let scratch = cache().join("debian-12.new");
+    let scratch = cache().join("created.new");
     let _ = fs::remove_dir_all(&scratch);
     let options = Options::new(
         "debian-12",

@@ -190,7 +190,7 @@ fn host_sources(suite: &str) -> Sources {
     }
     files.sort();
     for file in files {
-        // A file that cannot be read serves nobody: deb.debian.org is the way then.
+        // A file that cannot be read serves nobody: mmdebstrap's default mirror is the way then.
         let Ok(text) = fs::read_to_string(&file) else {
             continue;
         };

@@ -114,7 +114,7 @@ pub struct Options {
     pub packages: Vec<String>,
     /// Size of the disk in bytes.
     pub disk_bytes: u64,
-    /// URL of a Debian mirror; else the host's own sources, else deb.debian.org.
+    /// URL of a Debian mirror; else the host's own sources, else mmdebstrap's default.
     pub mirror: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! Where packages come from: the host's own apt sources, when they serve the wanted release.
 //!
 //! Many hosts reach Debian only by a mirror or a proxy of their own; what works for the host's apt works for the
-//! machine. Without such sources mmdebstrap takes deb.debian.org.
+//! machine. Without such sources mmdebstrap takes its own default mirror.
 
 /// Entries of apt's source files that serve `suite`, its updates or its security fixes, one text per format.
 #[derive(Debug, Default, PartialEq, Eq)]
