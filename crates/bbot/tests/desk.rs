@@ -4,6 +4,8 @@
 //! Needs a Debian machine in the home `$BBOT_TEST_CACHE/home` (`bbot --home ... machine create debian-12`) and the static worker
 //! that `BBOT_WORKER` names.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     fs,
     io::{BufRead, BufReader},

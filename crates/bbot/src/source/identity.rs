@@ -39,7 +39,7 @@ pub(crate) fn of_directory(directory: &Path, given: &Given) -> Result<Identity> 
     let base = base_name(directory);
     decide(
         given,
-        [
+        &[
             of_manifest(&text("manifest")),
             of_autoconf(&text("configure.ac")),
             of_cmake(&text("CMakeLists.txt")),
@@ -59,7 +59,7 @@ pub(crate) fn of_archive(archive: &Path, given: &Given) -> Result<Identity> {
             base = stem.to_string();
         }
     }
-    decide(given, [of_name(&base)], &base)
+    decide(given, &[of_name(&base)], &base)
 }
 
 fn base_name(path: &Path) -> String {
@@ -68,7 +68,7 @@ fn base_name(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-fn decide<const N: usize>(given: &Given, found: [Found; N], base: &str) -> Result<Identity> {
+fn decide(given: &Given, found: &[Found], base: &str) -> Result<Identity> {
     let name = given
         .name
         .clone()
@@ -291,7 +291,7 @@ mod tests {
             name: Some("other".into()),
             version: Some("3".into()),
         };
-        let identity = decide(&given, [found("x", "1")], "x").unwrap();
+        let identity = decide(&given, &[found("x", "1")], "x").unwrap();
         assert_eq!(
             identity,
             Identity {
@@ -303,12 +303,12 @@ mod tests {
             name: Some("a b".into()),
             version: None,
         };
-        assert!(decide(&bad, [found("x", "1")], "x").is_err());
+        assert!(decide(&bad, &[found("x", "1")], "x").is_err());
         let bad = Given {
             name: None,
             version: Some("1..2".into()),
         };
-        assert!(decide(&bad, [found("x", "1")], "x").is_err());
+        assert!(decide(&bad, &[found("x", "1")], "x").is_err());
     }
 
     #[test]
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(usable_version("1.2~rc1").as_deref(), Some("1.2.rc1"));
         assert_eq!(usable_version("v..").as_deref(), None);
         assert_eq!(usable_version("0"), None);
-        let identity = decide(&Given::default(), [found("my package", "")], "x").unwrap();
+        let identity = decide(&Given::default(), &[found("my package", "")], "x").unwrap();
         assert_eq!(identity.name, "my-package");
         assert!(
             PackageVersion::parse(&identity.version).is_ok(),
