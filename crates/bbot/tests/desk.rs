@@ -126,7 +126,7 @@ impl Desk {
         std::thread::spawn(move || {
             lines
                 .map_while(Result::ok)
-                .for_each(|line| println!("up: {line}"))
+                .for_each(|line| println!("up: {line}"));
         });
         Up { child, url }
     }
