@@ -161,7 +161,7 @@ fn introduce(task: &Task, options: &Options, prepared: &Prepared, shell: &mut Sh
         task.version,
         task.target,
         task.machine,
-        prepared.system.name()
+        prepared.system.label(&prepared.places.source)
     ));
     if let Some(script) = &options.env_script {
         let target = options.env_target.as_deref().unwrap_or(&task.target);

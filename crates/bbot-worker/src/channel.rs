@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use bbot_manifest::RunManifest;
 use bbot_tftp::client::{self, Options, Reason};
+use bbot_tftp::packet::ErrorCode;
 
 /// Bound of the manifests that an agent gives out, in bytes.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
 /// Pause before the agent is asked again for what it does not have yet.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a result is offered to an agent that answers with an error that may pass.
+const CHANCES: u32 = 5;
 
 /// The name under which a worker asks what its agent offers, and keeps the answer in the build directory.
 pub(crate) const RUN_MANIFEST: &str = "run.manifest";
@@ -104,15 +108,21 @@ impl Channel {
 
     /// Uploads the result until it is acknowledged or refused: a result is never lost for want of an answer.
     pub(crate) fn deliver(&self, result: &str) -> Delivery {
+        let mut chances = CHANCES;
         loop {
             let size = Some(result.len() as u64);
             let mut from = Cursor::new(result.as_bytes());
             match client::put(self.agent, MANIFEST, &mut from, size, &Options::default()) {
                 Ok(_) => return Delivery::Taken,
-                Err(error) if matches!(error.reason, Reason::Peer { .. }) => {
-                    return Delivery::Refused(error.to_string());
+                Err(error) => {
+                    eprintln!("trace: {error}");
+                    if let Reason::Peer { code, .. } = error.reason {
+                        chances -= 1;
+                        if chances == 0 || !may_pass(code) {
+                            return Delivery::Refused(error.to_string());
+                        }
+                    }
                 }
-                Err(error) => eprintln!("trace: {error}"),
             }
             thread::sleep(PAUSE);
         }
@@ -131,6 +141,12 @@ impl Channel {
         )?;
         Ok(())
     }
+}
+
+/// Whether the same upload may be taken the next time. A server that gave this one up since a machine was not run for a
+/// while, or that is busy, says no more than "not defined"; one that does not want the file has a code for it.
+fn may_pass(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Undefined | ErrorCode::UnknownTransfer)
 }
 
 /// Reads a run manifest. One that cannot be read counts as none: the build goes on without what it offers.

@@ -23,6 +23,9 @@ use crate::user::User;
 /// How long processes that were killed may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
+/// A user of nobody's, who kills for the worker: the last number that Debian keeps in reserve.
+const KILLER: u32 = 65_533;
+
 /// The most processes of a build at once: enough for any, too few to choke the guest.
 const PROCESSES: u64 = 16_384;
 
@@ -153,20 +156,17 @@ impl Isolation {
     /// Kills every process of the build's user and waits until they are gone.
     pub(crate) fn kill_all(&self) -> io::Result<()> {
         let deadline = Instant::now() + GONE;
-        let (uid, gid) = (self.user.uid, self.user.gid);
+        let uid = self.user.uid;
         loop {
             in_child(|| {
-                // SAFETY: no pointers but a null list of groups; as this user the process may kill this user's only.
-                unsafe {
-                    if libc::setgroups(0, std::ptr::null()) == 0
-                        && libc::setresgid(gid, gid, gid) == 0
-                        && libc::setresuid(uid, uid, uid) == 0
-                    {
-                        libc::kill(-1, libc::SIGKILL);
-                        return 0;
-                    }
+                if become_killer(uid).is_err() {
+                    return 1;
                 }
-                1
+                // SAFETY: numbers only; the process may signal the build's and no others.
+                unsafe {
+                    libc::kill(-1, libc::SIGKILL);
+                }
+                0
             })?;
             reap();
             let left = processes_of(uid)?;
@@ -218,6 +218,14 @@ fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
         check(libc::setresgid(gid, gid, gid))?;
         check(libc::setresuid(uid, uid, uid))
     }
+}
+
+/// Turns the calling process, a fresh child of a root process, into one that may signal the processes of this user, but
+/// that none of them may signal: the kernel asks for the effective user of who sends, and for the real and the saved user
+/// of who receives. Async-signal-safe.
+fn become_killer(uid: u32) -> io::Result<()> {
+    // SAFETY: a system call with numbers.
+    unsafe { check(libc::setresuid(KILLER, uid, KILLER)) }
 }
 
 /// Brings up the loopback of the calling process's network namespace. Async-signal-safe.
@@ -331,6 +339,63 @@ pub(crate) fn first_to_go(pid: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A build that stops whatever has its user must not stop who is to kill it.
+    #[test]
+    fn the_killer_kills_and_cannot_be_stopped() {
+        use std::os::unix::process::ExitStatusExt;
+
+        if !nix::unistd::geteuid().is_root() {
+            let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
+            assert!(
+                !required.split(',').any(|word| word == "root"),
+                "BBOT_REQUIRE names root, and this is not root"
+            );
+            println!("skipped: not root");
+            return;
+        }
+        // A number that nobody has here.
+        let uid = 54_321;
+        let mut victim = Command::new("sleep").arg("600").uid(uid).spawn().unwrap();
+        // One of the build's tries to end the killer, its parent.
+        let harmed = in_child(|| {
+            if become_killer(uid).is_err() {
+                return 2;
+            }
+            // SAFETY: system calls with numbers, and a pointer to a local.
+            unsafe {
+                let child = libc::fork();
+                if child == 0 {
+                    let code = if libc::setresuid(uid, uid, uid) == 0 {
+                        i32::from(libc::kill(libc::getppid(), libc::SIGTERM) == 0)
+                    } else {
+                        3
+                    };
+                    libc::_exit(code);
+                }
+                let mut status = 0;
+                if libc::waitpid(child, &raw mut status, 0) != child {
+                    return 4;
+                }
+                libc::WEXITSTATUS(status)
+            }
+        });
+        let killed = in_child(|| {
+            if become_killer(uid).is_err() {
+                return 2;
+            }
+            // SAFETY: numbers only; nothing but the victim has this user.
+            i32::from(unsafe { libc::kill(-1, libc::SIGKILL) } != 0)
+        });
+        let ended = killed.as_ref().is_ok_and(|code| *code == 0);
+        if !ended {
+            victim.kill().unwrap();
+        }
+        let status = victim.wait().unwrap();
+        assert_eq!(harmed.unwrap(), 0, "the build's user could signal it");
+        assert_eq!(killed.unwrap(), 0);
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
 
     #[test]
     fn processes_are_told_by_user_and_state() {

@@ -102,7 +102,8 @@ impl Stream {
         if queue.given_up {
             return;
         }
-        let room = BACKLOG - queue.size;
+        // The mark below may take a little more than there is room.
+        let room = BACKLOG.saturating_sub(queue.size);
         if room < bytes.len() {
             queue.left_out += bytes.len() as u64;
             return;
@@ -336,6 +337,31 @@ mod tests {
         );
         assert!(all.ends_with(tail.as_bytes()));
         assert_eq!(all.len(), half.len() + tail.len());
+    }
+
+    /// The mark comes on top of what exactly fills the queue; what follows is left out again, and nothing overflows.
+    #[test]
+    fn a_mark_in_a_full_queue_does_not_open_it() {
+        let stream = Stream {
+            shared: Arc::new(Shared::default()),
+            sender: None,
+        };
+        let piece = vec![b'x'; SEGMENT];
+        for _ in 0..=BACKLOG / SEGMENT {
+            stream.push("update", &piece);
+        }
+        {
+            let mut queue = stream.shared.lock();
+            assert_eq!((queue.size, queue.left_out), (BACKLOG, SEGMENT as u64));
+            let sent = queue.pending.pop_front().unwrap();
+            queue.size -= sent.bytes.len();
+        }
+        for _ in 0..10 {
+            stream.push("update", &piece);
+        }
+        let queue = stream.shared.lock();
+        assert!(queue.size < BACKLOG + 100, "{}", queue.size);
+        assert_eq!(queue.left_out, 9 * SEGMENT as u64);
     }
 
     #[test]

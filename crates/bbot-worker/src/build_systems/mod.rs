@@ -44,6 +44,11 @@ pub(crate) trait BuildSystem: fmt::Debug + Sync {
     /// What people call it.
     fn name(&self) -> &'static str;
 
+    /// What people call the way in which this source tree is built.
+    fn label(&self, _source: &Path) -> &'static str {
+        self.name()
+    }
+
     /// Whether this source tree is built with it.
     fn is_for(&self, source: &Path) -> bool;
 
