@@ -39,6 +39,10 @@ enum PutNames {
     Any,
 }
 
+/// How many files of a [`Root::put_numbered`] rule may lie in its folder at once. They are removed as they are passed on,
+/// so that this many are there only when nobody does; a client that numbers on and on then gets no more room.
+pub(crate) const WAITING_FILES: usize = 1024;
+
 /// What happens when a name comes a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeated {
@@ -115,7 +119,8 @@ impl Root {
     }
 
     /// PUT of `prefix` and a number (1, 2, 3, ... in decimal) writes the file of that name in
-    /// `folder`, up to `limit` bytes. One that is there already is acknowledged and dropped.
+    /// `folder`, up to `limit` bytes. One that is there already is acknowledged and dropped. While
+    /// 1024 of them lie there, further ones are refused.
     #[must_use]
     pub fn put_numbered(
         self,
@@ -216,6 +221,21 @@ impl PutRule {
             }
         }
         Ok(false)
+    }
+
+    /// Whether there is room for one file more.
+    pub(crate) fn has_room(&self, folder: &OwnedFd) -> io::Result<bool> {
+        let PutNames::Numbered(prefix) = &self.names else {
+            return Ok(true);
+        };
+        let mut count = 0;
+        for entry in rustix::fs::Dir::read_from(folder)? {
+            let entry = entry?;
+            if entry.file_name().to_bytes().starts_with(prefix.as_bytes()) {
+                count += 1;
+            }
+        }
+        Ok(count < WAITING_FILES)
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, ()> {

@@ -61,6 +61,12 @@ impl Upload {
         let target = match (there, rule.repeated) {
             (true, Repeated::Refuse) => return Err(there_already()),
             (true, Repeated::Drop) => Target::Dropped,
+            _ if !rule.has_room(&folder).map_err(failed)? => {
+                return Err(Refusal::new(
+                    ErrorCode::DiskFull,
+                    "too many files wait to be passed on",
+                ));
+            }
             _ => Target::Part(Part::create(folder).map_err(failed)?),
         };
         Ok(Self {

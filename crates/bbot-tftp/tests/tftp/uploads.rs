@@ -102,6 +102,26 @@ fn log_segments() {
     assert_eq!(uploads.count(), 2);
 }
 
+/// Whoever numbers on and on does not fill the disk of a server whose owner is busy.
+#[test]
+fn of_numbered_files_so_many_may_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(Root::new().put_numbered("log.", folder.path(), 1000));
+    fs::write(folder.path().join("manifest"), b"another rule's").unwrap();
+    for number in 1..1024 {
+        fs::write(folder.path().join(format!("log.{number}")), b"x").unwrap();
+    }
+    assert_eq!(bench.upload("log.1024", b"last"), packet::ack(1));
+    let refused = bench.upload("log.1025", b"x");
+    assert_eq!(error_code(&refused), ErrorCode::DiskFull);
+    // One that is there already is acknowledged all the same.
+    bench.peer.set_port(4001);
+    assert_eq!(bench.upload("log.7", b"again"), packet::ack(1));
+    // Room comes with the first that is passed on.
+    fs::remove_file(folder.path().join("log.1")).unwrap();
+    assert_eq!(bench.upload("log.1025", b"x"), packet::ack(1));
+}
+
 #[test]
 fn limits_hold_whatever_tsize_says() {
     let folder = tempfile::tempdir().unwrap();
