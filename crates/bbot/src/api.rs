@@ -1,13 +1,13 @@
 //! The controller's JSON API (protocol section 7) as the tool uses it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{home::Home, source::Package};
+use crate::{PLACES, home::Home, source::Package};
 
 /// Where a controller listens when nobody says otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:2268";
@@ -21,12 +21,13 @@ const SUBMIT_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// Which controller, and what proves that we may change something there.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = PLACES)]
 pub(crate) struct ControllerOptions {
     /// The controller's URL [default: the one of `bbot up`, else http://127.0.0.1:2268]
-    #[arg(long, env = "BBOT_CONTROLLER", value_name = "URL", global = true)]
+    #[arg(long, env = "BBOT_CONTROLLER", value_name = "URL", value_parser = controller_url)]
     pub(crate) controller: Option<String>,
     /// The file with the controller's token [default: the one of `bbot up`]
-    #[arg(long, env = "BBOT_TOKEN_FILE", value_name = "FILE", global = true)]
+    #[arg(long, env = "BBOT_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 }
 
@@ -102,23 +103,19 @@ impl Api {
     pub(crate) fn new(options: &ControllerOptions, home: &Home) -> Result<Api> {
         let root = match &options.controller {
             Some(url) => url.clone(),
-            None => fs::read_to_string(home.controller_url())
-                .map_or_else(|_| DEFAULT_URL.to_string(), |url| url.trim().to_string()),
+            None => match fs::read_to_string(home.controller_url()) {
+                Ok(url) => controller_url(url.trim())
+                    .map_err(|error| anyhow!("{}: {error}", home.controller_url().display()))?,
+                Err(_) => DEFAULT_URL.to_string(),
+            },
         };
-        if !root.starts_with("http://") && !root.starts_with("https://") {
-            bail!(
-                "'{root}' is not the URL of a controller: it must start with http:// or https://"
-            );
-        }
         let file = options.token_file.clone().unwrap_or_else(|| home.token());
         // Reading needs no token: its absence is an error only once something is to be changed.
         let token = fs::read_to_string(&file)
             .map(|token| token.trim().to_string())
-            .map_err(|error| {
-                format!(
-                    "cannot read the controller's token {}: {error}",
-                    file.display()
-                )
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => format!("there is no file {}", file.display()),
+                _ => format!("cannot read {}: {error}", file.display()),
             });
         let client = Client::builder()
             .connect_timeout(Duration::from_secs(10))
@@ -128,7 +125,7 @@ impl Api {
             .context("cannot set up HTTP")?;
         Ok(Api {
             client,
-            root: root.trim_end_matches('/').to_string(),
+            root,
             token,
         })
     }
@@ -222,7 +219,7 @@ impl Api {
         match &self.token {
             Ok(token) => Ok(self.request(method, path).bearer_auth(token)),
             Err(error) => bail!(
-                "{error}: give the token's file with --token-file (the controller writes it below its data folder)"
+                "the controller's token is needed to change something, and {error}: start a controller with `bbot up`, or name the token of another one with --token-file"
             ),
         }
     }
@@ -253,14 +250,14 @@ impl Api {
             return Ok(response);
         }
         let body = response.bytes().await.unwrap_or_default();
-        let said = said(&body);
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
+        match (status, said(&body)) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(said)) => bail!(
                 "the controller at {} does not take our token: {said}",
                 self.root
             ),
-            _ => bail!(
-                "the controller at {} answers {}: {said}",
+            (_, Some(said)) => bail!("the controller at {} says: {said}", self.root),
+            (status, None) => bail!(
+                "{} answers {}, and not as a bbot controller does: is the URL right?",
                 self.root,
                 status.as_u16()
             ),
@@ -268,24 +265,28 @@ impl Api {
     }
 }
 
-/// What an error's body says: the sentence of our API, or the beginning of whatever it is.
-fn said(body: &[u8]) -> String {
+/// The root of a controller's URLs, without a slash at its end.
+fn controller_url(text: &str) -> Result<String, String> {
+    let url =
+        reqwest::Url::parse(text).map_err(|_| format!("it is not a URL such as {DEFAULT_URL}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("it must start with http:// or https://".to_string());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("it must have neither '?' nor '#'".to_string());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_string())
+}
+
+/// The sentence in the body of an error of our API; none when it is something else's.
+fn said(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Said {
         error: String,
     }
-    match serde_json::from_slice::<Said>(body) {
-        Ok(said) => said.error,
-        Err(_) => {
-            let text = bbot_manifest::log_text(&body[..body.len().min(200)]);
-            let line = text.lines().next().unwrap_or("").trim();
-            if line.is_empty() {
-                "nothing more".to_string()
-            } else {
-                line.to_string()
-            }
-        }
-    }
+    serde_json::from_slice::<Said>(body)
+        .ok()
+        .map(|said| bbot_manifest::log_text(said.error.as_bytes()))
 }
 
 /// An id or name as one segment of a path.
@@ -320,8 +321,30 @@ mod tests {
 
     #[test]
     fn an_error_is_told_in_the_controllers_words() {
-        assert_eq!(said(br#"{"error": "no such build"}"#), "no such build");
-        assert_eq!(said(b"<html>\x1b[31m"), "<html>");
-        assert_eq!(said(b""), "nothing more");
+        let body = br#"{"error": "no such build"}"#;
+        assert_eq!(said(body).as_deref(), Some("no such build"));
+        assert_eq!(said(b"<html>\x1b[31m"), None);
+        assert_eq!(said(b""), None);
+    }
+
+    #[test]
+    fn a_controller_is_named_by_an_http_url() {
+        for (url, root) in [
+            ("http://127.0.0.1:2268", "http://127.0.0.1:2268"),
+            ("https://host/bbot/", "https://host/bbot"),
+        ] {
+            assert_eq!(controller_url(url).as_deref(), Ok(root));
+        }
+        for url in [
+            "",
+            "host",
+            "host:2268",
+            "http://",
+            "ftp://host",
+            "http://a b",
+            "http://h/?x",
+        ] {
+            assert!(controller_url(url).is_err(), "{url}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! Where the desk keeps its things: one folder with machines, toolchains, state and the controller's data.
 
 use std::{
-    env, fs,
+    env,
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -25,7 +27,7 @@ impl Home {
         Ok(Home { directory })
     }
 
-    /// Makes sure that the folder is there and can be written to, by nobody else.
+    /// Makes sure that the folders are there; nobody else may write to them.
     pub(crate) fn create(&self) -> Result<()> {
         for directory in [
             self.directory.clone(),
@@ -35,12 +37,7 @@ impl Home {
             self.cache(),
             self.controller(),
         ] {
-            fs::create_dir_all(&directory).with_context(|| {
-                format!(
-                    "cannot make {}: name a folder that you can write to with --home",
-                    directory.display()
-                )
-            })?;
+            make_folder(&directory)?;
         }
         Ok(())
     }
@@ -85,6 +82,20 @@ impl Home {
     pub(crate) fn token(&self) -> PathBuf {
         self.controller().join("token")
     }
+}
+
+/// Makes a folder, and those above it, that only we may write to.
+pub(crate) fn make_folder(folder: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .with_context(|| {
+            format!(
+                "cannot make {}: name a folder that you can write to with --home",
+                folder.display()
+            )
+        })
 }
 
 fn default_directory() -> Result<PathBuf> {

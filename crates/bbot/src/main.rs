@@ -14,22 +14,25 @@ use clap::{Parser, Subcommand};
 use commands::{Exit, build, builds, key, log, machine, manifest, rebuild, submit, toolchain, up};
 use home::Home;
 
+/// The heading in the help over what tells where things are.
+const PLACES: &str = "Places";
+
 /// Build packages in throw-away machines.
-///
-/// Exit status: 0 done, 1 failed, 2 wrong usage; `build` and `submit --wait` exit with 3 when the
-/// build itself did not succeed.
 #[derive(Debug, Parser)]
 #[command(
     name = "bbot",
     version,
     max_term_width = 100,
     subcommand_required = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = "To begin: `bbot machine create debian-12`, then `bbot build DIR`, or `bbot up` and `bbot submit --wait DIR`.\n\n\
+        Exit status: 0 done, 1 failed, 2 wrong usage; `build` and `submit --wait` exit with 3 when \
+        the build itself did not succeed."
 )]
 struct Options {
-    /// Where machines, toolchains and state are kept [default: /var/lib/bbot for root, else
+    /// The folder with machines, toolchains and state [default: /var/lib/bbot for root, else
     /// ~/.local/share/bbot]
-    #[arg(long, env = "BBOT_HOME", value_name = "DIR", global = true)]
+    #[arg(long, env = "BBOT_HOME", value_name = "DIR", global = true, help_heading = PLACES)]
     home: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -339,17 +339,60 @@ fn what_cannot_be_done_is_said() {
         Command::new(BBOT)
             .args(arguments)
             .env("BBOT_HOME", home.path())
+            .env_remove("BBOT_CONTROLLER")
+            .env_remove("BBOT_TOKEN_FILE")
             .output()
             .unwrap()
     };
-    let wrong = bbot(&["no-such-command"]);
-    assert_eq!(wrong.status.code(), Some(2));
+    for wrong in [
+        &["no-such-command"][..],
+        &["builds", "--controller", "host:2268"],
+        &["builds", "--state", "done"],
+        &[
+            "submit",
+            "--repository",
+            "https://host/1",
+            "--package",
+            "hello",
+        ],
+        &["machine", "create", "windows-10"],
+        &["build", "--accel", "fast"],
+        &["up", "--listen", "2268"],
+    ] {
+        let output = bbot(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
 
     let none = bbot(&["builds", "--controller", "http://127.0.0.1:1"]);
     assert_eq!(none.status.code(), Some(1));
     assert!(
         text(&none.stderr).contains("no controller answers at http://127.0.0.1:1"),
         "{none:?}"
+    );
+
+    let tokenless = bbot(&["rebuild", "1"]);
+    assert_eq!(tokenless.status.code(), Some(1));
+    assert!(
+        text(&tokenless.stderr).contains("--token-file"),
+        "{tokenless:?}"
+    );
+
+    let dynamic = bbot(&["toolchain", "add", "--worker", BBOT]);
+    assert_eq!(dynamic.status.code(), Some(1));
+    assert!(
+        text(&dynamic.stderr).contains("is not a static program"),
+        "{dynamic:?}"
+    );
+
+    let folder = home.path().join("machine");
+    fs::create_dir(&folder).unwrap();
+    let header = ": 1\nid: m-1.0\nname: m\nsummary: M\ntype: kvm\n";
+    fs::write(folder.join("manifest"), header).unwrap();
+    let diskless = bbot(&["machine", "import", folder.to_str().unwrap()]);
+    assert_eq!(diskless.status.code(), Some(1));
+    assert!(
+        text(&diskless.stderr).contains("has no disk.img"),
+        "{diskless:?}"
     );
 
     let missing = bbot(&["build", "/no/such/package", "--machine", "x"]);
@@ -389,6 +432,7 @@ fn manifests_become_json_and_come_back() {
         .output()
         .unwrap();
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(json.stdout.ends_with(b"\n]\n"), "one newline at the end");
     assert_eq!(
         value,
         serde_json::json!([[["a", "b"], ["log", "one\ntwo"]], [["c", ""]]])

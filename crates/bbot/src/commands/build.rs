@@ -29,15 +29,16 @@ use crate::{
 };
 
 /// Build a directory or an archive in a throw-away machine; no controller is needed.
-///
-/// Exits with 3 when the build itself does not succeed.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the build did not succeed."
+)]
 pub(crate) struct Build {
     /// A source directory, or an archive (tar, plain or compressed)
     #[arg(default_value = ".")]
     source: PathBuf,
     /// The machine to build on [default: the only one there is]
-    #[arg(long, short)]
+    #[arg(long, short, value_name = "NAME")]
     machine: Option<String>,
     /// An argument for the package's configuration, as for `configure` or `cmake`; may be repeated
     #[arg(

@@ -1,6 +1,7 @@
 //! `bbot builds`: the controller's builds, newest first.
 
 use anyhow::Result;
+use bbot_manifest::Status;
 use clap::Args;
 
 use super::Exit;
@@ -13,20 +14,20 @@ use crate::{
 /// List builds, newest first.
 #[derive(Debug, Args)]
 pub(crate) struct ListBuilds {
-    /// Only builds of this package
-    #[arg(long, short)]
+    /// Only builds of this package; `*` and `?` are wildcards
+    #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
-    /// Only builds in this state: queued, building, built
-    #[arg(long)]
+    /// Only builds in this state
+    #[arg(long, value_parser = ["queued", "building", "built"])]
     state: Option<String>,
     /// Only builds with this status: success, warning, error, ...
     #[arg(long)]
-    status: Option<String>,
-    /// Only builds in this configuration
-    #[arg(long, short)]
+    status: Option<Status>,
+    /// Only builds in this configuration; `*` and `?` are wildcards
+    #[arg(long, short, value_name = "NAME")]
     configuration: Option<String>,
     /// How many at the most
-    #[arg(long, short = 'n', default_value_t = 20)]
+    #[arg(long, short = 'n', value_name = "NUM", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
     limit: u32,
     /// Go on from here: the "next" of an earlier list
     #[arg(long, value_name = "CURSOR")]
@@ -44,7 +45,7 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
     for (name, value) in [
         ("package", &options.package),
         ("state", &options.state),
-        ("status", &options.status),
+        ("status", &options.status.map(|status| status.to_string())),
         ("configuration", &options.configuration),
         ("before", &options.before),
     ] {
@@ -58,10 +59,14 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if list.builds.is_empty() {
-        eprintln!(
-            "no builds at {}: hand one in with `bbot submit DIR`",
-            api.root()
-        );
+        if filters.len() > 1 {
+            eprintln!("no such builds at {}", api.root());
+        } else {
+            eprintln!(
+                "no builds at {}: hand one in with `bbot submit DIR`",
+                api.root()
+            );
+        }
         return Ok(Exit::Done);
     }
     let mut table = Table::new(&[
@@ -86,7 +91,7 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
     }
     table.print()?;
     if let Some(next) = list.next {
-        eprintln!("there are more: bbot builds --before {next}");
+        eprintln!("there are more: go on with --before {next}");
     }
     Ok(Exit::Done)
 }

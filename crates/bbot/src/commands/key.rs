@@ -2,23 +2,22 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bbot_agent::auth;
 use clap::Args;
 
 use super::Exit;
 
-/// Make an agent's private key.
-///
-/// The file is readable for its owner alone; one that is there already is left alone. Prints the
-/// fingerprint. A controller knows an agent by its public key, a .pem file in the folder of agents'
-/// keys.
+/// Make an agent's private key and print its fingerprint.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "A controller knows an agent by its public key, a .pem file in the folder of agents' keys."
+)]
 pub(crate) struct Keygen {
-    /// The file to make
+    /// The file to make, readable for its owner alone
     key: PathBuf,
     /// The size of the key
-    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u16).range(2048..=4096))]
+    #[arg(long, value_name = "NUM", default_value_t = 2048, value_parser = clap::value_parser!(u16).range(2048..=4096))]
     bits: u16,
     /// Write the public key to this file too
     #[arg(long, value_name = "FILE")]
@@ -26,6 +25,12 @@ pub(crate) struct Keygen {
 }
 
 pub(crate) fn keygen(options: &Keygen) -> Result<Exit> {
+    if options.key.exists() {
+        bail!(
+            "there is a file {} already: it is left as it is, name another one",
+            options.key.display()
+        );
+    }
     let fingerprint = auth::keygen_file(&options.key, usize::from(options.bits))?;
     if let Some(public) = &options.public {
         fs::write(public, auth::public_key(&options.key)?)

@@ -15,11 +15,16 @@ use bbot_machine::{
     owner::Instance,
     volume::{self, Volume},
 };
-use bbot_manifest::{BootstrappedMachine, MachineManifest};
+use bbot_manifest::{BootstrappedMachine, MachineKind, MachineManifest};
 use clap::{Args, Subcommand};
 
 use super::Exit;
-use crate::{home::Home, progress::Progress, table::Table};
+use crate::{
+    PLACES,
+    home::{Home, make_folder},
+    progress::Progress,
+    table::Table,
+};
 
 /// Manage build machines.
 #[derive(Debug, Subcommand)]
@@ -44,8 +49,9 @@ pub(crate) struct List {
 /// Make a machine of a distribution's packages: debian-12, debian-13.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// The machine's name; it tells the distribution
-    name: String,
+    /// The machine's name, which tells the distribution: debian-12, debian-13-qt
+    #[arg(value_parser = made_of)]
+    name: Made,
     /// One more Debian package to install; may be repeated
     #[arg(long = "package", short, value_name = "NAME")]
     packages: Vec<String>,
@@ -62,6 +68,8 @@ pub(crate) struct Create {
     #[arg(long)]
     if_missing: bool,
     #[command(flatten)]
+    volume: NewOn,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -71,8 +79,10 @@ pub(crate) struct Import {
     /// The folder: `manifest`, `disk.img`, and for a direct boot `kernel`, `initrd`, `cmdline`
     folder: PathBuf,
     /// The revision's number [default: one more than the last]
-    #[arg(long)]
+    #[arg(long, value_name = "NUM")]
     revision: Option<String>,
+    #[command(flatten)]
+    volume: NewOn,
     #[command(flatten)]
     place: Place,
 }
@@ -102,25 +112,57 @@ pub(crate) struct Remove {
 pub(crate) struct Place {
     /// The folder with the machines' volumes, as `bbot-agent --machines` has it [default: machines
     /// in --home]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = PLACES)]
     machines: Option<PathBuf>,
-    /// The volume that new machines go to, below --machines
-    #[arg(long, value_name = "NAME", default_value = "default")]
+}
+
+/// Where a new machine goes.
+#[derive(Debug, Args)]
+pub(crate) struct NewOn {
+    /// The volume that a new machine goes to: a folder in --machines
+    #[arg(long, value_name = "NAME", default_value = "default", help_heading = PLACES)]
     volume: String,
+}
+
+impl NewOn {
+    /// The volume's folder, made if need be.
+    fn open(&self, machines: &Path) -> Result<(PathBuf, Arc<dyn Volume>)> {
+        if layout::check_machine_name(&self.volume).is_err() {
+            bail!(
+                "'{}' cannot be the name of a volume: it is one folder, and does not start with a dot",
+                self.volume
+            );
+        }
+        let path = machines.join(&self.volume);
+        make_folder(&path)?;
+        Ok((path.clone(), Arc::from(volume::detect(&path)?)))
+    }
+}
+
+/// A machine that can be made: the name tells of what.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    name: String,
+    suite: Suite,
+}
+
+fn made_of(name: &str) -> Result<Made, String> {
+    match Suite::of_machine(name) {
+        Some(suite) => Ok(Made {
+            name: name.to_string(),
+            suite,
+        }),
+        None => Err(
+            "it does not tell what to make: name it debian-12 or debian-13, perhaps with more \
+             behind (debian-12-qt); other machines come by `bbot machine import`"
+                .to_string(),
+        ),
+    }
 }
 
 impl Place {
     fn machines(&self, home: &Home) -> PathBuf {
         self.machines.clone().unwrap_or_else(|| home.machines())
-    }
-
-    /// The volume's folder, made if need be.
-    fn volume(&self, home: &Home) -> Result<(PathBuf, Arc<dyn Volume>)> {
-        layout::check_machine_name(&self.volume)
-            .with_context(|| format!("'{}' cannot be the name of a volume", self.volume))?;
-        let path = self.machines(home).join(&self.volume);
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok((path.clone(), Arc::from(volume::detect(&path)?)))
     }
 
     /// The machine of this name, on whichever volume it is.
@@ -183,31 +225,26 @@ pub(crate) fn count(machines: &Path) -> Result<usize> {
 }
 
 fn create(options: Create, home: &Home) -> Result<Exit> {
-    let Some(suite) = Suite::of_machine(&options.name) else {
-        bail!(
-            "'{}' does not tell what to make: name it debian-12 or debian-13, perhaps with more behind (debian-12-qt); other machines come by `bbot machine import`",
-            options.name
-        );
-    };
+    let Made { name, suite } = options.name;
     if options.if_missing
-        && let Some(machine) = options.place.find(&options.name, home)?
+        && let Some(machine) = options.place.find(&name, home)?
         && layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some()
     {
         return Ok(Exit::Done);
     }
-    let (path, volume) = options.place.volume(home)?;
+    let (path, volume) = options.volume.open(&options.place.machines(home))?;
     let cache = home.cache().join("machines");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let machine = match options.place.find(&options.name, home)? {
+    make_folder(&cache)?;
+    let machine = match options.place.find(&name, home)? {
         Some(machine) => machine,
-        None => MachineDir::create(&path, &options.name)?,
+        None => MachineDir::create(&path, &name)?,
     };
     let instance = Instance::new("bbot machine create")?;
     let revision = layout::next_revision(&machine, BOOTSTRAP_PROTOCOL)?;
     let temporary =
         layout::begin_revision(&instance, &volume, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
 
-    let mut request = create::Options::new(&options.name, suite, temporary.path(), &cache);
+    let mut request = create::Options::new(&name, suite, temporary.path(), &cache);
     request.packages = options.packages;
     request.disk_bytes = options.disk << 30;
     request.mirror = options.mirror;
@@ -215,7 +252,7 @@ fn create(options: Create, home: &Home) -> Result<Exit> {
         request.cached = Cached::Never;
     }
     let terminal = std::io::stderr().is_terminal();
-    let progress = Progress::start(&format!("making {}", options.name), !terminal);
+    let progress = Progress::start(&format!("making {name}"), !terminal);
     let created = create::debian(&request, &mut |line| {
         if terminal {
             progress.set(&line.to_string());
@@ -227,21 +264,28 @@ fn create(options: Create, home: &Home) -> Result<Exit> {
     layout::publish_revision(temporary, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
     layout::activate(&machine, BOOTSTRAP_PROTOCOL, &revision)?;
     drop(progress);
-    eprintln!(
-        "made {} revision {revision}: {}",
-        options.name, created.summary
-    );
+    eprintln!("made {name} revision {revision}: {}", created.summary);
     Ok(Exit::Done)
 }
 
 fn import(options: &Import, home: &Home) -> Result<Exit> {
     let folder = &options.folder;
     let manifest = folder.join("manifest");
-    let text =
-        fs::read(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let text = fs::read(&manifest).with_context(|| {
+        format!(
+            "cannot read {}: name the folder of a machine",
+            manifest.display()
+        )
+    })?;
     let manifest = MachineManifest::parse(&text, &manifest.display().to_string())?;
     let name = &manifest.header.name;
-    let (path, volume) = options.place.volume(home)?;
+    if manifest.kind == MachineKind::Kvm && !folder.join("disk.img").is_file() {
+        bail!(
+            "{} has no disk.img: a machine of type kvm needs its disk as that file (raw)",
+            folder.display()
+        );
+    }
+    let (path, volume) = options.volume.open(&options.place.machines(home))?;
     let machine = match options.place.find(name, home)? {
         Some(machine) => machine,
         None => MachineDir::create(&path, name)?,

@@ -38,7 +38,7 @@ pub(crate) fn run(command: &Manifest) -> Result<Exit> {
         Manifest::ToJson { file } => {
             let (input, name) = read(file.as_ref())?;
             match bbot_manifest::parse(&input) {
-                Ok(list) => format!("{}\n", json::to_json(&list)),
+                Ok(list) => json::to_json(&list),
                 Err(error) => {
                     // The position comes first, as compilers have it, so that editors find it.
                     eprintln!("{}", error.in_source(&name));

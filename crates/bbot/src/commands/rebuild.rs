@@ -15,7 +15,7 @@ pub(crate) struct Rebuild {
     /// The build's id, as `bbot builds` lists it
     id: String,
     /// Why, for the record
-    #[arg(long, short)]
+    #[arg(long, short, value_name = "TEXT")]
     reason: Option<String>,
     #[command(flatten)]
     controller: ControllerOptions,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
@@ -23,6 +23,9 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// Hand a package to the controller to be built.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage; with --wait 3 when a build did not succeed."
+)]
 pub(crate) struct Submit {
     /// A source directory, or an archive (tar, plain or compressed)
     #[arg(required_unless_present_any = ["git", "repository"], conflicts_with_all = ["git", "repository"])]
@@ -44,8 +47,8 @@ pub(crate) struct Submit {
     #[arg(long, value_name = "URL", requires = "package")]
     repository: Option<String>,
     /// The package in --repository
-    #[arg(long, value_name = "NAME/VERSION", requires = "repository")]
-    package: Option<String>,
+    #[arg(long, value_name = "NAME/VERSION", requires = "repository", value_parser = name_and_version)]
+    package: Option<(String, String)>,
     /// The kind of --repository: pkg, git or dir
     #[arg(long = "type", value_name = "TYPE", requires = "repository")]
     repository_type: Option<String>,
@@ -62,7 +65,7 @@ pub(crate) struct Submit {
     /// Build in this configuration only; may be repeated [default: every one in the controller's buildtab]
     #[arg(long, short, value_name = "NAME")]
     configuration: Vec<String>,
-    /// Wait until everything is built; print the logs; exit with 3 when a build did not succeed
+    /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
     /// Print the builds as JSON
@@ -92,10 +95,10 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
             .unwrap_or_else(|| format!("0.0.{commit:.12}"));
         json!({ "name": name, "version": version, "source": { "git": { "url": url, "commit": commit } } })
     } else if let Some(url) = &options.repository {
-        let package = options.package.as_deref().unwrap_or_default();
-        let Some((name, version)) = package.split_once('/') else {
-            bail!("'{package}' is not NAME/VERSION: give --package libhello/1.0.0");
-        };
+        let (name, version) = options
+            .package
+            .as_ref()
+            .context("name the package in the repository with --package")?;
         json!({ "name": name, "version": version, "source": { "repository":
             { "url": url, "type": options.repository_type, "trust": options.trust } } })
     } else {
@@ -147,6 +150,15 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     } else {
         Exit::Done
     })
+}
+
+fn name_and_version(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((name, version)) if !name.is_empty() && !version.is_empty() => {
+            Ok((name.to_string(), version.to_string()))
+        }
+        _ => Err("it is not NAME/VERSION, as in libhello/1.0.0".to_string()),
+    }
 }
 
 /// Waits until all are built; prints each log as its build ends.

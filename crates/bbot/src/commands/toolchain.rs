@@ -11,7 +11,7 @@ use bbot_agent::toolchain;
 use clap::{Args, Subcommand};
 
 use super::Exit;
-use crate::{home::Home, table::Table};
+use crate::{PLACES, home::Home, table::Table};
 
 /// The script of bootstrap protocol 1 that comes with bbot.
 const BOOTSTRAP: &str = include_str!("../../../../toolchain/bootstrap");
@@ -47,12 +47,12 @@ pub(crate) struct Add {
     /// The folder with its files, `bootstrap` among them [default: the worker and the script that
     /// come with this bbot]
     folder: Option<PathBuf>,
-    /// The static worker to use instead of the one beside this program
+    /// The static worker to add without a FOLDER, when it is not the one beside this program
     #[arg(
         long,
         env = "BBOT_WORKER",
         value_name = "FILE",
-        conflicts_with = "folder"
+        help_heading = PLACES
     )]
     worker: Option<PathBuf>,
     #[command(flatten)]
@@ -69,7 +69,7 @@ pub(crate) struct Id {
     tftp: TftpRoot,
 }
 
-/// Remove a toolchain. Machines that were bootstrapped with it stay until their agent cleans up.
+/// Remove a toolchain; machines that were bootstrapped with it stay until their agent cleans up.
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
     /// The toolchain's name
@@ -82,7 +82,7 @@ pub(crate) struct Remove {
 #[derive(Debug, Args)]
 pub(crate) struct TftpRoot {
     /// The agent's TFTP folder; toolchains are below it [default: tftp in --home]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = PLACES)]
     tftp: Option<PathBuf>,
 }
 
@@ -120,6 +120,7 @@ pub(crate) fn run(command: Toolchain, home: &Home) -> Result<Exit> {
         }
         Toolchain::Remove(options) => {
             toolchain::remove(&options.tftp.path(home), &options.name)?;
+            eprintln!("toolchain {} is removed", options.name);
             Ok(Exit::Done)
         }
     }
@@ -157,6 +158,10 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
 /// Makes sure that the toolchain `name` is the one that comes with this bbot; returns its id.
 pub(crate) fn add_own(tftp: &Path, name: &str, worker: Option<&Path>) -> Result<String> {
     let worker = match worker {
+        Some(worker) if !is_static(worker)? => bail!(
+            "{} is not a static program, and a machine has none of this host's libraries: build one with `cargo xtask worker`",
+            worker.display()
+        ),
         Some(worker) => worker.to_path_buf(),
         None => own_worker()?,
     };
@@ -194,7 +199,8 @@ fn own_worker() -> Result<PathBuf> {
 
 /// Has this ELF program no interpreter? A guest has none of the host's libraries.
 fn is_static(program: &Path) -> Result<bool> {
-    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let bytes = fs::read(program)
+        .with_context(|| format!("cannot read the worker {}", program.display()))?;
     Ok(is_static_elf(&bytes))
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Exit, machine, toolchain};
-use crate::home::Home;
+use crate::{PLACES, home::Home};
 
 /// Run a controller and an agent together; Ctrl-C ends both.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub(crate) struct Up {
     /// The buildtab: what is built on which machine [default: everything on any machine]
     #[arg(long, value_name = "FILE")]
     buildtab: Option<PathBuf>,
-    /// Name and password-less origin of the page when a proxy is in front of it
+    /// The URL that people use for the page, when a proxy is in front of it
     #[arg(long, value_name = "URL")]
     external_url: Option<String>,
     #[command(flatten)]
@@ -52,19 +52,19 @@ pub(crate) struct MachineOptions {
     #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpu: Option<u32>,
     /// Memory of a machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..))]
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=16 << 20))]
     pub(crate) ram: u64,
-    /// How the machine runs: kvm, tcg, or auto, which tries KVM with a guest
-    #[arg(long, value_name = "KIND", default_value = "auto")]
+    /// How a machine runs: `auto` tries whether KVM works
+    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
     pub(crate) accel: String,
-    /// The network of a build: none, or user for the internet
-    #[arg(long, value_name = "KIND", default_value = "none")]
+    /// The network of a build: `user` is the internet
+    #[arg(long, value_name = "KIND", default_value = "none", value_parser = ["none", "user"])]
     pub(crate) network: String,
     /// Seconds that a build may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 5400)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5400, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) build_timeout: u64,
     /// The static worker, when it is not beside this program
-    #[arg(long, env = "BBOT_WORKER", value_name = "FILE")]
+    #[arg(long, env = "BBOT_WORKER", value_name = "FILE", help_heading = PLACES)]
     pub(crate) worker: Option<PathBuf>,
     /// Say more; may be repeated
     #[arg(long, short, action = clap::ArgAction::Count)]
