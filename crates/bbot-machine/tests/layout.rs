@@ -161,6 +161,61 @@ fn what_cannot_be_read_is_a_problem_of_its_own() {
     }
 }
 
+/// Whatever is in a manifest's place: the scan ends, and the other machines are found.
+#[test]
+fn a_hostile_manifest_is_a_problem_of_its_own() {
+    let top = tempfile::tempdir().unwrap();
+    let machines = top.path();
+    volumes(machines, &["one"]);
+    machine(&machines.join("one"), "good");
+    let manifest = |name: &str| {
+        let path = machine(&machines.join("one"), name)
+            .revision(1, "1")
+            .join("manifest");
+        std::fs::remove_file(&path).unwrap();
+        path
+    };
+    let pipe = manifest("a-pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    symlink("/dev/zero", manifest("device")).unwrap();
+    std::fs::create_dir(manifest("folder")).unwrap();
+    std::fs::File::create(manifest("huge"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
+    std::fs::write(manifest("noise"), b"\xff\xfe\0: 1\n").unwrap();
+    std::fs::write(manifest("nothing"), b"").unwrap();
+    let (sender, scanned) = std::sync::mpsc::channel();
+    let path = machines.to_path_buf();
+    std::thread::spawn(move || sender.send(layout::scan(&path).unwrap()));
+    let scan = scanned
+        .recv_timeout(std::time::Duration::from_secs(60))
+        .expect("the scan does not end");
+    assert_eq!(found(&scan), ["good"]);
+    let about: Vec<_> = scan
+        .problems
+        .iter()
+        .map(|problem| problem.machine.clone().unwrap())
+        .collect();
+    assert_eq!(
+        about,
+        ["a-pipe", "device", "folder", "huge", "noise", "nothing"]
+    );
+    for problem in &scan.problems {
+        assert!(
+            matches!(problem.kind, ProblemKind::Manifest(_)),
+            "{problem:?}"
+        );
+    }
+}
+
 #[test]
 fn a_machines_directory_that_is_missing_is_an_error() {
     let top = tempfile::tempdir().unwrap();

@@ -165,6 +165,66 @@ async fn a_block_without_an_answer_comes_again() {
     );
 }
 
+/// A window is more than a socket's queue may hold (`net.unix.max_dgram_qlen` is often 10): what does not fit waits, and
+/// comes in order, whenever the guest's card takes it.
+#[tokio::test]
+async fn a_window_waits_for_a_slow_card() {
+    const BLOCKS: usize = 200;
+    let bytes: Vec<u8> = (0..BLOCKS * 1468 - 1)
+        .map(|i: usize| (i / 1468).to_le_bytes()[0])
+        .collect();
+    let (wire, card) = start(Root::new().get_bytes("f", bytes.clone()));
+    card.send_udp(69, b"\0\x01f\0octet\0blksize\x001468\0windowsize\x0016\0");
+    let (port, answer) = card.receive_udp();
+    assert_eq!(answer, b"\0\x06blksize\x001468\0windowsize\x0016\0");
+    card.send_udp(port, b"\0\x04\0\0");
+    let mut got = Vec::new();
+    let mut block = 0_usize;
+    while block < BLOCKS {
+        // Until the wire has done what it can, nothing is taken.
+        std::thread::sleep(Duration::from_millis(30));
+        for _ in 0..16.min(BLOCKS - block) {
+            block += 1;
+            let (_, data) = card.receive_udp();
+            let number = u16::try_from(block).unwrap().to_be_bytes();
+            assert_eq!(data[..4], [0, 3, number[0], number[1]], "block {block}");
+            got.extend_from_slice(&data[4..]);
+        }
+        let number = u16::try_from(block).unwrap().to_be_bytes();
+        card.send_udp(port, &[0, 4, number[0], number[1]]);
+    }
+    assert!(got == bytes);
+    assert_eq!(wire.counters().overflowed, 0);
+}
+
+/// The socket itself may be full: then the wire waits for room and loses nothing.
+#[tokio::test]
+async fn a_full_socket_loses_nothing() {
+    let (wire, card) = start(Root::new().get_bytes("f", *b"x"));
+    // Far more than a send buffer holds: each is answered with an error packet.
+    let asked = 3000_u16;
+    let sender = std::thread::spawn(move || {
+        let mut answered = 0;
+        for index in 0..asked {
+            let packet = udp::build((GUEST, 5000), (AGENT, 50_000), &[0, 4, 0, 1]).unwrap();
+            let frame = ethernet::build(AGENT_MAC, CARD, ethernet::IPV4, &packet);
+            // Takes an answer only when the wire takes no more.
+            while rustix::net::send(&card.0, &frame, SendFlags::DONTWAIT).is_err() {
+                card.receive_within(PATIENCE)
+                    .unwrap_or_else(|| panic!("both ends wait, at {index}"));
+                answered += 1;
+            }
+        }
+        while answered < asked {
+            card.receive().expect("an answer was lost");
+            answered += 1;
+        }
+        card
+    });
+    sender.join().unwrap();
+    assert_eq!(wire.counters().overflowed, 0);
+}
+
 #[tokio::test]
 async fn noise_is_dropped_and_counted() {
     let (wire, card) = start(Root::new().get_bytes("f", *b"x"));

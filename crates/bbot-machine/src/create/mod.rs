@@ -42,8 +42,8 @@ pub const DISK_BYTES: u64 = 8 << 30;
 /// A cached base is used this long: packages get their security fixes, machines are made anew rarely.
 pub const CACHE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The kernel's command line. `panic=-1` with QEMU's `-no-reboot` ends a machine that cannot start; the
-/// serial line is where the agent reads what a guest has to say.
+/// The kernel's command line. A machine that cannot start panics, which the agent is told by the device for that, or, before
+/// its driver is loaded, restarts at once (`panic=-1`); the serial line shows a person what the guest says.
 const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/usr/lib/bbot/init";
 
 /// A release of Debian that machines can be made of.

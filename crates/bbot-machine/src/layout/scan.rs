@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::DirEntry;
-use std::io;
+use std::fs::{DirEntry, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bbot_manifest::MachineManifest;
@@ -209,7 +210,7 @@ fn look_at(machine: &MachineDir) -> Result<(), ProblemKind> {
         Err(error) => return Err(ProblemKind::Link(error)),
     };
     let path = current.join("manifest");
-    let bytes = match std::fs::read(&path) {
+    let bytes = match read_manifest(&path) {
         Ok(bytes) => bytes,
         // The same: the revision was removed after the link was read.
         Err(e) if e.kind() == io::ErrorKind::NotFound && !current.is_dir() => return Ok(()),
@@ -223,6 +224,28 @@ fn look_at(machine: &MachineDir) -> Result<(), ProblemKind> {
     let manifest = MachineManifest::parse(&bytes, &path.display().to_string())
         .map_err(|e| ProblemKind::Manifest(e.to_string()))?;
     check_name(machine, &manifest.header.name)
+}
+
+/// The largest manifest of a machine that is read, in bytes.
+const MANIFEST_LIMIT: u64 = 1 << 20;
+
+/// Reads a manifest that somebody else has made: a pipe in its place does not hold up the others, and a device or a huge
+/// file does not fill the memory.
+fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_string());
+    if !file.metadata()?.is_file() {
+        return Err(invalid("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MANIFEST_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MANIFEST_LIMIT {
+        return Err(invalid("it is larger than 1 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// Whether a manifest's name for a machine is its directory's. For manifests that are read later
