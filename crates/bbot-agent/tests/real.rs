@@ -113,7 +113,7 @@ impl Bench {
             for file in ["manifest", "disk.img", "kernel", "initrd", "cmdline"] {
                 let copied = Command::new("cp")
                     .arg("--sparse=always")
-                    .arg(cache.join("debian-12").join(file))
+                    .arg(cache.join("debian-12").canonicalize().unwrap().join(file))
                     .arg(&revision)
                     .status();
                 assert!(copied.unwrap().success());
@@ -121,7 +121,7 @@ impl Bench {
             volume.set_read_only(&revision, true).unwrap();
         } else {
             volume
-                .snapshot(&cache.join("debian-12"), &revision)
+                .snapshot(&cache.join("debian-12").canonicalize().unwrap(), &revision)
                 .unwrap();
         }
         std::os::unix::fs::symlink("debian-12-1.1", machine.join("debian-12-1")).unwrap();
