@@ -15,6 +15,9 @@ case ${1-} in
 *) echo "usage: ./demo.sh [--serve]" >&2; exit 2 ;;
 esac
 
+# The demonstration talks to its own controller and runs its own worker.
+unset BBOT_CONTROLLER BBOT_TOKEN_FILE BBOT_WORKER
+
 need gcc libc6-dev qemu-system-x86 mmdebstrap e2fsprogs uidmap
 need_cargo
 

@@ -17,9 +17,10 @@ step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 step "packages"
 need gcc libc6-dev make curl openssl git python3 \
-  qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap cpio iproute2 \
-  tftp-hpa tftpd-hpa atftp passt cmake strace
+  qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap iproute2 procps \
+  tftp-hpa tftpd-hpa atftp passt cmake
 need_cargo
+need_rust_tools
 
 # Everything that a test may use is here now, so a test that would skip fails instead.
 export BBOT_REQUIRE=image,qemu,tftp,openssl,passt

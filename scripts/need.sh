@@ -8,6 +8,10 @@ need() {
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   [ "$(id -u)" = 0 ] || sudo=(sudo)
+  if ! command -v apt-get >/dev/null; then
+    echo "error: this is no Debian, so install what these packages of it hold: ${missing[*]}" >&2
+    return 1
+  fi
   if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
     echo "error: these packages are missing and there is no sudo to install them: ${missing[*]}" >&2
     return 1
@@ -32,5 +36,13 @@ need_cargo() {
   if ! command -v cargo >/dev/null; then
     echo "error: cargo is not installed: bbot is built with Rust 1.94 or newer (https://rustup.rs)" >&2
     return 1
+  fi
+}
+
+# The formatter and the linter, which rustup's minimal profile leaves out.
+need_rust_tools() {
+  if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+    echo "installing rustfmt and clippy"
+    rustup --quiet component add rustfmt clippy
   fi
 }
