@@ -31,7 +31,7 @@ const FRESH: i64 = 1000;
 #[non_exhaustive]
 pub enum KeyError {
     /// It could not be read.
-    #[error("cannot read the directory of agent keys {path}")]
+    #[error("cannot read the directory of agent keys {path}; give another with --agent-keys")]
     Directory {
         /// The directory.
         path: String,
@@ -55,7 +55,9 @@ pub enum KeyError {
         path: String,
     },
     /// A key is too small or too large.
-    #[error("the RSA key in {path} has {bits} bits; from 2048 to 8192 are taken")]
+    #[error(
+        "the RSA key in {path} has {bits} bits; from 2048 to 8192 are taken: make another with `bbot keygen`"
+    )]
     Size {
         /// The file.
         path: String,

@@ -218,7 +218,7 @@ async fn fetch_from(
 
 fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<String, GitError> {
     let io = |doing| move |source| GitError::Io { doing, source };
-    let input = std::fs::File::open(tree).map_err(io("read a tree"))?;
+    let input = open_own(tree).map_err(io("read a tree"))?;
     let mut spool = tempfile::tempfile().map_err(io("make a temporary file"))?;
     let mut packed = tempfile::tempfile().map_err(io("make a temporary file"))?;
     pack::repack(
@@ -251,6 +251,19 @@ fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<Strin
     Ok(incoming.finish(None)?.0)
 }
 
+/// Opens a file in the child's directory. The child could have put a link or a pipe there, and this process may
+/// read more than the child may.
+fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::other("it is no plain file"))
+    }
+}
+
 /// How `git` is run.
 struct Child<'a> {
     git: &'a Git,
@@ -264,7 +277,20 @@ struct Child<'a> {
 const SIZE_CHECK: Duration = Duration::from_millis(250);
 
 /// Most bytes of git's own words in an error.
-const OUTPUT_LIMIT: usize = 2000;
+const OUTPUT_LIMIT: u32 = 2000;
+
+fn length(file: &std::fs::File) -> u64 {
+    file.metadata().map_or(0, |m| m.len())
+}
+
+fn end_of(file: &mut std::fs::File, limit: u32) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(limit.into())))?;
+    let mut end = Vec::new();
+    file.take(limit.into()).read_to_end(&mut end)?;
+    Ok(end)
+}
 
 impl Child<'_> {
     async fn run(&self, doing: &'static str, arguments: &[&str]) -> Result<(), GitError> {
@@ -272,8 +298,9 @@ impl Child<'_> {
             doing: "run git (is it installed?)",
             source,
         };
-        let output = self.directory.join("output");
-        let file = std::fs::File::create(&output).map_err(io)?;
+        // Without a name, so that nothing in the child's directory can stand in for it.
+        let mut said = tempfile::tempfile().map_err(io)?;
+        let file = said.try_clone().map_err(io)?;
         let mut command = Command::new("git");
         command
             .args(self.configuration())
@@ -295,7 +322,9 @@ impl Child<'_> {
         let status = loop {
             match tokio::time::timeout(SIZE_CHECK, child.wait()).await {
                 Ok(status) => break status.map_err(io)?,
-                Err(_) if size(self.directory) > self.limits.bytes => return Err(self.too_large()),
+                Err(_) if size(self.directory) + length(&said) > self.limits.bytes => {
+                    return Err(self.too_large());
+                }
                 Err(_) => {}
             }
         };
@@ -305,8 +334,8 @@ impl Child<'_> {
         if status.success() {
             return Ok(());
         }
-        let said = std::fs::read(&output).unwrap_or_default();
-        let said = bbot_manifest::log_text(&said[said.len().saturating_sub(OUTPUT_LIMIT)..]);
+        let said = end_of(&mut said, OUTPUT_LIMIT).unwrap_or_default();
+        let said = bbot_manifest::log_text(&said);
         let said = said.trim();
         let output = if said.is_empty() {
             status.to_string()
@@ -438,6 +467,33 @@ mod tests {
             addresses,
             user: None,
         }
+    }
+
+    #[test]
+    fn only_plain_files_are_taken_from_the_child() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("secret"), "secret").unwrap();
+        assert!(open_own(&path("secret")).is_ok());
+        std::os::unix::fs::symlink(path("secret"), path("link")).unwrap();
+        make_pipe(&path("pipe"));
+        for name in ["link", "pipe", "none", "."] {
+            assert!(open_own(&path(name)).is_err(), "{name}");
+        }
+    }
+
+    fn make_pipe(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+
+    #[test]
+    fn the_end_of_what_git_said() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, b"0123456789").unwrap();
+        assert_eq!(end_of(&mut file, 4).unwrap(), b"6789");
+        assert_eq!(end_of(&mut file, 400).unwrap(), b"0123456789");
+        assert_eq!(length(&file), 10);
     }
 
     #[tokio::test]

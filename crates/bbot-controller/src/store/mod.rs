@@ -19,14 +19,16 @@ pub use submissions::NewSubmission;
 use std::path::{Path, PathBuf};
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, AnyPool};
+use sqlx::{AnyConnection, AnyPool, Connection as _};
 
 /// The store could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// It could not be opened.
-    #[error("cannot open the store {path}")]
+    #[error(
+        "cannot open the store {path}; put a good copy in its place, or give another directory with --data"
+    )]
     Open {
         /// Its file.
         path: String,
@@ -94,15 +96,21 @@ impl Store {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let shown = path.display().to_string();
+        let open = |source| StoreError::Open {
+            path: shown.clone(),
+            source,
+        };
+        // First by itself: a pool would try a file that is no database again and again, and then say that
+        // it took too long.
+        let mut first = AnyConnection::connect(&url(path)).await.map_err(open)?;
+        prepare(&mut first).await.map_err(open)?;
+        first.close().await.map_err(open)?;
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .after_connect(|connection, _| Box::pin(prepare(connection)))
             .connect(&url(path))
             .await
-            .map_err(|source| StoreError::Open {
-                path: shown.clone(),
-                source,
-            })?;
+            .map_err(open)?;
         sqlx::migrate!("./migrations")
             .run(&pool)
             .await

@@ -227,6 +227,21 @@ fn behind_another_server() {
         crate::support::field(&near, "result-url"),
         controller.url("/?build-result")
     );
+    // It can fetch the source and bring the result there, although nobody answers at the external URL.
+    let source = crate::support::field(&near, "repository");
+    assert!(
+        source.starts_with(&controller.url("/archives/")),
+        "{source}"
+    );
+    assert_eq!(curl(&[&source], b"").status, 200);
+    let session = crate::support::field(&near, "session");
+    let posted = crate::support::agent(
+        &crate::support::field(&near, "result-url"),
+        &["Bbot-Agent: 1"],
+        crate::support::result(&session, "bar", "1", "success").as_bytes(),
+    );
+    assert_eq!(posted.status, 200, "{}", posted.text());
+    assert_eq!(controller.build("2")["state"], "built");
     assert!(controller.get("/").text().contains("href=\"/builds/1\""));
     let body = format!("token={}", controller.token);
     let signed = curl(

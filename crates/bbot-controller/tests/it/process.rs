@@ -156,6 +156,8 @@ fn exit_codes_and_errors() {
     std::fs::create_dir(path("keys")).unwrap();
     std::fs::write(path("keys/a.pem"), "no key").unwrap();
     let _listener = std::net::TcpListener::bind(&taken).ok();
+    std::fs::create_dir(path("damaged")).unwrap();
+    std::fs::write(path("damaged/controller.sqlite"), "no database at all").unwrap();
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = (busy.local_addr().unwrap().to_string(), busy);
     for (arguments, code, expected) in [
@@ -174,6 +176,11 @@ fn exit_codes_and_errors() {
             "another program listens there",
         ),
         (vec!["--data", &path("file")], 1, "give another with --data"),
+        (
+            vec!["--data", &path("damaged")],
+            1,
+            "damaged/controller.sqlite; put a good copy in its place",
+        ),
         (
             vec!["--data", &path("d"), "--buildtab", &path("tab")],
             1,
