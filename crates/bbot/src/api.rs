@@ -7,7 +7,7 @@ use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{PLACES, home::Home, source::Package};
+use crate::{PLACES, commands::succeeded, home::Home, source::Package};
 
 /// Where a controller listens when nobody says otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:2268";
@@ -73,9 +73,10 @@ impl Build {
         self.state == "built"
     }
 
-    /// Did the build do what it should? A warning is a success with something to say.
+    /// Is there a result, and a good one?
     pub(crate) fn succeeded(&self) -> bool {
-        matches!(self.status.as_deref(), Some("success" | "warning" | "skip"))
+        let status = self.status.as_deref().map(str::parse);
+        matches!(status, Some(Ok(status)) if succeeded(status))
     }
 }
 

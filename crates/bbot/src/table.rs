@@ -1,4 +1,4 @@
-//! Tables for people: columns as wide as their widest cell, numbers of columns that fit a terminal.
+//! Tables for people: columns as wide as their widest cell.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -241,6 +241,11 @@ fn a_package_goes_the_whole_way() {
     // Somebody changes his mind and wants it once more.
     let again = desk.bbot(&["rebuild", id, "--reason", "test"]);
     assert_eq!(again.status.code(), Some(0));
+    let last = desk.bbot(&["log", id]);
+    assert!(
+        text(&last.stdout).contains("error: expected"),
+        "the last log can be read until there is a new one"
+    );
 
     // The agent may be at work on that: Ctrl-C ends it all the same, and nothing is left.
     assert_eq!(up.interrupt(), Some(0));

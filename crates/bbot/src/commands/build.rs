@@ -12,13 +12,12 @@ use bbot_agent::{
     local,
     run::{Progress as RunProgress, Stage},
 };
-use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL};
-use bbot_manifest::{BuildResult, Status, Task};
+use bbot_manifest::{BuildResult, Task};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit, log,
+    Exit, log, machine, succeeded,
     toolchain::{self, DEFAULT},
     up::{MachineOptions, end_on_signal},
 };
@@ -117,11 +116,7 @@ pub(crate) async fn run(options: Build, home: &Home) -> Result<Exit> {
     if !options.quiet {
         summary(&result, &machine);
     }
-    let succeeded = matches!(
-        result.status,
-        Status::Success | Status::Warning | Status::Skip
-    );
-    Ok(if succeeded {
+    Ok(if succeeded(result.status) {
         Exit::Done
     } else {
         Exit::BuildFailed
@@ -131,14 +126,7 @@ pub(crate) async fn run(options: Build, home: &Home) -> Result<Exit> {
 /// The machine to use when none is named.
 fn only_machine(home: &Home) -> Result<String> {
     let machines = home.machines();
-    let mut names = Vec::new();
-    if machines.is_dir() {
-        for machine in layout::scan(&machines)?.machines {
-            if layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some() {
-                names.push(machine.name);
-            }
-        }
-    }
+    let names = machine::usable(&machines)?;
     match names.as_slice() {
         [name] => Ok(name.clone()),
         [] => bail!(
@@ -276,11 +264,7 @@ fn describe(stage: &Stage) -> String {
 
 fn summary(result: &BuildResult, machine: &str) {
     for operation in &result.operations {
-        eprintln!(
-            "{:>12}  {}",
-            operation.name,
-            log::paint(&operation.status.to_string())
-        );
+        log::print_operation(&operation.name, &operation.status.to_string());
     }
     eprintln!(
         "{}/{} on {machine}: {}",

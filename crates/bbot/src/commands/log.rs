@@ -24,26 +24,32 @@ pub(crate) struct Log {
 
 pub(crate) async fn run(options: Log, home: &Home) -> Result<Exit> {
     let api = Api::new(&options.controller, home)?;
-    let build = api.build(&options.id).await?;
-    if !build.is_built() {
-        eprintln!("build {} is {}: there is no log yet", build.id, build.state);
-        return Ok(Exit::Failed);
-    }
+    // While it is built once more, this is the log of the time before.
     let log = api.log(&options.id, options.operation.as_deref()).await?;
-    let mut out = std::io::stdout().lock();
-    out.write_all(&log)
-        .and_then(|()| out.flush())
-        .context("cannot write the log")?;
+    print(&log)?;
     if options.operation.is_none() && std::io::stderr().is_terminal() {
-        print_summary(&build);
+        print_summary(&api.build(&options.id).await?);
     }
     Ok(Exit::Done)
+}
+
+/// The log itself, on standard output.
+pub(crate) fn print(log: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(log)
+        .and_then(|()| out.flush())
+        .context("cannot write the log")
+}
+
+/// One line on an operation, on standard error.
+pub(crate) fn print_operation(name: &str, status: &str) {
+    eprintln!("{name:>12}  {}", paint(status));
 }
 
 /// One line per operation and one for the whole, on standard error.
 pub(crate) fn print_summary(build: &Build) {
     for operation in &build.operations {
-        eprintln!("{:>12}  {}", operation.name, paint(&operation.status));
+        print_operation(&operation.name, &operation.status);
     }
     let on = build
         .machine

@@ -211,17 +211,17 @@ pub(crate) fn run(command: Machine, home: &Home) -> Result<Exit> {
     }
 }
 
-/// How many machines there are that have a current revision.
-pub(crate) fn count(machines: &Path) -> Result<usize> {
-    let mut count = 0;
+/// The names of the machines that have a current revision.
+pub(crate) fn usable(machines: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
     if machines.is_dir() {
         for machine in layout::scan(machines)?.machines {
             if layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some() {
-                count += 1;
+                names.push(machine.name);
             }
         }
     }
-    Ok(count)
+    Ok(names)
 }
 
 fn create(options: Create, home: &Home) -> Result<Exit> {

@@ -13,6 +13,8 @@ pub(crate) mod up;
 
 use std::process::ExitCode;
 
+use bbot_manifest::Status;
+
 /// How a command ended that did what it could. An error of its own is 1, wrong usage 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -22,6 +24,11 @@ pub(crate) enum Exit {
     Failed,
     /// The command did its work; the build that it was about did not succeed.
     BuildFailed,
+}
+
+/// Did the build do what it should? A warning is a success with something to say.
+pub(crate) fn succeeded(status: Status) -> bool {
+    matches!(status, Status::Success | Status::Warning | Status::Skip)
 }
 
 impl From<Exit> for ExitCode {

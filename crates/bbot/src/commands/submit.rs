@@ -1,10 +1,6 @@
 //! `bbot submit`: hands a package to the controller, and waits for its builds on request.
 
-use std::{
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::IsTerminal, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -173,8 +169,8 @@ async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Buil
             *build = api.build(&build.id).await?;
             if build.is_built() {
                 if !quiet {
-                    let log = api.log(&build.id, None).await?;
-                    progress.pause(|| print_log(&log))?;
+                    let text = api.log(&build.id, None).await?;
+                    progress.pause(|| log::print(&text))?;
                     progress.pause(|| log::print_summary(build));
                 }
             } else {
@@ -187,13 +183,6 @@ async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Buil
         progress.set(&describe(&builds));
         tokio::time::sleep(ASK_EVERY).await;
     }
-}
-
-fn print_log(log: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(log)
-        .and_then(|()| out.flush())
-        .context("cannot write the log")
 }
 
 /// One line on what the waiting is for.

@@ -6,7 +6,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     thread,
@@ -114,7 +114,7 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
     end_on_signal(&shutdown)?;
     let mut controller = Controller::start(&options, home, shutdown.clone())?;
     let address = controller.bound().await?;
-    let url = format!("http://{address}");
+    let url = format!("http://{}", reachable(address));
     fs::write(home.controller_url(), format!("{url}\n"))
         .with_context(|| format!("cannot write {}", home.controller_url().display()))?;
     let _url = RemoveFile(home.controller_url());
@@ -123,7 +123,7 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
         "bbot is up at {}",
         options.external_url.as_deref().unwrap_or(&url)
     );
-    if machine::count(&home.machines())? == 0 {
+    if machine::usable(&home.machines())?.is_empty() {
         println!("there is no machine yet: make one with `bbot machine create debian-12`");
     }
     let agent = options
@@ -137,6 +137,16 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
     result.context("the agent failed")?;
     ended.context("the controller failed")?;
     Ok(Exit::Done)
+}
+
+/// Where this host reaches a program that listens at `address`: at "all addresses" by the loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// The controller on its thread.
@@ -268,5 +278,21 @@ impl Drop for RemoveFile {
     fn drop(&mut self) {
         // Best effort: a stale address only makes the next `bbot submit` say that nobody answers.
         let _ = fs::remove_file(Path::new(&self.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_are_reached_by_the_loopback() {
+        for (address, reached) in [
+            ("0.0.0.0:2268", "127.0.0.1:2268"),
+            ("[::]:2268", "[::1]:2268"),
+            ("192.0.2.1:80", "192.0.2.1:80"),
+        ] {
+            assert_eq!(reachable(address.parse().unwrap()).to_string(), reached);
+        }
     }
 }
