@@ -40,9 +40,13 @@ use crate::{fake, result, task, version};
 /// with the next task of the same configuration.
 const AGENT_CHECKSUM: &str = version::OWN;
 
+/// When the agent is stopped over a task, its controller is told within this time; if
+/// that fails, at the next start.
+const GIVE_BACK: Duration = Duration::from_secs(5);
+
 /// Runs the agent until `stop` is cancelled or what it was asked for (a dump, a
-/// fake request) is done. A machine that runs when it is stopped is killed, and
-/// nothing of the run is left.
+/// fake request) is done. A machine that runs when it is stopped is killed, nothing
+/// of the run is left, and the task is given back to its controller.
 ///
 /// Snapshots block the thread, so the agent wants a current-thread runtime of its
 /// own.
@@ -53,18 +57,15 @@ const AGENT_CHECKSUM: &str = version::OWN;
 /// program that is not installed: what the operator must mend.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     options.check()?;
-    let start = async {
-        let mut agent = Agent::open(options).await?;
-        agent.work().await
-    };
-    tokio::select! {
+    let mut agent = tokio::select! {
         biased;
         () = stop.cancelled() => {
             tracing::info!("stopped");
-            Ok(())
+            return Ok(());
         }
-        ended = start => ended,
-    }
+        agent = Agent::open(options) => agent?,
+    };
+    agent.until(&stop).await
 }
 
 /// What an agent works with besides its options; the tests have others.
@@ -176,6 +177,9 @@ impl Agent {
                 state.display()
             )
         };
+        if !options.is_fake() {
+            parts.host.try_run_folders()?;
+        }
         let posts = !options.dump_machines
             && !options.dump_task
             && !options.dump_result
@@ -201,6 +205,26 @@ impl Agent {
             inventory: Inventory::default(),
             had_machines: None,
         })
+    }
+
+    /// Works until there is nothing more to do, something is at fault, or `stop` is
+    /// cancelled; a task that is not finished then is given back.
+    async fn until(&mut self, stop: &CancellationToken) -> Result<()> {
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                tracing::info!("stopped");
+                Ok(())
+            }
+            ended = self.work() => ended,
+        };
+        if let Some(delivery) = &mut self.delivery {
+            let posted = tokio::time::timeout(GIVE_BACK, delivery.give_back(&*self.link)).await;
+            if posted.is_err() {
+                tracing::warn!("the controller does not answer; it is told at the next start");
+            }
+        }
+        ended
     }
 
     /// Turns until there is nothing more to do, which for a daemon is never.
@@ -264,15 +288,16 @@ impl Agent {
         }
         self.had_machines = Some(true);
 
-        let (assignment, from) = match &options.fake_request {
+        let (assignment, from, kin) = match &options.fake_request {
             Some(file) => {
                 let name = file.display().to_string();
                 let body = std::fs::read(file).with_context(|| format!("unable to read {name}"))?;
-                (assignment::fake(&body, &name)?, name)
+                (assignment::fake(&body, &name)?, name, Kin::Stranger)
             }
             None => match self.ask(&machines).await? {
                 Asked::Task(assignment, controller) => {
-                    (*assignment, self.controllers[controller].url.to_string())
+                    let Controller { url, kin, .. } = &self.controllers[controller];
+                    (*assignment, url.to_string(), *kin)
                 }
                 // The seed ends so, and says nothing on standard output.
                 Asked::UnknownMachine if self.host.options.dump_task => return Ok(Turn::Ended),
@@ -295,7 +320,7 @@ impl Agent {
             }
             return Err(unknown.into());
         };
-        self.perform(assignment, machine, &from).await
+        self.perform(assignment, machine, &from, kin).await
     }
 
     /// Asks the controllers until one has a task for one of the machines.
@@ -397,6 +422,7 @@ impl Agent {
         assignment: Assignment,
         machine: &Machine,
         from: &str,
+        kin: Kin,
     ) -> Result<Turn> {
         let options = &self.host.options;
         let mut task = assignment.task;
@@ -429,6 +455,28 @@ impl Agent {
             ),
             _ => None,
         };
+        let era = match Era::from(options.era) {
+            Era::Later => Era::Later,
+            Era::Y2017 => assignment.era,
+        };
+        let answer = |result: BuildResult| ResultRequest {
+            session: assignment.session.clone(),
+            challenge: challenge.clone(),
+            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
+            result,
+        };
+        // A stranger of 2017 does not know this status: it gives the task to another
+        // agent when its time is over, as ever.
+        let knows_interrupt = kin == Kin::Ours || era == Era::Later;
+        let held = match (&assignment.result_url, &mut self.delivery) {
+            (Some(url), Some(delivery)) if knows_interrupt => {
+                let given_up = BuildResult::new(&task.name, &task.version, Status::Interrupt);
+                let held = delivery.hold(url, &answer(given_up));
+                // It only makes the controller wait if things go wrong.
+                held.map_err(|e| tracing::warn!("{e:#}")).ok()
+            }
+            _ => None,
+        };
 
         let performed = if options.fake_machine.is_some() && !options.fake_build {
             fake::perform(&self.host, &task, assignment.era).await?
@@ -438,19 +486,18 @@ impl Agent {
                 Err(e) if host::is_at_fault(&e) => return Err(e),
                 Err(e) => {
                     tracing::error!("build error: {e:#}");
-                    self.inventory.penalize(machine);
+                    if !is_of_link(&e) {
+                        self.inventory.penalize(machine);
+                    }
                     result::of_agent(&task, Status::Abort, &format!("{e:#}"))
                 }
             }
         };
-        let era = match Era::from(self.host.options.era) {
-            Era::Later => Era::Later,
-            Era::Y2017 => assignment.era,
-        };
         if self.host.options.dump_result {
             return self.print(&performed.serialize(era)?);
         }
-        let (Some(result_url), Some(delivery)) = (assignment.result_url, &mut self.delivery) else {
+        let (Some(result_url), Some(delivery)) = (&assignment.result_url, &mut self.delivery)
+        else {
             tracing::info!("{}/{}: {}", task.name, task.version, performed.status);
             return Ok(Turn::Ended);
         };
@@ -461,20 +508,27 @@ impl Agent {
             task.machine,
             performed.status
         );
-        let request = ResultRequest {
-            session: assignment.session,
-            challenge,
-            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
-            result: performed,
-        };
-        if let Err(e) = delivery.add(&result_url, &request, era) {
-            // No room on the disk must not cost the result.
-            tracing::error!("{e:#}; uploading the result without keeping it");
-            let body = result::fit(&request, era, result::STRANGERS_LIMIT)?;
-            let posted = self.link.post_result(&result_url, body.into_bytes()).await;
-            if posted != controller::Posted::Taken {
-                tracing::error!("unable to upload result to {result_url}: {posted:?}");
+        let request = answer(performed);
+        let kept = match delivery.add(result_url, &request, era) {
+            Ok(()) => true,
+            Err(e) => {
+                // No room on the disk must not cost the result.
+                tracing::error!("{e:#}; uploading the result without keeping it");
+                let body = result::fit(&request, era, result::STRANGERS_LIMIT)?;
+                match self.link.post_result(result_url, body.into_bytes()).await {
+                    controller::Posted::Taken => true,
+                    posted => {
+                        tracing::error!("unable to upload result to {result_url}: {posted:?}");
+                        false
+                    }
+                }
             }
+        };
+        match held {
+            Some(held) if kept => delivery.release(&held),
+            // The result is lost: somebody else may do the task.
+            Some(_) => delivery.give_back(&*self.link).await,
+            None => {}
         }
         delivery.deliver(&*self.link).await;
         Ok(Turn::Again)
@@ -543,6 +597,15 @@ fn banner(options: &Options, signer: Option<&Signer>) {
         line("controller url", url);
     }
     tracing::info!("{text}");
+}
+
+/// Whether an error is the controller's, or of the way to it: another task may do better
+/// on the same machine.
+fn is_of_link(error: &anyhow::Error) -> bool {
+    use controller::LinkError;
+    error
+        .downcast_ref::<LinkError>()
+        .is_some_and(|e| !matches!(e, LinkError::Write { .. }))
 }
 
 fn host_name() -> Result<String> {

@@ -56,8 +56,10 @@ pub enum AuthError {
         why: String,
     },
     /// The program of `--openssl` failed.
-    #[error("{} {command} failed: {why}", program.display())]
+    #[error("{} {command} failed with the key {}: {why}", program.display(), key.display())]
     Program {
+        /// The key's file.
+        key: PathBuf,
         /// The program.
         program: PathBuf,
         /// Its sub-command.
@@ -151,9 +153,10 @@ impl Signer {
                 let mut args = vec!["rsa".to_owned()];
                 args.extend_from_slice(options);
                 args.extend(["-pubout", "-outform", "DER"].map(str::to_owned));
-                let der = run(program, "rsa", &args, &key).await?;
+                let der = run(program, "rsa", &args, key_file, &key).await?;
                 if der.is_empty() {
                     return Err(AuthError::Program {
+                        key: key_file.to_owned(),
                         program: program.to_owned(),
                         command: "rsa",
                         why: "it printed no public key".to_owned(),
@@ -208,9 +211,13 @@ impl Signer {
                 };
                 // The seed's command; where it is gone (it is deprecated since
                 // OpenSSL 3.0), the one that took its place.
-                match run(program, "rsautl", &args("rsautl"), challenge.0.as_bytes()).await {
+                let challenge = challenge.0.as_bytes();
+                let sign = async |command| {
+                    run(program, command, &args(command), &self.key_file, challenge).await
+                };
+                match sign("rsautl").await {
                     Ok(signature) if !signature.is_empty() => Ok(signature),
-                    _ => run(program, "pkeyutl", &args("pkeyutl"), challenge.0.as_bytes()).await,
+                    _ => sign("pkeyutl").await,
                 }
             }
         }
@@ -347,9 +354,11 @@ async fn run(
     program: &Path,
     command: &'static str,
     args: &[String],
+    key: &Path,
     input: &[u8],
 ) -> Result<Vec<u8>, AuthError> {
     let error = |why: String| AuthError::Program {
+        key: key.to_owned(),
         program: program.to_owned(),
         command,
         why,

@@ -87,6 +87,19 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// Whether it may be better in a while.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Transport(_) => true,
+            Self::Status { status, .. } => {
+                status.is_server_error() || matches!(status.as_u16(), 408 | 429)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What a controller answered to a task request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskAnswer {

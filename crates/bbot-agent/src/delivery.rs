@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::controller::{Link, Posted, Url};
 use crate::result;
-use crate::spool::{self, Entry, Spool};
+use crate::spool::{self, Entry, Held, Spool};
 
 /// A result that does not even fit into this is refused for good after a 413.
 const SMALLEST: usize = 16 * 1024;
@@ -30,11 +30,57 @@ struct Tries {
 }
 
 impl Delivery {
-    /// With the results that are in the spool already.
+    /// With the results that are in the spool already. Tasks that an agent before this
+    /// one was killed over are given back.
     pub fn new(spool: Spool) -> Self {
-        Self {
+        let mut delivery = Self {
             spool,
             tries: HashMap::new(),
+        };
+        delivery.move_held();
+        delivery
+    }
+
+    /// Puts on disk what is posted should the agent end before the task's result is
+    /// there. Its status may be one that 2017 does not know.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be put into words or on disk.
+    pub fn hold(&mut self, url: &Url, request: &ResultRequest) -> Result<Held> {
+        let body = request
+            .serialize(Era::Later)
+            .context("unable to write the result manifest")?;
+        Ok(self.spool.hold(url, body.as_bytes(), SystemTime::now())?)
+    }
+
+    /// The task has its result.
+    pub fn release(&self, held: &Held) {
+        if let Err(e) = self.spool.release(held) {
+            tracing::warn!("{:#}", anyhow::Error::new(e));
+        }
+    }
+
+    /// Posts what is held: its tasks will not be done. What is not taken now is sent
+    /// again, by the next agent if need be.
+    pub async fn give_back(&mut self, link: &dyn Link) {
+        for path in self.move_held() {
+            self.deliver_one(link, &path).await;
+        }
+    }
+
+    fn move_held(&mut self) -> Vec<PathBuf> {
+        match self.spool.give_back(SystemTime::now()) {
+            Ok(paths) => {
+                if !paths.is_empty() {
+                    tracing::info!("giving back {} unfinished task(s)", paths.len());
+                }
+                paths
+            }
+            Err(e) => {
+                tracing::error!("{:#}", anyhow::Error::new(e));
+                Vec::new()
+            }
         }
     }
 
@@ -65,17 +111,21 @@ impl Delivery {
             if !due {
                 continue;
             }
-            match self.spool.read(&path) {
-                Ok(entry) => {
-                    if let Err(e) = self.send(link, entry).await {
-                        tracing::error!("{e:#}");
-                        self.later(&path);
-                    }
+            self.deliver_one(link, &path).await;
+        }
+    }
+
+    async fn deliver_one(&mut self, link: &dyn Link, path: &Path) {
+        match self.spool.read(path) {
+            Ok(entry) => {
+                if let Err(e) = self.send(link, entry).await {
+                    tracing::error!("{e:#}");
+                    self.later(path);
                 }
-                Err(e) => {
-                    tracing::error!("{:#}", anyhow::Error::new(e));
-                    self.put_aside(&path);
-                }
+            }
+            Err(e) => {
+                tracing::error!("{:#}", anyhow::Error::new(e));
+                self.put_aside(path);
             }
         }
     }

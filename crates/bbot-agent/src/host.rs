@@ -89,12 +89,12 @@ impl Host {
         let toolchain = options.toolchain_name.parse()?;
         let instance = Instance::new(&format!("bbot-agent {}", options.toolchain_name))?;
         let qemu = Qemu::new();
-        // Nothing is started: no need to find out how.
-        let fakes =
-            options.fake_machine.is_some() || (options.fake_bootstrap && options.fake_build);
-        let accelerator = if fakes {
+        // Where nothing is started there is no need to find out how.
+        let accelerator = if options.is_fake() {
             Accelerator::Tcg
         } else {
+            // Now rather than over the first task.
+            qemu.require_installed()?;
             let machine = machine_to_try(&options);
             let state_dir = options.state_dir();
             let host = accel::Host {
@@ -124,6 +124,11 @@ impl Host {
             toolchain.id = Some(id.clone()).filter(|id| !id.is_empty());
         }
         Ok(toolchain)
+    }
+
+    /// Finds out whether runs will have a place for their folders.
+    pub(crate) fn try_run_folders(&self) -> Result<()> {
+        RunFolders::create(self, "build", &[]).map(drop)
     }
 
     fn run_folders(&self, kind: &str) -> PathBuf {

@@ -335,6 +335,11 @@ impl Options {
         Ok(())
     }
 
+    /// Whether no machine is ever started.
+    pub fn is_fake(&self) -> bool {
+        self.fake_machine.is_some() || (self.fake_bootstrap && self.fake_build)
+    }
+
     /// The version of the toolchain that controllers are told.
     pub fn toolchain_version(&self) -> StandardVersion {
         self.toolchain_ver

@@ -6,14 +6,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 
-use crate::controller::{Link, Url, parse_url};
+use crate::controller::{Link, LinkError, Url, parse_url};
 
 /// What the cache may hold; the archives that were used the longest ago go first.
 const CACHE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
+
+/// The pauses between tries to fetch an archive: a controller that is started again
+/// must not cost its builds.
+const PAUSES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(20),
+    Duration::from_secs(60),
+];
 
 /// An archive that the agent may fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,13 +89,13 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// When it cannot be fetched, or is not the one with this hash.
+    /// When it cannot be fetched in several tries, or is not the one with this hash.
     pub async fn get(&self, link: &dyn Link, archive: &Archive) -> Result<Ready> {
         let path = self.dir.join(format!("{}.tar.gz", archive.sha256));
         // Touched, so that it is not what goes next.
         let here = fs::File::open(&path).is_ok_and(|f| f.set_modified(SystemTime::now()).is_ok());
         if !here {
-            link.fetch(&archive.url, &archive.sha256, &path)
+            fetch(link, archive, &path)
                 .await
                 .with_context(|| format!("unable to fetch the source {}", archive.url))?;
             if let Err(e) = self.prune(&path) {
@@ -119,6 +128,23 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), LinkError> {
+    for pause in PAUSES {
+        match link.fetch(&archive.url, &archive.sha256, to).await {
+            Err(e) if e.is_passing() => {
+                let seconds = pause.as_secs();
+                tracing::warn!(
+                    "unable to fetch the source {}: {e}; again in {seconds} s",
+                    archive.url
+                );
+                tokio::time::sleep(pause).await;
+            }
+            ended => return ended,
+        }
+    }
+    link.fetch(&archive.url, &archive.sha256, to).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Results on disk, from before they are posted until they are taken.
 //!
 //! ```text
+//! <state>/<toolchain>/held/<time>-<n>.result       to be posted if the agent ends before there is a better one
 //! <state>/<toolchain>/results/<time>-<n>.result    to be posted
 //! <state>/<toolchain>/refused/<time>-<n>.result    refused, or not taken in the time a controller waits
 //! ```
@@ -50,12 +51,24 @@ fn error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SpoolE
 /// The spool's folders.
 #[derive(Debug)]
 pub struct Spool {
+    held: PathBuf,
     results: PathBuf,
     refused: PathBuf,
     count: u32,
     /// Held, so that two agents never post the same results.
     _lock: fs::File,
 }
+
+/// One of the spool's folders that files are written to.
+#[derive(Debug, Clone, Copy)]
+enum Folder {
+    Held,
+    Results,
+}
+
+/// What is posted if the agent ends before it has a result.
+#[derive(Debug)]
+pub struct Held(PathBuf);
 
 /// A result that waits to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,23 +99,24 @@ impl Spool {
             return Err(error("use", state)(io::Error::other(busy)));
         }
         let spool = Self {
+            held: state.join("held"),
             results: state.join("results"),
             refused: state.join("refused"),
             count: 0,
             _lock: lock,
         };
-        for dir in [&spool.results, &spool.refused] {
+        for dir in [&spool.held, &spool.results, &spool.refused] {
             fs::create_dir_all(dir).map_err(error("make the folder", dir))?;
-        }
-        for left in fs::read_dir(&spool.results)
-            .map_err(error("read the folder", &spool.results))?
-            .flatten()
-        {
-            // Half written when an agent died; its result was never promised.
-            let name = left.file_name();
-            if name.as_encoded_bytes().starts_with(WRITING.as_bytes()) {
-                let path = left.path();
-                fs::remove_file(&path).map_err(error("remove", &path))?;
+            for left in fs::read_dir(dir)
+                .map_err(error("read the folder", dir))?
+                .flatten()
+            {
+                // Half written when an agent died; its result was never promised.
+                let name = left.file_name();
+                if name.as_encoded_bytes().starts_with(WRITING.as_bytes()) {
+                    let path = left.path();
+                    fs::remove_file(&path).map_err(error("remove", &path))?;
+                }
             }
         }
         // Found out now rather than after the first hour of building.
@@ -117,22 +131,92 @@ impl Spool {
     ///
     /// When it cannot be written.
     pub fn add(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Entry, SpoolError> {
+        let path = self.free_path(Folder::Results, now);
+        self.write_new(path, url, body, now)
+    }
+
+    /// Writes what is to be posted if the agent ends before it has a result; it is on
+    /// disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn hold(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Held, SpoolError> {
+        let path = self.free_path(Folder::Held, now);
+        Ok(Held(self.write_new(path, url, body, now)?.path))
+    }
+
+    /// There is a result: what was held for this case is not needed.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be removed: it will be posted after the result, which
+    /// changes nothing then.
+    pub fn release(&self, held: &Held) -> Result<(), SpoolError> {
+        fs::remove_file(&held.0).map_err(error("remove", &held.0))?;
+        sync_dir(&self.held)
+    }
+
+    /// Everything that is held is to be posted now, after the results that wait
+    /// already: one that was written just before an agent was killed comes first.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be moved; those moved before it are.
+    pub fn give_back(&mut self, now: SystemTime) -> Result<Vec<PathBuf>, SpoolError> {
+        let failed = error("read the folder", &self.held);
+        let mut held = Vec::new();
+        for entry in fs::read_dir(&self.held).map_err(&failed)? {
+            let path = entry.map_err(&failed)?.path();
+            if is_result(&path) {
+                held.push(path);
+            }
+        }
+        drop(failed);
+        held.sort_unstable();
+        let mut given = Vec::new();
+        for path in held {
+            let to = self.free_path(Folder::Results, now);
+            fs::rename(&path, &to).map_err(error("move", &path))?;
+            given.push(to);
+        }
+        if !given.is_empty() {
+            sync_dir(&self.results)?;
+            sync_dir(&self.held)?;
+        }
+        Ok(given)
+    }
+
+    fn free_path(&mut self, folder: Folder, now: SystemTime) -> PathBuf {
         let millis = now
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_millis();
-        let path = loop {
+        let dir = match folder {
+            Folder::Held => &self.held,
+            Folder::Results => &self.results,
+        };
+        loop {
             self.count += 1;
             let name = format!(
                 "{millis:014}-{}-{}.{EXTENSION}",
                 std::process::id(),
                 self.count
             );
-            let path = self.results.join(name);
+            let path = dir.join(name);
             if !path.exists() {
-                break path;
+                return path;
             }
-        };
+        }
+    }
+
+    fn write_new(
+        &self,
+        path: PathBuf,
+        url: &Url,
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Entry, SpoolError> {
         let entry = Entry {
             path,
             url: url.clone(),
@@ -154,16 +238,17 @@ impl Spool {
 
     fn write(&self, entry: &Entry) -> Result<(), SpoolError> {
         let failed = error("write the result", &entry.path);
+        let dir = entry.path.parent().unwrap_or(&self.results);
         let mut file = tempfile::Builder::new()
             .prefix(WRITING)
-            .tempfile_in(&self.results)
+            .tempfile_in(dir)
             .map_err(&failed)?;
         writeln!(file, "{MAGIC} {}", entry.url)
             .and_then(|()| file.write_all(&entry.body))
             .and_then(|()| file.as_file().sync_all())
             .map_err(&failed)?;
         file.persist(&entry.path).map_err(|e| failed(e.error))?;
-        sync_dir(&self.results)
+        sync_dir(dir)
     }
 
     /// The results that wait, oldest first, and what is wrong with files that
@@ -323,6 +408,29 @@ mod tests {
         let kept = spool.refuse(&second.path).unwrap();
         assert!(kept.exists());
         assert_eq!(spool.pending().0, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_is_held_is_given_back_after_what_waits() {
+        let state = tempfile::tempdir().unwrap();
+        let at = |second: u64| UNIX_EPOCH + Duration::from_secs(1_700_000_000 + second);
+        let mut spool = Spool::open(state.path()).unwrap();
+        let done = spool.hold(&url(), b"done", at(0)).unwrap();
+        spool.hold(&url(), b"not done", at(1)).unwrap();
+        let result = spool.add(&url(), b"result", at(2)).unwrap();
+        spool.release(&done).unwrap();
+        assert_eq!(spool.pending().0, [result.path.clone()]);
+        // As an agent leaves it that is killed while it holds one more.
+        fs::write(spool.held.join(".writing-x.result"), "half").unwrap();
+        drop(spool);
+
+        let mut spool = Spool::open(state.path()).unwrap();
+        let given = spool.give_back(at(3)).unwrap();
+        assert_eq!(spool.pending().0, [&[result.path][..], &given].concat());
+        let entry = spool.read(&given[0]).unwrap();
+        assert_eq!((entry.body, entry.written), (b"not done".to_vec(), at(3)));
+        assert_eq!(spool.give_back(at(4)).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(fs::read_dir(&spool.held).unwrap().count(), 0);
     }
 
     #[test]

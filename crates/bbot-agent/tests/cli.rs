@@ -231,7 +231,15 @@ fn what_the_operator_must_mend_is_one_sentence() {
     fails(&with(&["--state", &file]), &["--state", "file"]);
     fails(
         &with(&["--machines", "/no/such/machines"]),
-        &["/no/such/machines"],
+        &["/no/such/machines", "--machines", "bbot machine create"],
+    );
+    fails(
+        &with(&["--auth-key", &file, "--openssl", "/no/such/openssl"]),
+        &["/no/such/openssl", &file],
+    );
+    fails(
+        &host.run(&["--accel", "tcg", "--tftp", &file, "http://127.0.0.1:1"]),
+        &["--tftp", "writable"],
     );
     let bad = host.file("header", ": 1\nid: x\n");
     fails(
@@ -632,6 +640,43 @@ fn a_controller_of_2017_gets_its_result() {
 #[test]
 fn a_controller_of_today_gets_its_result() {
     one_task(Era::Later);
+}
+
+#[test]
+fn a_task_is_given_back_when_the_agent_is_stopped() {
+    let host = Host::new();
+    let header = host.file("header", HEADER);
+    let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
+    let task = format!(
+        ": 1\nsession: s/1\nresult-url: {results}?build-result\n:\n{}",
+        &TASK[4..]
+    );
+    let ours = "Bbot-Controller: 1\r\n";
+    let (tasks, task_server) = serve(vec![answer("200 OK", ours, &task)]);
+    let args = [
+        "--fake-machine",
+        &header,
+        "--allow-result-url",
+        &results,
+        &tasks,
+    ];
+    let child = host.command(&args).spawn().unwrap();
+    appears(&host.path("tftp/build/default/get/manifest"));
+    task_server.join().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let posted = result_server.join().unwrap().remove(0);
+    let posted = ResultRequest::parse(&posted.body, "result").unwrap();
+    assert_eq!(
+        (posted.session.as_str(), posted.result.status),
+        ("s/1", Status::Interrupt)
+    );
+    for folder in ["held", "results"] {
+        let left = fs::read_dir(host.path("state/default").join(folder)).unwrap();
+        assert_eq!(left.count(), 0, "{folder}");
+    }
 }
 
 /// A controller that takes the result only at the second try, after a restart of

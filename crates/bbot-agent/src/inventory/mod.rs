@@ -114,7 +114,7 @@ impl Inventory {
     ) -> Result<Vec<Machine>> {
         let scan = layout::scan(&host.options.machines).with_context(|| {
             format!(
-                "unable to look for machines in {}",
+                "no machines can be had from {}: give --machines their directory, or make one with `bbot machine create`",
                 host.options.machines.display()
             )
         })?;

@@ -73,7 +73,11 @@ impl Qemu {
     }
 
     /// That the program is there.
-    pub(crate) fn require_installed(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInstalled`].
+    pub fn require_installed(&self) -> Result<(), Error> {
         if process::is_installed(&self.program) {
             Ok(())
         } else {

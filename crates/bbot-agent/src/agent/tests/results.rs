@@ -143,3 +143,120 @@ async fn one_that_never_fits_is_kept() {
     build(&mut world).await;
     assert_eq!((world.posted().len(), world.spool("refused")), (1, 1));
 }
+
+/// One of our controllers gives a task.
+fn ours_gives_a_task(world: &World) {
+    let answer = TaskAnswer {
+        kin: Kin::Ours,
+        ..stranger(&task_for("linux"))
+    };
+    world
+        .controllers
+        .answers
+        .lock()
+        .unwrap()
+        .push_back(Ok(answer));
+}
+
+async fn until_stopped(world: &mut World) {
+    let stop = CancellationToken::new();
+    let later = stop.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        later.cancel();
+    });
+    world.agent.until(&stop).await.unwrap();
+}
+
+fn assert_given_back(posted: &ResultRequest) {
+    assert_eq!(posted.session, "s/1");
+    let task = BuildResult::new("libfoo", "1.2", Status::Interrupt);
+    assert_eq!(posted.result, task);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_stopped_gives_its_task_back() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest")]);
+    ours_gives_a_task(&world);
+    until_stopped(&mut world).await;
+    assert_eq!(world.fake.calls().last(), Some(&Call::Drop(1)));
+    world.is_clean();
+    assert_eq!(world.posted().len(), 1);
+    assert_given_back(&world.posted()[0]);
+    assert_eq!((world.spool("held"), world.spool("results")), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_cannot_be_given_back_now_is_at_the_next_start() {
+    let mut world = World::bootstrapped(&[]).await;
+    let again = Posted::Again("connection refused".to_owned());
+    world.controllers.posts.lock().unwrap().push_back(again);
+    world.plays(vec![get("manifest")]);
+    ours_gives_a_task(&world);
+    until_stopped(&mut world).await;
+    assert_eq!((world.spool("held"), world.spool("results")), (0, 1));
+    world.restart(&[]);
+    world.agent.turn().await.unwrap();
+    let posted = world.posted();
+    assert_eq!((posted.len(), world.spool("results")), (2, 0));
+    assert_given_back(&posted[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_of_an_agent_that_was_killed_is_given_back_at_the_next_start() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest")]);
+    ours_gives_a_task(&world);
+    let killed = tokio::time::timeout(Duration::from_secs(5), world.agent.turn()).await;
+    assert!(killed.is_err());
+    assert_eq!((world.posted().len(), world.spool("held")), (0, 1));
+    world.restart(&[]);
+    world.agent.turn().await.unwrap();
+    assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
+    assert_given_back(&world.posted()[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_with_a_result_is_not_given_back() {
+    let mut world = World::bootstrapped(&[]).await;
+    ours_gives_a_task(&world);
+    world.builds("manifest", RESULT.as_bytes());
+    until_stopped(&mut world).await;
+    assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_cannot_be_kept_is_posted_or_its_task_given_back() {
+    for (posted, held) in [(Posted::Taken, 0), (Posted::Again("503".to_owned()), 1)] {
+        let mut world = World::bootstrapped(&[]).await;
+        world.controllers.posts.lock().unwrap().push_back(posted);
+        ours_gives_a_task(&world);
+        world.builds("manifest", RESULT.as_bytes());
+        let results = world.dir.path().join("state/default/results");
+        fs::remove_dir(&results).unwrap();
+        world.agent.turn().await.unwrap();
+        let statuses: Vec<Status> = world.posted().iter().map(|p| p.result.status).collect();
+        assert_eq!(
+            (statuses, world.spool("held")),
+            (vec![Status::Success], held)
+        );
+
+        world.restart(&[]);
+        world.agent.turn().await.unwrap();
+        assert_eq!((world.posted().len(), world.spool("held")), (1 + held, 0));
+        if held > 0 {
+            assert_given_back(&world.posted()[1]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_of_2017_is_not_told_what_it_does_not_know() {
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![get("manifest")]);
+    world.answer(&task_for("linux"));
+    until_stopped(&mut world).await;
+    assert_eq!((world.posted().len(), world.spool("held")), (0, 0));
+}

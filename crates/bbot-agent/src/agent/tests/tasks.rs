@@ -322,3 +322,40 @@ async fn a_host_that_cannot_prepare_a_run_aborts_it_and_rests_the_machine() {
     world.agent.turn().await.unwrap();
     assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_fetched_again_and_its_lack_is_not_the_machines_fault() {
+    let mut world = World::bootstrapped(&[]).await;
+    let archive = format!("http://c1.example/archives/{}.tar.gz", "0".repeat(64));
+    let task = task_for("linux").replace("http://r.example/1", &archive);
+    let refused = || LinkError::Transport("connection refused".to_owned());
+    world
+        .controllers
+        .fetches
+        .lock()
+        .unwrap()
+        .extend([refused(), refused()]);
+    world.builds("manifest", RESULT.as_bytes());
+    world.answer(&task);
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+
+    // Another one, for it is not in the cache, that is not there at all.
+    let wrong = LinkError::Hash {
+        expected: "1".to_owned(),
+        actual: "2".to_owned(),
+    };
+    world.controllers.fetches.lock().unwrap().push_back(wrong);
+    world.agent.first = 0;
+    world.answer(&task.replace(&"0".repeat(64), &"1".repeat(64)));
+    assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+    let result = &world.posted()[1].result;
+    assert_eq!(result.status, Status::Abort);
+    assert!(
+        result.operations[0].log.contains("unable to fetch"),
+        "{result:?}"
+    );
+    world.controllers.requests.lock().unwrap().clear();
+    world.agent.turn().await.unwrap();
+    assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
+}

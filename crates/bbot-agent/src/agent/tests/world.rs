@@ -29,6 +29,8 @@ pub(super) struct Controllers {
     /// URL and body of what was posted, task requests and results.
     pub(super) requests: Mutex<Vec<(String, String)>>,
     pub(super) results: Mutex<Vec<(String, String)>>,
+    /// What goes wrong with fetching; when there is nothing left: it comes.
+    pub(super) fetches: Mutex<VecDeque<LinkError>>,
     /// How long the task requests might have been held.
     pub(super) holds: Mutex<Vec<Duration>>,
 }
@@ -59,7 +61,11 @@ impl Link for Controllers {
         _: &'a str,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), LinkError>> {
+        let wrong = self.fetches.lock().unwrap().pop_front();
         Box::pin(async move {
+            if let Some(wrong) = wrong {
+                return Err(wrong);
+            }
             fs::write(to, "archive").unwrap();
             Ok(())
         })
