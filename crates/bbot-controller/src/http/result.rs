@@ -153,9 +153,7 @@ fn tell(
             }
         }
         Verdict::Requeue => {
-            tracing::info!(
-                "{name} {version} was given up by its agent for something else: queued again"
-            );
+            tracing::info!("{name} {version} was given back by its agent: queued again");
             app.wake_agents();
         }
         Verdict::Repeat => tracing::debug!("the result of {name} {version} came once more"),
