@@ -419,7 +419,7 @@ mod tests {
         spool.hold(&url(), b"not done", at(1)).unwrap();
         let result = spool.add(&url(), b"result", at(2)).unwrap();
         spool.release(&done).unwrap();
-        assert_eq!(spool.pending().0, [result.path.clone()]);
+        assert_eq!(spool.pending().0, std::slice::from_ref(&result.path));
         // As an agent leaves it that is killed while it holds one more.
         fs::write(spool.held.join(".writing-x.result"), "half").unwrap();
         drop(spool);
