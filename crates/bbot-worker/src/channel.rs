@@ -16,7 +16,7 @@ const MANIFEST_LIMIT: u64 = 16 << 20;
 /// Pause before the agent is asked again for what it does not have yet.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often a result is offered to an agent that answers with an error that may pass.
+/// How often an agent is asked that answers with an error that may pass.
 const CHANCES: u32 = 5;
 
 /// The name under which a worker asks what its agent offers, and keeps the answer in the build directory.
@@ -59,8 +59,9 @@ impl Channel {
 
     /// Asks for the run manifest and the task until there is one.
     pub(crate) fn ask(&self) -> Given {
+        let mut chances = CHANCES;
         loop {
-            if let Some(run) = self.ask_run_manifest() {
+            if let Some(run) = self.ask_run_manifest(&mut chances) {
                 for name in [TASK_MANIFEST, MANIFEST] {
                     match self.get_bytes(name) {
                         Ok(task) => return Given { run, task },
@@ -72,15 +73,19 @@ impl Channel {
         }
     }
 
-    /// The run manifest, `Some(None)` when the agent has none; `None` when it did not answer.
-    fn ask_run_manifest(&self) -> Option<Option<Vec<u8>>> {
+    /// The run manifest, `Some(None)` when the agent has none; `None` when it did not answer, or with an error that may
+    /// pass while there are `chances`.
+    fn ask_run_manifest(&self, chances: &mut u32) -> Option<Option<Vec<u8>>> {
         match self.get_bytes(RUN_MANIFEST) {
             Ok(run) => Some(Some(run)),
-            // Whatever the words are: a server that refuses the name knows nothing of it.
-            Err(error) if matches!(error.reason, Reason::Peer { .. }) => Some(None),
             Err(error) => {
                 eprintln!("trace: {error}");
-                None
+                let Reason::Peer { code, .. } = error.reason else {
+                    return None;
+                };
+                *chances = chances.saturating_sub(1);
+                // Whatever the words are: a server that refuses the name knows nothing of it.
+                (*chances == 0 || !may_pass(code)).then_some(None)
             }
         }
     }
@@ -143,8 +148,8 @@ impl Channel {
     }
 }
 
-/// Whether the same upload may be taken the next time. A server that gave this one up since a machine was not run for a
-/// while, or that is busy, says no more than "not defined"; one that does not want the file has a code for it.
+/// Whether the same request may be granted the next time. A server that gave a transfer up since the machine was not run for
+/// a while, or that is busy, says no more than "not defined"; one that does not have or want a file has a code for it.
 fn may_pass(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Undefined | ErrorCode::UnknownTransfer)
 }
@@ -157,5 +162,80 @@ pub(crate) fn read_run_manifest(bytes: &[u8]) -> Option<RunManifest> {
             eprintln!("{error}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use bbot_tftp::packet;
+
+    use super::*;
+
+    /// An agent that answers each request with the next of these packets, from the port that was asked.
+    fn agent(answers: Vec<Vec<u8>>) -> (Channel, thread::JoinHandle<usize>) {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let channel = Channel::new(socket.local_addr().unwrap());
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 2000];
+            let mut asked = 0;
+            for answer in answers {
+                let (_, from) = socket.recv_from(&mut buffer).unwrap();
+                asked += 1;
+                socket.send_to(&answer, from).unwrap();
+            }
+            asked
+        });
+        (channel, thread)
+    }
+
+    fn busy() -> Vec<u8> {
+        packet::error(
+            ErrorCode::Undefined,
+            "too many transfers at once, try later",
+        )
+    }
+
+    #[test]
+    fn a_busy_agent_gets_the_result_later() {
+        // In the end it takes the request, and the only block.
+        let answers = vec![
+            busy(),
+            busy(),
+            packet::ack(0).to_vec(),
+            packet::ack(1).to_vec(),
+        ];
+        let (channel, agent) = agent(answers);
+        assert_eq!(channel.deliver(": 1\n"), Delivery::Taken);
+        assert_eq!(agent.join().unwrap(), 4);
+    }
+
+    #[test]
+    fn an_agent_that_refuses_is_believed() {
+        let refusal = packet::error(ErrorCode::FileExists, "it was uploaded already");
+        let (channel, agent) = agent(vec![refusal]);
+        assert!(
+            matches!(channel.deliver(": 1\n"), Delivery::Refused(why) if why.contains("already"))
+        );
+        assert_eq!(agent.join().unwrap(), 1);
+        let (channel, agent) = self::agent(vec![busy(); CHANCES as usize]);
+        assert!(
+            matches!(channel.deliver(": 1\n"), Delivery::Refused(why) if why.contains("later"))
+        );
+        assert_eq!(agent.join().unwrap(), CHANCES as usize);
+    }
+
+    #[test]
+    fn a_busy_agent_is_not_taken_for_one_that_has_no_run_manifest() {
+        let missing = packet::error(ErrorCode::NotFound, "there is no such file");
+        let (channel, agent) = agent(vec![busy(), missing]);
+        let mut chances = CHANCES;
+        assert_eq!(channel.ask_run_manifest(&mut chances), None);
+        assert_eq!(channel.ask_run_manifest(&mut chances), Some(None));
+        assert_eq!(agent.join().unwrap(), 2);
     }
 }
