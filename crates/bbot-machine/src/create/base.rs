@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, BufWriter, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -23,6 +24,17 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// Changes when code, not data, changes what a base holds.
 const LAYOUT: &[u8] = b"2";
+
+/// Runs mmdebstrap with the caller's directory as descriptor 9.
+const AS_USER: &str = r#"exec mmdebstrap "$@" 9<"$BBOT_SHARED""#;
+
+/// The same for root, whose mmdebstrap has no namespaces of its own: here its mounts are seen by nobody else, and all of
+/// it ends, killed, with whoever runs it. It is not the first process there, which would not hear its own signals.
+const AS_ROOT: &str = r#"exec unshare --mount --pid --fork --kill-child=KILL --mount-proc \
+    sh -c 'mmdebstrap "$@"; exit $?' sh "$@" 9<"$BBOT_SHARED""#;
+
+/// How the name of a base begins that is being made; its own name and a random ending follow.
+const UNFINISHED: &str = ".making-";
 
 /// Room that a base and the system it is made from take, in bytes, when nothing else is installed: measured 0.9 GB and 0.7 GB.
 const NEEDED: u64 = 1800 << 20;
@@ -105,8 +117,9 @@ pub(super) fn obtain(
         return Base::open(directory, true, lock);
     }
 
+    remove_unfinished(cache, &name);
     let work = tempfile::Builder::new()
-        .prefix(".making-")
+        .prefix(&format!("{UNFINISHED}{name}."))
         .tempdir_in(cache)
         .map_err(CreateError::io("cannot make a directory in", cache))?;
     make(options, &sources, work.path(), progress)?;
@@ -122,6 +135,34 @@ pub(super) fn obtain(
             CreateError::io("cannot move the new base to", &directory)(error)
         })?;
     Base::open(directory, false, lock)
+}
+
+/// Removes what runs have left that were killed while they made a base. Whoever makes one holds its lock; that of `ours` is
+/// held by the caller, who has not begun yet.
+fn remove_unfinished(cache: &Path, ours: &str) {
+    let Ok(entries) = fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some((base, _random)) = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(UNFINISHED)?.rsplit_once('.'))
+        else {
+            continue;
+        };
+        let lock = if base == ours {
+            None
+        } else {
+            match File::create(cache.join(format!("{base}.lock"))) {
+                Ok(lock) if lock.try_lock().is_ok() => Some(lock),
+                _ => continue,
+            }
+        };
+        // What cannot be removed now can be the next time.
+        let _ = fs::remove_dir_all(entry.path());
+        drop(lock);
+    }
 }
 
 /// Removes bases that are too old for anyone to use again: changed sources or packages leave them behind, half a gigabyte
@@ -235,9 +276,14 @@ fn make(
             .map_err(CreateError::io("cannot make", path))?;
     }
 
+    let scratch = if as_root {
+        Some(Scratch::make()?)
+    } else {
+        None
+    };
     let mut command = Command::new("sh");
     command
-        .args(["-c", r#"exec mmdebstrap "$@" 9<"$BBOT_SHARED""#, "sh"])
+        .args(["-c", if as_root { AS_ROOT } else { AS_USER }, "sh"])
         .arg("--variant=minbase")
         .arg(if as_root {
             "--mode=root"
@@ -285,11 +331,14 @@ fn make(
             command.arg(path);
         }
     }
-    if std::env::var_os("TMPDIR").is_none() {
-        // /tmp may be in memory; the new system takes most of a gigabyte.
-        command.env("TMPDIR", "/var/tmp");
-    }
+    command.env(
+        "TMPDIR",
+        scratch
+            .as_ref()
+            .map_or_else(Scratch::parent, |scratch| scratch.directory.path().into()),
+    );
     run(&mut command, progress)?;
+    drop(scratch);
 
     progress(Progress("making the RAM disk".to_owned()));
     let finished = work.join("disk.img");
@@ -299,6 +348,74 @@ fn make(
         .map_err(CreateError::io("cannot keep", &disk))?;
     take(&handed_out, work)?;
     fs::remove_dir_all(&shared).map_err(CreateError::io("cannot remove", &shared))
+}
+
+/// A directory in which root's mmdebstrap makes the new system, removed when dropped. It is locked while it is used, so
+/// that the next run can remove what one that was killed has left.
+struct Scratch {
+    directory: tempfile::TempDir,
+    _lock: File,
+}
+
+impl Scratch {
+    const PREFIX: &str = ".bbot-making.";
+
+    /// Where such directories are: /tmp may be in memory, and the new system takes most of a gigabyte.
+    fn parent() -> PathBuf {
+        std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+    }
+
+    fn make() -> Result<Self, CreateError> {
+        Self::make_in(&Self::parent())
+    }
+
+    fn make_in(parent: &Path) -> Result<Self, CreateError> {
+        let failed = || CreateError::io("cannot make a directory in", parent);
+        Self::remove_left(parent);
+        loop {
+            let directory = tempfile::Builder::new()
+                .prefix(Self::PREFIX)
+                .tempdir_in(parent)
+                .map_err(failed())?;
+            // apt's own user comes through it.
+            fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
+                .map_err(failed())?;
+            let lock = File::open(directory.path()).map_err(failed())?;
+            lock.lock().map_err(failed())?;
+            // Before it was locked, another run may have taken it for left.
+            if directory.path().is_dir() {
+                return Ok(Self {
+                    directory,
+                    _lock: lock,
+                });
+            }
+        }
+    }
+
+    /// What cannot be removed stays for the next time.
+    fn remove_left(parent: &Path) {
+        let Ok(entries) = fs::read_dir(parent) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if !entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(Self::PREFIX.as_bytes())
+            {
+                continue;
+            }
+            let opened = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
+                .open(entry.path());
+            if let Ok(directory) = opened
+                && directory.try_lock().is_ok()
+            {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
 }
 
 /// Where programs are looked for: an ordinary user's path often lacks the system directories.
@@ -439,6 +556,15 @@ fn add_files(to: &Path) -> Result<(), CreateError> {
 
 /// Runs mmdebstrap; its words become progress, and the last of them the error.
 fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), CreateError> {
+    #[expect(unsafe_code, reason = "pre_exec is the only way between fork and exec")]
+    // SAFETY: one system call with numbers.
+    unsafe {
+        // Without the one who waits for it there is no use in going on. This thread does, and so lives as long.
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+                .map_err(Into::into)
+        });
+    }
     let started = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -659,6 +785,47 @@ mod tests {
         prune(cache.path(), "mine");
         let left = ["old", "mine", "new", "used"].map(|name| cache.path().join(name).exists());
         assert_eq!(left, [false, true, true, true]);
+    }
+
+    #[test]
+    fn what_killed_runs_have_left_goes_and_what_is_being_made_stays() {
+        let cache = tempfile::tempdir().unwrap();
+        let names = [
+            ".making-left-0011.AbCdEf",
+            ".making-ours-0022.AbCdEf",
+            ".making-busy-0033.AbCdEf",
+            "left-0011",
+            ".other",
+        ];
+        for name in names {
+            fs::create_dir_all(cache.path().join(name).join("shared")).unwrap();
+        }
+        let lock = |name: &str| {
+            let lock = File::create(cache.path().join(name)).unwrap();
+            lock.lock().unwrap();
+            lock
+        };
+        let _held = [lock("ours-0022.lock"), lock("busy-0033.lock")];
+        remove_unfinished(cache.path(), "ours-0022");
+        let left = names.map(|name| cache.path().join(name).exists());
+        assert_eq!(left, [false, false, true, true, true]);
+    }
+
+    #[test]
+    fn scratch_that_was_left_goes_and_what_is_used_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let left = parent.path().join(".bbot-making.left");
+        fs::create_dir_all(left.join("mmdebstrap.x/usr")).unwrap();
+        let target = parent.path().join("target");
+        fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, parent.path().join(".bbot-making.link")).unwrap();
+        let first = Scratch::make_in(parent.path()).unwrap();
+        assert!(!left.exists() && target.exists());
+        let second = Scratch::make_in(parent.path()).unwrap();
+        let path = first.directory.path().to_owned();
+        assert!(path.exists() && second.directory.path().exists());
+        drop(first);
+        assert!(!path.exists());
     }
 
     #[test]
