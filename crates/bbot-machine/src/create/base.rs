@@ -337,6 +337,18 @@ fn make(
             .as_ref()
             .map_or_else(Scratch::parent, |scratch| scratch.directory.path().into()),
     );
+    if as_root {
+        #[expect(unsafe_code, reason = "pre_exec is the only way between fork and exec")]
+        // SAFETY: one system call with numbers.
+        unsafe {
+            // It ends with this process: with the thread that waits for it, to be exact. An ordinary user's is not killed,
+            // since only mmdebstrap itself can remove what it has made; by Ctrl-C it is told to.
+            command.pre_exec(|| {
+                let kill = rustix::process::Signal::KILL;
+                rustix::process::set_parent_process_death_signal(Some(kill)).map_err(Into::into)
+            });
+        }
+    }
     run(&mut command, progress)?;
     drop(scratch);
 
@@ -556,15 +568,6 @@ fn add_files(to: &Path) -> Result<(), CreateError> {
 
 /// Runs mmdebstrap; its words become progress, and the last of them the error.
 fn run(command: &mut Command, progress: &mut dyn FnMut(Progress)) -> Result<(), CreateError> {
-    #[expect(unsafe_code, reason = "pre_exec is the only way between fork and exec")]
-    // SAFETY: one system call with numbers.
-    unsafe {
-        // Without the one who waits for it there is no use in going on. This thread does, and so lives as long.
-        command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-                .map_err(Into::into)
-        });
-    }
     let started = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
