@@ -13,6 +13,7 @@ use bbot_machine::machine::BoxFuture;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
 
 pub use reqwest::Url;
 
@@ -24,6 +25,9 @@ const MESSAGE_LIMIT: u64 = 4096;
 
 /// The largest source archive that is fetched.
 pub const ARCHIVE_LIMIT: u64 = 2 * 1024 * 1024 * 1024;
+
+/// The longest that fetching an archive may take, as long as it keeps coming.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How many redirects within one origin are followed.
 const REDIRECTS: u32 = 5;
@@ -229,7 +233,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// A client whose requests take at most `timeout`.
+    /// A client whose requests take at most `timeout`; an archive that is fetched may
+    /// take longer, but not pause for longer.
     ///
     /// # Errors
     ///
@@ -265,6 +270,9 @@ impl Http {
                 .request(method.clone(), url.clone())
                 .header("Bbot-Agent", "1")
                 .headers(headers.clone());
+            if method == Method::GET {
+                request = request.timeout(FETCH_TIMEOUT.max(self.timeout));
+            }
             if let Some(body) = &body {
                 request = request
                     .header(CONTENT_TYPE, "text/manifest")
@@ -342,8 +350,18 @@ impl Http {
             path: to.to_owned(),
             source,
         };
-        let response = self.send(Method::GET, url, HeaderMap::new(), None).await?;
-        let mut response = self.expect_success(response).await?;
+        // Of each step, not of the whole: an archive may be large and the way narrow.
+        let silent =
+            |_| LinkError::Transport(format!("no answer within {} s", self.timeout.as_secs()));
+        let response = timeout(
+            self.timeout,
+            self.send(Method::GET, url, HeaderMap::new(), None),
+        )
+        .await
+        .map_err(silent)??;
+        let mut response = timeout(self.timeout, self.expect_success(response))
+            .await
+            .map_err(silent)??;
         let dir = to.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new()
             .prefix(".fetching-")
@@ -351,9 +369,9 @@ impl Http {
             .map_err(write)?;
         let mut sum = Sha256::new();
         let mut length = 0;
-        while let Some(chunk) = response
-            .chunk()
+        while let Some(chunk) = timeout(self.timeout, response.chunk())
             .await
+            .map_err(silent)?
             .map_err(|e| LinkError::Transport(self.why(&e)))?
         {
             length += chunk.len() as u64;

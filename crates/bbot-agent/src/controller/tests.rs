@@ -216,3 +216,41 @@ async fn an_archive_is_kept_only_with_the_right_hash() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     server.join().unwrap();
 }
+
+#[tokio::test]
+async fn an_archive_may_come_slowly_but_not_stop() {
+    use std::io::{Read as _, Write as _};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = parse_url(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    let pause = Duration::from_millis(400);
+    let server = std::thread::spawn(move || {
+        for sends in [7, 2] {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(2)))
+                .unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\n")
+                .unwrap();
+            for byte in &b"archive"[..sends] {
+                std::thread::sleep(pause);
+                stream.write_all(&[*byte]).unwrap();
+            }
+            if sends < 7 {
+                // Until the client has had enough.
+                let _ = stream.read(&mut [0; 1]);
+            }
+        }
+    });
+    let sum = hex::encode(Sha256::digest(b"archive"));
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("a");
+    let short = Http::new(Duration::from_secs(1)).unwrap();
+    short.fetch(&url, &sum, &to).await.unwrap();
+    let error = short.fetch(&url, &sum, &to).await.unwrap_err();
+    assert_eq!(error.to_string(), "no answer within 1 s");
+    assert!(error.is_passing());
+    drop(short);
+    server.join().unwrap();
+}
