@@ -8,10 +8,10 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tar::EntryType;
+use bbot_source::rules::{self, Kind};
 
 use crate::user::User;
 
@@ -94,18 +94,19 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn entry<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), UnpackError> {
         let name = entry.path().map_err(UnpackError::Read)?.into_owned();
-        let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
+        let kind = Kind::of(entry.header().entry_type());
+        if kind == Kind::Header {
             return Ok(());
         }
         let refused = |why| UnpackError::Refused {
             name: name.clone(),
             why,
         };
-        let inside = inside(&name).ok_or_else(|| refused("its name leads out of the archive"))?;
+        let inside =
+            rules::name(&name).ok_or_else(|| refused("its name leads out of the archive"))?;
         if inside.as_os_str().is_empty() {
             return match kind {
-                EntryType::Directory => Ok(()),
+                Kind::Directory => Ok(()),
                 _ => Err(refused("it has no name")),
             };
         }
@@ -129,13 +130,13 @@ impl Unpacker<'_> {
         let time = entry.header().mtime().unwrap_or(0);
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.min(u64::from(u32::MAX)));
         match kind {
-            EntryType::Directory => {
+            Kind::Directory => {
                 self.directory(&inside).map_err(failed)?;
                 let permissions = fs::Permissions::from_mode(mode | 0o700);
                 fs::set_permissions(&path, permissions).map_err(failed)?;
                 self.times.push((path, time));
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            Kind::File => {
                 self.make_room(&path).map_err(failed)?;
                 // A sparse file costs an archive nothing: what counts is what it will be.
                 self.bytes = self.bytes.saturating_add(entry.size());
@@ -155,12 +156,12 @@ impl Unpacker<'_> {
                     .and_then(|()| file.set_modified(time))
                     .map_err(failed)?;
             }
-            EntryType::Symlink => {
+            Kind::Symlink => {
                 let target = entry
                     .link_name()
                     .map_err(UnpackError::Read)?
                     .unwrap_or_default();
-                if target.is_absolute() || inside_of(parent, &target).is_none() {
+                if rules::link_end(&inside, &target).is_none() {
                     return Err(refused("it is a link that leads out of the archive"));
                 }
                 self.make_room(&path).map_err(failed)?;
@@ -168,12 +169,12 @@ impl Unpacker<'_> {
                     .and_then(|()| lchown(&path, Some(self.owner.uid), Some(self.owner.gid)))
                     .map_err(failed)?;
             }
-            EntryType::Link => {
+            Kind::HardLink => {
                 let target = entry
                     .link_name()
                     .map_err(UnpackError::Read)?
                     .unwrap_or_default();
-                let target = self::inside(&target)
+                let target = rules::name(&target)
                     .ok_or_else(|| refused("it is a link that leads out of the archive"))?;
                 let target = self.to.join(target);
                 let is_file = self.is_plain_below(&target)
@@ -184,7 +185,9 @@ impl Unpacker<'_> {
                 self.make_room(&path).map_err(failed)?;
                 fs::hard_link(&target, &path).map_err(failed)?;
             }
-            _ => return Err(refused("it is neither file, directory nor link")),
+            Kind::Header | Kind::Other => {
+                return Err(refused("it is neither file, directory nor link"));
+            }
         }
         Ok(())
     }
@@ -224,37 +227,6 @@ impl Unpacker<'_> {
     }
 }
 
-/// A name without `.` components; `None` when it is absolute or has a `..`.
-fn inside(name: &Path) -> Option<PathBuf> {
-    let mut clean = PathBuf::new();
-    for component in name.components() {
-        match component {
-            Component::Normal(part) => clean.push(part),
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(clean)
-}
-
-/// Where a relative link in `directory` leads, as far as names tell; `None` when that is outside.
-fn inside_of(directory: &Path, target: &Path) -> Option<PathBuf> {
-    let mut at = directory.to_owned();
-    for component in target.components() {
-        match component {
-            Component::Normal(part) => at.push(part),
-            Component::CurDir => {}
-            Component::ParentDir => {
-                if !at.pop() {
-                    return None;
-                }
-            }
-            Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(at)
-}
-
 /// The source's root: the only directory at the top, if there is nothing else there.
 pub(crate) fn root(directory: &Path) -> io::Result<PathBuf> {
     let mut names: Vec<OsString> = Vec::new();
@@ -273,7 +245,9 @@ pub(crate) fn root(directory: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bbot_source::{Content, Mode, Writer};
     use std::io::Write;
+    use tar::EntryType;
 
     /// An archive of raw entries: kind, name, link target, contents. Names go in as they are, good or bad.
     fn archive(dir: &Path, entries: &[Raw<'_>]) -> PathBuf {
@@ -395,6 +369,63 @@ mod tests {
             );
             assert!(!dir.path().join("out").exists());
             assert!(!Path::new("/tmp/bbot-unpack-test-out").exists());
+        }
+    }
+
+    /// The other end of the rules: whatever a packer is given, in whatever order, comes out of its archive here.
+    #[test]
+    fn what_the_writer_writes_is_unpacked() {
+        const KINDS: [&str; 5] = ["directory", "file", "symlink", "hard link", "other"];
+        let mut entries = Vec::new();
+        for name in [".", "a", "a/b"] {
+            for kind in KINDS {
+                let targets: &[&str] = match kind {
+                    "symlink" => &["", ".", "..", "a", "../b", "/etc"],
+                    "hard link" => &["a", "a/b", "../b"],
+                    _ => &[""],
+                };
+                entries.extend(targets.iter().map(|target| (name, kind, *target)));
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar.gz");
+        let write = |chosen: &[(&str, &str, &str)]| {
+            let mut writer = Writer::new(Vec::new(), None).unwrap();
+            for (name, kind, target) in chosen {
+                let mut contents = name.as_bytes();
+                let content = match *kind {
+                    "directory" => Content::Directory,
+                    "file" => Content::File {
+                        size: contents.len() as u64,
+                        contents: &mut contents,
+                        mode: Mode::Plain,
+                    },
+                    "symlink" => Content::Symlink(Path::new(target)),
+                    "hard link" => Content::HardLink(Path::new(target)),
+                    _ => Content::Other,
+                };
+                let _ = writer.add(Path::new(name), None, content).unwrap();
+            }
+            writer.finish().unwrap()
+        };
+        let mut seen = HashSet::new();
+        for first in &entries {
+            for second in &entries {
+                for chosen in [
+                    &[*first, *second][..],
+                    &[("a/b", "file", ""), *first, *second],
+                ] {
+                    let archive = write(chosen);
+                    if !seen.insert(archive.sha256) {
+                        continue;
+                    }
+                    fs::write(&path, archive.output).unwrap();
+                    let to = tempfile::tempdir_in(dir.path()).unwrap();
+                    if let Err(error) = unpack(&path, to.path(), &me(), Bounds::default()) {
+                        panic!("{chosen:?}: {error}");
+                    }
+                }
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use bbot_source::LeftOut;
 use tokio::process::Command;
 
 use super::Git;
@@ -101,7 +102,7 @@ impl GitError {
     pub fn is_internal(&self) -> bool {
         matches!(
             self,
-            Self::Io { .. } | Self::Archive(ArchiveError::Io { .. })
+            Self::Io { .. } | Self::Archive(ArchiveError::Io { .. } | ArchiveError::Hash { .. })
         )
     }
 }
@@ -220,14 +221,9 @@ fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<Strin
     let io = |doing| move |source| GitError::Io { doing, source };
     let input = open_own(tree).map_err(io("read a tree"))?;
     let mut spool = tempfile::tempfile().map_err(io("make a temporary file"))?;
-    let mut packed = tempfile::tempfile().map_err(io("make a temporary file"))?;
-    pack::repack(
-        std::io::BufReader::new(input),
-        &mut spool,
-        std::io::BufWriter::new(&packed),
-        limit,
-    )
-    .map_err(|e| match e {
+    let output = tempfile::tempfile().map_err(io("make a temporary file"))?;
+    let input = std::io::BufReader::new(input);
+    let packed = pack::repack(input, &mut spool, output, limit).map_err(|e| match e {
         PackError::TooLarge(limit) => GitError::TooLarge {
             url: url.to_owned(),
             limit,
@@ -237,18 +233,31 @@ fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<Strin
             what: other.to_string(),
         },
     })?;
-    std::io::Seek::rewind(&mut packed).map_err(io("read a temporary file"))?;
+    tell(url, &packed.left_out);
+    let mut file = packed.archive.output;
+    std::io::Seek::rewind(&mut file).map_err(io("read a temporary file"))?;
     let mut incoming = archives.begin()?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let n =
-            std::io::Read::read(&mut packed, &mut buffer).map_err(io("read a temporary file"))?;
+        let n = std::io::Read::read(&mut file, &mut buffer).map_err(io("read a temporary file"))?;
         if n == 0 {
             break;
         }
         incoming.write(&buffer[..n])?;
     }
-    Ok(incoming.finish(None)?.0)
+    Ok(incoming.finish(Some(&packed.archive.sha256))?.0)
+}
+
+/// Most files of one tree that a log names.
+const TOLD: usize = 10;
+
+fn tell(url: &str, left_out: &[(PathBuf, LeftOut)]) {
+    for (name, why) in left_out.iter().take(TOLD) {
+        tracing::warn!(url, file = ?name, "left out of the source archive: {why}");
+    }
+    if let Some(more) = left_out.len().checked_sub(TOLD).filter(|more| *more > 0) {
+        tracing::warn!(url, more, "left out of the source archive");
+    }
 }
 
 /// Opens a file in the child's directory. The child could have put a link or a pipe there, and this process may

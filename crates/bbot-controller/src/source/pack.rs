@@ -1,14 +1,11 @@
-//! The one tar form of a source tree, so that the same tree always is the same archive.
-//!
-//! What an entry says beside its name, kind, contents and whether it can be executed is left out: owners,
-//! times, other mode bits, extended headers. Entries are in the order of their names.
+//! Packs a tree of git: sorted by name, without times, so that the same tree always is the same archive.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::path::{Component, Path};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
-use flate2::{Compression, GzBuilder};
-use tar::{Builder, EntryType, Header};
+use bbot_source::rules::{self, Kind};
+use bbot_source::{Added, Archive, Content, LeftOut, Mode, WriteError, Writer};
 
 /// A tree could not be packed.
 #[derive(Debug, thiserror::Error)]
@@ -17,11 +14,11 @@ pub(super) enum PackError {
     #[error("cannot read the tree")]
     Read(#[source] io::Error),
     /// The archive cannot be written.
-    #[error("cannot write the archive")]
-    Write(#[source] io::Error),
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A name that leads out of the tree.
     #[error("the tree has a file named {0:?}")]
-    Name(String),
+    Name(PathBuf),
     /// The tree is too large.
     #[error("the tree is larger than {0} bytes")]
     TooLarge(u64),
@@ -30,152 +27,118 @@ pub(super) enum PackError {
     Empty,
 }
 
-/// Reads a tar of a tree (as `git archive` writes it) and writes the one form of it, compressed.
+/// A packed tree.
+#[derive(Debug)]
+pub(super) struct Packed<W> {
+    pub(super) archive: Archive<W>,
+    /// What is not in it, and why.
+    pub(super) left_out: Vec<(PathBuf, LeftOut)>,
+}
+
+/// Reads a tar of a tree (as `git archive` writes it) and writes the source archive of it.
 ///
 /// `spool` holds the contents in between: a seekable file, empty.
-pub(super) fn repack(
+pub(super) fn repack<W: Write>(
     input: impl Read,
-    spool: &mut (impl Read + Write + io::Seek),
-    output: impl Write,
+    spool: &mut (impl Read + Write + Seek),
+    output: W,
     limit: u64,
-) -> Result<(), PackError> {
-    let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+) -> Result<Packed<W>, PackError> {
+    let entries = read(input, spool, limit)?;
+    // No top folder, as git knows no name of the package; no times, as it knows none of files.
+    let mut writer = Writer::new(output, None)?;
+    let mut left_out = Vec::new();
+    for (name, entry) in entries {
+        let added = match entry {
+            Entry::Directory => writer.add(&name, None, Content::Directory),
+            Entry::Link(target) => writer.add(&name, None, Content::Symlink(&target)),
+            Entry::File {
+                offset,
+                bytes,
+                mode,
+            } => {
+                spool
+                    .seek(SeekFrom::Start(offset))
+                    .map_err(PackError::Read)?;
+                let content = Content::File {
+                    contents: spool,
+                    size: bytes,
+                    mode,
+                };
+                writer.add(&name, None, content)
+            }
+        };
+        if let Added::LeftOut(why) = added? {
+            left_out.push((name, why));
+        }
+    }
+    let archive = writer.finish()?;
+    if archive.files == 0 {
+        return Err(PackError::Empty);
+    }
+    Ok(Packed { archive, left_out })
+}
+
+enum Entry {
+    Directory,
+    Link(PathBuf),
+    File { offset: u64, bytes: u64, mode: Mode },
+}
+
+fn read(
+    input: impl Read,
+    spool: &mut impl Write,
+    limit: u64,
+) -> Result<BTreeMap<PathBuf, Entry>, PackError> {
+    let mut entries = BTreeMap::new();
     let mut offset = 0_u64;
     for entry in tar::Archive::new(input)
         .entries()
         .map_err(PackError::Read)?
     {
         let mut entry = entry.map_err(PackError::Read)?;
-        let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
+        let kind = Kind::of(entry.header().entry_type());
+        if kind == Kind::Header {
             continue;
         }
-        let name = name(&entry.path().map_err(PackError::Read)?)?;
-        if name.is_empty() {
-            continue;
-        }
-        let contents = match kind {
-            EntryType::Directory => Contents::Directory,
-            EntryType::Symlink => {
-                let target = entry
-                    .link_name()
-                    .map_err(PackError::Read)?
-                    .unwrap_or_default()
-                    .into_owned();
-                Contents::Link(target)
+        let path = entry.path().map_err(PackError::Read)?;
+        let name = rules::name(&path).ok_or_else(|| PackError::Name(path.to_path_buf()))?;
+        let entry = match kind {
+            Kind::Directory => Entry::Directory,
+            Kind::Symlink => {
+                let target = entry.link_name().map_err(PackError::Read)?;
+                Entry::Link(target.unwrap_or_default().into_owned())
             }
-            EntryType::Regular => {
+            Kind::File => {
                 let mode = entry.header().mode().map_err(PackError::Read)?;
                 let left = limit.saturating_sub(offset);
-                let copied = io::copy(&mut (&mut entry).take(left.saturating_add(1)), spool)
+                let bytes = io::copy(&mut (&mut entry).take(left.saturating_add(1)), spool)
                     .map_err(PackError::Read)?;
-                if copied > left {
+                if bytes > left {
                     return Err(PackError::TooLarge(limit));
                 }
-                let file = Contents::File {
-                    offset,
-                    bytes: copied,
-                    executable: mode & 0o111 != 0,
-                };
-                offset += copied;
-                file
+                let start = offset;
+                offset += bytes;
+                Entry::File {
+                    offset: start,
+                    bytes,
+                    mode: Mode::of(mode),
+                }
             }
             // git knows no others.
-            _ => continue,
+            Kind::HardLink | Kind::Header | Kind::Other => continue,
         };
-        entries.insert(name, Entry { contents });
+        entries.insert(name, entry);
     }
-    if !entries
-        .values()
-        .any(|e| matches!(e.contents, Contents::File { .. }))
-    {
-        return Err(PackError::Empty);
-    }
-
-    // No name and no time in the gzip header either.
-    let gzip = GzBuilder::new()
-        .mtime(0)
-        .write(output, Compression::default());
-    let mut tar = Builder::new(gzip);
-    for (name, entry) in &entries {
-        write(&mut tar, name, &entry.contents, spool).map_err(PackError::Write)?;
-    }
-    tar.into_inner()
-        .and_then(flate2::write::GzEncoder::finish)
-        .and_then(|mut o| o.flush())
-        .map_err(PackError::Write)
-}
-
-struct Entry {
-    contents: Contents,
-}
-
-enum Contents {
-    Directory,
-    Link(std::path::PathBuf),
-    File {
-        offset: u64,
-        bytes: u64,
-        executable: bool,
-    },
-}
-
-fn name(path: &Path) -> Result<String, PackError> {
-    let bad = || PackError::Name(path.display().to_string());
-    let mut name = String::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(part) => {
-                if !name.is_empty() {
-                    name.push('/');
-                }
-                name.push_str(part.to_str().ok_or_else(bad)?);
-            }
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(bad()),
-        }
-    }
-    Ok(name)
-}
-
-fn write<W: Write>(
-    tar: &mut Builder<W>,
-    name: &str,
-    contents: &Contents,
-    spool: &mut (impl Read + io::Seek),
-) -> io::Result<()> {
-    let mut header = Header::new_gnu();
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(0);
-    match contents {
-        Contents::Directory => {
-            header.set_entry_type(EntryType::Directory);
-            header.set_mode(0o755);
-            tar.append_data(&mut header, format!("{name}/"), io::empty())
-        }
-        Contents::Link(target) => {
-            header.set_entry_type(EntryType::Symlink);
-            header.set_mode(0o777);
-            tar.append_link(&mut header, name, target)
-        }
-        Contents::File {
-            offset,
-            bytes,
-            executable,
-        } => {
-            header.set_entry_type(EntryType::Regular);
-            header.set_mode(if *executable { 0o755 } else { 0o644 });
-            header.set_size(*bytes);
-            spool.seek(io::SeekFrom::Start(*offset))?;
-            tar.append_data(&mut header, name, spool.take(*bytes))
-        }
-    }
+    Ok(entries)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tar::{Builder, EntryType, Header};
+
     use super::*;
 
     fn tar_of(files: &[(&str, &[u8], u32, u64)]) -> Vec<u8> {
@@ -191,9 +154,9 @@ mod tests {
     }
 
     fn packed(tar: &[u8], limit: u64) -> Result<Vec<u8>, PackError> {
-        let mut output = Vec::new();
-        repack(tar, &mut tempfile::tempfile().unwrap(), &mut output, limit)?;
-        Ok(output)
+        let packed = repack(tar, &mut tempfile::tempfile().unwrap(), Vec::new(), limit)?;
+        assert_eq!(packed.left_out, []);
+        Ok(packed.archive.output)
     }
 
     #[test]
@@ -221,6 +184,50 @@ mod tests {
             ));
         }
         assert_eq!(names, [("a".to_owned(), 0o755), ("b".to_owned(), 0o644)]);
+    }
+
+    #[test]
+    fn links_that_leave_the_tree_are_left_out() {
+        let mut tar = Builder::new(Vec::new());
+        for (kind, name, target) in [
+            (EntryType::Symlink, "up", "../secret"),
+            (EntryType::Symlink, "absolute", "/etc/passwd"),
+            (EntryType::Symlink, "src/good", "../file"),
+            (EntryType::Symlink, "src/bad", "../../file"),
+            (EntryType::Regular, "file", ""),
+        ] {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(0o777);
+            header.set_size(0);
+            if target.is_empty() {
+                tar.append_data(&mut header, name, io::empty()).unwrap();
+            } else {
+                tar.append_link(&mut header, name, target).unwrap();
+            }
+        }
+        let tar = tar.into_inner().unwrap();
+        let mut spool = tempfile::tempfile().unwrap();
+        let packed = repack(&tar[..], &mut spool, Vec::new(), 100).unwrap();
+        let out = |name: &str, target: &str| {
+            let why = LeftOut::LeadsOut(target.into());
+            (PathBuf::from(name), why)
+        };
+        assert_eq!(
+            packed.left_out,
+            [
+                out("absolute", "/etc/passwd"),
+                out("src/bad", "../../file"),
+                out("up", "../secret"),
+            ]
+        );
+        let gzip = flate2::read::GzDecoder::new(&packed.archive.output[..]);
+        let names: Vec<_> = tar::Archive::new(gzip)
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().into_owned())
+            .collect();
+        assert_eq!(names, [Path::new("file"), Path::new("src/good")]);
     }
 
     #[test]

@@ -78,6 +78,8 @@ fn a_commit_becomes_an_archive() {
     .unwrap();
     std::fs::write(work.join("src/a.c"), "int a;\n").unwrap();
     std::os::unix::fs::symlink("src/a.c", work.join("link.c")).unwrap();
+    // No worker would unpack an archive with this one.
+    std::os::unix::fs::symlink("/etc/passwd", work.join("outside")).unwrap();
     run("git", &["init", "-q", "-b", "main"], &work);
     run("git", &["add", "."], &work);
     run(

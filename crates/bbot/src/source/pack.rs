@@ -1,44 +1,110 @@
-//! Writes the source archive: sorted, without owners, links inside the package only.
+//! Packs what the user has: a directory as git would see it, or an archive of someone's.
 //!
-//! The same sources give the same bytes and so the same name, and a worker can unpack what is
-//! written here without trusting it. Times are kept: `configure` older than `configure.ac` would be
-//! made again.
+//! Times are kept: `configure` older than `configure.ac` would be made again.
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read, Seek, Write},
-    path::{Component, Path, PathBuf},
+    fs::{File, Metadata},
+    io::{Read, Seek},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use flate2::{GzBuilder, write::GzEncoder};
-use sha2::{Digest, Sha256};
-use tar::{EntryType, Header};
+use bbot_source::{Added, Content, Mode, Writer, rules::Kind};
 
 use super::{Package, identity::Identity};
 
-/// An archive that has no identity yet.
+/// An archive that has no identity yet: an unnamed file.
 #[derive(Debug)]
-pub(super) struct Packed {
-    archive: File,
-    sha256: String,
-    size: u64,
-}
+pub(super) struct Packed(bbot_source::Archive<File>);
 
 impl Packed {
     pub(super) fn with(self, identity: Identity) -> Package {
         Package {
             identity,
-            archive: self.archive,
-            sha256: self.sha256,
-            size: self.size,
+            archive: self.0.output,
+            sha256: self.0.sha256,
+            size: self.0.size,
         }
     }
 }
 
 /// Packs a directory under the top folder `top`, leaving out what `.gitignore` names and `.git` itself.
 pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
+    let mut writer = writer(Some(top))?;
+    for (name, path) in sorted(root)? {
+        let unreadable = || format!("cannot read {}", path.display());
+        let metadata = path.symlink_metadata().with_context(unreadable)?;
+        let kind = metadata.file_type();
+        let time = Some(time(&metadata));
+        let added = if kind.is_dir() {
+            writer.add(&name, time, Content::Directory)
+        } else if kind.is_symlink() {
+            let target = path.read_link().with_context(unreadable)?;
+            writer.add(&name, time, Content::Symlink(&target))
+        } else if kind.is_file() {
+            let mut file =
+                File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let content = Content::File {
+                contents: &mut file,
+                size: metadata.len(),
+                mode: Mode::of(metadata.permissions().mode()),
+            };
+            writer.add(&name, time, content)
+        } else {
+            writer.add(&name, time, Content::Other)
+        };
+        tell(&name, &added?);
+    }
+    finish(writer)
+}
+
+/// Packs the entries of a tar stream again, in their order, after the same rules.
+pub(super) fn archive(tar: &mut dyn Read, source: &Path) -> Result<Packed> {
+    let unreadable = || {
+        format!(
+            "cannot read {}: it is damaged, or not a tar archive",
+            source.display()
+        )
+    };
+    let mut reader = tar::Archive::new(tar);
+    let mut writer = writer(None)?;
+    for entry in reader.entries().with_context(unreadable)? {
+        let mut entry = entry.with_context(unreadable)?;
+        let name = entry.path().with_context(unreadable)?.into_owned();
+        let time = entry.header().mtime().ok();
+        let target = entry
+            .link_name()
+            .with_context(unreadable)?
+            .unwrap_or_default()
+            .into_owned();
+        let content = match Kind::of(entry.header().entry_type()) {
+            Kind::Directory => Content::Directory,
+            Kind::File => Content::File {
+                size: entry.size(),
+                mode: Mode::of(entry.header().mode().unwrap_or(0o644)),
+                contents: &mut entry,
+            },
+            Kind::Symlink => Content::Symlink(&target),
+            Kind::HardLink => Content::HardLink(&target),
+            Kind::Header => continue,
+            Kind::Other => Content::Other,
+        };
+        let added = writer
+            .add(&name, time, content)
+            .with_context(|| format!("cannot pack {}", source.display()))?;
+        tell(&name, &added);
+    }
+    let packed = finish(writer)?;
+    if packed.0.files == 0 {
+        bail!("{} is empty: there is nothing to build", source.display());
+    }
+    Ok(packed)
+}
+
+/// What is below a directory, by its name there, sorted: the order of a directory is its own.
+fn sorted(root: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
     let mut paths = BTreeMap::new();
     let walk = ignore::WalkBuilder::new(root)
         .hidden(false)
@@ -64,285 +130,44 @@ pub(super) fn directory(root: &Path, top: &str) -> Result<Packed> {
             paths.insert(inside, entry.into_path());
         }
     }
-
-    let mut archive = Archive::new()?;
-    archive.add_directory(Path::new(top), 0o755, 0)?;
-    for (inside, path) in paths {
-        let name = Path::new(top).join(&inside);
-        let metadata = path
-            .symlink_metadata()
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let mtime = mtime(&metadata);
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            archive.add_directory(&name, 0o755, mtime)?;
-        } else if kind.is_symlink() {
-            let target = path
-                .read_link()
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            if stays_inside(&inside, &target) {
-                archive.add_link(&name, &target, EntryType::Symlink, mtime)?;
-            } else {
-                eprintln!(
-                    "warning: {} is left out: it links to {}, out of the package",
-                    inside.display(),
-                    target.display()
-                );
-            }
-        } else if kind.is_file() {
-            let file =
-                File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            archive.add_file(&name, file, metadata.len(), executable(&metadata), mtime)?;
-        } else {
-            eprintln!(
-                "warning: {} is left out: it is not a file",
-                inside.display()
-            );
-        }
-    }
-    archive.finish()
+    Ok(paths)
 }
 
-/// Packs the entries of a tar stream again, in their order, after the same rules.
-pub(super) fn archive(tar: &mut dyn Read, source: &Path) -> Result<Packed> {
-    let unreadable = || {
-        format!(
-            "cannot read {}: it is damaged, or not a tar archive",
-            source.display()
-        )
-    };
-    let mut reader = tar::Archive::new(tar);
-    let mut archive = Archive::new()?;
-    let mut entries = 0_u64;
-    for entry in reader.entries().with_context(unreadable)? {
-        let mut entry = entry.with_context(unreadable)?;
-        let path = entry.path().with_context(unreadable)?.into_owned();
-        let name = relative(&path).with_context(|| {
-            format!(
-                "{} holds the name {}, which leaves the package",
-                source.display(),
-                path.display()
-            )
-        })?;
-        if name.as_os_str().is_empty() {
-            continue;
-        }
-        let mtime = entry.header().mtime().unwrap_or(0);
-        let mode = entry.header().mode().unwrap_or(0o644);
-        match entry.header().entry_type() {
-            EntryType::Directory => archive.add_directory(&name, 0o755, mtime)?,
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let size = entry.size();
-                archive.add_file(&name, &mut entry, size, mode & 0o100 != 0, mtime)?;
-            }
-            kind @ (EntryType::Symlink | EntryType::Link) => {
-                let target = entry
-                    .link_name()
-                    .with_context(unreadable)?
-                    .map(|t| t.into_owned());
-                let inside = match (&target, kind) {
-                    (None, _) => false,
-                    (Some(target), EntryType::Symlink) => stays_inside(&name, target),
-                    (Some(target), _) => relative(target).is_some(),
-                };
-                match target {
-                    Some(target) if inside => archive.add_link(&name, &target, kind, mtime)?,
-                    _ => eprintln!(
-                        "warning: {} is left out: it links out of the package",
-                        name.display()
-                    ),
-                }
-            }
-            EntryType::XGlobalHeader => continue,
-            _ => eprintln!("warning: {} is left out: it is not a file", name.display()),
-        }
-        entries += 1;
-    }
-    if entries == 0 {
-        bail!("{} is empty: there is nothing to build", source.display());
-    }
-    archive.finish()
+fn writer(top: Option<&str>) -> Result<Writer<File>> {
+    let file =
+        tempfile::tempfile().context("cannot make a temporary file for the source archive")?;
+    Ok(Writer::new(file, top)?)
 }
 
-/// The archive being written: tar in gzip in a hash in an unnamed file.
-struct Archive {
-    tar: tar::Builder<GzEncoder<Hashed>>,
+fn finish(writer: Writer<File>) -> Result<Packed> {
+    let mut archive = writer.finish()?;
+    archive
+        .output
+        .rewind()
+        .context("cannot read the source archive")?;
+    Ok(Packed(archive))
 }
 
-impl Archive {
-    fn new() -> Result<Archive> {
-        let file =
-            tempfile::tempfile().context("cannot make a temporary file for the source archive")?;
-        let hashed = Hashed {
-            file,
-            hash: Sha256::new(),
-            size: 0,
-        };
-        // No time and no name in the gzip header: the bytes depend on the sources alone.
-        let gzip = GzBuilder::new()
-            .mtime(0)
-            .write(hashed, flate2::Compression::fast());
-        Ok(Archive {
-            tar: tar::Builder::new(gzip),
-        })
-    }
-
-    fn add_directory(&mut self, name: &Path, mode: u32, mtime: u64) -> Result<()> {
-        let mut header = header(EntryType::Directory, mode, mtime, 0);
-        self.append(&mut header, name, io::empty())
-    }
-
-    fn add_file(
-        &mut self,
-        name: &Path,
-        contents: impl Read,
-        size: u64,
-        executable: bool,
-        mtime: u64,
-    ) -> Result<()> {
-        let mode = if executable { 0o755 } else { 0o644 };
-        let mut header = header(EntryType::Regular, mode, mtime, size);
-        // A file that grows while it is read must not run over its entry, and one that shrinks is
-        // an error of its own kind.
-        let mut contents = Counted {
-            inner: contents.take(size),
-            read: 0,
-        };
-        self.append(&mut header, name, &mut contents)?;
-        if contents.read != size {
-            bail!(
-                "{} became shorter while it was read: try again",
-                name.display()
-            );
-        }
-        Ok(())
-    }
-
-    fn add_link(&mut self, name: &Path, target: &Path, kind: EntryType, mtime: u64) -> Result<()> {
-        let mut header = header(kind, 0o777, mtime, 0);
-        self.tar
-            .append_link(&mut header, name, target)
-            .with_context(|| format!("cannot add {} to the source archive", name.display()))
-    }
-
-    fn append(&mut self, header: &mut Header, name: &Path, contents: impl Read) -> Result<()> {
-        self.tar
-            .append_data(header, name, contents)
-            .with_context(|| format!("cannot add {} to the source archive", name.display()))
-    }
-
-    fn finish(self) -> Result<Packed> {
-        let failed = "cannot write the source archive";
-        let hashed = self
-            .tar
-            .into_inner()
-            .context(failed)?
-            .finish()
-            .context(failed)?;
-        let mut file = hashed.file;
-        file.rewind().context(failed)?;
-        Ok(Packed {
-            archive: file,
-            sha256: hex::encode(hashed.hash.finalize()),
-            size: hashed.size,
-        })
+fn tell(name: &Path, added: &Added) {
+    if let Added::LeftOut(why) = added {
+        eprintln!("warning: {} is left out: {why}", name.display());
     }
 }
 
-fn header(kind: EntryType, mode: u32, mtime: u64, size: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(mtime);
-    header.set_size(size);
-    header
-}
-
-/// Counts what was read: `tar` pads a short entry silently.
-struct Counted<R> {
-    inner: R,
-    read: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.read += n as u64;
-        Ok(n)
-    }
-}
-
-/// A file that knows the hash and the size of what was written to it.
-struct Hashed {
-    file: File,
-    hash: Sha256,
-    size: u64,
-}
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.hash.update(&bytes[..n]);
-        self.size += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn mtime(metadata: &std::fs::Metadata) -> u64 {
-    use std::os::unix::fs::MetadataExt;
+fn time(metadata: &Metadata) -> u64 {
     u64::try_from(metadata.mtime()).unwrap_or(0)
-}
-
-fn executable(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.permissions().mode() & 0o100 != 0
-}
-
-/// `path` without `.` components; none when it is absolute or has a `..`.
-fn relative(path: &Path) -> Option<PathBuf> {
-    let mut result = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(part) => result.push(part),
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(result)
-}
-
-/// Does a symbolic link at `link` (relative to the package) with this target end in the package?
-fn stays_inside(link: &Path, target: &Path) -> bool {
-    let mut depth = link.components().count().saturating_sub(1);
-    for component in target.components() {
-        match component {
-            Component::Normal(_) => depth += 1,
-            Component::CurDir => {}
-            Component::ParentDir => match depth.checked_sub(1) {
-                Some(less) => depth = less,
-                None => return false,
-            },
-            Component::RootDir | Component::Prefix(_) => return false,
-        }
-    }
-    true
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{fs, io, os::unix::fs::symlink};
+
+    use tar::{EntryType, Header};
 
     use super::*;
 
-    fn names(packed: &mut Packed) -> Vec<String> {
-        packed.archive.rewind().unwrap();
-        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&packed.archive));
+    fn names(packed: &Packed) -> Vec<String> {
+        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&packed.0.output));
         tar.entries()
             .unwrap()
             .map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned())
@@ -363,38 +188,57 @@ mod tests {
         symlink("src/z.c", root.join("good")).unwrap();
         symlink("../../etc/passwd", root.join("src/bad")).unwrap();
         symlink("/etc/passwd", root.join("worse")).unwrap();
-        let mut packed = directory(root, "p-1").unwrap();
+        let packed = directory(root, "p-1").unwrap();
         assert_eq!(
-            names(&mut packed),
+            names(&packed),
             [
-                "p-1",
+                "p-1/",
                 "p-1/.gitignore",
                 "p-1/a.c",
                 "p-1/good",
-                "p-1/src",
+                "p-1/src/",
                 "p-1/src/z.c"
             ]
         );
         let again = directory(root, "p-1").unwrap();
-        assert_eq!(packed.sha256, again.sha256);
-        assert_eq!(packed.size, packed.archive.metadata().unwrap().len());
+        assert_eq!(packed.0.sha256, again.0.sha256);
+        assert_eq!(packed.0.size, packed.0.output.metadata().unwrap().len());
     }
 
     #[test]
-    fn links_are_judged_from_where_they_stand() {
-        for (link, target, inside) in [
-            ("a", "b", true),
-            ("a", "../b", false),
-            ("d/a", "../b", true),
-            ("d/a", "../../b", false),
-            ("a", "/b", false),
-            ("a", "d/../../b", false),
+    fn an_archive_is_packed_again_in_its_order() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (kind, name, target) in [
+            (EntryType::Directory, "./p-1/", ""),
+            (EntryType::Regular, "./p-1/z", ""),
+            (EntryType::Regular, "p-1/a", ""),
+            (EntryType::Link, "p-1/hard", "./p-1/a"),
+            (EntryType::Symlink, "p-1/link", "../p-1/z"),
+            (EntryType::Symlink, "p-1/bad", "/etc/passwd"),
+            (EntryType::Link, "p-1/of-bad", "p-1/bad"),
+            (EntryType::Fifo, "p-1/pipe", ""),
         ] {
-            assert_eq!(
-                stays_inside(Path::new(link), Path::new(target)),
-                inside,
-                "{link} -> {target}"
-            );
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_mtime(1_500_000_000);
+            if target.is_empty() {
+                builder.append_data(&mut header, name, io::empty()).unwrap();
+            } else {
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+        }
+        let bytes = builder.into_inner().unwrap();
+        let packed = archive(&mut bytes.as_slice(), Path::new("p.tar")).unwrap();
+        assert_eq!(
+            names(&packed),
+            ["p-1/", "p-1/z", "p-1/a", "p-1/hard", "p-1/link"]
+        );
+        (&packed.0.output).rewind().unwrap();
+        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&packed.0.output));
+        for entry in tar.entries().unwrap() {
+            assert_eq!(entry.unwrap().header().mtime().unwrap(), 1_500_000_000);
         }
     }
 
