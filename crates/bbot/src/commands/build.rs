@@ -77,7 +77,10 @@ pub(crate) async fn run(options: Build, home: &Home) -> Result<Exit> {
     // What goes right is on the terminal anyway.
     diagnostics::install(options.host.verbose, Form::Plain);
     toolchain::add_own(&home.tftp(), DEFAULT, options.host.worker.as_deref())?;
-    let agent = options.host.agent(home, &[])?;
+    // Somebody waits for the result, not for a suspended machine.
+    let agent = options
+        .host
+        .agent(home, &["--suspend-timeout".into(), "0".into()])?;
 
     // The agent serves the archive by its path.
     let mut file = package.archive;

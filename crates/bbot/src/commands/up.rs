@@ -112,7 +112,10 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
 
     let shutdown = CancellationToken::new();
     end_on_signal(&shutdown)?;
-    let mut controller = Controller::start(&options, home, shutdown.clone())?;
+    // The agent ends first: what it was building it gives back to a controller that still answers.
+    let end_controller = CancellationToken::new();
+    let mut controller =
+        Controller::start(&options, home, end_controller.clone(), shutdown.clone())?;
     let address = controller.bound().await?;
     let url = format!("http://{}", reachable(address));
     fs::write(home.controller_url(), format!("{url}\n"))
@@ -131,8 +134,7 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
         .agent(home, &["--auth-key".into(), key.into(), url.into()])?;
     let result = bbot_agent::run(agent, shutdown.clone()).await;
 
-    // Whichever ended first, the other one must not go on alone.
-    shutdown.cancel();
+    end_controller.cancel();
     let ended = controller.join();
     result.context("the agent failed")?;
     ended.context("the controller failed")?;
@@ -156,7 +158,14 @@ struct Controller {
 }
 
 impl Controller {
-    fn start(options: &Up, home: &Home, shutdown: CancellationToken) -> Result<Controller> {
+    /// Starts it; it runs until `end`. When it ends by itself it ends the agent by `agent`, which
+    /// cannot do anything useful without it.
+    fn start(
+        options: &Up,
+        home: &Home,
+        end: CancellationToken,
+        agent: CancellationToken,
+    ) -> Result<Controller> {
         let (sender, bound) = oneshot::channel();
         let mut config = Config::new(home.controller());
         config.bind = options.listen;
@@ -173,9 +182,8 @@ impl Controller {
                     .enable_all()
                     .build()
                     .context("cannot start the runtime")?;
-                // The agent cannot do anything useful without it.
-                let _end = shutdown.clone().drop_guard();
-                runtime.block_on(bbot_controller::run(config, shutdown))?;
+                let _end_agent = agent.drop_guard();
+                runtime.block_on(bbot_controller::run(config, end))?;
                 Ok(())
             })
             .context("cannot start a thread")?;
