@@ -36,6 +36,22 @@ pub fn of_agent(task: &Task, status: Status, reason: &str) -> BuildResult {
     result
 }
 
+/// The result of a build that ended without one of its own: the reason, and then the
+/// log until there.
+pub fn cut_short(task: &Task, status: Status, reason: &str, log: &str) -> BuildResult {
+    let mut result = of_agent(task, status, reason);
+    append_log(&mut result, log);
+    result
+}
+
+/// Puts the log of a build below the reason for which nothing else is known of it.
+pub fn append_log(result: &mut BuildResult, log: &str) {
+    if let (false, Some(last)) = (log.is_empty(), result.operations.last_mut()) {
+        last.log.push_str("the log of the build until then:\n\n");
+        last.log.push_str(log);
+    }
+}
+
 fn reason_operation(status: Status, reason: &str) -> OperationResult {
     OperationResult {
         name: AGENT_OPERATION.to_owned(),

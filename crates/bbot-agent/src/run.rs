@@ -22,8 +22,7 @@ pub trait Progress: Send {
     /// Something has begun.
     fn stage(&mut self, stage: &Stage);
 
-    /// Whether [`Progress::log`] is wanted: then the worker is told to send its
-    /// log while it runs.
+    /// Whether the log is shown as it grows: then [`Progress::log`] is called.
     fn wants_log(&self) -> bool;
 
     /// A piece of an operation's raw log, in order.

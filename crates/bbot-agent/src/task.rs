@@ -14,16 +14,14 @@ use bbot_tftp::{Event, Kind, Limits, Root};
 
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
-use crate::result::{self, Judged};
+use crate::result::{self, AGENT_OPERATION, Judged};
 use crate::run::{self, Progress, Stage, Startup, Waited};
+use crate::segments::{self, Segments};
 use crate::source;
 use crate::version;
 
 /// The largest result that is taken, packed or not.
 const RESULT_LIMIT: u64 = 64 * 1024 * 1024;
-
-/// The largest log segment: 64 KiB of log and its first line, with room.
-const SEGMENT_LIMIT: u64 = 128 * 1024;
 
 /// The largest artifact.
 const UPLOAD_LIMIT: u64 = 256 * 1024 * 1024;
@@ -40,7 +38,6 @@ const PACKED: &str = "result.manifest.lz4";
 
 const SOURCE: &str = "source.tar.gz";
 const RUN: &str = "run.manifest";
-const SEGMENT: &str = "log.";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -72,7 +69,7 @@ pub async fn perform(
         return Ok(BuildResult::new(&task.name, &task.version, Status::Abort));
     }
     let folders = RunFolders::create(host, "build", &["get", "put"])?;
-    let root = prepare(job, folders.path(), progress.wants_log())?;
+    let root = prepare(job, folders.path())?;
     let name = &job.machine.dir.name;
     let startup = options.build_startup(host.accelerator);
     let keep = options.suspend_timeout();
@@ -132,6 +129,9 @@ pub async fn perform(
 
         let limit = Duration::from_secs(options.build_timeout);
         let mut segments = Segments::default();
+        let cut_short = |status, reason: &str, segments: &Segments| {
+            Ok(result::cut_short(task, status, reason, &segments.text()))
+        };
         let waited = run::until_uploaded(machine, limit, &RESULT_NAMES, |name, path| {
             segments.take(name, path, progress);
         })
@@ -144,7 +144,10 @@ pub async fn perform(
                 name: uploaded,
                 path,
             } => {
-                let Judged { result, fault } = read_result(task, &uploaded, &path);
+                let Judged { mut result, fault } = read_result(task, &uploaded, &path);
+                if result.operations.iter().all(|o| o.name == AGENT_OPERATION) {
+                    result::append_log(&mut result, &segments.text());
+                }
                 if let Some(fault) = &fault {
                     tracing::error!(
                         "result of {} {} from machine {name}: {fault}",
@@ -162,24 +165,19 @@ pub async fn perform(
             }
             Waited::TimedOut => {
                 run::suspend(machine, "build timeout", copy.path(), keep).await;
-                abort(format!("no result within {} s", limit.as_secs()))
+                let reason = format!("no result within {} s", limit.as_secs());
+                cut_short(Status::Abort, &reason, &segments)
             }
             Waited::Panicked => {
-                let what = "the kernel of machine's guest panicked during the build";
+                let what = "the guest's kernel panicked during the build";
                 run::suspend(machine, what, copy.path(), keep).await;
-                Ok(result::of_agent(
-                    task,
-                    Status::Abnormal,
-                    &format!("the kernel of machine {name} panicked during the build"),
-                ))
+                let reason = format!("the kernel of machine {name} panicked during the build");
+                cut_short(Status::Abnormal, &reason, &segments)
             }
             Waited::Ended(exit) => {
-                tracing::error!("machine {name} ended before it uploaded a result: {exit}");
-                Ok(result::of_agent(
-                    task,
-                    Status::Abnormal,
-                    &format!("machine {name} ended before it uploaded a result: {exit}"),
-                ))
+                let reason = format!("machine {name} ended before it uploaded a result: {exit}");
+                tracing::error!("{reason}");
+                cut_short(Status::Abnormal, &reason, &segments)
             }
         };
     }
@@ -205,7 +203,7 @@ fn copy_of(host: &Host, machine: &Machine) -> Result<Temporary> {
 }
 
 /// Writes what the worker fetches, and says what it may fetch and upload.
-fn prepare(job: &Job<'_>, folders: &Path, wants_log: bool) -> Result<Root> {
+fn prepare(job: &Job<'_>, folders: &Path) -> Result<Root> {
     let (get, put) = (folders.join("get"), folders.join("put"));
     let manifest = get.join("manifest");
     let text = job
@@ -215,7 +213,7 @@ fn prepare(job: &Job<'_>, folders: &Path, wants_log: bool) -> Result<Root> {
     durable::write(&manifest, text.as_bytes())?;
     let offer = RunManifest {
         agent: format!("bbot-agent/{}", version::OWN),
-        log_segments: wants_log.then_some(1),
+        log_segments: Some(segments::FORMAT),
         source: job.source.map(|source| Source {
             name: SOURCE.to_owned(),
             sha256: source.sha256.clone(),
@@ -232,14 +230,11 @@ fn prepare(job: &Job<'_>, folders: &Path, wants_log: bool) -> Result<Root> {
     if let Some(source) = job.source {
         root = root.get_file(SOURCE, &source.path);
     }
-    if wants_log {
-        root = root.put_numbered(SEGMENT, &put, SEGMENT_LIMIT);
-    }
-    Ok(root.put_once(&RESULT_NAMES, &put, RESULT_LIMIT).put_once(
-        &["upload.tar"],
-        &put,
-        UPLOAD_LIMIT,
-    ))
+    // Always: when the build is cut short, this is all there is of its log.
+    Ok(root
+        .put_numbered(segments::PREFIX, &put, segments::LIMIT)
+        .put_once(&RESULT_NAMES, &put, RESULT_LIMIT)
+        .put_once(&["upload.tar"], &put, UPLOAD_LIMIT))
 }
 
 fn asks_for_task(event: &Event) -> bool {
@@ -272,45 +267,4 @@ fn read_result(task: &Task, name: &str, path: &Path) -> Judged {
             fault: Some(fault),
         },
     }
-}
-
-/// Log segments on their way to who wants them; each is removed when it is passed
-/// on, so that a log takes no room on disk.
-#[derive(Debug, Default)]
-struct Segments {
-    last: u64,
-}
-
-impl Segments {
-    fn take(&mut self, name: &str, path: &Path, progress: &mut dyn Progress) {
-        let Some(number) = name
-            .strip_prefix(SEGMENT)
-            .and_then(|n| n.parse::<u64>().ok())
-        else {
-            return;
-        };
-        // One that was acknowledged and sent again comes again, since it is not
-        // there any more.
-        if number > self.last {
-            self.last = number;
-            match fs::read(path) {
-                Ok(bytes) => {
-                    if let Some((operation, log)) = split_segment(&bytes) {
-                        progress.log(operation, log);
-                    }
-                }
-                Err(e) => tracing::warn!("unable to read {}: {e}", path.display()),
-            }
-        }
-        if let Err(e) = fs::remove_file(path) {
-            tracing::warn!("unable to remove {}: {e}", path.display());
-        }
-    }
-}
-
-/// The operation's name on the first line, and the log behind it.
-fn split_segment(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let end = bytes.iter().take(256).position(|b| *b == b'\n')?;
-    let operation = std::str::from_utf8(&bytes[..end]).ok()?;
-    Some((operation, &bytes[end + 1..]))
 }

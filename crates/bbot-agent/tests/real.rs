@@ -161,7 +161,28 @@ impl Bench {
         (result, seen)
     }
 
-    /// Two builds of one package and one that fails, on one bootstrap.
+    /// A build that takes longer than it may: its log until there is not lost.
+    async fn cut_short(&self) {
+        let makefile = "all:\n\t@echo 'the last words'\n\tsleep 3600\n";
+        let bench = Self {
+            dir: self.dir.clone(),
+            options: Options {
+                build_timeout: 60,
+                ..self.options.clone()
+            },
+        };
+        let (result, _) = bench.build("sleepy", &[("Makefile", makefile)]).await;
+        assert_eq!(result.status, Status::Abort, "{result:?}");
+        let [agent] = &result.operations[..] else {
+            panic!("one operation: {result:?}");
+        };
+        assert_eq!(agent.name, "agent");
+        assert!(agent.log.starts_with("no result within 60 s\n"));
+        assert!(agent.log.contains("\nthe last words\n"), "{}", agent.log);
+    }
+
+    /// Two builds of one package, one that fails and one that is cut short, on one
+    /// bootstrap.
     async fn whole_way(&self) {
         let files = [("hello.c", HELLO), ("Makefile", MAKEFILE)];
         let (first, seen) = self.build("hello", &files).await;
@@ -191,6 +212,8 @@ impl Bench {
         assert_eq!(third.status, Status::Error, "{third:?}");
         let all: String = third.operations.iter().map(|o| o.log.as_str()).collect();
         assert!(all.contains("undeclared"), "{all}");
+
+        self.cut_short().await;
 
         let mut left: Vec<String> = fs::read_dir(self.dir.join("machines/vol/debian-12"))
             .unwrap()

@@ -187,6 +187,59 @@ async fn a_guest_whose_kernel_panics_is_suspended() {
     assert!(calls(&world).contains(&Call::Suspend(1)));
 }
 
+/// Nobody looks at these builds: the log is kept all the same.
+#[tokio::test(start_paused = true)]
+async fn a_build_that_is_cut_short_has_its_log_until_there() {
+    for (end, status, says) in [
+        (None, Status::Abort, "no result within 50 s"),
+        (Some(crash()), Status::Abnormal, "signal 9"),
+        (Some(MachineEvent::Panicked), Status::Abnormal, "panicked"),
+    ] {
+        let mut world =
+            World::bootstrapped(&["--build-timeout", "50", "--suspend-timeout", "0"]).await;
+        let mut steps = vec![
+            get("run.manifest"),
+            world.upload("log.1", b"configure\nchecking\n"),
+            world.upload("log.2", b"update\ncc \x1b[1mbold\x1b[m \x00\n"),
+        ];
+        steps.extend(end.map(|end| after(7, end)));
+        world.plays(steps);
+        build(&mut world).await;
+        let result = world.posted().remove(0).result;
+        assert_eq!((result.status, result.operations.len()), (status, 1));
+        assert_eq!(result.operations[0].name, AGENT_OPERATION);
+        let (reason, log) = result.operations[0].log.split_once('\n').unwrap();
+        assert!(reason.contains(says), "{reason}");
+        assert_eq!(
+            log.trim_end(),
+            "the log of the build until then:\n\n[configure]\nchecking\n[update]\ncc bold ?"
+        );
+        for upload in ["upload-2", "upload-3"] {
+            assert!(!world.dir.path().join(upload).exists(), "{upload}");
+        }
+        world.is_clean();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_cannot_be_read_has_the_log_that_came() {
+    let mut world = World::bootstrapped(&["--suspend-timeout", "0"]).await;
+    let steps = vec![
+        get("run.manifest"),
+        world.upload("log.1", b"configure\nchecking\n"),
+        world.upload("manifest", b"rubbish"),
+    ];
+    world.plays(steps);
+    build(&mut world).await;
+    let result = world.posted().remove(0).result;
+    assert_eq!(result.status, Status::Abnormal);
+    let log = &result.operations[0].log;
+    assert!(
+        log.starts_with("result manifest:1:") && log.contains("[configure]\nchecking\n"),
+        "{log}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_result_that_cannot_be_read_is_abnormal_and_its_machine_suspended() {
     for (name, bytes) in [
