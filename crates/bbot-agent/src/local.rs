@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use bbot_manifest::{BuildResult, Era, Task};
-use sha2::{Digest as _, Sha256};
 
 use crate::host::Host;
 use crate::inventory::Inventory;
@@ -44,11 +43,8 @@ pub async fn build_on(
     progress: &mut dyn Progress,
 ) -> Result<BuildResult> {
     Inventory::sweep(host);
-    let source = source::Ready {
-        sha256: sha256_of(archive)
-            .with_context(|| format!("unable to read {}", archive.display()))?,
-        path: archive.to_owned(),
-    };
+    let source = source::Ready::of_file(archive)
+        .with_context(|| format!("unable to read {}", archive.display()))?;
     let machines = Inventory::default()
         .take(host, Some(&task.machine), progress)
         .await?;
@@ -66,10 +62,4 @@ pub async fn build_on(
         source: Some(&source),
     };
     task::perform(host, &job, progress).await
-}
-
-fn sha256_of(path: &Path) -> std::io::Result<String> {
-    let mut sum = Sha256::new();
-    std::io::copy(&mut std::fs::File::open(path)?, &mut sum)?;
-    Ok(hex::encode(sum.finalize()))
 }

@@ -1,14 +1,19 @@
 //! Sources: the archive that a task of our controller names, fetched once, checked,
 //! and kept under its hash.
 //!
+//! An archive is hashed whenever it is used, and locked as long as it is: the agents
+//! of several toolchains may share the cache, and none tidies away what another uses.
+//!
 //! Only `<origin of the task's controller>/.../archives/<sha256>.tar.gz` is an
 //! archive; any other repository is the worker's business.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use sha2::{Digest as _, Sha256};
 
 use crate::controller::{Link, LinkError, Url, parse_url};
 
@@ -23,6 +28,15 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(20),
     Duration::from_secs(60),
 ];
+
+/// The file whose lock is the cache's.
+const GATE: &str = ".lock";
+
+/// How often an archive is fetched that does not stay.
+const TRIES: u32 = 3;
+
+/// When a file that is being fetched was not written to for so long, its agent is gone.
+const LEFT: Duration = Duration::from_secs(60 * 60);
 
 /// An archive that the agent may fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,12 +68,35 @@ fn is_sha256(text: &str) -> bool {
 }
 
 /// A source archive on disk, ready for a worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Ready {
     /// The file.
     pub path: PathBuf,
     /// Its SHA-256 in lower-case hexadecimal.
     pub sha256: String,
+    /// One of the cache, locked: it is not tidied away until this is dropped.
+    _lock: Option<File>,
+}
+
+impl Ready {
+    /// A file of the user's, outside of the cache.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            sha256: sha256_of(&mut File::open(path)?)?,
+            _lock: None,
+        })
+    }
+}
+
+fn sha256_of(file: &mut File) -> io::Result<String> {
+    let mut sum = Sha256::new();
+    io::copy(file, &mut sum)?;
+    Ok(hex::encode(sum.finalize()))
 }
 
 /// The archives that were fetched.
@@ -85,34 +122,112 @@ impl Cache {
         })
     }
 
-    /// The archive, fetched unless it is here.
+    /// The archive, fetched unless it is here and whole.
     ///
     /// # Errors
     ///
     /// When it cannot be fetched in several tries, or is not the one with this hash.
     pub async fn get(&self, link: &dyn Link, archive: &Archive) -> Result<Ready> {
         let path = self.dir.join(format!("{}.tar.gz", archive.sha256));
-        // Touched, so that it is not what goes next.
-        let here = fs::File::open(&path).is_ok_and(|f| f.set_modified(SystemTime::now()).is_ok());
-        if !here {
+        if let Some(lock) = self.whole(&path, &archive.sha256).await {
+            return Ok(Ready {
+                path,
+                sha256: archive.sha256.clone(),
+                _lock: Some(lock),
+            });
+        }
+        for _ in 0..TRIES {
             fetch(link, archive, &path)
                 .await
                 .with_context(|| format!("unable to fetch the source {}", archive.url))?;
+            // Its hash was checked on the way. Another agent may have tidied it away
+            // before it was locked: once more.
+            let Some(lock) = self
+                .open_locked(&path)
+                .with_context(|| format!("unable to open {}", path.display()))?
+            else {
+                continue;
+            };
             if let Err(e) = self.prune(&path) {
                 tracing::warn!("unable to tidy {}: {e}", self.dir.display());
             }
+            return Ok(Ready {
+                path,
+                sha256: archive.sha256.clone(),
+                _lock: Some(lock),
+            });
         }
-        Ok(Ready {
-            path,
-            sha256: archive.sha256.clone(),
-        })
+        Err(anyhow!(
+            "the source {} does not stay in {}: another program removes it",
+            archive.url,
+            self.dir.display()
+        ))
     }
 
-    fn prune(&self, keep: &Path) -> std::io::Result<()> {
+    /// The archive that is here, locked; none when it is missing or damaged.
+    async fn whole(&self, path: &Path, sha256: &str) -> Option<File> {
+        let file = match self.open_locked(path) {
+            Ok(file) => file?,
+            Err(e) => {
+                tracing::warn!("unable to open {}: {e}; fetching it anew", path.display());
+                return None;
+            }
+        };
+        // Touched, so that it is not what goes next.
+        let _ = file.set_modified(SystemTime::now());
+        let hashed = tokio::task::spawn_blocking(move || {
+            let mut file = file;
+            sha256_of(&mut file).map(|sum| (file, sum))
+        });
+        let why = match hashed.await {
+            Ok(Ok((file, sum))) if sum == sha256 => return Some(file),
+            Ok(Ok((_, sum))) => format!("its SHA-256 is {sum}"),
+            Ok(Err(e)) => e.to_string(),
+            Err(e) => e.to_string(),
+        };
+        tracing::warn!("{} is damaged ({why}); fetching it anew", path.display());
+        None
+    }
+
+    /// Opens an archive and locks it against being tidied away. None: there is no such
+    /// file.
+    fn open_locked(&self, path: &Path) -> io::Result<Option<File>> {
+        let _gate = self.gate()?;
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let _ = file.try_lock_shared();
+        Ok(Some(file))
+    }
+
+    /// Held for the moment in which an archive gets its lock, and while the cache is
+    /// tidied, so that nothing is removed between being found and being locked.
+    fn gate(&self) -> io::Result<File> {
+        let gate = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.dir.join(GATE))?;
+        let _ = gate.lock();
+        Ok(gate)
+    }
+
+    fn prune(&self, keep: &Path) -> io::Result<()> {
+        let _gate = self.gate()?;
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
-            let meta = entry.metadata()?;
+            if entry.file_name() == GATE {
+                continue;
+            }
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // Another agent has given it its name.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
             files.push((meta.modified()?, meta.len(), entry.path()));
         }
         files.sort_unstable();
@@ -121,13 +236,36 @@ impl Cache {
             if total <= self.limit {
                 break;
             }
-            if path != keep {
-                fs::remove_file(&path)?;
-                total -= length;
+            if path != keep && !is_used(&path) {
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => total -= length,
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Whether an agent uses this archive, or is fetching it.
+fn is_used(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    let is_hidden = path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    if is_hidden {
+        // Not under its name yet: written to now and then, unless its agent died.
+        let age = file
+            .metadata()
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|at| SystemTime::now().duration_since(at).ok());
+        return age.is_none_or(|age| age < LEFT);
+    }
+    // Where the file system knows no locks, what was touched last is the last to go.
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), LinkError> {
@@ -149,8 +287,10 @@ async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), Link
 
 #[cfg(test)]
 mod tests {
+    use bbot_machine::machine::BoxFuture;
+
     use super::*;
-    use crate::controller::task_url;
+    use crate::controller::{Posted, TaskAnswer, task_url};
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -186,6 +326,99 @@ mod tests {
         ] {
             assert_eq!(of(&url), None, "{url}");
         }
+    }
+
+    /// A controller with one archive, and how often it was fetched.
+    #[derive(Debug, Default)]
+    struct Archives(std::sync::atomic::AtomicU32);
+
+    const CONTENT: &[u8] = b"0123456789";
+
+    impl Link for Archives {
+        fn request_task<'a>(
+            &'a self,
+            _: &'a Url,
+            _: String,
+            _: Duration,
+        ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
+            unreachable!("no task is asked for")
+        }
+
+        fn post_result<'a>(&'a self, _: &'a Url, _: Vec<u8>) -> BoxFuture<'a, Posted> {
+            unreachable!("no result is posted")
+        }
+
+        fn fetch<'a>(
+            &'a self,
+            _: &'a Url,
+            _: &'a str,
+            to: &'a Path,
+        ) -> BoxFuture<'a, Result<(), LinkError>> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            fs::write(to, CONTENT).unwrap();
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    impl Archives {
+        fn fetched(&self) -> u32 {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    fn archive() -> Archive {
+        Archive {
+            url: parse_url("http://c.example/archives/x.tar.gz").unwrap(),
+            sha256: hex::encode(Sha256::digest(CONTENT)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_archive_is_fetched_anew() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = Cache::open(state.path()).unwrap();
+        let link = Archives::default();
+        let path = cache.get(&link, &archive()).await.unwrap().path;
+        cache.get(&link, &archive()).await.unwrap();
+        assert_eq!(link.fetched(), 1, "it is kept");
+        for damage in [&b"0123456780"[..], b"", b"01234"] {
+            let before = link.fetched();
+            fs::write(&path, damage).unwrap();
+            let ready = cache.get(&link, &archive()).await.unwrap();
+            assert_eq!(link.fetched(), before + 1);
+            assert_eq!(fs::read(&ready.path).unwrap(), CONTENT);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_agent_uses_another_does_not_tidy_away() {
+        let state = tempfile::tempdir().unwrap();
+        let link = Archives::default();
+        let one = Cache::open(state.path()).unwrap();
+        let mut other = Cache::open(state.path()).unwrap();
+        other.limit = 0;
+        let newest = other.dir.join("newest");
+        let fetching = other.dir.join(".fetching-x");
+        for file in [&newest, &fetching] {
+            fs::write(file, "x").unwrap();
+        }
+        // Fetched just now, and found in the cache.
+        for _ in 0..2 {
+            let ready = one.get(&link, &archive()).await.unwrap();
+            other.prune(&newest).unwrap();
+            assert!(ready.path.exists() && fetching.exists());
+        }
+        assert_eq!(link.fetched(), 1);
+        let path = one.get(&link, &archive()).await.unwrap().path;
+        let left = SystemTime::now() - LEFT * 2;
+        File::options()
+            .write(true)
+            .open(&fetching)
+            .unwrap()
+            .set_modified(left)
+            .unwrap();
+        other.prune(&newest).unwrap();
+        assert!(!path.exists() && !fetching.exists() && newest.exists());
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Bench {
         let bench = Self {
             dir: self.dir.clone(),
             options: Options {
-                build_timeout: 60,
+                build_timeout: 40,
                 ..self.options.clone()
             },
         };
@@ -177,7 +177,7 @@ impl Bench {
             panic!("one operation: {result:?}");
         };
         assert_eq!(agent.name, "agent");
-        assert!(agent.log.starts_with("no result within 60 s\n"));
+        assert!(agent.log.starts_with("no result within 40 s\n"));
         assert!(agent.log.contains("\nthe last words\n"), "{}", agent.log);
     }
 
