@@ -23,7 +23,7 @@ need_cargo
 need_rust_tools
 
 # Everything that a test may use is here now, so a test that would skip fails instead.
-export BBOT_REQUIRE=image,qemu,tftp,openssl,passt
+export BBOT_REQUIRE=image,qemu,tftp,openssl,passt,cmake,cc,git,python3
 [ "$(id -u)" != 0 ] || BBOT_REQUIRE=$BBOT_REQUIRE,root,btrfs
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export BBOT_TEST_CACHE=${BBOT_TEST_CACHE:-$target/test-cache}

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -13,22 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bbot_machine::create::{self, Options, Suite};
+use testkit::cache;
 
 /// A guest under emulation, on a host that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Whether `BBOT_REQUIRE` names `what`: then a missing part is a failure and not a reason to skip.
-fn required(what: &str) -> bool {
-    env::var("BBOT_REQUIRE").is_ok_and(|list| list.split(',').any(|word| word.trim() == what))
-}
-
-/// Where expensive results are kept between runs.
-fn cache() -> PathBuf {
-    env::var_os("BBOT_TEST_CACHE").map_or_else(
-        || Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
-        PathBuf::from,
-    )
-}
 
 /// The machine `debian-12`, made if it is not there yet; `None` where that cannot be.
 fn machine() -> Option<PathBuf> {
@@ -58,9 +45,8 @@ fn machine() -> Option<PathBuf> {
             }
             Some(destination)
         }
-        Err(error) if required("image") => panic!("{error}"),
         Err(error) => {
-            println!("skipped: {error}");
+            testkit::missing("image", &error.to_string());
             None
         }
     }
@@ -162,13 +148,7 @@ fn a_machine_is_made_boots_asks_for_its_bootstrap_and_obeys_the_power_button() {
     assert_eq!(manifest.header.name, "debian-12");
     assert!(manifest.header.id.starts_with("debian-12-"));
 
-    if Command::new("qemu-system-x86_64")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        assert!(!required("qemu"), "qemu-system-x86_64 is not installed");
-        println!("skipped: no qemu-system-x86_64");
+    if !testkit::program("qemu-system-x86_64", "qemu") {
         return;
     }
     let dir = tempfile::tempdir_in(cache()).unwrap();

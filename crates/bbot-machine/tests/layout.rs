@@ -13,7 +13,8 @@ use bbot_machine::layout::{
     next_revision, publish_revision, remove, remove_revision, resolve_current, revisions,
 };
 use bbot_machine::owner::{Instance, Temporary};
-use volume_support::{Place, as_ordinary_user, names, root};
+use testkit::root;
+use volume_support::{Place, as_ordinary_user, names};
 
 on_both!(
     revisions_are_added_activated_and_removed,

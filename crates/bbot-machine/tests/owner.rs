@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bbot_machine::layout::{MachineDir, ToolchainName};
 use bbot_machine::owner::{Instance, OwnerError, Reason, Swept, Temporary, is_owned, sweep};
 use bbot_machine::volume::{self, Kind, Volume, VolumeError};
-use volume_support::{Place, as_ordinary_user, names, root, text};
+use testkit::{root, text};
+use volume_support::{Place, as_ordinary_user, names};
 
 on_both!(
     a_temporary_goes_with_its_guard,

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bbot_machine::volume::{Copy, Kind, Volume, VolumeError};
-use volume_support::{Mount, Place, as_ordinary_user, describe, names, root, run, text};
+use testkit::{root, run, text};
+use volume_support::{Place, as_ordinary_user, bind, describe, names, small};
 
 on_both!(
     a_snapshot_is_a_whole_and_independent_copy,
@@ -322,7 +323,7 @@ fn what_is_mounted_inside_survives(place: &Place) {
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("precious"), "").unwrap();
     let path = machine(place, "m-1.1");
-    let mount = Mount::bind(outside.path(), &path.join("rootfs/empty"));
+    let mount = bind(outside.path(), &path.join("rootfs/empty"));
     if place.volume.kind() == Kind::Copy {
         for result in [
             place.volume.snapshot(&path, &place.path("copy")),
@@ -335,8 +336,7 @@ fn what_is_mounted_inside_survives(place: &Place) {
         }
         // The rest of it waits under its hidden name for the next try.
         assert_eq!(place.names(), [".m-1.1.deleted"]);
-        drop(Mount(place.path(".m-1.1.deleted/rootfs/empty")));
-        std::mem::forget(mount);
+        drop(mount.renamed(place.path(".m-1.1.deleted/rootfs/empty")));
     } else {
         // Deleting a subvolume takes what is mounted inside off, and leaves it whole.
         place.volume.delete(&path).unwrap();
@@ -465,7 +465,7 @@ fn a_full_disk_leaves_nothing_behind() {
     let top = tempfile::tempdir().unwrap();
     let directory = top.path().join("mount");
     std::fs::create_dir(&directory).unwrap();
-    let _mount = Mount::small("4m", &directory);
+    let _mount = small("4m", &directory);
     let (source, copy) = (directory.join("m-1.1"), directory.join("copy"));
     Copy.create(&source).unwrap();
     std::fs::write(source.join("a"), "small").unwrap();

@@ -345,13 +345,7 @@ mod tests {
     fn the_killer_kills_and_cannot_be_stopped() {
         use std::os::unix::process::ExitStatusExt;
 
-        if !nix::unistd::geteuid().is_root() {
-            let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-            assert!(
-                !required.split(',').any(|word| word == "root"),
-                "BBOT_REQUIRE names root, and this is not root"
-            );
-            println!("skipped: not root");
+        if !testkit::root() {
             return;
         }
         // A number that nobody has here.

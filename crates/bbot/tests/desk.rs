@@ -27,18 +27,14 @@ struct Desk {
 impl Desk {
     /// None, with a word why, where there is no machine to use.
     fn new() -> Option<Desk> {
-        let cache = std::env::var_os("BBOT_TEST_CACHE").map(PathBuf::from);
-        let machine = cache.map(|cache| cache.join("home/machines/default/debian-12"));
-        let usable = machine.filter(|machine| machine.join("debian-12-1").exists());
-        let Some(machine) = usable.filter(|_| std::env::var_os("BBOT_WORKER").is_some()) else {
-            let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-            assert!(
-                !required.split(',').any(|what| what == "image"),
-                "BBOT_REQUIRE names image, but there is no machine in $BBOT_TEST_CACHE/home, or no BBOT_WORKER"
+        let machine = testkit::cache().join("home/machines/default/debian-12");
+        if !machine.join("debian-12-1").exists() || std::env::var_os("BBOT_WORKER").is_none() {
+            testkit::missing(
+                "image",
+                "no machine in $BBOT_TEST_CACHE/home, or no BBOT_WORKER",
             );
-            println!("skipped: no machine image");
             return None;
-        };
+        }
         let home = tempfile::tempdir().unwrap();
         let volume = home.path().join("machines/default");
         fs::create_dir_all(&volume).unwrap();

@@ -16,23 +16,9 @@ use tokio_util::sync::CancellationToken;
 /// When the tests' clocks begin.
 pub(crate) const START: Millis = Millis(1_790_000_000_000);
 
-/// Whether the program is there. Where `BBOT_REQUIRE` names it, it has to be.
+/// Whether the program is there: without it a test is skipped.
 pub(crate) fn has(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
-    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-    if !found {
-        assert!(
-            !required.split(',').any(|r| r == program),
-            "BBOT_REQUIRE names {program}, and it is not installed"
-        );
-        println!("skipped: no {program}");
-    }
-    found
+    testkit::program(program, program)
 }
 
 /// An answer over HTTP.

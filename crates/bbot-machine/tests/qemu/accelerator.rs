@@ -7,11 +7,11 @@ use std::time::Instant;
 use bbot_machine::accel::{Accelerator, Choice, Host, choose};
 use bbot_machine::qemu::Qemu;
 
-use super::support::{guest_files, missing, must_skip, prepare};
+use super::support::{guest_files, must_skip, prepare};
 
 /// Without the device nothing is tried.
 fn has_no_kvm() -> bool {
-    !std::path::Path::new("/dev/kvm").exists() && missing("kvm", "there is no /dev/kvm")
+    !testkit::require("kvm", std::path::Path::new("/dev/kvm").exists())
 }
 
 fn program(folder: &std::path::Path, text: &str) -> Qemu {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use bbot_machine::machine::Network;
 
-use super::support::{Guest, is_installed, missing, must_skip, prepare};
+use super::support::{Guest, must_skip, prepare};
 
 const ROLE: &str = "BBOT_TEST_IN_A_NAMESPACE";
 
@@ -139,15 +139,8 @@ async fn in_a_namespace() {
 
 #[test]
 fn a_guest_reaches_the_world_but_no_port_of_the_host() {
-    if must_skip() {
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        missing("root", "namespaces for the test need root");
-        return;
-    }
-    if !is_installed("passt") {
-        missing("passt", "passt is not installed");
+    // Root: for a namespace of the test's own.
+    if must_skip() || !testkit::root() || !testkit::program("passt", "passt") {
         return;
     }
     let output = Command::new("timeout")

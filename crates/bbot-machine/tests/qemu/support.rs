@@ -17,32 +17,14 @@ use tempfile::TempDir;
 /// Under TCG, on a busy host, while others compile.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
-/// What a test needs may be missing only where nobody requires it.
-pub(crate) fn missing(what: &str, why: &str) -> bool {
-    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|word| word == what),
-        "BBOT_REQUIRE lists {what}, but {why}"
-    );
-    eprintln!("skipped: {why}");
-    true
-}
-
-pub(crate) fn is_installed(program: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).is_file())
-}
-
 /// True: there is no QEMU or no guest, and nobody requires it.
 pub(crate) fn must_skip() -> bool {
-    if !is_installed("qemu-system-x86_64") {
-        return missing("qemu", "qemu-system-x86_64 is not installed");
+    if !testkit::program("qemu-system-x86_64", "qemu") {
+        return true;
     }
-    match guest_files() {
-        Ok(_) => false,
-        Err(why) => missing("image", &why),
-    }
+    guest_files()
+        .inspect_err(|why| testkit::missing("image", why))
+        .is_err()
 }
 
 /// Kernel and initial RAM disk of the guest, made once and kept.
@@ -118,9 +100,7 @@ pub(crate) fn guest_files() -> Result<GuestFiles, String> {
 }
 
 fn make_guest_files() -> Result<GuestFiles, String> {
-    let cache = std::env::var_os("BBOT_TEST_CACHE")
-        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from)
-        .join("qemu-guest");
+    let cache = testkit::cache().join("qemu-guest");
     let text = |error: std::io::Error| format!("{}: {error}", cache.display());
     fs::create_dir_all(&cache).map_err(text)?;
     // Tests run in processes of their own: one fetches, the others wait.

@@ -7,10 +7,10 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use bbot_machine::volume::{self, Kind, Volume};
+use testkit::{Mount, run, text};
 
 /// A directory on a volume of one kind; gone, and unmounted, when dropped.
 pub(crate) struct Place {
@@ -35,21 +35,13 @@ impl Place {
 
     /// btrfs on a file. `None` where it cannot be had.
     pub(crate) fn btrfs() -> Option<Self> {
-        if !root() || !available("btrfs", has_btrfs(), "mkfs.btrfs or the kernel's btrfs") {
+        if !testkit::btrfs() {
             return None;
         }
         let temporary = tempfile::tempdir().unwrap();
-        let image = temporary.path().join("image");
-        let directory = temporary.path().join("mount");
-        std::fs::create_dir(&directory).unwrap();
-        std::fs::File::create(&image)
-            .unwrap()
-            .set_len(256 << 20)
-            .unwrap();
-        run("mkfs.btrfs", &["-q", text(&image)]);
         private_mounts();
-        run("mount", &["-o", "loop", text(&image), text(&directory)]);
-        let mount = Mount(directory.clone());
+        let mount = Mount::btrfs(temporary.path(), 256 << 20);
+        let directory = mount.path().to_path_buf();
         let volume: Arc<dyn Volume> = volume::detect(&directory).unwrap().into();
         assert_eq!(volume.kind(), Kind::Btrfs);
         Some(Self {
@@ -99,87 +91,16 @@ fn private_mounts() {
     run("mount", &["--make-rprivate", "/"]);
 }
 
-/// Something mounted, unmounted when dropped, a panic's unwinding included.
-pub(crate) struct Mount(pub(crate) PathBuf);
-
-impl Mount {
-    pub(crate) fn bind(from: &Path, to: &Path) -> Self {
-        private_mounts();
-        run("mount", &["--bind", text(from), text(to)]);
-        Self(to.to_path_buf())
-    }
+/// Shows a directory at a second place.
+pub(crate) fn bind(from: &Path, to: &Path) -> Mount {
+    private_mounts();
+    Mount::new(&["--bind", text(from)], to)
 }
 
-impl Mount {
-    /// A file system with room for `size`, as `mount` takes it.
-    pub(crate) fn small(size: &str, at: &Path) -> Self {
-        private_mounts();
-        let options = format!("size={size}");
-        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", text(at)]);
-        Self(at.to_path_buf())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount")
-            .arg(&self.0)
-            .stderr(Stdio::null())
-            .status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            // A test that failed may still hold something open.
-            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-        }
-    }
-}
-
-pub(crate) fn root() -> bool {
-    let uid = std::fs::metadata("/proc/self").map(|m| m.uid());
-    available("root", uid.is_ok_and(|uid| uid == 0), "root")
-}
-
-/// Whether a test may go on; where `BBOT_REQUIRE` names what is missing, it fails.
-fn available(word: &str, there: bool, what: &str) -> bool {
-    if there {
-        return true;
-    }
-    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|required| required.trim() == word),
-        "BBOT_REQUIRE names {word}, but {what} is missing"
-    );
-    println!("skipped: no {what}");
-    false
-}
-
-fn has_btrfs() -> bool {
-    let program = Command::new("mkfs.btrfs")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    // Mounting loads the module; where there is no module the list alone tells.
-    let kernel = std::fs::read_to_string("/proc/filesystems")
-        .is_ok_and(|list| list.contains("btrfs"))
-        || Command::new("modprobe")
-            .arg("btrfs")
-            .status()
-            .is_ok_and(|status| status.success());
-    program && kernel
-}
-
-pub(crate) fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+/// A file system with room for `size`, as `mount` takes it.
+pub(crate) fn small(size: &str, at: &Path) -> Mount {
+    private_mounts();
+    Mount::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
 }
 
 /// Everything about a tree that a copy must keep, one line each.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::server::{Ours, TftpdHpa};
-use crate::support::{am_root, assert_same, content, have, run};
+use crate::support::{assert_same, content, have, run};
 use bbot_tftp::client::{self, Options};
 use bbot_tftp::{Event, Failure, Limits, Root};
 
@@ -292,7 +292,7 @@ fn busybox_gets_and_puts() {
 
 #[test]
 fn our_client_with_tftpd_hpa() {
-    if !have("in.tftpd") || !am_root() {
+    if !have("in.tftpd") || !testkit::root() {
         return;
     }
     let served = tempfile::tempdir().unwrap();

@@ -1,6 +1,5 @@
 //! What several test programs share.
 
-use std::path::Path;
 use std::process::Command;
 
 /// A small generator (xorshift64*): the same seed gives the same run everywhere.
@@ -40,42 +39,9 @@ pub(crate) fn content(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Whether a program is there. Where it is not, a test is skipped, or fails if `BBOT_REQUIRE`
-/// says that the tools of TFTP have to be there.
+/// Whether a program is there: without it a test is skipped.
 pub(crate) fn have(program: &str) -> bool {
-    let found = [
-        "/usr/local/bin",
-        "/usr/bin",
-        "/bin",
-        "/usr/local/sbin",
-        "/usr/sbin",
-        "/sbin",
-    ]
-    .iter()
-    .any(|folder| Path::new(folder).join(program).exists());
-    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-    assert!(
-        found || !required.split(',').any(|word| word == "tftp"),
-        "{program} is not installed, and BBOT_REQUIRE names tftp: apt-get install curl tftp-hpa tftpd-hpa atftp busybox-static"
-    );
-    if !found {
-        println!("skipped: {program} is not installed");
-    }
-    found
-}
-
-/// Whether this is root, which the other server needs to begin with.
-pub(crate) fn am_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let required = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-    assert!(
-        root || !required.split(',').any(|word| word == "root"),
-        "this needs root, and BBOT_REQUIRE names it"
-    );
-    if !root {
-        println!("skipped: not root");
-    }
-    root
+    testkit::program(program, "tftp")
 }
 
 /// Runs a command to its end, within a bound.

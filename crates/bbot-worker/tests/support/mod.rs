@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -20,22 +20,6 @@ use sha2::{Digest, Sha256};
 
 /// No build of these tests takes this long, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Whether this test can run here: namespaces and another user need root.
-pub fn can_run() -> bool {
-    let required = |what: &str| {
-        env::var("BBOT_REQUIRE").is_ok_and(|list| list.split(',').any(|word| word == what))
-    };
-    if nix::unistd::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        !required("root"),
-        "BBOT_REQUIRE names root, and this is not root"
-    );
-    println!("skipped: not root");
-    false
-}
 
 /// A task for the package `p` 1.0.
 pub fn task() -> Task {
@@ -321,16 +305,4 @@ impl Server {
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
     assert!(status.unwrap().success(), "ip {arguments}");
-}
-
-/// Whether a program is installed; else says that its test is skipped.
-pub fn has(program: &str) -> bool {
-    let path = env::var("PATH").unwrap_or_default();
-    let found = path
-        .split(':')
-        .any(|dir| PathBuf::from(dir).join(program).is_file());
-    if !found {
-        println!("skipped: no {program}");
-    }
-    found
 }
