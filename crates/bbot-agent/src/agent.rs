@@ -60,7 +60,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     let mut agent = tokio::select! {
         biased;
         () = stop.cancelled() => {
-            tracing::info!("stopped");
+            tracing::info!("agent stopped");
             return Ok(());
         }
         agent = Agent::open(options) => agent?,
@@ -213,7 +213,7 @@ impl Agent {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => {
-                tracing::info!("stopped");
+                tracing::info!("agent stopped");
                 Ok(())
             }
             ended = self.work() => ended,
@@ -485,9 +485,14 @@ impl Agent {
                 Ok(result) => result,
                 Err(e) if host::is_at_fault(&e) => return Err(e),
                 Err(e) => {
-                    tracing::error!("build error: {e:#}");
-                    if !is_of_link(&e) {
-                        self.inventory.penalize(machine);
+                    if is_of_link(&e) {
+                        tracing::error!("build error: {e:#}");
+                    } else {
+                        let pause = self.inventory.penalize(machine).as_secs();
+                        let name = &machine.dir.name;
+                        tracing::error!(
+                            "build error: machine {name}: left alone for {pause} s: {e:#}"
+                        );
                     }
                     result::of_agent(&task, Status::Abort, &format!("{e:#}"))
                 }

@@ -31,7 +31,7 @@ const KEY_FILE_LIMIT: u64 = 64 * 1024;
 #[non_exhaustive]
 pub enum AuthError {
     /// The file cannot be read.
-    #[error("unable to read the key {}: give --auth-key a readable PEM file", path.display())]
+    #[error("unable to read the key {}, which must be a readable PEM file", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -66,7 +66,7 @@ pub enum NetworkChoice {
     /// Nothing: what a build needs comes with its task.
     #[default]
     None,
-    /// The internet through QEMU's user-mode network.
+    /// The internet through `passt`; the package passt must be installed.
     User,
 }
 

@@ -1,7 +1,7 @@
 //! What to do with a machine: use it, bootstrap it (again), or leave it alone.
 //!
-//! A bootstrapped machine is obsolete when (the seed, with the rule for the
-//! original's workers of design section 4.1):
+//! A bootstrapped machine is obsolete when (the seed, but for the versions of the
+//! original's workers, below):
 //!
 //! 1. the machine has another revision (its id differs);
 //! 2. the toolchain is another one (its id differs, and ours is known);

@@ -33,6 +33,7 @@ use bbot_manifest::{
     BootstrapManifest, BootstrappedMachine, Mac, MachineHeader, MachineKind, MachineManifest,
     MachineRole, ToolchainManifest,
 };
+use rustix::fs::OFlags;
 use tokio::time::Instant;
 
 use crate::bootstrap::{self, FAKE_MAC, Outcome, Plan};
@@ -164,22 +165,22 @@ impl Inventory {
         }
     }
 
-    /// The machine failed: it is not used for a while.
-    pub fn penalize(&mut self, machine: &Machine) {
+    /// The machine failed: it is not used for a while, for as long as this says.
+    pub fn penalize(&mut self, machine: &Machine) -> Duration {
         let of = format!("{} {}", machine.header().id, machine.manifest.toolchain.id);
-        self.penalty(&machine.dir.name, of);
+        self.penalty(&machine.dir.name, of)
     }
 
-    fn penalty(&mut self, name: &str, of: String) {
+    fn penalty(&mut self, name: &str, of: String) -> Duration {
         let before = self.penalties.get(name).filter(|p| p.of == of);
         let count = before.map_or(0, |p| p.count + 1);
         let pause = FIRST_PENALTY
             .saturating_mul(1 << count.min(10))
             .min(LONGEST_PENALTY);
-        tracing::info!("machine {name} is left alone for {} s", pause.as_secs());
         let until = Instant::now() + pause;
         self.penalties
             .insert(name.to_owned(), Penalty { of, count, until });
+        pause
     }
 
     fn is_penalized(&self, name: &str, of: &str) -> bool {
@@ -297,8 +298,7 @@ impl Inventory {
             Ok(copy) => copy,
             Err(e) if e.is_race() => return Ok(Tried::Race(e.into())),
             Err(e) => {
-                self.penalty(&dir.name, of);
-                return Err(e.into());
+                return Err(left_alone(e.into(), self.penalty(&dir.name, of)));
             }
         };
         let copied = read_machine(dir, first.path())?;
@@ -335,13 +335,16 @@ impl Inventory {
         let (finished, bootstrapped) = match outcome {
             Ok(Outcome::Done(finished, bootstrapped)) => (finished, *bootstrapped),
             Ok(Outcome::Failed) => {
-                tracing::debug!("ignoring {}: failed to bootstrap", directory.display());
-                self.penalty(&dir.name, of);
+                let pause = self.penalty(&dir.name, of).as_secs();
+                tracing::info!(
+                    "machine {} failed to bootstrap, left alone for {pause} s",
+                    dir.name
+                );
                 return Ok(Tried::Passed);
             }
             Err(e) => {
-                self.penalty(&dir.name, of);
-                return Err(e.context("unable to bootstrap"));
+                let pause = self.penalty(&dir.name, of);
+                return Err(left_alone(e.context("unable to bootstrap"), pause));
             }
         };
         // The old one, and with it its address, was there until now.
@@ -393,7 +396,9 @@ impl Inventory {
 ///
 /// When its header cannot be read.
 pub fn fake_machine(host: &Host, file: &Path) -> Result<Machine> {
-    let bytes = read_bounded(file).with_context(|| format!("unable to read {}", file.display()))?;
+    let bytes = fs::File::open(file)
+        .and_then(read_bounded)
+        .with_context(|| format!("unable to read {}", file.display()))?;
     let header = MachineHeader::parse(&bytes, &file.display().to_string())?;
     let path = host.options.machines.join(&header.name);
     let dir = MachineDir {
@@ -420,6 +425,15 @@ pub fn fake_machine(host: &Host, file: &Path) -> Result<Machine> {
     })
 }
 
+/// Why a machine failed, and for how long it is left alone for it: one line.
+fn left_alone(error: anyhow::Error, pause: Duration) -> anyhow::Error {
+    // The host's own fault ends the agent.
+    if host::is_at_fault(&error) {
+        return error;
+    }
+    error.context(format!("left alone for {} s", pause.as_secs()))
+}
+
 fn check_kind(manifest: &MachineManifest) -> Result<()> {
     if manifest.kind == MachineKind::Nspawn {
         return Err(anyhow!(
@@ -436,8 +450,9 @@ fn check_kind(manifest: &MachineManifest) -> Result<()> {
 
 fn read_machine(dir: &MachineDir, revision: &Path) -> Result<MachineManifest> {
     let path = revision.join("manifest");
-    let bytes =
-        read_bounded(&path).with_context(|| format!("unable to read {}", path.display()))?;
+    let bytes = open_regular(&path)
+        .and_then(read_bounded)
+        .with_context(|| format!("unable to read {}", path.display()))?;
     let manifest = MachineManifest::parse(&bytes, &path.display().to_string())?;
     if manifest.header.name != dir.name {
         return Err(anyhow!(
@@ -455,18 +470,34 @@ fn read_bootstrapped(directory: &Path) -> Result<BootstrappedMachine, Option<any
         return Err(None);
     }
     let path = directory.join("manifest");
-    let bytes = read_bounded(&path).map_err(|e| {
+    let bytes = open_regular(&path).and_then(read_bounded).map_err(|e| {
         Some(anyhow::Error::new(e).context(format!("unable to read {}", path.display())))
     })?;
     BootstrappedMachine::parse(&bytes, &path.display().to_string()).map_err(|e| Some(e.into()))
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+/// Opens a machine's manifest: a pipe or a device in its place must not hold up the
+/// agent.
+fn open_regular(path: &Path) -> io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = fs::File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    Ok(file)
+}
+
+fn read_bounded(file: fs::File) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    fs::File::open(path)?
-        .take(MANIFEST_LIMIT + 1)
-        .read_to_end(&mut bytes)?;
+    file.take(MANIFEST_LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MANIFEST_LIMIT {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -502,5 +533,34 @@ impl MacFile {
                 anyhow::Error::new(e)
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_manifests() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [fifo.as_path(), dir.path(), Path::new("/dev/zero")] {
+            let error = open_regular(path).unwrap_err();
+            assert_eq!(error.to_string(), "it is not a regular file", "{path:?}");
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "text").unwrap();
+        let read = |path| open_regular(path).and_then(read_bounded);
+        assert_eq!(read(&file).unwrap(), b"text");
+        let long = fs::File::options().write(true).open(&file).unwrap();
+        long.set_len(MANIFEST_LIMIT + 1).unwrap();
+        assert!(read(&file).unwrap_err().to_string().contains("longer than"));
+    }
+
+    #[test]
+    fn a_failure_and_its_pause_are_one_line() {
+        let error = left_alone(anyhow!("no disk"), FIRST_PENALTY);
+        assert_eq!(format!("{error:#}"), "left alone for 60 s: no disk");
     }
 }

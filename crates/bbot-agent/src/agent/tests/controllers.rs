@@ -227,7 +227,9 @@ async fn an_archive_of_the_tasks_controller_goes_to_the_worker() {
         let offered = format!("{:?}", world.fake.started().last().unwrap().tftp.root);
         assert_eq!(offered.contains("source.tar.gz"), fetched, "{repository}");
     }
-    assert_eq!(names(&world.dir.path().join("state/sources")).len(), 1);
+    let archive = format!("{}.tar.gz", "0".repeat(64));
+    let kept = names(&world.dir.path().join("state/sources"));
+    assert_eq!(kept, [".lock".to_owned(), archive]);
 }
 
 #[tokio::test(start_paused = true)]

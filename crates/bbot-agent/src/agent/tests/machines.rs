@@ -26,6 +26,10 @@ async fn one_bad_machine_harms_no_other() {
     }
     world.add_machine("nomanifest", "x");
     fs::remove_file(world.machine("nomanifest").join("nomanifest-1.1/manifest")).unwrap();
+    world.add_machine("pipe", "x");
+    let pipe = world.machine("pipe").join("pipe-1.1/manifest");
+    fs::remove_file(&pipe).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::create_dir(world.dir.path().join("machines/vol/.hidden")).unwrap();
     fs::write(world.dir.path().join("machines/vol/file"), "").unwrap();
     world.builds("manifest", RESULT.as_bytes());
