@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, BufWriter, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,8 +12,9 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::sources::{self, Sources};
-use super::{CACHE_AGE, Cached, CreateError, Options, PACKAGES, Progress, initrd};
+use super::scratch::Scratch;
+use super::sources::Sources;
+use super::{CACHE_AGE, Cached, CreateError, Options, PACKAGES, Progress, host, initrd};
 
 const CUSTOMIZE: &str = include_str!("guest/customize.sh");
 const INIT: &[u8] = include_bytes!("guest/init.sh");
@@ -85,7 +86,7 @@ pub(super) fn obtain(
     let cache = &fs::canonicalize(cache).map_err(CreateError::io("cannot find", cache))?;
     let sources = match &options.mirror {
         Some(_) => Sources::default(),
-        None => host_sources(options.suite.code_name()),
+        None => host::sources(options.suite.code_name()),
     };
     let name = format!("{}-{}", options.suite.code_name(), key(options, &sources));
 
@@ -222,41 +223,19 @@ fn packages(options: &Options) -> impl Iterator<Item = &str> {
         .chain(options.packages.iter().map(String::as_str))
 }
 
-/// The host's sources for this release, if it is a Debian host.
-fn host_sources(suite: &str) -> Sources {
-    let mut sources = Sources::default();
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    files.sort();
-    for file in files {
-        // A file that cannot be read serves nobody: mmdebstrap's default mirror is the way then.
-        let Ok(text) = fs::read_to_string(&file) else {
-            continue;
-        };
-        match file.extension().and_then(|extension| extension.to_str()) {
-            Some("list") => sources.add_one_line(&text, suite),
-            Some("sources") => sources.add_deb822(&text, suite),
-            _ => {}
-        }
-    }
-    sources
-}
-
 fn make(
     options: &Options,
     sources: &Sources,
     work: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), CreateError> {
-    let path = search_path();
+    let path = host::search_path();
     let as_root = rustix::process::geteuid().is_root();
-    require_programs(&path, as_root)?;
+    host::require_programs(options.suite, &path, as_root)?;
     if !as_root {
-        require_user_namespace(&path)?;
+        host::require_user_namespace(&path)?;
     }
-    require_space(work, NEEDED)?;
+    host::require_space(work, NEEDED)?;
 
     // Reached through a descriptor by the user that root of mmdebstrap's namespace really is, and by nobody else: the
     // directory around it is private.
@@ -304,7 +283,7 @@ fn make(
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         ])
         .args(
-            host_options()
+            host::options()
                 .iter()
                 .map(|option| format!("--aptopt={option}")),
         )
@@ -335,7 +314,7 @@ fn make(
         "TMPDIR",
         scratch
             .as_ref()
-            .map_or_else(Scratch::parent, |scratch| scratch.directory.path().into()),
+            .map_or_else(Scratch::parent, |scratch| scratch.path().into()),
     );
     if as_root {
         #[expect(unsafe_code, reason = "pre_exec is the only way between fork and exec")]
@@ -360,186 +339,6 @@ fn make(
         .map_err(CreateError::io("cannot keep", &disk))?;
     take(&handed_out, work)?;
     fs::remove_dir_all(&shared).map_err(CreateError::io("cannot remove", &shared))
-}
-
-/// A directory in which root's mmdebstrap makes the new system, removed when dropped. It is locked while it is used, so
-/// that the next run can remove what one that was killed has left.
-struct Scratch {
-    directory: tempfile::TempDir,
-    _lock: File,
-}
-
-impl Scratch {
-    const PREFIX: &str = ".bbot-making.";
-
-    /// Where such directories are: /tmp may be in memory, and the new system takes most of a gigabyte.
-    fn parent() -> PathBuf {
-        std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
-    }
-
-    fn make() -> Result<Self, CreateError> {
-        Self::make_in(&Self::parent())
-    }
-
-    fn make_in(parent: &Path) -> Result<Self, CreateError> {
-        let failed = || CreateError::io("cannot make a directory in", parent);
-        Self::remove_left(parent);
-        loop {
-            let directory = tempfile::Builder::new()
-                .prefix(Self::PREFIX)
-                .tempdir_in(parent)
-                .map_err(failed())?;
-            // apt's own user comes through it.
-            fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
-                .map_err(failed())?;
-            let lock = File::open(directory.path()).map_err(failed())?;
-            lock.lock().map_err(failed())?;
-            // Before it was locked, another run may have taken it for left.
-            if directory.path().is_dir() {
-                return Ok(Self {
-                    directory,
-                    _lock: lock,
-                });
-            }
-        }
-    }
-
-    /// What cannot be removed stays for the next time.
-    fn remove_left(parent: &Path) {
-        let Ok(entries) = fs::read_dir(parent) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            if !entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(Self::PREFIX.as_bytes())
-            {
-                continue;
-            }
-            let opened = OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
-                .open(entry.path());
-            if let Ok(directory) = opened
-                && directory.try_lock().is_ok()
-            {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-    }
-}
-
-/// Where programs are looked for: an ordinary user's path often lacks the system directories.
-fn search_path() -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
-}
-
-fn is_installed(program: &str, path: &str) -> bool {
-    path.split(':')
-        .any(|dir| !dir.is_empty() && Path::new(dir).join(program).is_file())
-}
-
-fn require_programs(path: &str, as_root: bool) -> Result<(), CreateError> {
-    for (program, package) in [
-        ("mmdebstrap", "mmdebstrap"),
-        ("mke2fs", "e2fsprogs"),
-        ("apt-get", "apt"),
-        ("unshare", "util-linux"),
-        ("tar", "tar"),
-    ] {
-        if !is_installed(program, path) {
-            return Err(CreateError::NotInstalled { program, package });
-        }
-    }
-    if !as_root && !is_installed("newuidmap", path) {
-        return Err(CreateError::NotInstalled {
-            program: "newuidmap",
-            package: "uidmap",
-        });
-    }
-    Ok(())
-}
-
-/// An ordinary user needs user namespaces and a range of user ids to use in them.
-fn require_user_namespace(path: &str) -> Result<(), CreateError> {
-    let may = Command::new("unshare")
-        .args(["--user", "--map-root-user", "true"])
-        .env("PATH", path)
-        .stdin(Stdio::null())
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !may {
-        return Err(CreateError::UserNamespace {
-            what: "user namespaces are not available to this user".to_owned(),
-            mend: "allow them (sysctl kernel.unprivileged_userns_clone=1)".to_owned(),
-        });
-    }
-    let uid = rustix::process::getuid().as_raw();
-    let user = user_name(uid);
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        if !has_range(&text, &user, uid) {
-            return Err(CreateError::UserNamespace {
-                what: format!("{file} gives the user {user} no range of ids"),
-                mend: format!(
-                    "add one (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user})"
-                ),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn user_name(uid: u32) -> String {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    passwd
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            (fields.nth(1)? == uid.to_string()).then(|| name.to_owned())
-        })
-        .unwrap_or_else(|| uid.to_string())
-}
-
-fn has_range(text: &str, user: &str, uid: u32) -> bool {
-    let uid = uid.to_string();
-    text.lines().any(|line| {
-        let mut fields = line.split(':');
-        fields
-            .next()
-            .is_some_and(|name| name == user || name == uid)
-            && fields
-                .nth(1)
-                .is_some_and(|count| count.trim().parse().is_ok_and(|count: u64| count >= 65536))
-    })
-}
-
-/// Fails when fewer than `needed` bytes are left at `path`.
-pub(super) fn require_space(path: &Path, needed: u64) -> Result<(), CreateError> {
-    let stat = rustix::fs::statvfs(path).map_err(|error| {
-        CreateError::io("cannot look at the file system of", path)(error.into())
-    })?;
-    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if available < needed {
-        return Err(CreateError::Space {
-            path: path.to_owned(),
-            needed_mib: needed >> 20,
-            available_mib: available >> 20,
-        });
-    }
-    Ok(())
-}
-
-fn host_options() -> Vec<String> {
-    Command::new("apt-config")
-        .arg("dump")
-        .stdin(Stdio::null())
-        .output()
-        .map(|output| sources::host_options(&String::from_utf8_lossy(&output.stdout)))
-        .unwrap_or_default()
 }
 
 /// The files of ours in the guest, owned by root.
@@ -727,129 +526,4 @@ fn tools(packages: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tools_are_named_with_their_upstream_versions() {
-        let packages = "cmake 3.25.1-1\ncmake-data 3.25.1-1\ngcc 4:12.2.0-3\ngcc-12 12.2.0-14\n";
-        assert_eq!(tools(packages), ", gcc 12.2.0, cmake 3.25.1");
-        assert_eq!(tools("bash 5\n"), "");
-    }
-
-    #[test]
-    fn a_range_belongs_to_its_user_by_name_or_number() {
-        let text = "anna:100000:65536\n1007:165536:65536\nsmall:1:10\n";
-        assert!(has_range(text, "anna", 1000));
-        assert!(has_range(text, "nobody", 1007));
-        assert!(!has_range(text, "small", 1001));
-        assert!(!has_range(text, "other", 1001));
-    }
-
-    #[test]
-    fn the_key_changes_with_what_goes_in() {
-        let options = Options::new(
-            "a",
-            super::super::Suite::Bookworm,
-            Path::new("/d"),
-            Path::new("/c"),
-        );
-        let sources = Sources::default();
-        let mut more = options.clone();
-        more.packages.push("git".to_owned());
-        let mut larger = options.clone();
-        larger.disk_bytes += 1;
-        let mut renamed = options.clone();
-        renamed.name = "b".to_owned();
-        assert_ne!(key(&options, &sources), key(&more, &sources));
-        assert_ne!(key(&options, &sources), key(&larger, &sources));
-        assert_eq!(key(&options, &sources), key(&renamed, &sources));
-    }
-
-    #[test]
-    fn only_old_bases_are_pruned() {
-        let cache = tempfile::tempdir().unwrap();
-        let old = SystemTime::now() - CACHE_AGE * 2;
-        for (name, is_old) in [
-            ("old", true),
-            ("mine", true),
-            ("new", false),
-            ("used", true),
-        ] {
-            let directory = cache.path().join(name);
-            fs::create_dir(&directory).unwrap();
-            let id = File::create(directory.join("id")).unwrap();
-            if is_old {
-                id.set_modified(old).unwrap();
-            }
-        }
-        let used = File::create(cache.path().join("used.lock")).unwrap();
-        used.lock().unwrap();
-        prune(cache.path(), "mine");
-        let left = ["old", "mine", "new", "used"].map(|name| cache.path().join(name).exists());
-        assert_eq!(left, [false, true, true, true]);
-    }
-
-    #[test]
-    fn what_killed_runs_have_left_goes_and_what_is_being_made_stays() {
-        let cache = tempfile::tempdir().unwrap();
-        let names = [
-            ".making-left-0011.AbCdEf",
-            ".making-ours-0022.AbCdEf",
-            ".making-busy-0033.AbCdEf",
-            "left-0011",
-            ".other",
-        ];
-        for name in names {
-            fs::create_dir_all(cache.path().join(name).join("shared")).unwrap();
-        }
-        let lock = |name: &str| {
-            let lock = File::create(cache.path().join(name)).unwrap();
-            lock.lock().unwrap();
-            lock
-        };
-        let _held = [lock("ours-0022.lock"), lock("busy-0033.lock")];
-        remove_unfinished(cache.path(), "ours-0022");
-        let left = names.map(|name| cache.path().join(name).exists());
-        assert_eq!(left, [false, false, true, true, true]);
-    }
-
-    #[test]
-    fn scratch_that_was_left_goes_and_what_is_used_stays() {
-        let parent = tempfile::tempdir().unwrap();
-        let left = parent.path().join(".bbot-making.left");
-        fs::create_dir_all(left.join("mmdebstrap.x/usr")).unwrap();
-        let target = parent.path().join("target");
-        fs::create_dir(&target).unwrap();
-        std::os::unix::fs::symlink(&target, parent.path().join(".bbot-making.link")).unwrap();
-        let first = Scratch::make_in(parent.path()).unwrap();
-        assert!(!left.exists() && target.exists());
-        let second = Scratch::make_in(parent.path()).unwrap();
-        let path = first.directory.path().to_owned();
-        assert!(path.exists() && second.directory.path().exists());
-        drop(first);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_mmdebstrap_quotes_of_the_hook_is_told_from_its_words() {
-        let first = CUSTOMIZE.lines().next().unwrap();
-        assert!(is_of_hook(&format!(
-            "E: setup failed: E: command failed: {first}"
-        )));
-        assert!(is_of_hook("set -eux") && is_of_hook(""));
-        assert!(!is_of_hook("+ chroot /x depmod 6.1"));
-        assert!(!is_of_hook("find: Permission denied"));
-    }
-
-    #[test]
-    fn too_little_space_is_said_with_the_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = require_space(dir.path(), u64::MAX).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains(&dir.path().display().to_string())
-        );
-    }
-}
+mod tests;

@@ -10,7 +10,9 @@
 mod base;
 mod copy;
 mod cpio;
+mod host;
 mod initrd;
+mod scratch;
 mod sources;
 
 use std::fmt;
@@ -253,7 +255,7 @@ pub fn debian(
 
 fn fill(options: &Options, base: &base::Base) -> Result<Created, CreateError> {
     let to = &options.destination;
-    base::require_space(to, base.used_bytes()?)?;
+    host::require_space(to, base.used_bytes()?)?;
     for file in ["kernel", "initrd", "disk.img"] {
         let (from, to) = (base.directory.join(file), to.join(file));
         copy::copy(&from, &to).map_err(CreateError::io("cannot copy to", &to))?;
