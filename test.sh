@@ -17,7 +17,7 @@ step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 step "packages"
 need gcc libc6-dev make curl openssl git python3 \
-  qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap iproute2 procps \
+  qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap iproute2 \
   tftp-hpa tftpd-hpa atftp passt cmake
 need_cargo
 need_rust_tools

@@ -35,8 +35,8 @@ pub enum Network {
     /// Nothing but the wire.
     #[default]
     None,
-    /// A second card with user-mode internet; the host's loopback cannot be
-    /// reached over it.
+    /// A second card with internet by way of `passt`, an ordinary process; the
+    /// host itself cannot be reached over it.
     User,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bbot_machine::machine::{Disk, ExitCause, MachineEvent, ShutdownOutcome};
 use bbot_tftp::Root;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::{Guest, PATIENCE, must_skip, prepare, process_of};
 
@@ -246,12 +247,9 @@ async fn a_deaf_guest_is_forced_down_and_a_killed_one_noticed() {
         .await
         .unwrap();
     assert_eq!(outcome, ShutdownOutcome::TimedOut);
-    let process = process_of(&guest.machine.info());
+    let process = i32::try_from(process_of(&guest.machine.info())).unwrap();
     // Ends QEMU as a crash would.
-    let status = std::process::Command::new("kill")
-        .args(["-SEGV", &process.to_string()])
-        .status();
-    assert!(status.unwrap().success());
+    kill_process(Pid::from_raw(process).unwrap(), Signal::SEGV).unwrap();
     let MachineEvent::Exited(exit) = guest.other_event().await else {
         panic!("it did not exit")
     };
