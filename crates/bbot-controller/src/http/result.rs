@@ -68,6 +68,7 @@ pub(super) async fn handle(
             identity: identity(&facts.build.package, &facts.build.version, &name, &version),
             status,
             again: facts.again,
+            interrupts: facts.build.interrupts,
         })
     };
     let verdict = app
@@ -156,6 +157,10 @@ fn tell(
             tracing::info!("{name} {version} was given back by its agent: queued again");
             app.wake_agents();
         }
+        Verdict::GiveUp => tracing::warn!(
+            "{name} {version} was given back by its agents {} times: abort",
+            outcome::INTERRUPTS
+        ),
         Verdict::Repeat => tracing::debug!("the result of {name} {version} came once more"),
         Verdict::Wrong(mistake) => {
             tracing::warn!("a result of {name} {version} is refused: {mistake}");

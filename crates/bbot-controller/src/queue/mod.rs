@@ -3,7 +3,7 @@
 //! keeps, the HTTP side translates.
 //!
 //! ```text
-//!             task handed out                    result (not interrupt)
+//!             task handed out                 result, too many interrupts
 //!   queued ---------------------> building ----------------------------> built
 //!     ^                              |  |                                  |
 //!     |   lease lapsed, interrupt    |  | result, rebuild asked meanwhile  |

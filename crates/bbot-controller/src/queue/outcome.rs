@@ -55,6 +55,27 @@ pub struct Facts {
     pub status: Status,
     /// Whether a rebuild was asked for while it was building.
     pub again: Again,
+    /// How often its task was given back before, since it was queued.
+    pub interrupts: u32,
+}
+
+/// After so many interrupts a build is not queued again: a task that crashes each agent that takes it
+/// would go round for ever.
+pub const INTERRUPTS: u32 = 5;
+
+/// The operation under which the controller says why a build has no better result. Its name is opaque.
+pub const CONTROLLER_OPERATION: &str = "controller";
+
+/// The log of a build that was given back too often; `agent` and `machine` are those that had it last.
+#[must_use]
+pub fn given_up_log(agent: Option<&str>, machine: Option<&str>) -> String {
+    format!(
+        "error: {INTERRUPTS} times in a row the agent that had this task was stopped or ended over it and gave it back, \
+         so it is not given out any more\n\
+         info: the last one was {} with the machine {}; see the logs of the agents, then ask for a rebuild\n",
+        agent.unwrap_or("unknown"),
+        machine.unwrap_or("unknown"),
+    )
 }
 
 /// Whether a build is to be queued once more when it is done.
@@ -73,6 +94,8 @@ pub enum Verdict {
     Keep(State),
     /// Forget it and queue the build again: the agent gave it up.
     Requeue,
+    /// It was given up too often: the build ends as `abort`.
+    GiveUp,
     /// It is kept already: say yes once more.
     Repeat,
     /// It is wrong, for anyone.
@@ -138,6 +161,10 @@ pub fn decide(facts: Facts) -> Verdict {
     }
     match (facts.status, facts.again) {
         (Status::Skip, _) => Verdict::Wrong(Mistake::Skip),
+        // Whoever asks for a rebuild gets it tried once more.
+        (Status::Interrupt, Again::No) if facts.interrupts.saturating_add(1) >= INTERRUPTS => {
+            Verdict::GiveUp
+        }
         (Status::Interrupt, _) => Verdict::Requeue,
         (_, Again::Yes) => Verdict::Keep(State::Queued),
         (_, Again::No) => Verdict::Keep(State::Built),
@@ -155,6 +182,7 @@ mod tests {
         identity: Identity::Same,
         status: Status::Success,
         again: Again::No,
+        interrupts: 0,
     };
 
     #[test]
@@ -196,6 +224,14 @@ mod tests {
                     ..GOOD
                 },
                 Verdict::Keep(State::Queued),
+            ),
+            // A success is one, whatever was before.
+            (
+                Facts {
+                    interrupts: 100,
+                    ..GOOD
+                },
+                Verdict::Keep(State::Built),
             ),
             // Late, but nobody else has it.
             (
@@ -267,6 +303,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_task_is_given_back_a_bounded_number_of_times() {
+        let interrupt = |interrupts, again| {
+            decide(Facts {
+                status: Status::Interrupt,
+                interrupts,
+                again,
+                ..GOOD
+            })
+        };
+        for (before, expected) in [
+            (0, Verdict::Requeue),
+            (3, Verdict::Requeue),
+            (4, Verdict::GiveUp),
+            (5, Verdict::GiveUp),
+        ] {
+            assert_eq!(interrupt(before, Again::No), expected, "{before}");
+            assert_eq!(interrupt(before, Again::Yes), Verdict::Requeue, "{before}");
+        }
+        let late = Facts {
+            session: SessionState::Superseded,
+            status: Status::Interrupt,
+            interrupts: 4,
+            ..GOOD
+        };
+        assert_eq!(decide(late), Verdict::Drop(Dropped::Superseded));
+        let log = given_up_log(Some("h1"), None);
+        assert!(log.contains("5 times") && log.contains("h1 with the machine unknown"));
+    }
+
     fn any_facts() -> impl Strategy<Value = Facts> {
         (
             prop_oneof![
@@ -292,20 +358,24 @@ mod tests {
                 Status::Interrupt,
             ]),
             proptest::sample::select(vec![Again::No, Again::Yes]),
+            0_u32..8,
         )
-            .prop_map(|(session, proof, identity, status, again)| Facts {
-                session,
-                proof,
-                identity,
-                status,
-                again,
-            })
+            .prop_map(
+                |(session, proof, identity, status, again, interrupts)| Facts {
+                    session,
+                    proof,
+                    identity,
+                    status,
+                    again,
+                    interrupts,
+                },
+            )
     }
 
     proptest! {
         #[test]
         fn only_proved_current_results_change_a_build(facts in any_facts()) {
-            if matches!(decide(facts), Verdict::Keep(_) | Verdict::Requeue) {
+            if matches!(decide(facts), Verdict::Keep(_) | Verdict::Requeue | Verdict::GiveUp) {
                 prop_assert_eq!(facts.proof, Proof::Good);
                 prop_assert_eq!(facts.identity, Identity::Same);
                 prop_assert!(matches!(facts.session, SessionState::Current(State::Queued | State::Building)));
@@ -315,7 +385,7 @@ mod tests {
         #[test]
         fn a_rebuild_that_was_asked_for_is_never_lost(facts in any_facts()) {
             if facts.again == Again::Yes {
-                prop_assert_ne!(decide(facts), Verdict::Keep(State::Built));
+                prop_assert!(!matches!(decide(facts), Verdict::Keep(State::Built) | Verdict::GiveUp));
             }
         }
     }

@@ -245,7 +245,7 @@ impl Store {
                 let position = next(&mut transaction, "queue").await?;
                 sqlx::query(
                     "UPDATE builds SET state = 'queued', position = $2, queued = $3, reason = $4, again = 0, \
-                     session = NULL, lease_until = NULL WHERE id = $1",
+                     interrupts = 0, session = NULL, lease_until = NULL WHERE id = $1",
                 )
                 .bind(id)
                 .bind(position)
@@ -258,14 +258,22 @@ impl Store {
             // Queued with a session is queued because its lease lapsed: its result may still come, and is
             // then not what was asked for.
             Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
-                sqlx::query("UPDATE builds SET again = 1, reason = $2 WHERE id = $1")
+                sqlx::query(
+                    "UPDATE builds SET again = 1, interrupts = 0, reason = $2 WHERE id = $1",
+                )
+                .bind(id)
+                .bind(reason)
+                .execute(&mut *transaction)
+                .await
+                .doing(DOING)?;
+            }
+            Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {
+                sqlx::query("UPDATE builds SET interrupts = 0 WHERE id = $1")
                     .bind(id)
-                    .bind(reason)
                     .execute(&mut *transaction)
                     .await
                     .doing(DOING)?;
             }
-            Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {}
         }
         transaction.commit().await.doing(DOING)?;
         Ok(Some(rebuild))

@@ -7,7 +7,7 @@ use super::rows::{self, Build, Operation};
 use super::{Doing as _, Store, StoreError, next};
 use crate::clock::Millis;
 use crate::queue::State;
-use crate::queue::outcome::{Again, SessionState, Verdict};
+use crate::queue::outcome::{self, Again, SessionState, Verdict};
 
 /// A result that came for a session.
 #[derive(Debug, Clone)]
@@ -111,16 +111,43 @@ impl Store {
             }
             Verdict::Requeue => {
                 // Without its session a second result for it comes to nothing.
-                sqlx::query("UPDATE builds SET state = 'queued', session = NULL, lease_until = NULL, again = 0 WHERE id = $1")
-                    .bind(facts.build.id)
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(DOING)?;
+                sqlx::query(
+                    "UPDATE builds SET state = 'queued', session = NULL, lease_until = NULL, again = 0, \
+                     interrupts = interrupts + 1 WHERE id = $1",
+                )
+                .bind(facts.build.id)
+                .execute(&mut *transaction)
+                .await
+                .doing(DOING)?;
+            }
+            Verdict::GiveUp => {
+                let ended = given_up(&facts.build);
+                keep(
+                    &mut transaction,
+                    session,
+                    &facts.build,
+                    &ended,
+                    State::Built,
+                    now,
+                )
+                .await?;
             }
             Verdict::Repeat | Verdict::Wrong(_) | Verdict::Drop(_) => return Ok(Some(verdict)),
         }
         transaction.commit().await.doing(DOING)?;
         Ok(Some(verdict))
+    }
+}
+
+/// The result of a build whose task was given back too often.
+fn given_up(build: &Build) -> NewResult {
+    NewResult {
+        status: Status::Abort,
+        operations: vec![NewOperation {
+            name: outcome::CONTROLLER_OPERATION.to_owned(),
+            status: Status::Abort,
+            log: outcome::given_up_log(build.agent.as_deref(), build.machine.as_deref()),
+        }],
     }
 }
 
@@ -183,7 +210,7 @@ async fn keep(
     };
     sqlx::query(
         "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, lease_until = NULL, \
-         session = NULL, again = 0, position = $7, queued = $8 WHERE id = $1",
+         session = NULL, again = 0, interrupts = 0, position = $7, queued = $8 WHERE id = $1",
     )
     .bind(build.id)
     .bind(state.as_str())

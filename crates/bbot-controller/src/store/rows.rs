@@ -71,6 +71,8 @@ pub struct Build {
     pub status: Option<Status>,
     /// Operations of the last finished attempt.
     pub operations: Vec<Operation>,
+    /// How often its task was given back since it was queued by a person.
+    pub interrupts: u32,
     /// The session of the task that was last handed out.
     pub session: Option<String>,
     /// Until when the agent has it.
@@ -181,6 +183,7 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
             .map(|text| status(id, &text))
             .transpose()?,
         operations: operations(row, id)?,
+        interrupts: u32::try_from(get::<i64>(row, "interrupts")?).unwrap_or(u32::MAX),
         session: get(row, "session")?,
         lease_until: time(row, "lease_until")?,
         agent: get(row, "agent")?,

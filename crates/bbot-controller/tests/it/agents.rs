@@ -298,6 +298,28 @@ fn what_becomes_of_results_by_session() {
         410
     );
 
+    // Again and again: the task may be what ends its agents.
+    for interrupt in 2..=5 {
+        assert_eq!(controller.build(&id)["state"], "queued", "{interrupt}");
+        let session = controller.take();
+        let given_back = result(&session, "foo", "1.0.0", "interrupt");
+        assert_eq!(post(ours, &given_back).status, 200);
+        // The answer was lost.
+        assert_eq!(
+            post(ours, &given_back).status,
+            if interrupt == 5 { 200 } else { 410 }
+        );
+    }
+    let build = controller.build(&id);
+    assert_eq!(
+        (&build["state"], &build["status"]),
+        (&"built".into(), &"abort".into())
+    );
+    let log = controller.send("GET", &format!("/api/v1/builds/{id}/log"), b"");
+    assert!(log.text().contains("5 times in a row"), "{}", log.text());
+    let rebuild = format!("/api/v1/builds/{id}/rebuild");
+    assert_eq!(controller.send("POST", &rebuild, b"").status, 200);
+
     // Late, but nobody else has it: taken. Once more: taken once. The version in another spelling.
     let session = controller.take();
     controller.clock.advance_seconds(10_800);
@@ -320,7 +342,7 @@ fn what_becomes_of_results_by_session() {
     );
     let build = controller.build(&id);
     assert_eq!(build["status"], "success");
-    assert_eq!(build["attempts"].as_array().unwrap().len(), 1);
+    assert_eq!(build["attempts"].as_array().unwrap().len(), 2);
 
     // Late, and another agent has it.
     assert_eq!(
@@ -350,7 +372,7 @@ fn what_becomes_of_results_by_session() {
         (build["state"].as_str(), build["status"].as_str()),
         (Some("built"), Some("warning"))
     );
-    assert_eq!(build["attempts"].as_array().unwrap().len(), 2);
+    assert_eq!(build["attempts"].as_array().unwrap().len(), 3);
 }
 
 #[test]

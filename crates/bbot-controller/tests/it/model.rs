@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::State;
-use bbot_controller::queue::outcome::{Facts, Identity, Proof, Verdict, decide};
+use bbot_controller::queue::outcome::{Facts, INTERRUPTS, Identity, Proof, Verdict, decide};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{NewLease, NewResult, NewSubmission, Store};
 use bbot_manifest::Status;
@@ -56,6 +56,7 @@ struct Model {
     again: bool,
     results: i64,
     status: Option<Status>,
+    interrupts: u32,
 }
 
 async fn run(events: Vec<Event>) {
@@ -91,6 +92,7 @@ async fn run(events: Vec<Event>) {
                     again: false,
                     results: 0,
                     status: None,
+                    interrupts: 0,
                 };
                 assert!(
                     model.insert(id, fresh).is_none(),
@@ -146,6 +148,7 @@ async fn run(events: Vec<Event>) {
                         identity: Identity::Same,
                         status,
                         again: facts.again,
+                        interrupts: facts.build.interrupts,
                     })
                 });
                 let verdict = take.await.unwrap();
@@ -158,8 +161,15 @@ async fn run(events: Vec<Event>) {
                     assert_eq!(verdict, Some(Verdict::Repeat));
                 } else if m.session != Some(session) {
                     assert!(matches!(verdict, Some(Verdict::Drop(_))), "{verdict:?}");
+                } else if status == Status::Interrupt && !m.again && m.interrupts + 1 == INTERRUPTS
+                {
+                    assert_eq!(verdict, Some(Verdict::GiveUp));
+                    *taken = true;
+                    (m.results, m.status) = (m.results + 1, Some(Status::Abort));
+                    (m.state, m.session, m.interrupts) = (State::Built, None, 0);
                 } else if status == Status::Interrupt {
                     assert_eq!(verdict, Some(Verdict::Requeue));
+                    m.interrupts += 1;
                     (m.state, m.session, m.again) = (State::Queued, None, false);
                 } else {
                     *taken = true;
@@ -169,7 +179,7 @@ async fn run(events: Vec<Event>) {
                         places += 1;
                         m.place = places;
                     }
-                    m.again = false;
+                    (m.again, m.interrupts) = (false, 0);
                     assert_eq!(verdict, Some(Verdict::Keep(m.state)));
                 }
             }
@@ -180,6 +190,7 @@ async fn run(events: Vec<Event>) {
                     assert_eq!(done, None);
                     continue;
                 };
+                m.interrupts = 0;
                 if m.state == State::Built {
                     places += 1;
                     (m.state, m.place) = (State::Queued, places);
@@ -207,14 +218,37 @@ async fn run(events: Vec<Event>) {
                     build.session,
                     build.again,
                     build.attempt,
-                    build.status
+                    build.status,
+                    build.interrupts
                 ),
-                (m.state, session, m.again, m.results, m.status),
+                (m.state, session, m.again, m.results, m.status, m.interrupts),
                 "build {id}"
             );
         }
     }
     store.close().await;
+}
+
+/// Rare in any order of events: a task that is given back again and again, and a rebuild in between.
+#[tokio::test]
+async fn a_task_that_is_given_back_for_ever_ends() {
+    let interrupts = |from: usize, count: usize| {
+        (from..from + count).flat_map(|session| {
+            let status = Status::Interrupt;
+            [Event::Ask, Event::Result { session, status }]
+        })
+    };
+    let mut events = vec![Event::Submit];
+    events.extend(interrupts(0, 5));
+    // Built: the same result once more, and a rebuild, which is given back as often.
+    let status = Status::Interrupt;
+    events.push(Event::Result { session: 4, status });
+    events.push(Event::Rebuild { build: 0 });
+    events.extend(interrupts(5, 4));
+    // Somebody wants it all the same.
+    events.push(Event::Rebuild { build: 0 });
+    events.extend(interrupts(9, 5));
+    run(events).await;
 }
 
 proptest! {

@@ -197,6 +197,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         identity: Identity::Same,
                         status: Status::Success,
                         again: facts.again,
+                        interrupts: 0,
                     })
                 });
                 take.await.unwrap().unwrap()
