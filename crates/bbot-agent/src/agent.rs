@@ -14,27 +14,30 @@
 //! behind: the next controller is asked, and a turn without a task ends in the
 //! pause, so that a controller that misbehaves is not asked in a hot loop.
 
+mod ask;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use bbot_manifest::{BuildResult, Era, MachineHeader, ResultRequest, Status, TaskRequest};
+use anyhow::{Context as _, Result, bail};
+use bbot_manifest::{BuildResult, Era, ResultRequest, Status};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::assignment::{self, Assignment, Terms};
+use crate::assignment::{self, Assignment};
 use crate::auth::Signer;
 use crate::controller::{self, Http, Kin, Link, Url};
 use crate::delivery::Delivery;
 use crate::host::{self, Host};
 use crate::inventory::{self, Inventory, Machine};
-use crate::options::{HOLD, IDLE_PAUSE, IDLE_PAUSE_HELD, IDLE_PAUSE_OURS, Options};
+use crate::options::{IDLE_PAUSE, IDLE_PAUSE_HELD, IDLE_PAUSE_OURS, Options};
 use crate::run::Silent;
 use crate::source::{Archive, Cache};
 use crate::spool::Spool;
 use crate::task::Job;
 use crate::{fake, result, task, version};
+use ask::{Asked, Controller, UnknownMachine};
 
 /// What of the agent can change a build: its version. The controller gets it back
 /// with the next task of the same configuration.
@@ -102,32 +105,6 @@ pub(crate) struct Agent {
     delivery: Option<Delivery>,
     sources: Cache,
     had_machines: Option<bool>,
-}
-
-/// What asking the controllers has come to.
-enum Asked {
-    /// A task, and the number of the controller that gave it.
-    Task(Box<Assignment>, usize),
-    /// No task but one for a machine that was not offered.
-    UnknownMachine,
-    /// No task.
-    Nothing,
-}
-
-/// A task for a machine that was not offered.
-#[derive(Debug, thiserror::Error)]
-#[error("task from {from} for unknown machine {machine}")]
-struct UnknownMachine {
-    from: String,
-    machine: String,
-}
-
-/// A controller as far as it is known.
-struct Controller {
-    url: Url,
-    kin: Kin,
-    /// The last trouble with it, so that it is told once.
-    trouble: Option<String>,
 }
 
 impl Agent {
@@ -321,100 +298,6 @@ impl Agent {
             return Err(unknown.into());
         };
         self.perform(assignment, machine, &from, kin).await
-    }
-
-    /// Asks the controllers until one has a task for one of the machines.
-    async fn ask(&mut self, machines: &[Machine]) -> Result<Asked> {
-        let options = &self.host.options;
-        let era: Era = options.era.into();
-        let request = TaskRequest {
-            agent: host_name()?,
-            toolchain_name: options.toolchain_name.clone(),
-            toolchain_version: options.toolchain_version(),
-            interactive_mode: None,
-            interactive_login: None,
-            fingerprint: self.signer.as_ref().map(|s| s.fingerprint().to_owned()),
-            auxiliary_ram: options.auxiliary_ram,
-            machines: machines.iter().map(|m| m.header().clone()).collect(),
-        };
-        let body = request
-            .serialize(era)
-            .context("unable to write the task request")?;
-        let count = self.controllers.len();
-        let mut asked = Asked::Nothing;
-        for number in (self.first..count).chain(0..self.first) {
-            let url = self.controllers[number].url.clone();
-            match self.ask_one(&url, number, &body, &request.machines).await {
-                Ok(None) => self.trouble(number, None),
-                Ok(Some(assignment)) => {
-                    self.trouble(number, None);
-                    self.first = (number + 1) % count;
-                    return Ok(Asked::Task(Box::new(assignment), number));
-                }
-                Err(e) => {
-                    if e.is::<UnknownMachine>() {
-                        asked = Asked::UnknownMachine;
-                    }
-                    self.trouble(number, Some(format!("{e:#}")));
-                }
-            }
-        }
-        Ok(asked)
-    }
-
-    async fn ask_one(
-        &mut self,
-        url: &Url,
-        number: usize,
-        body: &str,
-        offered: &[MachineHeader],
-    ) -> Result<Option<Assignment>> {
-        // One that is held keeps the others, and results that wait, from their turn.
-        let is_free = self.controllers.len() == 1
-            && self
-                .delivery
-                .as_ref()
-                .and_then(Delivery::next_due)
-                .is_none();
-        let hold = if is_free {
-            HOLD.min(Duration::from_secs(self.host.options.request_timeout) / 2)
-        } else {
-            Duration::ZERO
-        };
-        let answer = self
-            .link
-            .request_task(url, body.to_owned(), hold)
-            .await
-            .with_context(|| format!("unable to request task from {url}"))?;
-        self.controllers[number].kin = answer.kin;
-        let terms = Terms {
-            has_key: self.signer.is_some(),
-            allowed_result_urls: &self.allowed_result_urls,
-        };
-        let assignment = assignment::read(&answer.body, url, terms)
-            .with_context(|| format!("unable to take the answer of {url}"))?;
-        if let Some(assignment) = &assignment
-            && !offered.iter().any(|m| m.name == assignment.task.machine)
-        {
-            return Err(UnknownMachine {
-                from: url.to_string(),
-                machine: assignment.task.machine.clone(),
-            }
-            .into());
-        }
-        Ok(assignment)
-    }
-
-    /// Tells of trouble with a controller when it is new, and when it is over.
-    fn trouble(&mut self, number: usize, now: Option<String>) {
-        let controller = &mut self.controllers[number];
-        match (&controller.trouble, &now) {
-            (Some(before), Some(now)) if before == now => tracing::debug!("{now}"),
-            (_, Some(now)) => tracing::error!("{now}"),
-            (Some(_), None) => tracing::info!("controller {} answers again", controller.url),
-            (None, None) => {}
-        }
-        controller.trouble = now;
     }
 
     async fn perform(
@@ -611,12 +494,6 @@ fn is_of_link(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<LinkError>()
         .is_some_and(|e| !matches!(e, LinkError::Write { .. }))
-}
-
-fn host_name() -> Result<String> {
-    let name = nix::unistd::gethostname().context("unable to obtain hostname")?;
-    name.into_string()
-        .map_err(|name| anyhow!("the host's name {} is not text", name.display()))
 }
 
 #[cfg(test)]

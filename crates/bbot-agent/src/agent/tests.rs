@@ -10,10 +10,11 @@ use std::fs;
 
 use bbot_machine::machine::MachineEvent;
 use bbot_machine::machine::fake::{Button, Call, Script, Step};
-use bbot_manifest::BootstrappedMachine;
+use bbot_manifest::{BootstrappedMachine, TaskRequest};
 
 use super::*;
 use crate::controller::{LinkError, Posted, TaskAnswer};
+use crate::options::HOLD;
 use crate::result::AGENT_OPERATION;
 use world::*;
 
