@@ -22,7 +22,8 @@ pub trait Progress: Send {
     /// Something has begun.
     fn stage(&mut self, stage: &Stage);
 
-    /// Whether the log is shown as it grows: then [`Progress::log`] is called.
+    /// Whether the log is shown as it grows: then [`Progress::log`] is called, and the
+    /// result of a build that is cut short does not repeat it.
     fn wants_log(&self) -> bool;
 
     /// A piece of an operation's raw log, in order.

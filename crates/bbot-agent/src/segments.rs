@@ -48,9 +48,11 @@ impl Segments {
             match fs::read(path) {
                 Ok(bytes) => {
                     if let Some((operation, log)) = split(&bytes) {
-                        self.keep(operation, log);
+                        // What a person has seen need not be said again.
                         if progress.wants_log() {
                             progress.log(operation, log);
+                        } else {
+                            self.keep(operation, log);
                         }
                     }
                 }
@@ -74,7 +76,7 @@ impl Segments {
     }
 
     /// The log until now, fit for a result: each operation's below its name. Empty when
-    /// nothing has come.
+    /// nothing has come, or somebody has seen it.
     pub(crate) fn text(&self) -> String {
         self.so_far.text()
     }

@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bbot_agent::options::Options;
-use bbot_agent::run::{Progress, Stage};
+use bbot_agent::run::{Progress, Silent, Stage};
 use bbot_agent::{local, toolchain};
 use bbot_machine::volume::{self, Kind};
 use bbot_manifest::{BuildResult, Status, Task};
@@ -167,17 +167,31 @@ impl Bench {
         let bench = Self {
             dir: self.dir.clone(),
             options: Options {
-                build_timeout: 40,
+                build_timeout: 30,
                 ..self.options.clone()
             },
         };
-        let (result, _) = bench.build("sleepy", &[("Makefile", makefile)]).await;
+        let (result, seen) = bench.build("sleepy", &[("Makefile", makefile)]).await;
+        assert_eq!(result.status, Status::Abort, "{result:?}");
+        let shown = String::from_utf8_lossy(&seen.log).into_owned();
+        assert!(shown.contains("\nthe last words\n"), "{shown}");
+        let [agent] = &result.operations[..] else {
+            panic!("one operation: {result:?}");
+        };
+        assert_eq!(agent.log, "no result within 30 s\n");
+
+        // And when nobody has seen it.
+        let archive = bench.dir.join("sleepy.tar.gz");
+        let task = Task::new("sleepy", "1.0", "dir:.", "debian-12", "x86_64-linux-gnu");
+        let result = local::build(bench.options, &task, &archive, &mut Silent)
+            .await
+            .unwrap();
         assert_eq!(result.status, Status::Abort, "{result:?}");
         let [agent] = &result.operations[..] else {
             panic!("one operation: {result:?}");
         };
         assert_eq!(agent.name, "agent");
-        assert!(agent.log.starts_with("no result within 40 s\n"));
+        assert!(agent.log.starts_with("no result within 30 s\n"));
         assert!(agent.log.contains("\nthe last words\n"), "{}", agent.log);
     }
 

@@ -347,6 +347,20 @@ async fn a_local_build_shows_its_log_as_it_grows() {
     assert!(matches!(seen.1.last(), Some(Stage::Finished { .. })));
     world.is_clean();
 
+    // Cut short: what was shown is not repeated.
+    let steps = vec![
+        get("run.manifest"),
+        world.upload("log.1", b"configure\nthe end\n"),
+        after(1, crash()),
+    ];
+    world.plays(steps);
+    let result = crate::local::build_on(&world.agent.host, &task, &archive, &mut seen)
+        .await
+        .unwrap();
+    assert_eq!(result.status, Status::Abnormal);
+    assert!(seen.0.ends_with("the end\n"), "{}", seen.0);
+    assert!(!result.operations[0].log.contains("the end"), "{result:?}");
+
     let elsewhere = bbot_manifest::Task::new("libfoo", "1.2", "dir:.", "windows", "x");
     let error = crate::local::build_on(&world.agent.host, &elsewhere, &archive, &mut seen)
         .await
