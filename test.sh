@@ -42,6 +42,7 @@ step "static worker"
 BBOT_WORKER=$(cargo xtask worker | tail -n 1)
 export BBOT_WORKER
 ls -l "$BBOT_WORKER"
+ldd "$BBOT_WORKER" 2>&1 | grep -E 'statically linked|not a dynamic executable'
 
 step "machine image"
 cargo build --workspace --quiet

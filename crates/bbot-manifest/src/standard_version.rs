@@ -53,6 +53,15 @@ impl StandardVersion {
     /// # Errors
     /// What is wrong with it.
     pub fn parse_with(text: &str, allow: Allow) -> Result<Self, VersionError> {
+        let version = Self::parse_digits(text, allow);
+        match (&version, without_blanks(text)) {
+            // What else is wrong is told first, as the original does, which skips these.
+            (Err(_), Some(plain)) => Self::parse_digits(&plain, allow).and(version),
+            _ => version,
+        }
+    }
+
+    fn parse_digits(text: &str, allow: Allow) -> Result<Self, VersionError> {
         let mut rest = text.as_bytes();
         let zeros = text.bytes().take_while(|&b| b == b'0').count();
         if allow.stub && zeros > 0 && matches!(rest.get(zeros), None | Some(b'+')) {
@@ -360,6 +369,30 @@ impl PartialEq for StandardVersion {
 }
 
 impl Eq for StandardVersion {}
+
+/// `text` without the blanks before its numbers and the sign that may follow them; nothing where there
+/// are none, or where the sign changes a number.
+fn without_blanks(text: &str) -> Option<String> {
+    let blank = |c: char| matches!(c, ' ' | '\t'..='\r');
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(blank) {
+        plain.push_str(&rest[..at]);
+        rest = rest[at..].trim_start_matches(blank);
+        if let Some(after) = rest.strip_prefix(['+', '-']) {
+            let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+            if rest.starts_with('-') && !after[..digits].trim_start_matches('0').is_empty() {
+                return None;
+            }
+            rest = after;
+        }
+        if !rest.starts_with(|c: char| c.is_ascii_digit()) {
+            return None;
+        }
+    }
+    plain.push_str(rest);
+    (plain != text).then_some(plain)
+}
 
 fn take(rest: &mut &[u8], byte: u8, error: &'static str) -> Result<(), VersionError> {
     match rest.split_first() {
