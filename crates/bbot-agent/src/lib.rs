@@ -40,8 +40,6 @@ mod segments;
 pub mod source;
 pub mod spool;
 pub mod task;
-#[cfg(test)]
-mod testing;
 pub mod toolchain;
 pub mod version;
 

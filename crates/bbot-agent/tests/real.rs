@@ -24,29 +24,11 @@ use clap::Parser as _;
 
 /// Where the image and the toolchain are, or none when the test is to be skipped.
 fn cache() -> Option<PathBuf> {
-    let cache = std::env::var_os("BBOT_TEST_CACHE").map_or_else(
-        || std::env::temp_dir().join("bbot-test-cache"),
-        PathBuf::from,
-    );
+    let cache = testkit::cache();
     let image =
         cache.join("debian-12/manifest").exists() && cache.join("toolchain/bootstrap").exists();
-    let qemu = Command::new("qemu-system-x86_64")
-        .arg("--version")
-        .output()
-        .is_ok();
-    (required("image", image) && required("qemu", qemu)).then_some(cache)
-}
-
-fn required(what: &str, there: bool) -> bool {
-    if !there {
-        let must = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-        assert!(
-            !must.split(',').any(|w| w.trim() == what),
-            "{what} is not there although BBOT_REQUIRE lists it"
-        );
-        println!("skipped: no {what}");
-    }
-    there
+    (testkit::require("image", image) && testkit::program("qemu-system-x86_64", "qemu"))
+        .then_some(cache)
 }
 
 #[derive(Debug, Default)]
@@ -257,49 +239,15 @@ async fn a_package_is_built_in_a_real_machine_on_plain_directories() {
     Bench::new(dir.path(), &cache).whole_way().await;
 }
 
-/// A btrfs in a file, mounted until this is dropped.
-struct Loop {
-    dir: tempfile::TempDir,
-}
-
-impl Loop {
-    fn new() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("btrfs.img");
-        fs::File::create(&image).unwrap().set_len(6 << 30).unwrap();
-        let mount = dir.path().join("mnt");
-        fs::create_dir(&mount).unwrap();
-        let run = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
-        let made = run(Command::new("mkfs.btrfs").arg("-q").arg(&image))
-            && run(Command::new("mount")
-                .args(["-o", "loop"])
-                .arg(&image)
-                .arg(&mount));
-        required("btrfs", made).then_some(Self { dir })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.path()).status();
-        if !status.is_ok_and(|s| s.success()) {
-            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_package_is_built_in_a_real_machine_on_btrfs() {
     let Some(cache) = cache() else { return };
-    if !required("root", rustix::process::geteuid().is_root()) {
+    if !testkit::root() || !testkit::btrfs() {
         return;
     }
-    let Some(btrfs) = Loop::new() else { return };
-    Bench::new(&btrfs.path(), &cache).whole_way().await;
+    let dir = tempfile::tempdir().unwrap();
+    let btrfs = testkit::Mount::btrfs(dir.path(), 6 << 30);
+    Bench::new(btrfs.path(), &cache).whole_way().await;
 }
 
 /// Waits for something that must come, but not for ever.

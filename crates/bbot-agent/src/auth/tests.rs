@@ -1,18 +1,15 @@
+//! Keys, fingerprints and signatures, held against those of `openssl`.
+
 use std::process::Command;
 
 use rsa::pkcs1::EncodeRsaPrivateKey as _;
 
 use super::*;
-use crate::testing::required;
 
 const CHALLENGE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 fn openssl() -> Option<PathBuf> {
-    required(
-        "openssl",
-        Command::new("openssl").arg("version").output().is_ok(),
-    )
-    .then(|| PathBuf::from("openssl"))
+    testkit::program("openssl", "openssl").then(|| PathBuf::from("openssl"))
 }
 
 fn key_files(dir: &Path) -> [PathBuf; 2] {

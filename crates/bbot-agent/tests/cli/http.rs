@@ -12,14 +12,7 @@ use crate::support::*;
 /// One task over real HTTP: request, challenge, result. The second task request is
 /// how we know that the first result was taken.
 fn one_task(era: Era) {
-    let openssl = Command::new("openssl").arg("version").output().is_ok();
-    if !openssl {
-        let must = std::env::var("BBOT_REQUIRE").unwrap_or_default();
-        assert!(
-            !must.contains("openssl"),
-            "openssl is not there although BBOT_REQUIRE lists it"
-        );
-        println!("skipped: no openssl");
+    if !testkit::program("openssl", "openssl") {
         return;
     }
     let host = Host::new();
