@@ -240,7 +240,7 @@ impl Agent {
         }
         let machines = match &options.fake_machine {
             Some(file) => vec![inventory::fake_machine(&self.host, file)?],
-            None => self.inventory.take(&self.host, None, &mut Silent).await?,
+            None => self.inventory.take(&self.host, &mut Silent).await?,
         };
         if options.dump_machines {
             let mut text = String::new();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use bbot_manifest::{BuildResult, Era, Task};
 
 use crate::host::Host;
@@ -45,18 +45,11 @@ pub async fn build_on(
     Inventory::sweep(host);
     let source = source::Ready::of_file(archive)
         .with_context(|| format!("unable to read {}", archive.display()))?;
-    let machines = Inventory::default()
-        .take(host, Some(&task.machine), progress)
+    let machine = Inventory::default()
+        .take_one(host, &task.machine, progress)
         .await?;
-    let machine = machines.first().ok_or_else(|| {
-        anyhow!(
-            "no machine {} can be used (looked in {}): see `bbot machine list`, or make one with `bbot machine create`",
-            task.machine,
-            host.options.machines.display()
-        )
-    })?;
     let job = Job {
-        machine,
+        machine: &machine,
         task,
         era: Era::Later,
         source: Some(&source),

@@ -17,7 +17,7 @@ pub mod fake;
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -91,6 +91,21 @@ pub struct StartSpec {
     /// where there is such a user, else `nobody`. Ignored for an agent that is
     /// not root.
     pub user: Option<String>,
+}
+
+/// Whether there is something to boot from: `disk.img`, unless the machine's own
+/// options say what its disks are.
+///
+/// # Errors
+///
+/// [`Error::NoDisk`] when there is not.
+pub fn require_disk(manifest: &MachineManifest, directory: &Path) -> Result<(), Error> {
+    if manifest.options.is_none() && !directory.join("disk.img").is_file() {
+        return Err(Error::NoDisk {
+            directory: directory.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Starts machines.
@@ -229,8 +244,8 @@ pub enum Error {
     },
     /// The machine has nothing to boot from.
     #[error(
-        "machine {} has no disk: disk.img is not there; create or import the machine again",
-        directory.display()
+        "its disk {} is not there; create or import the machine again",
+        directory.join("disk.img").display()
     )]
     NoDisk {
         /// The machine's directory.

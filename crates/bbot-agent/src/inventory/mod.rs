@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use bbot_machine::durable;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, MachineDir};
+use bbot_machine::machine;
 use bbot_machine::owner::{self, Temporary};
 use bbot_machine::volume::{self, Volume};
 use bbot_manifest::{
@@ -96,55 +97,80 @@ struct Penalty {
 enum Tried {
     Usable(Box<Machine>),
     Passed,
+    /// It failed, and is left alone for this long.
+    Failed(anyhow::Error, Duration),
     /// The revision changed or went meanwhile.
     Race(anyhow::Error),
 }
 
 impl Inventory {
     /// The machines that can be used now, those that must be bootstrapped first.
-    /// With `only`, no other machine is looked at.
+    /// What is wrong with the others is told once.
     ///
     /// # Errors
     ///
     /// When the machines directory itself cannot be read.
-    pub async fn take(
-        &mut self,
-        host: &Host,
-        only: Option<&str>,
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Machine>> {
-        let scan = layout::scan(&host.options.machines).with_context(|| {
-            format!(
-                "no machines can be had from {}: give --machines their directory, or make one with `bbot machine create`",
-                host.options.machines.display()
-            )
-        })?;
-        let mut problems = HashSet::new();
-        for problem in scan.problems {
-            let concerns = only.is_none() || problem.machine.as_deref() == only;
-            if concerns {
-                problems.insert(problem.to_string());
-            }
-        }
+    pub async fn take(&mut self, host: &Host, progress: &mut dyn Progress) -> Result<Vec<Machine>> {
+        let scan = scan(host)?;
+        let mut problems: HashSet<String> = scan.problems.iter().map(ToString::to_string).collect();
         let mut machines = Vec::new();
         for dir in scan.machines {
-            if only.is_some_and(|only| only != dir.name) {
-                continue;
-            }
-            match self.machine(host, &dir, progress).await {
-                Ok(Some(machine)) => machines.push(machine),
-                Ok(None) => {}
-                Err(e) if host::is_at_fault(&e) => return Err(e),
-                Err(e) => {
-                    problems.insert(format!("machine {}: {e:#}", dir.name));
+            let error = match self.machine(host, &dir, progress).await {
+                Ok(Tried::Usable(machine)) => {
+                    machines.push(*machine);
+                    continue;
                 }
+                Ok(Tried::Passed) => continue,
+                Ok(Tried::Failed(e, pause)) => left_alone(e, pause),
+                Ok(Tried::Race(e)) | Err(e) => e,
+            };
+            if host::is_at_fault(&error) {
+                return Err(error);
             }
+            problems.insert(format!("machine {}: {error:#}", dir.name));
         }
         for problem in problems.difference(&self.told) {
             tracing::error!("{problem}");
         }
         self.told = problems;
         Ok(machines)
+    }
+
+    /// The machine of that name, bootstrapped first if it must be. No other machine
+    /// is looked at.
+    ///
+    /// # Errors
+    ///
+    /// When the machines directory cannot be read, or this machine cannot be used:
+    /// why, and where.
+    pub async fn take_one(
+        &mut self,
+        host: &Host,
+        name: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<Machine> {
+        let scan = scan(host)?;
+        if let Some(dir) = scan.machines.iter().find(|dir| dir.name == name) {
+            match self.machine(host, dir, progress).await {
+                Ok(Tried::Usable(machine)) => return Ok(*machine),
+                Ok(Tried::Passed) => {}
+                Ok(Tried::Failed(e, _) | Tried::Race(e)) | Err(e) => {
+                    // The host's own fault is not the machine's.
+                    if host::is_at_fault(&e) {
+                        return Err(e);
+                    }
+                    return Err(anyhow!("machine {name}: {e:#}"));
+                }
+            }
+        }
+        let of_it = |problem: &&layout::Problem| problem.machine.as_deref() == Some(name);
+        if let Some(problem) = scan.problems.iter().find(of_it) {
+            return Err(anyhow!("{problem}"));
+        }
+        Err(anyhow!(
+            "no machine {name} can be used (looked in {}): see `bbot machine list`, or make one with `bbot machine create`",
+            host.options.machines.display()
+        ))
     }
 
     /// Deletes what runs of ours have left whose owners are gone.
@@ -194,19 +220,18 @@ impl Inventory {
         host: &Host,
         dir: &MachineDir,
         progress: &mut dyn Progress,
-    ) -> Result<Option<Machine>> {
+    ) -> Result<Tried> {
         let mut last = None;
         for retry in 0..=RETRIES {
             if retry > 0 {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             match self.attempt(host, dir, progress).await? {
-                Tried::Usable(machine) => return Ok(Some(*machine)),
-                Tried::Passed => return Ok(None),
                 Tried::Race(e) => {
                     tracing::trace!("machine {}: {e:#}, trying again", dir.name);
                     last = Some(e);
                 }
+                tried => return Ok(tried),
             }
         }
         Err(last.unwrap_or_else(|| anyhow!("it changes all the time")))
@@ -293,12 +318,19 @@ impl Inventory {
         if let (Err(e), false) = (&toolchain, fake) {
             return Err(anyhow!("{e}"));
         }
+        // Before it is copied, and where it can be mended.
+        if !fake && let Err(e) = machine::require_disk(&manifest, &current) {
+            if !current.is_dir() {
+                return Ok(Tried::Race(e.into()));
+            }
+            return Ok(Tried::Failed(e.into(), self.penalty(&dir.name, of)));
+        }
         let copy = || Temporary::snapshot(&host.instance, &volume, dir, &host.toolchain, &current);
         let first = match copy() {
             Ok(copy) => copy,
             Err(e) if e.is_race() => return Ok(Tried::Race(e.into())),
             Err(e) => {
-                return Err(left_alone(e.into(), self.penalty(&dir.name, of)));
+                return Ok(Tried::Failed(e.into(), self.penalty(&dir.name, of)));
             }
         };
         let copied = read_machine(dir, first.path())?;
@@ -335,16 +367,13 @@ impl Inventory {
         let (finished, bootstrapped) = match outcome {
             Ok(Outcome::Done(finished, bootstrapped)) => (finished, *bootstrapped),
             Ok(Outcome::Failed) => {
-                let pause = self.penalty(&dir.name, of).as_secs();
-                tracing::info!(
-                    "machine {} failed to bootstrap, left alone for {pause} s",
-                    dir.name
-                );
-                return Ok(Tried::Passed);
+                // What exactly has been told when it happened.
+                let pause = self.penalty(&dir.name, of);
+                return Ok(Tried::Failed(anyhow!("it failed to bootstrap"), pause));
             }
             Err(e) => {
                 let pause = self.penalty(&dir.name, of);
-                return Err(left_alone(e.context("unable to bootstrap"), pause));
+                return Ok(Tried::Failed(e.context("unable to bootstrap"), pause));
             }
         };
         // The old one, and with it its address, was there until now.
@@ -388,6 +417,15 @@ impl Inventory {
             volume,
         }))
     }
+}
+
+fn scan(host: &Host) -> Result<layout::Scan> {
+    layout::scan(&host.options.machines).with_context(|| {
+        format!(
+            "no machines can be had from {}: give --machines their directory, or make one with `bbot machine create`",
+            host.options.machines.display()
+        )
+    })
 }
 
 /// The one machine of `--fake-machine`.

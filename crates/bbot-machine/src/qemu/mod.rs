@@ -130,11 +130,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let credentials = Credentials::find(spec.user.as_deref())
         .map_err(trying("run QEMU without the rights of root"))?;
 
-    if options.is_none() && !spec.directory.join("disk.img").is_file() {
-        return Err(Error::NoDisk {
-            directory: spec.directory,
-        });
-    }
+    crate::machine::require_disk(&spec.manifest, &spec.directory)?;
     let mut inherited: Vec<OwnedFd> = Vec::new();
     let boot = files::direct_boot(&spec.directory, credentials.is_some(), &mut inherited)?;
 

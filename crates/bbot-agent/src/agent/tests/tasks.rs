@@ -369,6 +369,37 @@ async fn a_local_build_shows_its_log_as_it_grows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_local_build_says_what_its_machine_lacks() {
+    let world = World::new(&[]);
+    let archive = world.dir.path().join("source.tar.gz");
+    fs::write(&archive, "archive").unwrap();
+    let task = bbot_manifest::Task::new("libfoo", "1.2", "dir:.", "linux", "x86_64-linux-gnu");
+    let error = async || {
+        let host = &world.agent.host;
+        let built = crate::local::build_on(host, &task, &archive, &mut Silent).await;
+        format!("{:#}", built.unwrap_err())
+    };
+    // Not the throw-away copy's path, and nothing of a pause: nobody tries again.
+    let revision = world.machine("linux").join("linux-1.1");
+    fs::remove_file(revision.join("disk.img")).unwrap();
+    assert_eq!(
+        error().await,
+        format!(
+            "machine linux: its disk {} is not there; create or import the machine again",
+            revision.join("disk.img").display()
+        )
+    );
+    let manifest = revision.join("manifest");
+    fs::write(&manifest, ": 1\nid: x\nrubbish\n").unwrap();
+    let malformed = error().await;
+    let place = format!("{}:3:8: error: ", manifest.display());
+    assert!(malformed.contains(&place), "{malformed}");
+    assert!(!malformed.contains("bbot machine create"), "{malformed}");
+    assert_eq!(world.fake.started().len(), 0);
+    world.is_clean();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_cannot_prepare_a_run_aborts_it_and_rests_the_machine() {
     let mut world = World::bootstrapped(&[]).await;
     fs::remove_dir_all(world.dir.path().join("tftp/build")).ok();
