@@ -1,10 +1,16 @@
 //! What goes wrong with a request: one sentence for the client, the cause for the log, and the dress of the
 //! answer by who asks (plain text for agents, JSON for tools, a page for people).
 
+use std::net::SocketAddr;
+
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bbot_manifest::sanitize;
 
 use crate::store::StoreError;
+
+/// Most bytes of a requester's text in a line of the log.
+const LOGGED: usize = 400;
 
 /// A request that is not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +35,17 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, format!("there is no {what}"))
     }
 
+    /// Leaves a line in the log when a requester is to blame; what is ours is logged where it happens.
+    pub(super) fn log_refusal(&self, function: &str, peer: Option<SocketAddr>) {
+        if self.status.is_client_error() {
+            tracing::warn!(
+                peer = peer.map(tracing::field::display),
+                "a {function} request is refused: {}",
+                one_line(&self.sentence)
+            );
+        }
+    }
+
     /// Something of ours failed: the cause is for the log alone.
     pub(crate) fn internal(doing: &str, cause: &dyn std::error::Error) -> Self {
         let mut chain = cause.to_string();
@@ -44,6 +61,17 @@ impl Problem {
             format!("the controller cannot {doing}; its log says why. Try again later"),
         )
     }
+}
+
+/// A requester's text as a part of one line of the log: bounded, and nothing that a terminal obeys. The
+/// beginning is kept, since that is where an error says its place.
+pub(super) fn one_line(text: &str) -> String {
+    let end = text.floor_char_boundary(LOGGED);
+    let mut line = sanitize(&text.as_bytes()[..end]).replace(char::is_control, " ");
+    if end < text.len() {
+        line.push_str("...");
+    }
+    line
 }
 
 impl From<StoreError> for Problem {
@@ -107,4 +135,23 @@ pub(crate) fn wrong_method(allowed: &'static str) -> Response {
         format!("use {allowed} here"),
     );
     ([(header::ALLOW, allowed)], Plain(problem)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_is_one_bounded_line() {
+        let long = "\u{e9}".repeat(LOGGED);
+        let cut = format!("{}...", "\u{e9}".repeat(LOGGED / 2));
+        for (text, expected) in [
+            ("task-request:2:7: error: x", "task-request:2:7: error: x"),
+            ("a\nb\tc\rd", "a b c d"),
+            ("a\u{1b}[31mb\u{9b}c", "a?[31mb?c"),
+            (long.as_str(), cut.as_str()),
+        ] {
+            assert_eq!(one_line(text), expected, "{text:?}");
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! `?build-result`: an agent brings a result.
 
+use std::net::SocketAddr;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{PackageVersion, ResultRequest, log_text};
 
-use super::problem::{Plain, Problem};
+use super::problem::{Plain, Problem, one_line};
 use super::{App, body, task};
 use crate::auth;
 use crate::queue::State;
@@ -22,26 +24,17 @@ pub(super) async fn handle(
     parameters: &[(String, String)],
     request: Request<Body>,
 ) -> Result<Response, Plain> {
-    if let Some((name, _)) = parameters.first() {
-        return Err(Problem::bad(format!("unknown parameter {name:?}")).into());
-    }
     let peer = task::peer(request.headers());
-    let text = body::read(request.into_body(), app.config.limits.result).await?;
-    // Megabytes of text: not where other requests wait for their turn.
-    let parsed = tokio::task::spawn_blocking(move || read(&text, peer))
-        .await
-        .map_err(|e| Problem::internal("read a result", &e))?;
+    let (head, incoming) = request.into_parts();
+    let address = task::address(&head.extensions);
     let ResultRequest {
         session,
         challenge,
         result,
         ..
-    } = parsed?;
-    if result.operations.len() > OPERATIONS {
-        return Err(
-            Problem::bad(format!("the result has more than {OPERATIONS} operations")).into(),
-        );
-    }
+    } = take_in(app, parameters, incoming, peer)
+        .await
+        .inspect_err(|problem| problem.log_refusal("build-result", address))?;
 
     // The challenge of a session never changes, so its answer is checked outside the transaction.
     let proof = match app.store.session(&session).await? {
@@ -76,7 +69,30 @@ pub(super) async fn handle(
         .take_result(&session, &new, app.now(), decide)
         .await?
         .unwrap_or(Verdict::Drop(Dropped::Unknown));
-    tell(app, verdict, &name, &version, &new, peer).map_err(Plain)
+    tell(app, verdict, &name, &version, &new, (peer, address)).map_err(Plain)
+}
+
+/// The result, or what is wrong with the request.
+async fn take_in(
+    app: &App,
+    parameters: &[(String, String)],
+    incoming: Body,
+    peer: Peer,
+) -> Result<ResultRequest, Problem> {
+    if let Some((name, _)) = parameters.first() {
+        return Err(Problem::bad(format!("unknown parameter {name:?}")));
+    }
+    let text = body::read(incoming, app.config.limits.result).await?;
+    // Megabytes of text: not where other requests wait for their turn.
+    let request = tokio::task::spawn_blocking(move || read(&text, peer))
+        .await
+        .map_err(|e| Problem::internal("read a result", &e))??;
+    if request.result.operations.len() > OPERATIONS {
+        return Err(Problem::bad(format!(
+            "the result has more than {OPERATIONS} operations"
+        )));
+    }
+    Ok(request)
 }
 
 fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {
@@ -143,7 +159,7 @@ fn tell(
     name: &str,
     version: &str,
     result: &NewResult,
-    peer: Peer,
+    (peer, address): (Peer, Option<SocketAddr>),
 ) -> Result<Response, Problem> {
     let status = result.status;
     match verdict {
@@ -163,11 +179,19 @@ fn tell(
         ),
         Verdict::Repeat => tracing::debug!("the result of {name} {version} came once more"),
         Verdict::Wrong(mistake) => {
-            tracing::warn!("a result of {name} {version} is refused: {mistake}");
+            tracing::warn!(
+                peer = address.map(tracing::field::display),
+                "a build-result request is refused: {mistake}: {}",
+                one_line(&format!("{name} {version}"))
+            );
             return Err(Problem::bad(mistake.to_string()));
         }
         Verdict::Drop(why) => {
-            tracing::warn!("a result of {name} {version} ({status}) is dropped: {why}");
+            tracing::warn!(
+                peer = address.map(tracing::field::display),
+                "a result ({status}) is dropped: {why}: {}",
+                one_line(&format!("{name} {version}"))
+            );
             // Strangers are answered as the original does, and never learn.
             if peer == Peer::Ours {
                 return Err(Problem::new(dropped_status(why), why.to_string()));

@@ -1,16 +1,17 @@
 //! `?build-task`: an agent asks for work.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{
     Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting,
 };
 
 use super::problem::{Plain, Problem};
-use super::{App, Base, body};
+use super::{App, Base, Connection, body};
 use crate::auth;
 use crate::buildtab::Configuration;
 use crate::queue::era::{self, Peer};
@@ -31,6 +32,11 @@ pub(super) fn peer(headers: &HeaderMap) -> Peer {
     } else {
         Peer::Stranger
     }
+}
+
+/// The other end of the connection that a request came by, for the log.
+pub(super) fn address(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<Connection>().map(|c| c.peer)
 }
 
 /// What the URL's parameters ask for.
@@ -85,14 +91,13 @@ pub(super) async fn handle(
     parameters: &[(String, String)],
     request: Request<Body>,
 ) -> Result<Response, Plain> {
-    let wanted = wanted(parameters)?;
     let (head, incoming) = request.into_parts();
+    let (wanted, task_request) = read(app, parameters, incoming)
+        .await
+        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let base = head.extensions.get::<Base>().cloned();
     let peer = peer(&head.headers);
     let wait = wait(&head.headers, peer);
-    let text = body::read(incoming, app.config.limits.task_request).await?;
-    let task_request =
-        TaskRequest::parse(&text, "task-request").map_err(|e| Problem::bad(e.to_string()))?;
     check_key(app, task_request.fingerprint.as_deref())?;
     let era = era::detect(app.config.era, peer, &task_request);
 
@@ -114,6 +119,19 @@ pub(super) async fn handle(
         }
     };
     Ok(answer)
+}
+
+/// What is asked for, or what is wrong with the request.
+async fn read(
+    app: &App,
+    parameters: &[(String, String)],
+    incoming: Body,
+) -> Result<(Wanted, TaskRequest), Problem> {
+    let wanted = wanted(parameters)?;
+    let text = body::read(incoming, app.config.limits.task_request).await?;
+    let task_request =
+        TaskRequest::parse(&text, "task-request").map_err(|e| Problem::bad(e.to_string()))?;
+    Ok((wanted, task_request))
 }
 
 fn wait(headers: &HeaderMap, peer: Peer) -> Duration {

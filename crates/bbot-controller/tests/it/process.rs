@@ -146,6 +146,120 @@ fn nothing_is_lost_when_it_is_killed() {
 }
 
 #[test]
+fn wrong_requests_leave_a_line_in_the_log_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let log = dir.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let running = Running::start(&data, |command| {
+        command.env_remove("BBOT_LOG").stderr(file);
+    });
+    let token = std::fs::read_to_string(data.join("token")).unwrap();
+    let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    let submitted = running.send(token.trim(), "POST", "/api/v1/submissions", body);
+    assert_eq!(submitted.status, 201);
+    let good = request("0.7.0");
+    let task = agent(
+        &format!("{}/?build-task", running.url),
+        &[],
+        good.as_bytes(),
+    );
+    let session = field(&task.text(), "session");
+    let large = format!("{good}# {}\n", "x".repeat(102_400));
+    let long = format!("/?build-task&{}%0A%1B=1", "x".repeat(5000));
+    for (path, body, status, expected) in [
+        (
+            "/?build-task",
+            ": 1\nagent: bot\nagent: bot\n",
+            400,
+            "a build-task request is refused: task-request:3:1: error: ",
+        ),
+        (
+            "/?build-task",
+            ": 1\nag\u{1b}[31ment: bot\n",
+            400,
+            "a build-task request is refused: task-request:2:",
+        ),
+        (
+            "/?build-task",
+            ": 1\nagent: bot\n",
+            400,
+            "a build-task request is refused: task-request:",
+        ),
+        (
+            "/?build-task&foo=1",
+            &good,
+            400,
+            "a build-task request is refused: unknown parameter \"foo\"",
+        ),
+        (
+            "/?build-task&foo%0A%1B=1",
+            &good,
+            400,
+            "a build-task request is refused: unknown parameter \"foo",
+        ),
+        (
+            &long,
+            &good,
+            400,
+            "a build-task request is refused: unknown parameter \"xxx",
+        ),
+        (
+            "/?build-task",
+            &large,
+            413,
+            "a build-task request is refused: payload too large",
+        ),
+        (
+            "/?build-result",
+            ": 1\nsession: a\n:\nname: x\nversion: 1\nstatus: good\n",
+            400,
+            "a build-result request is refused: result-request:6:9: error: ",
+        ),
+        (
+            "/?build-result&x",
+            "",
+            400,
+            "a build-result request is refused: unknown parameter \"x\"",
+        ),
+        (
+            "/?build-result",
+            &result(&session, "bar", "1", "success"),
+            400,
+            "a build-result request is refused: ",
+        ),
+    ] {
+        let before = std::fs::read_to_string(&log).unwrap().len();
+        let answer = curl(
+            &[
+                "--data-binary",
+                "@-",
+                "--write-out",
+                "peer=%{local_ip}:%{local_port}",
+                &format!("{}{path}", running.url),
+            ],
+            body.as_bytes(),
+        );
+        assert_eq!(answer.status, status, "{path} {}", answer.text());
+        let said = answer.text();
+        let (_, peer) = said.rsplit_once('\n').unwrap();
+        // The line is written before the answer.
+        let logged = std::fs::read_to_string(&log).unwrap().split_off(before);
+        assert_eq!(logged.lines().count(), 1, "{path}: {logged}");
+        let line = logged.trim_end_matches('\n');
+        assert!(
+            line.contains("WARN") && line.contains(expected) && line.ends_with(peer),
+            "{path}: {line:?}, {peer}"
+        );
+        assert!(
+            !line.contains(char::is_control) && line.len() < 600,
+            "{line:?}"
+        );
+    }
+    assert_eq!(running.terminate(), Some(0));
+}
+
+#[test]
 fn exit_codes_and_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
