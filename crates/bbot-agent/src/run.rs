@@ -178,13 +178,16 @@ pub(crate) async fn suspend(
         return force_down(machine).await;
     }
     tracing::error!(
-        "{what} for machine {directory}, suspending for {} s\n{}",
+        "{what} for machine {directory}, suspending for {} s\n{}\n{}",
         keep.as_secs(),
-        machine.info()
+        machine.info(),
+        end_of_suspension(keep)
     );
     match machine.suspend().await {
         Ok(()) => match tokio::time::timeout(keep, machine.wait()).await {
-            Ok(_) => tracing::info!("resuming after machine suspension"),
+            Ok(exit) => {
+                tracing::info!("the suspension of machine {directory} is over: {exit}");
+            }
             Err(_) => tracing::info!(
                 "machine {directory} was suspended for {} s, forcing it down",
                 keep.as_secs()
@@ -196,6 +199,15 @@ pub(crate) async fn suspend(
         ),
     }
     force_down(machine).await;
+}
+
+/// The last line of what a person is told of a suspended machine, behind
+/// [`Machine::info`], which names its process.
+fn end_of_suspension(keep: Duration) -> String {
+    format!(
+        "it stays as it is until that process is killed, for {} s at most (--suspend-timeout)",
+        keep.as_secs()
+    )
 }
 
 /// Ends a machine. A failure is only told: dropping the machine kills it anyway.
