@@ -55,6 +55,7 @@ url=$(sed -n 's/^bbot is up at //p' "$log" | head -n 1)
 result=0
 "$bbot" submit --wait examples/hello || result=$?
 if [ "$result" != 0 ]; then
+  kill -0 "$up" 2>/dev/null || cat "$log" >&2
   echo "the log of controller and agent is $log" >&2
   [ -n "$serve" ] || exit "$result"
 fi

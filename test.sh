@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing and runs all tests, those on real parts included.
 #   ./test.sh          what every change must pass
-#   ./test.sh --full   the long forms too: more property cases, the benchmarks' short forms
+#   ./test.sh --full   the long forms too: more property cases, the demo, the benchmarks' short forms
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/need.sh
@@ -64,6 +64,11 @@ fi
 cargo test --workspace --doc --quiet
 
 if [ -n "$full" ]; then
+  step "demo, twice"
+  BBOT_HOME=$BBOT_TEST_CACHE/demo ./demo.sh
+  began=$SECONDS
+  BBOT_HOME=$BBOT_TEST_CACHE/demo ./demo.sh
+  echo "the second time in $((SECONDS - began)) s"
   step "benchmarks, short"
   for bench in bench/*; do
     [ -x "$bench" ] && [ -f "$bench" ] && "$bench" --quick

@@ -266,20 +266,23 @@ fn a_build_without_a_controller_shows_its_log_as_it_grows() {
     )
     .unwrap();
 
-    let mut child = Command::new(BBOT)
-        .args([
-            "build",
-            slow.to_str().unwrap(),
-            "--machine",
-            "debian-12",
-            "--accel",
-            "tcg",
-        ])
-        .env("BBOT_HOME", desk.home.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let build = || {
+        Command::new(BBOT)
+            .args([
+                "build",
+                slow.to_str().unwrap(),
+                "--machine",
+                "debian-12",
+                "--accel",
+                "tcg",
+            ])
+            .env("BBOT_HOME", desk.home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut child = build();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut seen = String::new();
     for line in lines.by_ref() {
@@ -302,6 +305,17 @@ fn a_build_without_a_controller_shows_its_log_as_it_grows() {
     assert!(seen.contains("last line"), "{seen}");
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(0), "a warning is a success");
+    assert_eq!(desk.processes(), [""; 0]);
+    assert_eq!(desk.leftovers(), [""; 0]);
+
+    // Ctrl-C ends the machine and takes its copy away.
+    let mut child = build();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "first line"));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
     assert_eq!(desk.processes(), [""; 0]);
     assert_eq!(desk.leftovers(), [""; 0]);
 
@@ -330,6 +344,68 @@ fn one_build_leaves_nothing_for_the_next() {
             "the file was written"
         );
     }
+}
+
+/// Every way to hand something in, at a controller that has no machine to build it on.
+#[test]
+fn everything_that_can_be_handed_in_is_queued() {
+    if !testkit::program("qemu-system-x86_64", "qemu") {
+        return;
+    }
+    let Some(_) = std::env::var_os("BBOT_WORKER") else {
+        testkit::missing("image", "no BBOT_WORKER");
+        return;
+    };
+    let desk = Desk {
+        home: tempfile::tempdir().unwrap(),
+    };
+    let up = desk.up();
+    let queued = |arguments: &[&str]| {
+        let output = desk.bbot(&[&["submit", "--json"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0));
+        let builds: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(builds[0]["state"], "queued");
+        let text = |field: &str| builds[0][field].as_str().unwrap().to_string();
+        (text("package"), text("version"))
+    };
+    let is = |name: &str, version: &str| (name.to_string(), version.to_string());
+
+    let archive = desk.home.path().join("a.tar.gz");
+    let example = Path::new(EXAMPLE);
+    let made = Command::new("tar")
+        .arg("czf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(example.parent().unwrap())
+        .arg("hello")
+        .status()
+        .unwrap();
+    assert!(made.success());
+    assert_eq!(queued(&[archive.to_str().unwrap()]), is("hello", "1.0.0"));
+    let fingerprint = vec!["AB"; 32].join(":");
+    let repository = [
+        "--repository",
+        "https://example.org/1",
+        "--package",
+        "libx/2.1",
+    ];
+    assert_eq!(
+        queued(&[&repository[..], &["--trust", &fingerprint]].concat()),
+        is("libx", "2.1")
+    );
+
+    // A controller fetches from nobody's inner network.
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let inner = desk.bbot(&[
+        "submit",
+        "--git",
+        "https://127.0.0.1/x.git",
+        "--commit",
+        commit,
+    ]);
+    assert_eq!(inner.status.code(), Some(1));
+    assert!(text(&inner.stderr).contains("127.0.0.1"));
+    assert_eq!(up.interrupt(), Some(0));
 }
 
 /// What needs no machine: a clear word and the right exit status for what cannot be done.

@@ -280,7 +280,6 @@ fn atftp_gets_and_puts_with_windows() {
 #[test]
 fn busybox_gets_and_puts() {
     for block_size in [512, 1468] {
-        // Its PUT of an empty file is fine; its GET makes no file of it.
         check_get("busybox", block_size, &lengths(block_size), |f, s, n, b| {
             busybox(f, s, "-g", n, b)
         });

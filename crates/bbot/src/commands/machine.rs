@@ -347,12 +347,12 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else if rows.is_empty() {
+    } else if rows.is_empty() && scan.problems.is_empty() {
         eprintln!(
             "no machines below {}: make one with `bbot machine create debian-12`",
             machines.display()
         );
-    } else {
+    } else if !rows.is_empty() {
         let mut table = Table::new(&["name", "summary", "revisions", "bootstrapped for", "disk"]);
         for row in rows {
             let revisions = row.revisions.iter().map(|r| {

@@ -19,6 +19,7 @@ use bbot_agent::{
     options::Options as AgentOptions,
 };
 use bbot_controller::Config;
+use bbot_machine::qemu::Qemu;
 use clap::{Args, Parser};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -108,6 +109,8 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
         toolchain::DEFAULT,
         options.machine.worker.as_deref(),
     )?;
+    // Before anybody is told that it is up.
+    Qemu::new().require_installed()?;
     let key = key(home)?;
 
     let shutdown = CancellationToken::new();

@@ -33,24 +33,21 @@ struct Found {
     version: Option<String>,
 }
 
+/// The files that may tell a package's identity, in the order in which they are asked.
+pub(crate) const TELLING: [&str; 3] = ["manifest", "configure.ac", "CMakeLists.txt"];
+
 /// The identity of the package in a directory.
 pub(crate) fn of_directory(directory: &Path, given: &Given) -> Result<Identity> {
-    let text = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
-    let base = base_name(directory);
-    decide(
-        given,
-        &[
-            of_manifest(&text("manifest")),
-            of_autoconf(&text("configure.ac")),
-            of_cmake(&text("CMakeLists.txt")),
-            of_name(&base),
-        ],
-        &base,
-    )
+    let texts = TELLING.map(|name| fs::read_to_string(directory.join(name)).unwrap_or_default());
+    of_texts(&texts, &base_name(directory), given)
 }
 
-/// The identity of the package in an archive: by the archive's name.
-pub(crate) fn of_archive(archive: &Path, given: &Given) -> Result<Identity> {
+/// The identity of the package in an archive with this name, whose [`TELLING`] files have these texts.
+pub(crate) fn of_archive(
+    archive: &Path,
+    texts: &[String; TELLING.len()],
+    given: &Given,
+) -> Result<Identity> {
     let mut base = base_name(archive);
     for suffix in [
         ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tar", ".orig",
@@ -59,7 +56,21 @@ pub(crate) fn of_archive(archive: &Path, given: &Given) -> Result<Identity> {
             base = stem.to_string();
         }
     }
-    decide(given, &[of_name(&base)], &base)
+    of_texts(texts, &base, given)
+}
+
+fn of_texts(
+    [manifest, autoconf, cmake]: &[String; TELLING.len()],
+    base: &str,
+    given: &Given,
+) -> Result<Identity> {
+    let found = [
+        of_manifest(manifest),
+        of_autoconf(autoconf),
+        of_cmake(cmake),
+        of_name(base),
+    ];
+    decide(given, &found, base)
 }
 
 fn base_name(path: &Path) -> String {

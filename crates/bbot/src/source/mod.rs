@@ -53,6 +53,53 @@ pub(crate) fn package(path: &Path, given: &Given) -> Result<Package> {
     }
     let mut tar = unpack::open(&path)?;
     let packed = pack::archive(&mut tar, &path)?;
-    let identity = identity::of_archive(&path, given)?;
+    let identity = identity::of_archive(&path, &packed.texts(identity::TELLING)?, given)?;
     Ok(packed.with(identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::*;
+
+    /// An archive called `a.tar.gz` of `hello/`, or of what is in it.
+    fn archive(inside: &[&str]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("hello/src")).unwrap();
+        let text = ": 1\nname: hello\nversion: 1.0.0\n";
+        fs::write(folder.path().join("hello/manifest"), text).unwrap();
+        fs::write(
+            folder.path().join("hello/src/CMakeLists.txt"),
+            "project(other VERSION 9)\n",
+        )
+        .unwrap();
+        let path = folder.path().join("a.tar.gz");
+        let made = Command::new("tar")
+            .arg("czf")
+            .arg(&path)
+            .arg("-C")
+            .arg(folder.path())
+            .args(inside)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        (folder, path)
+    }
+
+    #[test]
+    fn an_archive_tells_its_identity_by_what_is_in_it() {
+        let identity = |path: &Path| {
+            let package = package(path, &Given::default()).unwrap();
+            (package.identity.name, package.identity.version)
+        };
+        let hello = ("hello".to_string(), "1.0.0".to_string());
+        let (_folder, path) = archive(&["hello"]);
+        assert_eq!(identity(&path), hello);
+        let (_folder, path) = archive(&["-C", "hello", "manifest", "src"]);
+        assert_eq!(identity(&path), hello);
+        // A folder beside others is not the package's own.
+        let (_folder, path) = archive(&["hello", "-C", "hello", "src"]);
+        assert_eq!(identity(&path).0, "a");
+    }
 }

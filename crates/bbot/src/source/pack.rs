@@ -3,7 +3,8 @@
 //! Times are kept: `configure` older than `configure.ac` would be made again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs::{File, Metadata},
     io::{Read, Seek},
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -19,7 +20,50 @@ use super::{Package, identity::Identity};
 #[derive(Debug)]
 pub(super) struct Packed(bbot_source::Archive<File>);
 
+/// A file that tells something of its package is not longer than this.
+const TEXT_BYTES: u64 = 1 << 20;
+
 impl Packed {
+    /// The texts of these files in the package's own folder: the archive's, or the only one in it.
+    /// Empty for a file that is not there or is not text.
+    pub(super) fn texts<const N: usize>(&self, names: [&str; N]) -> Result<[String; N]> {
+        let failed = "cannot read the source archive again";
+        let mut file = &self.0.output;
+        file.rewind().context(failed)?;
+        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(file));
+        let mut tops = BTreeSet::new();
+        let mut texts = [const { String::new() }; N];
+        let mut texts_below = [const { String::new() }; N];
+        for entry in tar.entries().context(failed)? {
+            let mut entry = entry.context(failed)?;
+            let path = entry.path().context(failed)?.into_owned();
+            let mut parts = path.components().map(|part| part.as_os_str().to_owned());
+            let (first, second, third) = (parts.next(), parts.next(), parts.next());
+            let is_file = entry.header().entry_type().is_file();
+            let index = |name: &Option<OsString>| {
+                let name = name.as_ref().filter(|_| is_file)?;
+                names.iter().position(|wanted| name == wanted)
+            };
+            let text = match (&second, &third) {
+                (None, None) => index(&first).map(|at| &mut texts[at]),
+                (Some(_), None) => index(&second).map(|at| &mut texts_below[at]),
+                _ => None,
+            };
+            if let Some(text) = text {
+                // What is not text tells nothing.
+                let _ = entry.by_ref().take(TEXT_BYTES).read_to_string(text);
+            }
+            tops.insert((first, is_file && second.is_none()));
+        }
+        self.0
+            .output
+            .try_clone()
+            .and_then(|mut f| f.rewind())
+            .context(failed)?;
+        let only_folder = tops.len() == 1 && tops.iter().all(|(_, is_file)| !is_file);
+        Ok(if only_folder { texts_below } else { texts })
+    }
+
     pub(super) fn with(self, identity: Identity) -> Package {
         Package {
             identity,
