@@ -277,6 +277,22 @@ fn qemu_of(agent: u32) -> Option<u32> {
         })
 }
 
+/// The folder of the run that a QEMU has its sockets in: it holds it open.
+fn socket_folder_of(qemu: u32) -> Option<PathBuf> {
+    let open = fs::read_dir(format!("/proc/{qemu}/fd")).ok()?;
+    open.flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .find_map(|path| {
+            path.ancestors()
+                .find(|folder| {
+                    folder
+                        .file_name()
+                        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"bbot-run-"))
+                })
+                .map(Path::to_owned)
+        })
+}
+
 /// Whether a process runs (one that has ended and is not reaped does not).
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -318,6 +334,7 @@ async fn what_a_killed_agent_leaves_the_next_one_removes() {
     until("a copy of the machine", || copies() == 1);
     until("QEMU", || qemu_of(child.id()).is_some());
     let qemu = qemu_of(child.id()).unwrap();
+    let sockets = socket_folder_of(qemu).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     until("QEMU's end", || !runs(qemu));
@@ -329,13 +346,14 @@ async fn what_a_killed_agent_leaves_the_next_one_removes() {
         .next()
         .unwrap()
         .unwrap();
-    let lock = fs::File::options()
-        .write(true)
-        .open(run.path().join(".lock"))
-        .unwrap();
-    lock.set_modified(std::time::SystemTime::now() - Duration::from_secs(120))
-        .unwrap();
-    drop(lock);
+    for folder in [&run.path(), &sockets] {
+        let lock = fs::File::options()
+            .write(true)
+            .open(folder.join(".lock"))
+            .unwrap();
+        lock.set_modified(std::time::SystemTime::now() - Duration::from_secs(120))
+            .unwrap();
+    }
     let swept = agent(&["--dump-machines", "--fake-bootstrap", "--fake-build"])
         .output()
         .unwrap();
@@ -346,4 +364,5 @@ async fn what_a_killed_agent_leaves_the_next_one_removes() {
     );
     assert_eq!(copies(), 0, "{}", String::from_utf8_lossy(&swept.stderr));
     assert!(!run.path().exists());
+    assert!(!sockets.exists(), "{}", sockets.display());
 }
