@@ -209,6 +209,20 @@ pub fn may_post(result: &Url, controller: &Url, allowed: &[Url]) -> bool {
     result.origin() == controller.origin() || allowed.iter().any(below)
 }
 
+/// Where a redirect leads that is followed: one that stays within the origin.
+///
+/// # Errors
+///
+/// When it leads elsewhere, or nowhere.
+pub fn redirected(from: &Url, location: &str) -> Result<Url, LinkError> {
+    match from.join(location) {
+        Ok(to) if to.origin() == from.origin() => Ok(to),
+        _ => Err(LinkError::Redirect {
+            to: printable(location),
+        }),
+    }
+}
+
 /// What a status means for a result (docs/protocol.md, section 6).
 pub fn verdict(status: StatusCode, message: &str) -> Posted {
     let text = if message.is_empty() {
@@ -292,14 +306,7 @@ impl Http {
             let Some(target) = target else {
                 return Ok(response);
             };
-            match url.join(target) {
-                Ok(to) if to.origin() == url.origin() => url = to,
-                _ => {
-                    return Err(LinkError::Redirect {
-                        to: printable(target),
-                    });
-                }
-            }
+            url = redirected(&url, target)?;
         }
         Err(LinkError::Transport(format!(
             "more than {REDIRECTS} redirects"

@@ -36,7 +36,7 @@ pub mod local;
 pub mod options;
 pub mod result;
 pub mod run;
-mod segments;
+pub mod segments;
 pub mod source;
 pub mod spool;
 pub mod task;

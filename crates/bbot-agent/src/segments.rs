@@ -82,8 +82,8 @@ impl Segments {
     }
 }
 
-/// The operation's name on the first line, and the log behind it.
-fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
+/// The operation's name on a segment's first line, and the log behind it; none when it has no such line.
+pub fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().take(256).position(|b| *b == b'\n')?;
     let operation = std::str::from_utf8(&bytes[..end]).ok()?;
     Some((operation, &bytes[end + 1..]))

@@ -55,18 +55,62 @@ pub enum QmpError {
 
 /// A line that was read.
 #[derive(Debug, PartialEq)]
-enum Line {
+pub enum Line {
+    /// QEMU is there.
     Greeting,
+    /// What became of a command.
     Answer {
+        /// The command's.
         id: u64,
+        /// What it returns; or the class of the error, and QEMU's words.
         result: Result<Value, (String, String)>,
     },
+    /// Told unasked.
     Event(Event),
+    /// Nothing that we know.
     Unknown,
 }
 
+/// The lines of a stream that comes in pieces.
+#[derive(Debug, Default)]
+pub struct Lines {
+    buffer: Vec<u8>,
+    /// Where the next line begins.
+    start: usize,
+}
+
+/// A line has more than 1 MiB: whoever sends this is no QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a line of more than {MAX_LINE} bytes")]
+pub struct LineTooLong;
+
+impl Lines {
+    /// Takes the next bytes of the stream; [`Lines::next_line`] is to be asked until it gives none, before there are more.
+    ///
+    /// # Errors
+    ///
+    /// When the line that they belong to is too long.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), LineTooLong> {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        if self.buffer.len() > MAX_LINE {
+            return Err(LineTooLong);
+        }
+        self.buffer.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// The next whole line, without its newline.
+    pub fn next_line(&mut self) -> Option<&[u8]> {
+        let start = self.start;
+        let length = self.buffer[start..].iter().position(|&byte| byte == b'\n')?;
+        self.start = start + length + 1;
+        Some(&self.buffer[start..start + length])
+    }
+}
+
 /// Reads a line; any bytes give something.
-fn parse(bytes: &[u8]) -> Line {
+pub fn parse(bytes: &[u8]) -> Line {
     let Ok(Value::Object(mut object)) = serde_json::from_slice(bytes) else {
         return Line::Unknown;
     };
@@ -220,28 +264,23 @@ struct Reader {
 
 impl Reader {
     async fn run(mut self) {
-        let mut buffer = Vec::new();
+        let mut lines = Lines::default();
         let mut chunk = vec![0; 8192];
         loop {
-            match self.read.read(&mut chunk).await {
+            let length = match self.read.read(&mut chunk).await {
                 Ok(0) => break,
-                Ok(length) => buffer.extend_from_slice(&chunk[..length]),
+                Ok(length) => length,
                 Err(error) => {
                     tracing::debug!("QEMU's control socket: {error}");
                     break;
                 }
-            }
-            let mut start = 0;
-            while let Some(length) = buffer[start..].iter().position(|&byte| byte == b'\n') {
-                self.take(&buffer[start..start + length]);
-                start += length + 1;
-            }
-            buffer.drain(..start);
-            if buffer.len() > MAX_LINE {
-                tracing::warn!(
-                    "QEMU sent a line of more than {MAX_LINE} bytes: no longer listening"
-                );
+            };
+            if let Err(error) = lines.push(&chunk[..length]) {
+                tracing::warn!("QEMU sent {error}: no longer listening");
                 break;
+            }
+            while let Some(line) = lines.next_line() {
+                self.take(line);
             }
         }
         // Whoever waits for an answer learns that there is none.
@@ -341,6 +380,20 @@ mod tests {
         fn any_line_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             parse(&bytes);
         }
+    }
+
+    #[test]
+    fn lines_come_in_any_pieces_and_none_is_endless() {
+        let mut lines = Lines::default();
+        lines.push(b"one\n\ntw").unwrap();
+        assert_eq!(lines.next_line(), Some(&b"one"[..]));
+        assert_eq!(lines.next_line(), Some(&b""[..]));
+        assert_eq!(lines.next_line(), None);
+        lines.push(b"o\n").unwrap();
+        assert_eq!(lines.next_line(), Some(&b"two"[..]));
+        let chunk = [b'x'; 8192];
+        let taken = (0..1000).take_while(|_| lines.push(&chunk).is_ok()).count();
+        assert_eq!(taken, MAX_LINE / chunk.len() + 1);
     }
 
     #[test]
