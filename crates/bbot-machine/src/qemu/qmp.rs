@@ -103,7 +103,9 @@ impl Lines {
     /// The next whole line, without its newline.
     pub fn next_line(&mut self) -> Option<&[u8]> {
         let start = self.start;
-        let length = self.buffer[start..].iter().position(|&byte| byte == b'\n')?;
+        let length = self.buffer[start..]
+            .iter()
+            .position(|&byte| byte == b'\n')?;
         self.start = start + length + 1;
         Some(&self.buffer[start..start + length])
     }
