@@ -6,6 +6,7 @@
 //! ```text
 //! options      what the operator wants
 //! agent        the loop: machines, task, result
+//! supervisor   what to do next: pure decisions
 //! inventory    which machines there are, which must be bootstrapped
 //! bootstrap    making a machine ready for builds
 //! controller   HTTP: asking for a task, posting a result
@@ -39,6 +40,7 @@ pub mod run;
 pub mod segments;
 pub mod source;
 pub mod spool;
+pub mod supervisor;
 pub mod task;
 pub mod toolchain;
 pub mod version;
