@@ -15,7 +15,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
@@ -27,6 +27,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::process::{self, Credentials, Process};
 use super::trying;
 use crate::machine::Error;
+use crate::wire::thread::End;
 use crate::wire::{dhcp, ethernet, ipv4, udp};
 
 /// The guest's address, its router and the network's size, as in QEMU's
@@ -65,6 +66,23 @@ impl Internet {
         machine: &str,
         credentials: Option<&Credentials>,
     ) -> Result<(Self, OwnedFd), Error> {
+        let (ours, card) = crate::wire::thread::socket_pair().map_err(trying(format!(
+            "make the internet card of machine {machine}"
+        )))?;
+        let internet = Self::start_over(machine, credentials, End::Socket(ours)).await?;
+        Ok((internet, card))
+    }
+
+    /// The same for a card whose other end the caller has made.
+    ///
+    /// # Errors
+    ///
+    /// When passt is not installed or cannot be started.
+    pub async fn start_over(
+        machine: &str,
+        credentials: Option<&Credentials>,
+        card: End,
+    ) -> Result<Self, Error> {
         if !process::is_installed("passt".as_ref()) {
             return Err(Error::NotInstalled {
                 program: "passt".to_owned(),
@@ -85,7 +103,6 @@ impl Internet {
                 RESOLVERS[0]
             );
         }
-        let (ours, card) = crate::wire::thread::socket_pair().map_err(failed())?;
         let (outside, its_end) = UnixStream::pair().map_err(failed())?;
         outside.set_nonblocking(true).map_err(failed())?;
         let its_end = OwnedFd::from(its_end);
@@ -106,7 +123,7 @@ impl Internet {
         .map_err(trying(format!("start passt for machine {machine}")))?;
         let (stop, stopped) = UnixStream::pair().map_err(failed())?;
         let mut relay = Relay {
-            card: ours,
+            card,
             outside,
             stopped,
             host,
@@ -124,7 +141,7 @@ impl Internet {
             stop: Some(stop),
             thread: Some(thread),
         };
-        Ok((internet, card))
+        Ok(internet)
     }
 }
 
@@ -238,7 +255,7 @@ fn is_outside(address: Ipv4Addr, host: &[Ipv4Addr]) -> bool {
 /// Carries frames between QEMU (a datagram each) and passt (a stream, each frame
 /// behind its length in four bytes). The two ways do not wait for each other.
 struct Relay {
-    card: OwnedFd,
+    card: End,
     outside: UnixStream,
     stopped: UnixStream,
     host: Vec<Ipv4Addr>,
@@ -274,19 +291,13 @@ impl Relay {
                 return Err(io::Error::other("passt has ended"));
             }
             if card.contains(PollFlags::IN) && out.is_empty() {
-                match rustix::net::recv(self.card.as_fd(), &mut buffer[..], RecvFlags::DONTWAIT) {
-                    Ok((length, _)) => {
-                        let frame = &buffer[..length];
-                        if is_allowed(frame, &self.host) {
-                            // An Ethernet frame: far below 4 GiB.
-                            out.extend_from_slice(
-                                &u32::try_from(length).unwrap_or(0).to_be_bytes(),
-                            );
-                            out.extend_from_slice(frame);
-                        }
+                if let Some(length) = self.card.receive(&mut buffer[..])? {
+                    let frame = &buffer[..length];
+                    if is_allowed(frame, &self.host) {
+                        // An Ethernet frame: far below 4 GiB.
+                        out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
+                        out.extend_from_slice(frame);
                     }
-                    Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => {}
-                    Err(error) => return Err(error.into()),
                 }
             }
             if !out.is_empty() {
@@ -326,14 +337,9 @@ impl Relay {
             let Some(frame) = stream[start + 4..].get(..length) else {
                 break;
             };
-            match rustix::net::send(&self.card, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                // QEMU has ended: so will this, soon.
-                Ok(_) | Err(Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => {
-                    room = false;
-                    break;
-                }
-                Err(error) => return Err(error.into()),
+            if !self.card.send(frame)? {
+                room = false;
+                break;
             }
             start += 4 + length;
         }

@@ -1,4 +1,4 @@
-//! The thread that serves one run's wire over a socket.
+//! The thread that serves one run's wire, over a socket or a TAP device.
 //!
 //! A thread, not a task: an upload is synced to disk before it is acknowledged,
 //! and that must not hold up the agent's loop. It ends when the
@@ -43,6 +43,68 @@ pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
+/// Our end of a wire or of another card: where frames come from and go to.
+#[derive(Debug)]
+pub enum End {
+    /// One of a [`socket_pair`], non-blocking or not.
+    Socket(OwnedFd),
+    /// A TAP device, non-blocking, without `IFF_VNET_HDR` and with `IFF_NO_PI`:
+    /// what is read and written is the bare frame.
+    Tap(OwnedFd),
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Socket(fd) | Self::Tap(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl End {
+    /// Takes one frame. None: there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there never will be one again.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let received = match self {
+            Self::Socket(fd) => {
+                rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(length, _)| length)
+            }
+            Self::Tap(fd) => rustix::io::read(fd, buffer),
+        };
+        match received {
+            Ok(length) => Ok(Some(length)),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives one frame. False: there is no room yet. A frame that nobody takes any
+    /// more is as good as sent: its reader has ended.
+    ///
+    /// # Errors
+    ///
+    /// When none can be given ever again.
+    pub fn send(&self, frame: &[u8]) -> io::Result<bool> {
+        let sent = match self {
+            Self::Socket(fd) => {
+                rustix::net::send(fd, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+            }
+            Self::Tap(fd) => rustix::io::write(fd, frame),
+        };
+        match (sent, self) {
+            (Ok(_), _)
+            | (Err(Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN), _)
+            // The guest has taken its card down, or the device cannot make sense of the frame.
+            | (Err(Errno::IO | Errno::INVAL), Self::Tap(_)) => Ok(true),
+            (Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR), _) => Ok(false),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+}
+
 /// A running wire. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct WireThread {
@@ -59,12 +121,21 @@ impl WireThread {
     ///
     /// When the thread or its means cannot be made.
     pub fn start(wire: Wire, socket: OwnedFd) -> io::Result<Self> {
+        Self::start_over(wire, End::Socket(socket))
+    }
+
+    /// Serves `wire` over our end of it.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or its means cannot be made.
+    pub fn start_over(wire: Wire, end: End) -> io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         let counters = Arc::new(Mutex::new(Counters::default()));
         let mut serving = Serving {
             wire,
-            socket,
+            end,
             stopped,
             events: sender,
             counters: Arc::clone(&counters),
@@ -122,7 +193,7 @@ impl Drop for WireThread {
 
 struct Serving {
     wire: Wire,
-    socket: OwnedFd,
+    end: End,
     stopped: UnixStream,
     events: mpsc::Sender<bbot_tftp::Event>,
     counters: Arc<Mutex<Counters>>,
@@ -145,13 +216,13 @@ impl Serving {
                 break;
             }
             match wait(
-                self.socket.as_fd(),
+                self.end.as_fd(),
                 PollFlags::IN,
                 &self.stopped,
                 self.wire.next_deadline(),
             )? {
                 Woken::Ready => {
-                    if let Some(length) = receive(self.socket.as_fd(), &mut buffer)? {
+                    if let Some(length) = self.end.receive(&mut buffer)? {
                         self.wire.handle(&buffer[..length], Instant::now());
                     }
                     let now = Instant::now();
@@ -169,8 +240,8 @@ impl Serving {
     /// Sends all answers and tells all events. False: it is time to stop.
     fn flush(&mut self) -> io::Result<bool> {
         while let Some(frame) = self.wire.poll_frame() {
-            while !send(self.socket.as_fd(), &frame)? {
-                match wait(self.socket.as_fd(), PollFlags::OUT, &self.stopped, None)? {
+            while !self.end.send(&frame)? {
+                match wait(self.end.as_fd(), PollFlags::OUT, &self.stopped, None)? {
                     Woken::Ready | Woken::Deadline => {}
                     Woken::Stopped => return Ok(false),
                 }
@@ -198,7 +269,7 @@ impl Serving {
             if self.events.is_closed() || !self.tell() {
                 break;
             }
-            let Some(length) = receive(self.socket.as_fd(), buffer)? else {
+            let Some(length) = self.end.receive(buffer)? else {
                 break;
             };
             self.wire.handle(&buffer[..length], Instant::now());
@@ -241,25 +312,4 @@ fn wait(
 fn timespec(duration: Duration) -> Timespec {
     // Whoever waits longer than a day for a deadline wakes up early.
     Timespec::try_from(duration.min(Duration::from_secs(86_400))).unwrap_or_default()
-}
-
-/// Takes one frame. None: there is none.
-fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    match rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT) {
-        Ok((length, _)) => Ok(Some(length)),
-        Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Gives one frame. False: there is no room yet. A frame that nobody takes any
-/// more is as good as sent: its reader has ended.
-fn send(socket: BorrowedFd<'_>, frame: &[u8]) -> io::Result<bool> {
-    match rustix::net::send(socket, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-        Ok(_) | Err(Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN) => {
-            Ok(true)
-        }
-        Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
