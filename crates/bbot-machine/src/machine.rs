@@ -166,7 +166,37 @@ pub trait Machine: Send + fmt::Debug {
     /// What a person needs to look at it: name, process, state, and how to reach
     /// its console and screen. Several lines, without a newline at the end.
     fn info(&self) -> String;
+
+    /// The number of its process, while it has one.
+    fn process(&self) -> Option<u32> {
+        None
+    }
+
+    /// The UNIX socket of its serial console. Whoever connects speaks to the
+    /// guest, one at a time; a second one waits until the first has left.
+    fn console(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// The UNIX socket of its screen, which speaks VNC (RFB).
+    fn screen(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// The end of what the guest said on its console, at most
+    /// [`LAST_WORDS`] bytes, with everything taken out that a terminal would
+    /// obey. Empty when it said nothing or has no console.
+    fn last_words(&self) -> String {
+        String::new()
+    }
 }
+
+/// How much of the end of a console is kept, in bytes.
+pub const LAST_WORDS: usize = 64 * 1024;
+
+/// After so many restarts of one guest it is taken to restart for ever. An
+/// installation restarts a few times, and QEMU may tell of one restart thrice.
+pub const MAX_RESETS: u32 = 64;
 
 /// What happens to a running machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,8 +210,27 @@ pub enum MachineEvent {
     Panicked,
     /// The guest began to power off; [`MachineEvent::Exited`] follows.
     PoweringOff,
-    /// The guest restarted itself. May be told more than once for one restart.
+    /// The guest restarted itself. May be told more than once for one restart;
+    /// restarts in quick succession may be told once.
     Reset,
+    /// The guest has restarted itself [`MAX_RESETS`] times: it will not come to
+    /// its work. Told once; it still runs.
+    RebootLoop,
+    /// The guest sends faster on its wire than anything of use does, and is
+    /// slowed down (`docs/decisions/0008-flood.md`). Told once; it still runs.
+    Flooding,
+    /// The host has no room for what the guest wrote to its disk. The guest is
+    /// halted in the middle of that; [`Machine::resume`] lets it try again.
+    DiskFull {
+        /// Which of its disks, and the system's words.
+        detail: String,
+    },
+    /// The way to the internet ([`Network::User`]) has ended; the guest runs on
+    /// without.
+    InternetLost {
+        /// How its process ended.
+        detail: String,
+    },
 }
 
 /// How [`Machine::shutdown`] ended.

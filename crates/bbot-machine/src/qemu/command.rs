@@ -58,6 +58,8 @@ pub struct Plan<'a> {
     pub qmp: i32,
     /// The folder for the sockets of console and screen, as QEMU sees it.
     pub sockets: &'a str,
+    /// Number of the descriptor that gets a copy of what the console says.
+    pub console_log: i32,
     /// The second card.
     pub second: Option<SecondCard>,
 }
@@ -86,6 +88,8 @@ pub fn wire_netdev(id: &str, fd: i32) -> String {
 
 /// The name of the console's socket in [`Plan::sockets`].
 pub const CONSOLE_SOCKET: &str = "console";
+/// The descriptor set of [`Plan::console_log`]; those of disks count from 1.
+pub const CONSOLE_SET: u32 = 1000;
 /// The name of the screen's socket in [`Plan::sockets`].
 pub const SCREEN_SOCKET: &str = "vnc";
 
@@ -130,9 +134,13 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::OptionsError> {
     add(&["-mon", "chardev=qmp,mode=control"]);
     let socket = |name: &str| format!("{}/{name}", plan.sockets);
     add(&[
+        "-add-fd",
+        &format!("fd={},set={CONSOLE_SET}", plan.console_log),
+    ]);
+    add(&[
         "-chardev",
         &format!(
-            "socket,id=console,path={},server=on,wait=off",
+            "socket,id=console,path={},server=on,wait=off,logfile=/dev/fdset/{CONSOLE_SET},logappend=on",
             socket(CONSOLE_SOCKET)
         ),
         "-serial",
@@ -222,6 +230,7 @@ mod tests {
             wire: 5,
             qmp: 6,
             sockets: "/proc/self/fd/9",
+            console_log: 10,
             second: None,
         }
     }
@@ -239,7 +248,8 @@ mod tests {
              -machine q35 -accel tcg -cpu max -smp cpus=2,sockets=1,cores=2,threads=1 \
              -m size=1048576k -action reboot=reset,shutdown=poweroff,panic=pause \
              -chardev socket,id=qmp,fd=6 -mon chardev=qmp,mode=control \
-             -chardev socket,id=console,path=/proc/self/fd/9/console,server=on,wait=off \
+             -add-fd fd=10,set=1000 \
+             -chardev socket,id=console,path=/proc/self/fd/9/console,server=on,wait=off,logfile=/dev/fdset/1000,logappend=on \
              -serial chardev:console -vga std -vnc unix:/proc/self/fd/9/vnc \
              -device virtio-rng-pci -device pvpanic \
              -netdev dgram,id=net0,local.type=fd,local.str=5 \

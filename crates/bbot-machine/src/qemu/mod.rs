@@ -4,18 +4,21 @@
 //!   options, command   what QEMU is told, pure
 //!   files              what it is handed: descriptors, so that it needs no rights on folders
 //!   process            how it is started, with few rights, and that it ends with the agent
-//!   qmp                how it is spoken to while it runs
+//!   qmp, events        how it is spoken to while it runs, and what it tells
+//!   words              what its guest says on the console, kept in part
 //!   running            one running machine
 //!   internet           its second card, by way of passt
 //! ```
 
 pub mod command;
+pub mod events;
 mod files;
 pub mod internet;
 pub mod options;
 pub mod process;
 pub mod qmp;
 mod running;
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -28,7 +31,7 @@ use std::time::Duration;
 use bbot_manifest::MachineKind;
 
 use crate::mac::{self, Mac};
-use crate::machine::{BoxFuture, Disk, Error, Hypervisor, Machine, Network, StartSpec};
+use crate::machine::{BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec};
 use crate::wire::thread::WireThread;
 use crate::wire::{MAX_BLKSIZE, Wire};
 
@@ -38,6 +41,7 @@ use internet::Internet;
 use process::{Credentials, Process};
 use qmp::Qmp;
 use running::{Parts, QemuMachine};
+use words::Words;
 
 /// How long QEMU may take to say its first word.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -150,6 +154,12 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         UnixStream::pair().map_err(trying(format!("make the control socket of machine {name}")))?;
     let qmp = hand(&mut inherited, OwnedFd::from(its_qmp));
 
+    let (said, says) =
+        std::io::pipe().map_err(trying(format!("keep the console of machine {name}")))?;
+    let console_log = hand(&mut inherited, OwnedFd::from(says));
+    let words = Words::keep(said, LAST_WORDS, "console")
+        .map_err(trying(format!("keep the console of machine {name}")))?;
+
     let (internet, second) = match spec.network {
         Network::None => (None, None),
         Network::User => {
@@ -181,6 +191,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         wire,
         qmp,
         sockets: &format!("/proc/self/fd/{sockets_fd}"),
+        console_log,
         second,
     })
     .map_err(|error| unsupported(error.to_string()))?;
@@ -224,6 +235,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         wire: wire_thread,
         internet,
         sockets,
+        words,
     }))
 }
 
@@ -239,7 +251,7 @@ async fn greet(
     name: &str,
     stream: UnixStream,
     process: &mut Process,
-) -> Result<(Qmp, tokio::sync::mpsc::Receiver<qmp::Event>), Error> {
+) -> Result<(Qmp, events::Receiver), Error> {
     let stream = stream
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixStream::from_std(stream))

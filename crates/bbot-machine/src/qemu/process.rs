@@ -7,18 +7,20 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+
+use super::words::Words;
 
 /// How much of the end of standard error is kept.
 const STDERR_TAIL: usize = 8192;
@@ -138,8 +140,7 @@ async fn on_forking_thread<T: Send + 'static>(
 pub struct Process {
     child: KilledChild,
     pidfd: AsyncFd<OwnedFd>,
-    stderr: Arc<Mutex<Vec<u8>>>,
-    stderr_done: Option<oneshot::Receiver<()>>,
+    stderr: Option<Words>,
 }
 
 impl Process {
@@ -150,9 +151,8 @@ impl Process {
     /// Those of `fork(2)` and `execve(2)`; `NotFound` when the program is not installed.
     pub async fn start(spec: Spec) -> io::Result<Self> {
         let mut child = on_forking_thread(move || fork(spec)).await?;
-        let stderr = Arc::new(Mutex::new(Vec::new()));
-        let stderr_done = match child.0.stderr.take() {
-            Some(pipe) => Some(keep_tail(pipe, Arc::clone(&stderr))?),
+        let stderr = match child.0.stderr.take() {
+            Some(pipe) => Some(Words::keep(pipe, STDERR_TAIL, "stderr")?),
             None => None,
         };
         let pidfd = pidfd_open(child.pid()?, PidfdFlags::empty())?;
@@ -165,7 +165,6 @@ impl Process {
             child,
             pidfd,
             stderr,
-            stderr_done,
         })
     }
 
@@ -182,11 +181,10 @@ impl Process {
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.child.0.try_wait()? {
-                if let Some(done) = self.stderr_done.as_mut() {
+                if let Some(stderr) = self.stderr.as_mut() {
                     // The pipe's end comes with the process's, unless something
                     // it started holds it.
-                    let _ = tokio::time::timeout(Duration::from_secs(1), done).await;
-                    self.stderr_done = None;
+                    let _ = tokio::time::timeout(Duration::from_secs(1), stderr.over()).await;
                 }
                 return Ok(status);
             }
@@ -217,8 +215,7 @@ impl Process {
 
     /// The end of what it said on standard error, as one line for people.
     pub fn stderr(&self) -> String {
-        let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = bbot_manifest::log_text(&tail);
+        let text = self.stderr.as_ref().map(Words::text).unwrap_or_default();
         text.lines()
             .map(str::trim)
             .filter(|line| !line.is_empty())
@@ -286,29 +283,6 @@ fn wait_readable(fd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Keeps the end of what comes out of a pipe. A thread, since QEMU must never
-/// wait for a busy agent to read its complaints.
-fn keep_tail(
-    mut pipe: std::process::ChildStderr,
-    tail: Arc<Mutex<Vec<u8>>>,
-) -> io::Result<oneshot::Receiver<()>> {
-    let (done_in, done) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("stderr".to_owned())
-        .spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(length @ 1..) = pipe.read(&mut chunk) {
-                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-                tail.extend_from_slice(&chunk[..length]);
-                let excess = tail.len().saturating_sub(STDERR_TAIL);
-                tail.drain(..excess);
-            }
-            // Nobody waits: the process was dropped.
-            let _ = done_in.send(());
-        })?;
-    Ok(done)
 }
 
 /// Forks and executes. Runs on the thread that forks.

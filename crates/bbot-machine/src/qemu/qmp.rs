@@ -14,22 +14,14 @@ use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+use super::events;
+pub use super::events::Event;
 
 /// A line from QEMU is not longer: `query-qmp-schema` would give about 200 KiB.
 const MAX_LINE: usize = 1 << 20;
-/// Events that may wait; further ones are dropped.
-const MAX_EVENTS: usize = 256;
-
-/// Something QEMU tells unasked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// Its name, `SHUTDOWN` for example.
-    pub name: String,
-    /// What comes with it; null when nothing does.
-    pub data: Value,
-}
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +110,11 @@ pub fn parse(bytes: &[u8]) -> Line {
     };
     if let Some(Value::String(name)) = object.remove("event") {
         let data = object.remove("data").unwrap_or(Value::Null);
-        return Line::Event(Event { name, data });
+        return Line::Event(Event {
+            name,
+            data,
+            times: 1,
+        });
     }
     if object.contains_key("QMP") {
         return Line::Greeting;
@@ -171,10 +167,10 @@ impl Qmp {
     pub async fn connect(
         stream: UnixStream,
         timeout: Duration,
-    ) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
+    ) -> Result<(Self, events::Receiver), QmpError> {
         let (read, writer) = stream.into_split();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
-        let (events_in, events) = mpsc::channel(MAX_EVENTS);
+        let (events_in, events) = events::channel();
         let (greeted_in, greeted) = oneshot::channel();
         let reader = tokio::spawn(
             Reader {
@@ -260,7 +256,7 @@ impl Drop for Qmp {
 struct Reader {
     read: OwnedReadHalf,
     waiting: Waiting,
-    events: mpsc::Sender<Event>,
+    events: events::Sender,
     greeted: Option<oneshot::Sender<()>>,
 }
 
@@ -309,11 +305,7 @@ impl Reader {
                     let _ = waiting.send(result);
                 }
             }
-            Line::Event(event) => {
-                if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-                    tracing::debug!("dropped QEMU's event {}: too many wait", event.name);
-                }
-            }
+            Line::Event(event) => self.events.send(event),
             Line::Unknown => {}
         }
     }
@@ -358,7 +350,8 @@ mod tests {
             events.recv().await.unwrap(),
             Event {
                 name: "NEW_ONE".to_owned(),
-                data: Value::Null
+                data: Value::Null,
+                times: 1,
             }
         );
         let refused = qmp.execute("cont", None, SECOND).await.unwrap_err();

@@ -5,16 +5,19 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::events;
 use super::internet::Internet;
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
+use super::words::Words;
 use super::{Sockets, trying};
 use crate::accel::Accelerator;
 use crate::mac::Mac;
-use crate::machine::{BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome};
+use crate::machine::{
+    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
+};
 use crate::wire::thread::WireThread;
 
 /// How long QEMU may take to answer; it answers at once unless the host is
@@ -34,6 +37,8 @@ enum State {
     Running,
     Suspended,
     Panicked,
+    /// Halted by QEMU: the host has no room for what it writes.
+    DiskFull,
 }
 
 /// What a started machine is made of.
@@ -45,10 +50,11 @@ pub(super) struct Parts {
     pub(super) keeps_disk: bool,
     pub(super) process: Process,
     pub(super) qmp: Qmp,
-    pub(super) events: mpsc::Receiver<qmp::Event>,
+    pub(super) events: events::Receiver,
     pub(super) wire: WireThread,
     pub(super) internet: Option<Internet>,
     pub(super) sockets: Sockets,
+    pub(super) words: Words,
 }
 
 /// A machine in QEMU. Dropping it kills QEMU and ends the wire's thread.
@@ -63,12 +69,15 @@ pub(super) struct QemuMachine {
     // Dropped in this order: QEMU first, then what served it.
     process: Process,
     qmp: Qmp,
-    events: mpsc::Receiver<qmp::Event>,
+    events: events::Receiver,
     events_over: bool,
     wire: WireThread,
     wire_over: bool,
     _internet: Option<Internet>,
     sockets: Sockets,
+    words: Words,
+    /// How often the guest has restarted itself.
+    resets: u32,
     /// Events that came while something else was waited for.
     backlog: VecDeque<MachineEvent>,
     /// The guest powered off, says QEMU.
@@ -96,6 +105,8 @@ impl QemuMachine {
             wire_over: false,
             _internet: parts.internet,
             sockets: parts.sockets,
+            words: parts.words,
+            resets: 0,
             backlog: VecDeque::new(),
             powered_off: false,
             forced: false,
@@ -143,7 +154,26 @@ impl QemuMachine {
                 self.powered_off = true;
                 Some(MachineEvent::PoweringOff)
             }
-            "RESET" if by_guest == Some(true) => Some(MachineEvent::Reset),
+            "RESET" if by_guest == Some(true) => {
+                let before = self.resets;
+                self.resets = self.resets.saturating_add(event.times);
+                if before < MAX_RESETS && self.resets >= MAX_RESETS {
+                    Some(MachineEvent::RebootLoop)
+                } else if before < MAX_RESETS {
+                    Some(MachineEvent::Reset)
+                } else {
+                    // Told; whoever lets it go on need not hear of each.
+                    None
+                }
+            }
+            // QEMU halts a guest whose disk has no room on the host
+            // (`werror=enospc`); other errors are the guest's to deal with.
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                self.state = State::DiskFull;
+                Some(MachineEvent::DiskFull {
+                    detail: disk_error(&event.data),
+                })
+            }
             "GUEST_PANICKED" => {
                 self.state = State::Panicked;
                 Some(MachineEvent::Panicked)
@@ -238,7 +268,7 @@ impl QemuMachine {
 
     async fn press_button(&mut self, timeout: Duration) -> Result<ShutdownOutcome, Error> {
         let deadline = Instant::now() + timeout;
-        if self.state == State::Suspended && self.exit.is_none() {
+        if matches!(self.state, State::Suspended | State::DiskFull) && self.exit.is_none() {
             // A guest that does not run hears no button.
             self.execute("cont", ANSWER_TIMEOUT).await?;
             self.state = State::Running;
@@ -347,6 +377,7 @@ impl Machine for QemuMachine {
             (None, State::Running) => "running".to_owned(),
             (None, State::Suspended) => "suspended".to_owned(),
             (None, State::Panicked) => "halted after a panic of its kernel".to_owned(),
+            (None, State::DiskFull) => "halted, since its disk has no room on the host".to_owned(),
         };
         let console = self.sockets.console();
         let screen = self.sockets.screen();
@@ -363,6 +394,33 @@ impl Machine for QemuMachine {
             screen.display(),
         )
     }
+
+    fn process(&self) -> Option<u32> {
+        self.exit.is_none().then(|| self.process.id())
+    }
+
+    fn console(&self) -> Option<PathBuf> {
+        Some(self.sockets.console())
+    }
+
+    fn screen(&self) -> Option<PathBuf> {
+        Some(self.sockets.screen())
+    }
+
+    fn last_words(&self) -> String {
+        self.words.text()
+    }
+}
+
+/// What QEMU says of a disk that failed, for people.
+fn disk_error(data: &serde_json::Value) -> String {
+    let word = |name: &str| data.get(name).and_then(serde_json::Value::as_str);
+    let device = word("device")
+        .filter(|name| !name.is_empty())
+        .or_else(|| word("node-name"))
+        .unwrap_or("its disk");
+    let reason = word("reason").unwrap_or("no room on the host");
+    format!("{device}: {reason}")
 }
 
 impl Drop for QemuMachine {
