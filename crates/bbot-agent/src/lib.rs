@@ -19,6 +19,8 @@
 //! delivery     ... until a controller has taken it
 //! ```
 //!
+//! `status` and `metrics` show and steer a living agent, `notify` tells systemd,
+//! `resources` watches what the host has left.
 //! `toolchain` manages what machines are bootstrapped with; `local` is a build
 //! without a controller; `diagnostics` and `version` are what they say.
 
@@ -34,12 +36,16 @@ mod folder;
 pub mod host;
 pub mod inventory;
 pub mod local;
+pub mod metrics;
+pub mod notify;
 pub mod options;
+pub mod resources;
 pub mod result;
 pub mod run;
 pub mod segments;
 pub mod source;
 pub mod spool;
+pub mod status;
 pub mod supervisor;
 pub mod task;
 pub mod toolchain;

@@ -246,6 +246,35 @@ pub struct Options {
     #[arg(long, value_name = "num", default_value_t = 1)]
     pub instance_max: u32,
 
+    /// UNIX socket for `bbot agent` and `bbot machine attach`. Default:
+    /// TOOLCHAIN.sock in --state where that is given, else in /run/bbot-agent for
+    /// root, else in $XDG_RUNTIME_DIR/bbot-agent
+    #[arg(long, value_name = "path")]
+    pub status_socket: Option<PathBuf>,
+
+    /// Answer Prometheus at this address, on /metrics
+    #[arg(long, value_name = "addr:port")]
+    pub metrics: Option<std::net::SocketAddr>,
+
+    /// Let --metrics be an address that other hosts reach: the metrics name
+    /// packages and controllers, and need no password
+    #[arg(long)]
+    pub metrics_public: bool,
+
+    /// MiB of disk below which no new task is taken; below a quarter of that the
+    /// newest run is interrupted. 0: never
+    #[arg(long, value_name = "MiB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(..1 << 40))]
+    pub min_free_disk: u64,
+
+    /// MiB of the host's memory below which no new task is taken; below a quarter
+    /// of that the newest run is interrupted. 0: never
+    #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(..1 << 40))]
+    pub min_free_memory: u64,
+
+    /// Form of the diagnostics: lines for people (text), or an object per line (json)
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
     /// Print the machines, one manifest each, and exit
     #[arg(long)]
     pub dump_machines: bool,
@@ -277,6 +306,16 @@ pub struct Options {
     pub fake_request: Option<PathBuf>,
 }
 
+/// The form of the diagnostics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 fn standard_version(text: &str) -> Result<StandardVersion, String> {
     StandardVersion::parse(text).map_err(|e| e.to_string())
 }
@@ -300,6 +339,9 @@ pub enum Usage {
         "--instance-max {0}: this version runs one machine at a time; leave the option out or give 1"
     )]
     InstanceMax(u32),
+    /// The metrics where others can read them.
+    #[error("{0}")]
+    Metrics(String),
     /// An option that has a meaning only with another one.
     #[error("{0} has no meaning without {1}")]
     Needs(&'static str, &'static str),
@@ -332,7 +374,25 @@ impl Options {
         if self.auxiliary_ram.is_some() && self.era == WireEra::Y2017 {
             return Err(Usage::Needs("--auxiliary-ram", "--era later"));
         }
+        match self.metrics {
+            Some(address) => crate::metrics::check_address(address, self.metrics_public)
+                .map_err(Usage::Metrics)?,
+            None if self.metrics_public => {
+                return Err(Usage::Needs("--metrics-public", "--metrics"));
+            }
+            None => {}
+        }
         Ok(())
+    }
+
+    /// The marks below which the host is short of something.
+    pub fn resource_limits(&self) -> crate::resources::Limits {
+        use crate::resources::{Limits, Mark};
+        Limits {
+            disk: Mark::at(self.min_free_disk << 20),
+            memory: Mark::at(self.min_free_memory << 20),
+            ..Limits::default()
+        }
     }
 
     /// Whether no machine is ever started.

@@ -1,0 +1,354 @@
+//! Asking the host what it has left. All of it is a handful of system calls; what
+//! cannot be read is absent.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{Facts, Use, VolumeFacts};
+
+/// Asks the host; knows which folders matter.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    folders: Vec<PathBuf>,
+    cgroup: Option<PathBuf>,
+    proc: PathBuf,
+}
+
+impl Probe {
+    /// For these folders: machines (and each of its volumes), TFTP, state. One that is
+    /// not there yet is asked for by the nearest folder above it that is.
+    pub fn new(folders: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self {
+            folders: folders.into_iter().collect(),
+            cgroup: cgroup(),
+            proc: PathBuf::from("/proc"),
+        }
+    }
+
+    /// What there is now.
+    pub fn facts(&self) -> Facts {
+        let memory = fs::read_to_string(self.proc.join("meminfo")).unwrap_or_default();
+        let pressure = |name: &str, word: &str| {
+            let path = self.proc.join("pressure").join(name);
+            psi(&fs::read_to_string(path).ok()?, word)
+        };
+        Facts {
+            volumes: self.volumes(),
+            memory_available: self.memory_available(&memory),
+            memory_total: meminfo(&memory, "MemTotal"),
+            memory_pressure: pressure("memory", "full"),
+            cpu_pressure: pressure("cpu", "some"),
+            io_pressure: pressure("io", "full"),
+            handles: self.handles(),
+            pids: self.pids(),
+        }
+    }
+
+    fn volumes(&self) -> Vec<VolumeFacts> {
+        let mut seen = HashSet::new();
+        let mut volumes = Vec::new();
+        for folder in self.folders.iter().flat_map(|folder| with_volumes(folder)) {
+            let Some((path, stat)) = nearest(&folder) else {
+                continue;
+            };
+            // The subvolumes of a btrfs have devices of their own and the same space;
+            // the file system's id tells neither apart everywhere, so what counts is
+            // whether the figures are those of one that is known.
+            let blocks = (stat.f_fsid, stat.f_blocks, stat.f_bavail, stat.f_files);
+            if !seen.insert(blocks) {
+                continue;
+            }
+            volumes.push(VolumeFacts {
+                path,
+                free: stat.f_bavail.saturating_mul(stat.f_frsize),
+                total: stat.f_blocks.saturating_mul(stat.f_frsize),
+                free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+            });
+        }
+        volumes
+    }
+
+    fn memory_available(&self, meminfo_text: &str) -> Option<u64> {
+        let host = meminfo(meminfo_text, "MemAvailable");
+        let group = self.cgroup.as_ref().and_then(|group| {
+            let max = number(&group.join("memory.max"))?;
+            let current = number(&group.join("memory.current"))?;
+            // What is cached can be had, as in MemAvailable.
+            let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+            let cached = stat
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .filter(|(name, _)| *name == "inactive_file" || *name == "active_file")
+                .filter_map(|(_, value)| value.parse::<u64>().ok())
+                .sum::<u64>();
+            Some(max.saturating_sub(current.saturating_sub(cached)))
+        });
+        match (host, group) {
+            (Some(host), Some(group)) => Some(host.min(group)),
+            (host, group) => host.or(group),
+        }
+    }
+
+    fn handles(&self) -> Option<Use> {
+        let limit = getrlimit(Resource::Nofile).current?;
+        let open = fs::read_dir(self.proc.join("self/fd")).ok()?.count();
+        Some(Use {
+            // One of them was for counting.
+            used: u64::try_from(open).unwrap_or(u64::MAX).saturating_sub(1),
+            limit,
+        })
+    }
+
+    /// The tightest of the bounds that hold for this process.
+    fn pids(&self) -> Option<Use> {
+        let running = || {
+            // "0.25 0.12 0.05 2/345 6789": runnable and existing tasks.
+            let text = fs::read_to_string(self.proc.join("loadavg")).ok()?;
+            text.split(' ')
+                .nth(3)?
+                .split_once('/')?
+                .1
+                .parse::<u64>()
+                .ok()
+        };
+        let host = (|| {
+            let limit = number(&self.proc.join("sys/kernel/pid_max"))?;
+            Some(Use {
+                used: running()?,
+                limit,
+            })
+        })();
+        let group = self.cgroup.as_ref().and_then(|group| {
+            Some(Use {
+                used: number(&group.join("pids.current"))?,
+                limit: number(&group.join("pids.max"))?,
+            })
+        });
+        // Root is not bound by it.
+        let user = (|| {
+            let uid = rustix::process::getuid();
+            if uid.is_root() {
+                return None;
+            }
+            let limit = getrlimit(Resource::Nproc).current?;
+            // Counting a user's threads costs a walk over /proc: only where the bound
+            // is one that can be met.
+            (limit < 100_000).then(|| Use {
+                used: threads_of(&self.proc, uid.as_raw()),
+                limit,
+            })
+        })();
+        [host, group, user]
+            .into_iter()
+            .flatten()
+            .min_by_key(|bound| bound.left())
+    }
+}
+
+/// A folder, and the folders in it that may be volumes of their own (also by a link).
+fn with_volumes(folder: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    let Ok(entries) = fs::read_dir(folder) else {
+        return folders;
+    };
+    // A folder with very many is none of volumes.
+    for entry in entries.take(64).flatten() {
+        let name = entry.file_name();
+        let path = entry.path();
+        if !name.to_string_lossy().starts_with('.') && path.is_dir() {
+            folders.push(path);
+        }
+    }
+    folders
+}
+
+/// The figures of the nearest folder that is there.
+fn nearest(folder: &Path) -> Option<(PathBuf, rustix::fs::StatVfs)> {
+    let path = folder.ancestors().find(|path| path.is_dir())?;
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some((path.to_owned(), stat))
+}
+
+/// A value of `/proc/meminfo` in bytes.
+fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// `avg10` of a line of `/proc/pressure/*`.
+fn psi(text: &str, word: &str) -> Option<f32> {
+    let line = text.lines().find_map(|line| line.strip_prefix(word))?;
+    let average = line
+        .split_whitespace()
+        .find_map(|field| field.strip_prefix("avg10="))?;
+    average.parse().ok().filter(|share: &f32| share.is_finite())
+}
+
+/// A file with one number; `max` is none.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The control group of this process, where it is of version 2.
+fn cgroup() -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let group = Path::new("/sys/fs/cgroup").join(path);
+    group.is_dir().then_some(group)
+}
+
+fn threads_of(proc: &Path, uid: u32) -> u64 {
+    let Ok(entries) = fs::read_dir(proc) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        })
+        .filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok())
+        .filter_map(|status| threads_if_of(&status, uid))
+        .sum()
+}
+
+/// The threads of the process whose `/proc/PID/status` this is, when the user is its.
+fn threads_if_of(status: &str, uid: u32) -> Option<u64> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let owner: u32 = field("Uid:")?.split_whitespace().next()?.parse().ok()?;
+    if owner != uid {
+        return None;
+    }
+    field("Threads:")?.trim().parse().ok()
+}
+
+/// Raises the number of files that this process may open as far as it may: each
+/// machine takes some. Returns what it is now.
+pub fn raise_handles() -> Option<u64> {
+    let now = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: now.maximum,
+        maximum: now.maximum,
+    };
+    if now.current == now.maximum || setrlimit(Resource::Nofile, raised).is_err() {
+        return now.current;
+    }
+    now.maximum
+}
+
+/// Whether an error, or one behind it, means that the host has run out of something:
+/// file handles, disk, memory, processes. Then neither the machine nor the task is at
+/// fault, and the agent goes on.
+pub fn is_of_host(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(e) = error.downcast_ref::<io::Error>()
+            && is_out_of(e)
+        {
+            return true;
+        }
+        if let Some(e) = error.downcast_ref::<rustix::io::Errno>()
+            && is_out_of(&io::Error::from_raw_os_error(e.raw_os_error()))
+        {
+            return true;
+        }
+        if let Some(e) = error.downcast_ref::<nix::errno::Errno>()
+            && is_out_of(&io::Error::from_raw_os_error(*e as i32))
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn is_out_of(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let out = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::NOMEM,
+        // What fork(2) says when there may be no more processes.
+        Errno::AGAIN,
+    ];
+    if error
+        .raw_os_error()
+        .is_some_and(|code| out.iter().any(|errno| errno.raw_os_error() == code))
+    {
+        return true;
+    }
+    // An error that wraps another one: tempfile's, for one.
+    error
+        .get_ref()
+        .is_some_and(|inner| is_of_host(inner as &(dyn std::error::Error + 'static)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_texts_are_understood() {
+        let text = "MemTotal:        8145052 kB\nMemFree: 1 kB\nMemAvailable:    5000000 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable"), Some(5_000_000 * 1024));
+        assert_eq!(meminfo(text, "Mem"), None);
+        assert_eq!(meminfo("MemAvailable: x kB", "MemAvailable"), None);
+        let text =
+            "some avg10=1.25 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.50 avg60=0 total=0\n";
+        assert_eq!(psi(text, "some"), Some(1.25));
+        assert_eq!(psi(text, "full"), Some(0.5));
+        assert_eq!(psi("full avg10=nan", "full"), None);
+        assert_eq!(psi("", "some"), None);
+        let status = "Name:\tx\nUid:\t7\t7\t7\t7\nThreads:\t4\n";
+        assert_eq!(threads_if_of(status, 7), Some(4));
+        assert_eq!(threads_if_of(status, 8), None);
+    }
+
+    #[test]
+    fn the_host_tells_what_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("not/there/yet");
+        let probe = Probe::new([folder.path().to_owned(), missing]);
+        let facts = probe.facts();
+        assert_eq!(facts.volumes.len(), 1, "one file system, told once");
+        assert!(facts.volumes[0].total >= facts.volumes[0].free);
+        assert!(facts.memory_available.is_some_and(|bytes| bytes > 0));
+        let handles = facts.handles.unwrap();
+        assert!(handles.used >= 3 && handles.limit > handles.used);
+        assert!(facts.pids.unwrap().used > 0);
+    }
+
+    #[test]
+    fn an_error_of_the_host_is_known_however_deep() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("unable to start")]
+        struct Outer(#[source] io::Error);
+        use rustix::io::Errno;
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOSPC,
+            Errno::NOMEM,
+            Errno::AGAIN,
+        ] {
+            let error = Outer(io::Error::from_raw_os_error(errno.raw_os_error()));
+            assert!(is_of_host(&error), "{errno}");
+            assert!(is_of_host(&errno));
+        }
+        let wrapped = io::Error::other(io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error()));
+        assert!(is_of_host(&wrapped));
+        assert!(!is_of_host(&Outer(io::ErrorKind::NotFound.into())));
+        assert!(!is_of_host(&io::Error::other("words")));
+    }
+}

@@ -1,0 +1,1 @@
+//! The verdicts by table, and what is told of them.
