@@ -5,35 +5,16 @@
 //! and tests put a scripted one in its place. What a status means for a result
 //! is the pure [`verdict`].
 
-use std::io::Write as _;
+mod http;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bbot_machine::machine::BoxFuture;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Method, Response, StatusCode};
-use sha2::{Digest as _, Sha256};
-use tokio::time::timeout;
+use reqwest::StatusCode;
 
+pub use http::{ARCHIVE_LIMIT, Http, Settings};
 pub use reqwest::Url;
-
-/// The most that is read of a task response: task manifests are some KiB.
-const TASK_LIMIT: u64 = 1024 * 1024;
-
-/// The most that is read of an answer that only a person reads.
-const MESSAGE_LIMIT: u64 = 4096;
-
-/// The largest source archive that is fetched.
-pub const ARCHIVE_LIMIT: u64 = 2 * 1024 * 1024 * 1024;
-
-/// The longest that fetching an archive may take, as long as it keeps coming.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-
-/// How many redirects within one origin are followed.
-const REDIRECTS: u32 = 5;
-
-/// The longest that making a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What can go wrong between agent and controller.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +31,14 @@ pub enum LinkError {
     /// The client cannot be made.
     #[error("unable to set up HTTP: {0}")]
     Setup(String),
+    /// The file of `--ca` is not one.
+    #[error("unable to use the certificates in {} (--ca): {why}", path.display())]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// No answer: not reachable, time-out, connection lost.
     #[error("{0}")]
     Transport(String),
@@ -111,6 +100,11 @@ pub struct TaskAnswer {
     pub body: Vec<u8>,
     /// Whose controller it is.
     pub kin: Kin,
+    /// The session's URL, as one of ours says it (`Bbot-Session-Url`); nothing of it is
+    /// checked yet.
+    pub session_url: Option<String>,
+    /// When to renew the lease next, after the first time at once (`Bbot-Renew`).
+    pub renew: Option<Duration>,
 }
 
 /// Whose controller it is.
@@ -131,7 +125,35 @@ pub enum Posted {
     TooLarge,
     /// It is refused for good.
     Refused(String),
-    /// It may be taken another time.
+    /// There was an answer, and it may be taken another time.
+    Again(String),
+    /// There was no answer.
+    Unreachable(String),
+}
+
+/// What a controller of ours says to the renewal of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Renewed {
+    /// The task is still ours; when to renew next, if it says so.
+    Until(Option<Duration>),
+    /// The task is not ours any more, and why.
+    Over(String),
+    /// No answer, or none that says anything.
+    Again(String),
+}
+
+/// What a controller of ours says to a log segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// It is on the controller's disk.
+    Taken,
+    /// One before it is missing: this one.
+    Gap(u64),
+    /// The session is over, and why.
+    Over(String),
+    /// It is not one: a fault of the agent's.
+    Refused(String),
+    /// No answer, or not now.
     Again(String),
 }
 
@@ -152,6 +174,19 @@ pub trait Link: Send + Sync + std::fmt::Debug {
 
     /// Posts a result.
     fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted>;
+
+    /// Renews the lease of a session, whose URL this is, within this time.
+    fn renew_lease<'a>(&'a self, session: &'a Url, within: Duration) -> BoxFuture<'a, Renewed>;
+
+    /// Posts a log segment of a session, whose URL this is. `skips`: one before it is
+    /// there no more.
+    fn post_segment<'a>(
+        &'a self,
+        session: &'a Url,
+        number: u64,
+        skips: bool,
+        body: Vec<u8>,
+    ) -> BoxFuture<'a, Acknowledged>;
 
     /// Fetches a source archive into the file `to`, which is made or replaced;
     /// it is on disk when this returns.
@@ -223,13 +258,58 @@ pub fn redirected(from: &Url, location: &str) -> Result<Url, LinkError> {
     }
 }
 
-/// What a status means for a result (docs/protocol.md, section 6).
-pub fn verdict(status: StatusCode, message: &str) -> Posted {
-    let text = if message.is_empty() {
+/// A URL below a session's.
+pub fn below(session: &Url, rest: &str) -> Url {
+    let mut url = session.clone();
+    let path = format!("{}/{rest}", session.path().trim_end_matches('/'));
+    url.set_path(&path);
+    url
+}
+
+/// What a status means for the renewal of a lease. `is_ours`: the answer has our
+/// controllers' mark; that of a proxy in front of one that is away says nothing about
+/// the session.
+pub fn renewed(
+    status: StatusCode,
+    is_ours: bool,
+    next: Option<Duration>,
+    message: &str,
+) -> Renewed {
+    match status.as_u16() {
+        200..=299 => Renewed::Until(next),
+        404 | 410 if is_ours => Renewed::Over(said(status, message)),
+        _ => Renewed::Again(said(status, message)),
+    }
+}
+
+/// What a status means for a log segment; `next` is the number that is expected.
+pub fn acknowledged(
+    status: StatusCode,
+    is_ours: bool,
+    next: Option<u64>,
+    message: &str,
+) -> Acknowledged {
+    let text = said(status, message);
+    match (status.as_u16(), next) {
+        (200..=299, _) => Acknowledged::Taken,
+        (409, Some(next)) => Acknowledged::Gap(next),
+        (404 | 410, _) if is_ours => Acknowledged::Over(text),
+        (400 | 413, _) => Acknowledged::Refused(text),
+        _ => Acknowledged::Again(text),
+    }
+}
+
+fn said(status: StatusCode, message: &str) -> String {
+    if message.is_empty() {
         status.to_string()
     } else {
         format!("{status}: {message}")
-    };
+    }
+}
+
+/// What a status means for a result (docs/protocol.md, section 6).
+pub fn verdict(status: StatusCode, message: &str) -> Posted {
+    let text = said(status, message);
     match status.as_u16() {
         200..=299 => Posted::Taken,
         413 => Posted::TooLarge,
@@ -237,233 +317,6 @@ pub fn verdict(status: StatusCode, message: &str) -> Posted {
         400..=499 => Posted::Refused(text),
         _ => Posted::Again(text),
     }
-}
-
-/// The real connection.
-#[derive(Debug, Clone)]
-pub struct Http {
-    client: reqwest::Client,
-    timeout: Duration,
-}
-
-impl Http {
-    /// A client whose requests take at most `timeout`; an archive that is fetched may
-    /// take longer, but not pause for longer.
-    ///
-    /// # Errors
-    ///
-    /// When the system's TLS set-up cannot be used.
-    pub fn new(timeout: Duration) -> Result<Self, LinkError> {
-        // An error says that the program that embeds us has chosen one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("bbot-agent/", env!("CARGO_PKG_VERSION")))
-            // A redirect that is followed blindly makes a GET of a POST, and
-            // takes results and challenges to strangers.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeout.min(CONNECT_TIMEOUT))
-            .timeout(timeout)
-            .build()
-            .map_err(|e| LinkError::Setup(chain(&e)))?;
-        Ok(Self { client, timeout })
-    }
-
-    /// Sends a request and follows redirects within its origin, each time with
-    /// the same method and body.
-    async fn send(
-        &self,
-        method: Method,
-        url: &Url,
-        headers: HeaderMap,
-        body: Option<Vec<u8>>,
-    ) -> Result<Response, LinkError> {
-        let mut url = url.clone();
-        for _ in 0..=REDIRECTS {
-            let mut request = self
-                .client
-                .request(method.clone(), url.clone())
-                .header("Bbot-Agent", "1")
-                .headers(headers.clone());
-            if method == Method::GET {
-                request = request.timeout(FETCH_TIMEOUT.max(self.timeout));
-            }
-            if let Some(body) = &body {
-                request = request
-                    .header(CONTENT_TYPE, "text/manifest")
-                    .body(body.clone());
-            }
-            let response = request
-                .send()
-                .await
-                .map_err(|e| LinkError::Transport(self.why(&e)))?;
-            let target = match response.status().as_u16() {
-                301 | 302 | 307 | 308 => response
-                    .headers()
-                    .get(LOCATION)
-                    .and_then(|l| l.to_str().ok()),
-                _ => return Ok(response),
-            };
-            let Some(target) = target else {
-                return Ok(response);
-            };
-            url = redirected(&url, target)?;
-        }
-        Err(LinkError::Transport(format!(
-            "more than {REDIRECTS} redirects"
-        )))
-    }
-
-    fn why(&self, error: &reqwest::Error) -> String {
-        if error.is_timeout() {
-            format!("no answer within {} s", self.timeout.as_secs())
-        } else {
-            chain(error)
-        }
-    }
-
-    async fn read(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, LinkError> {
-        let mut body = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|e| LinkError::Transport(self.why(&e)))?
-        {
-            if body.len() as u64 + chunk.len() as u64 > limit {
-                return Err(LinkError::TooLong { limit });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    /// The first line of what an answer says, for a person.
-    async fn message(&self, response: Response) -> String {
-        let body = self.read(response, MESSAGE_LIMIT).await.unwrap_or_default();
-        let text = String::from_utf8_lossy(&body);
-        printable(text.lines().next().unwrap_or_default())
-    }
-
-    async fn expect_success(&self, response: Response) -> Result<Response, LinkError> {
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let message = self.message(response).await;
-        Err(LinkError::Status { status, message })
-    }
-
-    async fn fetch_to(&self, url: &Url, sha256: &str, to: &Path) -> Result<(), LinkError> {
-        let write = |source| LinkError::Write {
-            path: to.to_owned(),
-            source,
-        };
-        // Of each step, not of the whole: an archive may be large and the way narrow.
-        let silent =
-            |_| LinkError::Transport(format!("no answer within {} s", self.timeout.as_secs()));
-        let response = timeout(
-            self.timeout,
-            self.send(Method::GET, url, HeaderMap::new(), None),
-        )
-        .await
-        .map_err(silent)??;
-        let mut response = timeout(self.timeout, self.expect_success(response))
-            .await
-            .map_err(silent)??;
-        let dir = to.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".fetching-")
-            .tempfile_in(dir)
-            .map_err(write)?;
-        let mut sum = Sha256::new();
-        let mut length = 0;
-        while let Some(chunk) = timeout(self.timeout, response.chunk())
-            .await
-            .map_err(silent)?
-            .map_err(|e| LinkError::Transport(self.why(&e)))?
-        {
-            length += chunk.len() as u64;
-            if length > ARCHIVE_LIMIT {
-                return Err(LinkError::TooLong {
-                    limit: ARCHIVE_LIMIT,
-                });
-            }
-            sum.update(&chunk);
-            file.write_all(&chunk).map_err(write)?;
-        }
-        let actual = hex::encode(sum.finalize());
-        if actual != sha256 {
-            return Err(LinkError::Hash {
-                expected: sha256.to_owned(),
-                actual,
-            });
-        }
-        file.as_file().sync_all().map_err(write)?;
-        file.persist(to).map_err(|e| write(e.error))?;
-        Ok(())
-    }
-}
-
-impl Link for Http {
-    fn request_task<'a>(
-        &'a self,
-        url: &'a Url,
-        body: String,
-        hold: Duration,
-    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
-        Box::pin(async move {
-            let mut headers = HeaderMap::new();
-            headers.insert("bbot-wait", HeaderValue::from(hold.as_secs()));
-            let response = self
-                .send(Method::POST, url, headers, Some(body.into_bytes()))
-                .await?;
-            let response = self.expect_success(response).await?;
-            let kin = match response.headers().contains_key("bbot-controller") {
-                true => Kin::Ours,
-                false => Kin::Stranger,
-            };
-            let body = self.read(response, TASK_LIMIT).await?;
-            Ok(TaskAnswer { body, kin })
-        })
-    }
-
-    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
-        Box::pin(async move {
-            match self
-                .send(Method::POST, url, HeaderMap::new(), Some(body))
-                .await
-            {
-                Ok(response) => {
-                    let status = response.status();
-                    let message = self.message(response).await;
-                    verdict(status, &message)
-                }
-                Err(e) => Posted::Again(e.to_string()),
-            }
-        })
-    }
-
-    fn fetch<'a>(
-        &'a self,
-        url: &'a Url,
-        sha256: &'a str,
-        to: &'a Path,
-    ) -> BoxFuture<'a, Result<(), LinkError>> {
-        Box::pin(self.fetch_to(url, sha256, to))
-    }
-}
-
-/// An error with its causes, which reqwest leaves out of its own text.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        let cause = e.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = e.source();
-    }
-    text
 }
 
 /// Text from outside, fit for one line of diagnostics.

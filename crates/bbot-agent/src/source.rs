@@ -290,7 +290,7 @@ mod tests {
     use bbot_machine::machine::BoxFuture;
 
     use super::*;
-    use crate::controller::{Posted, TaskAnswer, task_url};
+    use crate::controller::{Acknowledged, Posted, Renewed, TaskAnswer, task_url};
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -346,6 +346,20 @@ mod tests {
 
         fn post_result<'a>(&'a self, _: &'a Url, _: Vec<u8>) -> BoxFuture<'a, Posted> {
             unreachable!("no result is posted")
+        }
+
+        fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
+            Box::pin(async { Renewed::Until(None) })
+        }
+
+        fn post_segment<'a>(
+            &'a self,
+            _: &'a Url,
+            _: u64,
+            _: bool,
+            _: Vec<u8>,
+        ) -> BoxFuture<'a, Acknowledged> {
+            Box::pin(async { Acknowledged::Taken })
         }
 
         fn fetch<'a>(

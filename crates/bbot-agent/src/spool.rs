@@ -3,23 +3,22 @@
 //! ```text
 //! <state>/<toolchain>/held/<time>-<n>.result       to be posted if the agent ends before there is a better one
 //! <state>/<toolchain>/results/<time>-<n>.result    to be posted
-//! <state>/<toolchain>/refused/<time>-<n>.result    refused, or not taken in the time a controller waits
+//! <state>/<toolchain>/refused/<time>-<n>.result    refused, damaged, or not taken in the time a stranger waits
+//! <state>/<toolchain>/logs/...                     log segments of running builds (module `session`)
 //! ```
 //!
-//! The first line of a file says where the result goes, the rest is the body of
-//! the post. A file is written, synced and renamed before the first try, so that
-//! a crash loses nothing.
+//! The first line of a file says whose controller the result goes to, how long it is,
+//! and where it goes; the rest is the body of the post. A file is written, synced and
+//! renamed, and its folder synced, before the first try, so that a crash loses nothing.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::controller::{Url, parse_url};
-
-/// After this time a result is not sent any more: the original's controller gives
-/// a task up after three hours and lets another agent do it.
-pub const MAX_AGE: Duration = Duration::from_secs(3 * 60 * 60);
+use crate::controller::{Kin, Url, parse_url};
 
 /// How many results are tried at most, each, in one life of the agent.
 pub const MAX_TRIES: u32 = 30;
@@ -27,7 +26,15 @@ pub const MAX_TRIES: u32 = 30;
 /// How many refused results are kept; the oldest go first.
 const REFUSED_KEPT: usize = 100;
 
-const MAGIC: &str = "bbot-result 1";
+/// The first word of a file; the number of its form follows.
+const MAGIC: &str = "bbot-result";
+
+/// The longest first line: a URL is some hundred bytes.
+const HEADER_LIMIT: u64 = 16 * 1024;
+
+const OURS: &str = "ours";
+const STRANGER: &str = "stranger";
+
 const EXTENSION: &str = "result";
 const WRITING: &str = ".writing-";
 
@@ -54,9 +61,26 @@ pub struct Spool {
     held: PathBuf,
     results: PathBuf,
     refused: PathBuf,
-    count: u32,
+    logs: PathBuf,
+    count: AtomicU32,
     /// Held, so that two agents never post the same results.
-    _lock: fs::File,
+    lock: Mutex<Option<fs::File>>,
+}
+
+/// Where a result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// The URL.
+    pub url: Url,
+    /// Whose controller that is.
+    pub kin: Kin,
+}
+
+impl Destination {
+    /// Scheme, host and port.
+    pub fn origin(&self) -> String {
+        self.url.origin().ascii_serialization()
+    }
 }
 
 /// One of the spool's folders that files are written to.
@@ -68,7 +92,18 @@ enum Folder {
 
 /// What is posted if the agent ends before it has a result.
 #[derive(Debug)]
-pub struct Held(PathBuf);
+pub struct Held(pub(crate) PathBuf);
+
+/// What the first line of a file and its name say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Where the result goes.
+    pub to: Destination,
+    /// When it was written.
+    pub written: SystemTime,
+    /// How many bytes the file has.
+    pub bytes: u64,
+}
 
 /// A result that waits to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +111,7 @@ pub struct Entry {
     /// Its file.
     pub path: PathBuf,
     /// Where it goes.
-    pub url: Url,
+    pub to: Destination,
     /// When it was written.
     pub written: SystemTime,
     /// The body of the post.
@@ -102,10 +137,11 @@ impl Spool {
             held: state.join("held"),
             results: state.join("results"),
             refused: state.join("refused"),
-            count: 0,
-            _lock: lock,
+            logs: state.join("logs"),
+            count: AtomicU32::new(0),
+            lock: Mutex::new(Some(lock)),
         };
-        for dir in [&spool.held, &spool.results, &spool.refused] {
+        for dir in [&spool.held, &spool.results, &spool.refused, &spool.logs] {
             fs::create_dir_all(dir).map_err(error("make the folder", dir))?;
             for left in fs::read_dir(dir)
                 .map_err(error("read the folder", dir))?
@@ -125,14 +161,31 @@ impl Spool {
         Ok(spool)
     }
 
+    /// Lets another agent use the state directory; nothing is written or removed after
+    /// this.
+    pub(crate) fn unlock(&self) {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        *lock = None;
+    }
+
+    /// Where the log segments of running builds are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
     /// Writes a result; it is on disk when this returns.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn add(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Entry, SpoolError> {
+    pub fn add(
+        &self,
+        to: &Destination,
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Entry, SpoolError> {
         let path = self.free_path(Folder::Results, now);
-        self.write_new(path, url, body, now)
+        self.write_new(path, to, body, now)
     }
 
     /// Writes what is to be posted if the agent ends before it has a result; it is on
@@ -141,9 +194,14 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn hold(&mut self, url: &Url, body: &[u8], now: SystemTime) -> Result<Held, SpoolError> {
+    pub fn hold(
+        &self,
+        to: &Destination,
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Held, SpoolError> {
         let path = self.free_path(Folder::Held, now);
-        Ok(Held(self.write_new(path, url, body, now)?.path))
+        Ok(Held(self.write_new(path, to, body, now)?.path))
     }
 
     /// There is a result: what was held for this case is not needed.
@@ -163,17 +221,29 @@ impl Spool {
     /// # Errors
     ///
     /// When a file cannot be moved; those moved before it are.
-    pub fn give_back(&mut self, now: SystemTime) -> Result<Vec<PathBuf>, SpoolError> {
-        let failed = error("read the folder", &self.held);
-        let mut held = Vec::new();
-        for entry in fs::read_dir(&self.held).map_err(&failed)? {
-            let path = entry.map_err(&failed)?.path();
-            if is_result(&path) {
-                held.push(path);
-            }
-        }
-        drop(failed);
-        held.sort_unstable();
+    pub fn give_back(&self, now: SystemTime) -> Result<Vec<PathBuf>, SpoolError> {
+        let held = self.held().map_err(error("read the folder", &self.held))?;
+        self.give_back_these(held, now)
+    }
+
+    /// The same for one.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be moved.
+    pub fn give_back_one(&self, held: &Held, now: SystemTime) -> Result<PathBuf, SpoolError> {
+        let to = self.free_path(Folder::Results, now);
+        fs::rename(&held.0, &to).map_err(error("move", &held.0))?;
+        sync_dir(&self.results)?;
+        sync_dir(&self.held)?;
+        Ok(to)
+    }
+
+    fn give_back_these(
+        &self,
+        held: Vec<PathBuf>,
+        now: SystemTime,
+    ) -> Result<Vec<PathBuf>, SpoolError> {
         let mut given = Vec::new();
         for path in held {
             let to = self.free_path(Folder::Results, now);
@@ -187,7 +257,21 @@ impl Spool {
         Ok(given)
     }
 
-    fn free_path(&mut self, folder: Folder, now: SystemTime) -> PathBuf {
+    /// The files of what is held, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn held(&self) -> io::Result<Vec<PathBuf>> {
+        results_in(&self.held)
+    }
+
+    /// How many results were refused, or given up, and are kept.
+    pub fn refused(&self) -> u64 {
+        results_in(&self.refused).map_or(0, |paths| paths.len() as u64)
+    }
+
+    fn free_path(&self, folder: Folder, now: SystemTime) -> PathBuf {
         let millis = now
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -197,11 +281,11 @@ impl Spool {
             Folder::Results => &self.results,
         };
         loop {
-            self.count += 1;
+            let count = self.count.fetch_add(1, Ordering::Relaxed);
+            // With the leading zeros the names sort as they were made.
             let name = format!(
-                "{millis:014}-{}-{}.{EXTENSION}",
+                "{millis:014}-{}-{count:08}.{EXTENSION}",
                 std::process::id(),
-                self.count
             );
             let path = dir.join(name);
             if !path.exists() {
@@ -213,13 +297,13 @@ impl Spool {
     fn write_new(
         &self,
         path: PathBuf,
-        url: &Url,
+        to: &Destination,
         body: &[u8],
         now: SystemTime,
     ) -> Result<Entry, SpoolError> {
         let entry = Entry {
             path,
-            url: url.clone(),
+            to: to.clone(),
             written: now,
             body: body.to_vec(),
         };
@@ -243,7 +327,12 @@ impl Spool {
             .prefix(WRITING)
             .tempfile_in(dir)
             .map_err(&failed)?;
-        writeln!(file, "{MAGIC} {}", entry.url)
+        let kin = match entry.to.kin {
+            Kin::Ours => OURS,
+            Kin::Stranger => STRANGER,
+        };
+        let (length, url) = (entry.body.len(), &entry.to.url);
+        writeln!(file, "{MAGIC} 2 {kin} {length} {url}")
             .and_then(|()| file.write_all(&entry.body))
             .and_then(|()| file.as_file().sync_all())
             .map_err(&failed)?;
@@ -251,26 +340,13 @@ impl Spool {
         sync_dir(dir)
     }
 
-    /// The results that wait, oldest first, and what is wrong with files that
-    /// cannot be read (which stay where they are).
-    pub fn pending(&self) -> (Vec<PathBuf>, Vec<SpoolError>) {
-        let failed = error("read the folder", &self.results);
-        let mut paths = Vec::new();
-        let mut problems = Vec::new();
-        match fs::read_dir(&self.results) {
-            Ok(entries) => {
-                for entry in entries {
-                    match entry {
-                        Ok(e) if is_result(&e.path()) => paths.push(e.path()),
-                        Ok(_) => {}
-                        Err(e) => problems.push(failed(e)),
-                    }
-                }
-            }
-            Err(e) => problems.push(failed(e)),
-        }
-        paths.sort_unstable();
-        (paths, problems)
+    /// The results that wait, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn pending(&self) -> Result<Vec<PathBuf>, SpoolError> {
+        results_in(&self.results).map_err(error("read the folder", &self.results))
     }
 
     /// Reads a result that waits.
@@ -279,34 +355,28 @@ impl Spool {
     ///
     /// When the file cannot be read or is not a result.
     pub fn read(&self, path: &Path) -> Result<Entry, SpoolError> {
-        let failed = error("read the result", path);
-        let wrong = || {
-            failed(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it is not a spooled result",
-            ))
-        };
-        let mut bytes = fs::read(path).map_err(&failed)?;
-        let end = bytes.iter().position(|b| *b == b'\n').ok_or_else(wrong)?;
-        let url = std::str::from_utf8(&bytes[..end])
-            .ok()
-            .and_then(|line| line.strip_prefix(MAGIC))
-            .and_then(|rest| parse_url(rest.trim()).ok())
-            .ok_or_else(wrong)?;
-        let written = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.split('-').next())
-            .and_then(|n| n.parse().ok())
-            .map(|millis| UNIX_EPOCH + Duration::from_millis(millis))
-            .ok_or_else(wrong)?;
-        bytes.drain(..=end);
+        let mut file = fs::File::open(path).map_err(error("read the result", path))?;
+        let (header, skip) = read_header(&mut file, path)?;
+        let mut body = Vec::new();
+        file.seek(io::SeekFrom::Start(skip))
+            .and_then(|_| file.read_to_end(&mut body))
+            .map_err(error("read the result", path))?;
         Ok(Entry {
             path: path.to_owned(),
-            url,
-            written,
-            body: bytes,
+            to: header.to,
+            written: header.written,
+            body,
         })
+    }
+
+    /// Reads of a result that waits, or is held, where it goes.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is not a result, or is not whole.
+    pub fn header(&self, path: &Path) -> Result<Header, SpoolError> {
+        let mut file = fs::File::open(path).map_err(error("read the result", path))?;
+        Ok(read_header(&mut file, path)?.0)
     }
 
     /// The result is taken.
@@ -334,14 +404,7 @@ impl Spool {
 
     fn forget_oldest(&self) -> Result<(), SpoolError> {
         let failed = error("tidy the folder", &self.refused);
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&self.refused).map_err(&failed)? {
-            let path = entry.map_err(&failed)?.path();
-            if is_result(&path) {
-                paths.push(path);
-            }
-        }
-        paths.sort_unstable();
+        let paths = results_in(&self.refused).map_err(&failed)?;
         let surplus = paths.len().saturating_sub(REFUSED_KEPT);
         for path in &paths[..surplus] {
             fs::remove_file(path).map_err(&failed)?;
@@ -350,14 +413,69 @@ impl Spool {
     }
 }
 
-/// How long to wait after the try with this number (from 1) before the next; none
-/// when it was the last.
-pub fn pause_after(tries: u32) -> Option<Duration> {
-    if tries >= MAX_TRIES {
-        return None;
+/// The files in a folder that are called results, oldest first.
+fn results_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if is_result(&path) {
+            paths.push(path);
+        }
     }
-    let seconds = 1_u64 << tries.saturating_sub(1).min(10);
-    Some(Duration::from_secs(seconds.min(600)))
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// What a file's first line and its name say, and how long the line is.
+fn read_header(file: &mut fs::File, path: &Path) -> Result<(Header, u64), SpoolError> {
+    let failed = error("read the result", path);
+    let wrong = |why: &str| failed(io::Error::new(io::ErrorKind::InvalidData, why));
+    let mut line = Vec::new();
+    BufReader::new(&mut *file)
+        .take(HEADER_LIMIT)
+        .read_until(b'\n', &mut line)
+        .map_err(&failed)?;
+    let skip = line.len() as u64;
+    let bytes = file.metadata().map_err(&failed)?.len();
+    let (to, length) = std::str::from_utf8(&line)
+        .ok()
+        .and_then(|line| line.strip_suffix('\n'))
+        .and_then(first_line)
+        .ok_or_else(|| wrong("it is not a spooled result"))?;
+    if length.is_some_and(|length| skip + length != bytes) {
+        return Err(wrong("it is not whole"));
+    }
+    let written = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .and_then(|n| n.split('-').next())
+        .and_then(|n| n.parse().ok())
+        .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
+        .ok_or_else(|| wrong("its name is not one of a spooled result"))?;
+    Ok((Header { to, written, bytes }, skip))
+}
+
+/// Where a result goes, and how long its body is where the line says so: agents before
+/// this one did not, and posted to strangers as to ours.
+fn first_line(line: &str) -> Option<(Destination, Option<u64>)> {
+    let mut words = line.strip_prefix(MAGIC)?.split_ascii_whitespace();
+    let (kin, length) = match words.next()? {
+        "1" => (Kin::Stranger, None),
+        "2" => {
+            let kin = match words.next()? {
+                OURS => Kin::Ours,
+                STRANGER => Kin::Stranger,
+                _ => return None,
+            };
+            (kin, Some(words.next()?.parse().ok()?))
+        }
+        _ => return None,
+    };
+    let url = parse_url(words.next()?).ok()?;
+    words
+        .next()
+        .is_none()
+        .then_some((Destination { url, kin }, length))
 }
 
 fn is_result(path: &Path) -> bool {
@@ -377,22 +495,22 @@ fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
 mod tests {
     use super::*;
 
-    fn url() -> Url {
-        parse_url("http://c.example/?build-result").unwrap()
+    fn to(kin: Kin) -> Destination {
+        let url = parse_url("http://c.example/?build-result").unwrap();
+        Destination { url, kin }
     }
 
     #[test]
     fn what_is_added_is_there_after_a_restart() {
         let state = tempfile::tempdir().unwrap();
         let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-        let mut spool = Spool::open(state.path()).unwrap();
-        let first = spool.add(&url(), b": 1\nsession: a\n", now).unwrap();
-        let second = spool.add(&url(), b"", now).unwrap();
+        let spool = Spool::open(state.path()).unwrap();
+        let first = spool.add(&to(Kin::Ours), b": 1\nsession: a\n", now).unwrap();
+        let second = spool.add(&to(Kin::Stranger), b"", now).unwrap();
         drop(spool);
 
         let spool = Spool::open(state.path()).unwrap();
-        let (paths, problems) = spool.pending();
-        assert!(problems.is_empty());
+        let paths = spool.pending().unwrap();
         assert_eq!(paths, [first.path.clone(), second.path.clone()]);
         assert_eq!(spool.read(&first.path).unwrap(), first);
         assert_eq!(spool.read(&second.path).unwrap(), second);
@@ -407,26 +525,26 @@ mod tests {
         spool.taken(&first.path).unwrap();
         let kept = spool.refuse(&second.path).unwrap();
         assert!(kept.exists());
-        assert_eq!(spool.pending().0, Vec::<PathBuf>::new());
+        assert_eq!(spool.pending().unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
     fn what_is_held_is_given_back_after_what_waits() {
         let state = tempfile::tempdir().unwrap();
         let at = |second: u64| UNIX_EPOCH + Duration::from_secs(1_700_000_000 + second);
-        let mut spool = Spool::open(state.path()).unwrap();
-        let done = spool.hold(&url(), b"done", at(0)).unwrap();
-        spool.hold(&url(), b"not done", at(1)).unwrap();
-        let result = spool.add(&url(), b"result", at(2)).unwrap();
+        let spool = Spool::open(state.path()).unwrap();
+        let done = spool.hold(&to(Kin::Stranger), b"done", at(0)).unwrap();
+        spool.hold(&to(Kin::Stranger), b"not done", at(1)).unwrap();
+        let result = spool.add(&to(Kin::Stranger), b"result", at(2)).unwrap();
         spool.release(&done).unwrap();
-        assert_eq!(spool.pending().0, std::slice::from_ref(&result.path));
+        assert_eq!(spool.pending().unwrap(), std::slice::from_ref(&result.path));
         // As an agent leaves it that is killed while it holds one more.
         fs::write(spool.held.join(".writing-x.result"), "half").unwrap();
         drop(spool);
 
-        let mut spool = Spool::open(state.path()).unwrap();
+        let spool = Spool::open(state.path()).unwrap();
         let given = spool.give_back(at(3)).unwrap();
-        assert_eq!(spool.pending().0, [&[result.path][..], &given].concat());
+        assert_eq!(spool.pending().unwrap(), [&[result.path][..], &given].concat());
         let entry = spool.read(&given[0]).unwrap();
         assert_eq!((entry.body, entry.written), (b"not done".to_vec(), at(3)));
         assert_eq!(spool.give_back(at(4)).unwrap(), Vec::<PathBuf>::new());
@@ -440,7 +558,7 @@ mod tests {
         for name in ["x", ".writing-1.result"] {
             fs::write(spool.results.join(name), "x").unwrap();
         }
-        assert_eq!(spool.pending().0, Vec::<PathBuf>::new());
+        assert_eq!(spool.pending().unwrap(), Vec::<PathBuf>::new());
         for text in [
             "",
             "x",
@@ -458,10 +576,10 @@ mod tests {
     #[test]
     fn refused_results_do_not_fill_the_disk() {
         let state = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(state.path()).unwrap();
+        let spool = Spool::open(state.path()).unwrap();
         for second in 0..REFUSED_KEPT as u64 + 3 {
             let at = UNIX_EPOCH + Duration::from_secs(second + 1000);
-            let entry = spool.add(&url(), b"", at).unwrap();
+            let entry = spool.add(&to(Kin::Stranger), b"", at).unwrap();
             spool.refuse(&entry.path).unwrap();
         }
         let mut kept: Vec<_> = fs::read_dir(&spool.refused)
@@ -493,13 +611,5 @@ mod tests {
                 .to_string()
                 .contains("another agent")
         );
-    }
-
-    #[test]
-    fn pauses_grow_and_end() {
-        let pauses: Vec<u64> = (1..).map_while(pause_after).map(|p| p.as_secs()).collect();
-        assert_eq!(pauses[..4], [1, 2, 4, 8]);
-        assert!(pauses.is_sorted() && pauses.ends_with(&[600]));
-        assert_eq!(pauses.len(), MAX_TRIES as usize - 1);
     }
 }

@@ -1,6 +1,9 @@
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
+use sha2::{Digest as _, Sha256};
+
+use super::http::TASK_LIMIT;
 use super::*;
 use scripted::{Seen, answer};
 
@@ -87,7 +90,9 @@ async fn a_task_request_is_a_post_with_our_mark() {
         ours,
         TaskAnswer {
             body: b": 1\nsession:\n".to_vec(),
-            kin: Kin::Ours
+            kin: Kin::Ours,
+            session_url: None,
+            renew: None,
         }
     );
     let stranger = http()
@@ -189,7 +194,7 @@ async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
     drop(free);
     let down = http().post_result(&url, Vec::new()).await;
     assert!(
-        matches!(&down, Posted::Again(why) if why.contains("refused")),
+        matches!(&down, Posted::Unreachable(why) if why.contains("refused")),
         "{down:?}"
     );
 }

@@ -17,7 +17,7 @@ use clap::Parser as _;
 use tempfile::TempDir;
 
 use super::super::*;
-use crate::controller::{LinkError, Posted, TaskAnswer};
+use crate::controller::{Acknowledged, LinkError, Posted, Renewed, TaskAnswer};
 
 /// Controllers that play a script, and what was asked of them.
 #[derive(Debug, Default)]
@@ -55,6 +55,20 @@ impl Link for Controllers {
         Box::pin(async { answer.unwrap_or(Posted::Taken) })
     }
 
+    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
+        Box::pin(async { Renewed::Until(None) })
+    }
+
+    fn post_segment<'a>(
+        &'a self,
+        _: &'a Url,
+        _: u64,
+        _: bool,
+        _: Vec<u8>,
+    ) -> BoxFuture<'a, Acknowledged> {
+        Box::pin(async { Acknowledged::Taken })
+    }
+
     fn fetch<'a>(
         &'a self,
         _: &'a Url,
@@ -76,6 +90,8 @@ pub(super) fn stranger(body: &str) -> TaskAnswer {
     TaskAnswer {
         body: body.as_bytes().to_vec(),
         kin: Kin::Stranger,
+        session_url: None,
+        renew: None,
     }
 }
 

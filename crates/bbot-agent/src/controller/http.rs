@@ -1,0 +1,458 @@
+//! HTTP with controllers of which each may be slow, broken or hostile: every answer is
+//! bounded in time and size.
+//!
+//! There are two clients: one without TLS, and one with it, which is made at the first
+//! https URL, since the certificates of a hundred authorities take memory.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bbot_machine::machine::BoxFuture;
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Certificate, Client, Method, Response};
+use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
+use tokio_util::bytes::Bytes;
+
+use super::{
+    Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url, acknowledged, below,
+    printable, redirected, renewed, verdict,
+};
+
+/// The most that is read of a task response, unpacked: task manifests are some KiB.
+pub(super) const TASK_LIMIT: u64 = 1024 * 1024;
+
+/// The most that is read of an answer that only a person reads, and the longest that it
+/// may take: what it means is known from its status.
+const MESSAGE_LIMIT: u64 = 4096;
+const MESSAGE_TIME: Duration = Duration::from_secs(5);
+
+/// The largest source archive that is fetched.
+pub const ARCHIVE_LIMIT: u64 = 2 * 1024 * 1024 * 1024;
+
+/// The longest that fetching an archive may take, as long as it keeps coming.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// How many redirects within one origin are followed.
+const REDIRECTS: u32 = 5;
+
+/// The longest that making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest that a log segment may take; it is sent again.
+const SEGMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection that nothing was sent over for so long is closed: less than the common
+/// proxies keep them, so that a request does not meet one that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many connections to a controller are kept while nothing is sent.
+const IDLE_CONNECTIONS: usize = 4;
+
+/// A peer that is gone without a word is noticed after about this time.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// The largest file of `--ca`: a system's bundle has some 200 KiB.
+const CA_LIMIT: u64 = 16 * 1024 * 1024;
+
+/// The longest and shortest time between two renewals of a lease that a controller may
+/// ask for.
+const RENEW: std::ops::RangeInclusive<f64> = 0.2..=3600.0;
+
+/// What the connection to controllers is made with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The longest that a request may take. An archive that is fetched may take longer,
+    /// but not pause for longer.
+    pub timeout: Duration,
+    /// PEM file with the certificates of the authorities that are trusted in place of
+    /// the system's.
+    pub ca: Option<PathBuf>,
+}
+
+/// The real connection. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Http {
+    plain: Client,
+    /// Made when it is needed.
+    secure: Arc<OnceLock<Client>>,
+    /// In place of the system's.
+    authorities: Option<Vec<Certificate>>,
+    timeout: Duration,
+}
+
+/// What is sent.
+struct Outgoing<'a> {
+    method: Method,
+    url: &'a Url,
+    headers: HeaderMap,
+    /// Its type, and the bytes.
+    body: Option<(&'static str, Bytes)>,
+    timeout: Duration,
+}
+
+impl Http {
+    /// With the system's certificates.
+    ///
+    /// # Errors
+    ///
+    /// As [`Http::open`].
+    pub fn new(timeout: Duration) -> Result<Self, LinkError> {
+        Self::open(&Settings { timeout, ca: None })
+    }
+
+    /// Reads the file of `--ca`; to read it again, open another.
+    ///
+    /// # Errors
+    ///
+    /// When that file cannot be read or has no certificate.
+    pub fn open(settings: &Settings) -> Result<Self, LinkError> {
+        // An error says that the program that embeds us has chosen one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let authorities = settings.ca.as_deref().map(read_ca).transpose()?;
+        Ok(Self {
+            // It never speaks TLS, and so needs nobody's certificates.
+            plain: client(settings.timeout, Some(&[]))?,
+            secure: Arc::new(OnceLock::new()),
+            authorities,
+            timeout: settings.timeout,
+        })
+    }
+
+    fn client(&self, url: &Url) -> Result<&Client, LinkError> {
+        if url.scheme() != "https" {
+            return Ok(&self.plain);
+        }
+        if let Some(client) = self.secure.get() {
+            return Ok(client);
+        }
+        let made = client(self.timeout, self.authorities.as_deref())?;
+        Ok(self.secure.get_or_init(|| made))
+    }
+
+    /// Sends a request and follows redirects within its origin, each time with
+    /// the same method and body.
+    async fn send(&self, request: Outgoing<'_>) -> Result<Response, LinkError> {
+        let mut url = request.url.clone();
+        // Of all redirects together.
+        let sent = timeout(request.timeout, async {
+            for _ in 0..=REDIRECTS {
+                let mut builder = self
+                    .client(&url)?
+                    .request(request.method.clone(), url.clone())
+                    .header("Bbot-Agent", "1")
+                    .headers(request.headers.clone())
+                    .timeout(request.timeout);
+                if let Some((kind, body)) = &request.body {
+                    builder = builder.header(CONTENT_TYPE, *kind).body(body.clone());
+                }
+                let response = builder
+                    .send()
+                    .await
+                    .map_err(|e| why(&e, request.timeout))?;
+                let target = match response.status().as_u16() {
+                    301 | 302 | 307 | 308 => response.headers().get(LOCATION),
+                    _ => return Ok(response),
+                };
+                let Some(target) = target else {
+                    return Ok(response);
+                };
+                url = redirected(&url, &String::from_utf8_lossy(target.as_bytes()))?;
+            }
+            Err(LinkError::Transport(format!(
+                "more than {REDIRECTS} redirects"
+            )))
+        });
+        sent.await
+            .unwrap_or_else(|_| Err(no_answer(request.timeout)))
+    }
+
+    async fn post(
+        &self,
+        url: &Url,
+        kind: &'static str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Response, LinkError> {
+        self.send(Outgoing {
+            method: Method::POST,
+            url,
+            headers,
+            body: Some((kind, Bytes::from(body))),
+            timeout,
+        })
+        .await
+    }
+
+    async fn fetch_to(&self, url: &Url, sha256: &str, to: &Path) -> Result<(), LinkError> {
+        let write = |source| LinkError::Write {
+            path: to.to_owned(),
+            source,
+        };
+        // Of each step, not of the whole: an archive may be large and the way narrow.
+        let silent = |_| no_answer(self.timeout);
+        // As it is, and not packed once more: what would come out of that has no bound.
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let request = Outgoing {
+            method: Method::GET,
+            url,
+            headers,
+            body: None,
+            timeout: FETCH_TIMEOUT.max(self.timeout),
+        };
+        let response = timeout(self.timeout, self.send(request))
+            .await
+            .map_err(silent)??;
+        let mut response = expect_success(response).await?;
+        let dir = to.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".fetching-")
+            .tempfile_in(dir)
+            .map_err(write)?;
+        let mut sum = Sha256::new();
+        let mut length = 0;
+        while let Some(chunk) = timeout(self.timeout, response.chunk())
+            .await
+            .map_err(silent)?
+            .map_err(|e| why(&e, self.timeout))?
+        {
+            length += chunk.len() as u64;
+            if length > ARCHIVE_LIMIT {
+                return Err(LinkError::TooLong {
+                    limit: ARCHIVE_LIMIT,
+                });
+            }
+            sum.update(&chunk);
+            file.write_all(&chunk).map_err(write)?;
+        }
+        let actual = hex::encode(sum.finalize());
+        if actual != sha256 {
+            return Err(LinkError::Hash {
+                expected: sha256.to_owned(),
+                actual,
+            });
+        }
+        file.as_file().sync_all().map_err(write)?;
+        file.persist(to).map_err(|e| write(e.error))?;
+        Ok(())
+    }
+}
+
+impl Link for Http {
+    fn request_task<'a>(
+        &'a self,
+        url: &'a Url,
+        body: String,
+        hold: Duration,
+    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
+        Box::pin(async move {
+            let mut headers = HeaderMap::new();
+            headers.insert("bbot-wait", HeaderValue::from(hold.as_secs()));
+            let response = self
+                .post(url, MANIFEST, headers, body.into_bytes(), self.timeout)
+                .await?;
+            let response = expect_success(response).await?;
+            let kin = match is_ours(&response) {
+                true => Kin::Ours,
+                false => Kin::Stranger,
+            };
+            let text = |name| header(&response, name).map(str::to_owned);
+            let session_url = text("bbot-session-url").filter(|_| kin == Kin::Ours);
+            let renew = seconds(&response, "bbot-renew");
+            let body = read(response, TASK_LIMIT, self.timeout).await?;
+            Ok(TaskAnswer {
+                body,
+                kin,
+                session_url,
+                renew,
+            })
+        })
+    }
+
+    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+        Box::pin(async move {
+            let posted = self.post(url, MANIFEST, HeaderMap::new(), body, self.timeout);
+            match posted.await {
+                Ok(response) => {
+                    let status = response.status();
+                    verdict(status, &message(response).await)
+                }
+                Err(e @ LinkError::Redirect { .. }) => Posted::Again(e.to_string()),
+                Err(e) => Posted::Unreachable(e.to_string()),
+            }
+        })
+    }
+
+    fn renew_lease<'a>(&'a self, session: &'a Url, within: Duration) -> BoxFuture<'a, Renewed> {
+        Box::pin(async move {
+            let url = below(session, "lease");
+            let within = within.min(self.timeout);
+            let posted = self.post(&url, MANIFEST, HeaderMap::new(), Vec::new(), within);
+            match posted.await {
+                Ok(response) => {
+                    let (status, is_ours) = (response.status(), is_ours(&response));
+                    let next = seconds(&response, "bbot-renew");
+                    renewed(status, is_ours, next, &message(response).await)
+                }
+                Err(e) => Renewed::Again(e.to_string()),
+            }
+        })
+    }
+
+    fn post_segment<'a>(
+        &'a self,
+        session: &'a Url,
+        number: u64,
+        skips: bool,
+        body: Vec<u8>,
+    ) -> BoxFuture<'a, Acknowledged> {
+        Box::pin(async move {
+            let url = below(session, &format!("log/{number}"));
+            let mut headers = HeaderMap::new();
+            if skips {
+                headers.insert("bbot-log-skip", HeaderValue::from_static("1"));
+            }
+            let within = SEGMENT_TIMEOUT.min(self.timeout);
+            match self.post(&url, BYTES, headers, body, within).await {
+                Ok(response) => {
+                    let (status, is_ours) = (response.status(), is_ours(&response));
+                    let next = header(&response, "bbot-log-next").and_then(|n| n.parse().ok());
+                    acknowledged(status, is_ours, next, &message(response).await)
+                }
+                Err(e) => Acknowledged::Again(e.to_string()),
+            }
+        })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        url: &'a Url,
+        sha256: &'a str,
+        to: &'a Path,
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
+        Box::pin(self.fetch_to(url, sha256, to))
+    }
+}
+
+const MANIFEST: &str = "text/manifest";
+const BYTES: &str = "application/octet-stream";
+
+fn client(timeout: Duration, authorities: Option<&[Certificate]>) -> Result<Client, LinkError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("bbot-agent/", env!("CARGO_PKG_VERSION")))
+        // A redirect that is followed blindly makes a GET of a POST, and
+        // takes results and challenges to strangers.
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeout.min(CONNECT_TIMEOUT))
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .tcp_keepalive(KEEP_ALIVE);
+    if let Some(authorities) = authorities {
+        builder = builder.tls_certs_only(authorities.iter().cloned());
+    }
+    builder.build().map_err(|e| LinkError::Setup(chain(&e)))
+}
+
+fn read_ca(path: &Path) -> Result<Vec<Certificate>, LinkError> {
+    let error = |why: String| LinkError::Ca {
+        path: path.to_owned(),
+        why,
+    };
+    let mut pem = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut pem))
+        .map_err(|e| error(e.to_string()))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| error(chain(&e)))?;
+    if certificates.is_empty() {
+        return Err(error(
+            "there is no certificate in it; it must be a PEM file (BEGIN CERTIFICATE)".to_owned(),
+        ));
+    }
+    Ok(certificates)
+}
+
+fn is_ours(response: &Response) -> bool {
+    response.headers().contains_key("bbot-controller")
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok().map(str::trim)
+}
+
+/// A time in decimal seconds, within what is sensible.
+fn seconds(response: &Response, name: &str) -> Option<Duration> {
+    let seconds: f64 = header(response, name)?.parse().ok()?;
+    (seconds.is_finite() && seconds > 0.0)
+        .then(|| Duration::from_secs_f64(seconds.clamp(*RENEW.start(), *RENEW.end())))
+}
+
+fn no_answer(timeout: Duration) -> LinkError {
+    LinkError::Transport(format!("no answer within {} s", timeout.as_secs()))
+}
+
+fn why(error: &reqwest::Error, timeout: Duration) -> LinkError {
+    if error.is_timeout() {
+        return no_answer(timeout);
+    }
+    let mut text = chain(error);
+    if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
+        text.push_str("; give --ca with the certificate of who has signed it");
+    }
+    LinkError::Transport(text)
+}
+
+async fn read(mut response: Response, limit: u64, timeout: Duration) -> Result<Vec<u8>, LinkError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| why(&e, timeout))? {
+        if body.len() as u64 + chunk.len() as u64 > limit {
+            return Err(LinkError::TooLong { limit });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The first line of what an answer says, for a person.
+async fn message(mut response: Response) -> String {
+    let mut body = Vec::new();
+    // What has come until then is told.
+    let _ = timeout(MESSAGE_TIME, async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            body.extend_from_slice(&chunk);
+            if body.len() as u64 > MESSAGE_LIMIT {
+                break;
+            }
+        }
+    })
+    .await;
+    let text = String::from_utf8_lossy(&body);
+    printable(text.lines().next().unwrap_or_default())
+}
+
+async fn expect_success(response: Response) -> Result<Response, LinkError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let message = message(response).await;
+    Err(LinkError::Status { status, message })
+}
+
+/// An error with its causes, which reqwest leaves out of its own text.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let cause = e.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = e.source();
+    }
+    text
+}
