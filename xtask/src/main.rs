@@ -1,20 +1,33 @@
 //! Tasks of the project's developers: `cargo xtask <task>`.
 
+mod fuzz;
 mod worker;
+mod workspace;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 const HELP: &str = "\
-Usage: cargo xtask <task>
+Usage: cargo xtask <task> [<option>...]
 
-  worker   build the static worker and print its path
+  worker    build the static worker and print its path
+  fuzz      give everything that reads bytes from outside random ones
+              --seconds N    how long each target (60)
+              --target T     only this one; may be repeated
+              --jobs N       so many at once (2)
+              --seed S       of the random choices (a new one each time)
+              --keep         put new inputs that reach new code into the corpus
+              --replay FILE  run one input with the one --target given
 ";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let outcome = match (arguments.next().as_deref(), arguments.next()) {
-        (Some("worker"), None) => worker::run(),
-        (Some("--help" | "-h"), None) => {
+    let mut arguments = std::env::args_os().skip(1);
+    let task = arguments.next().unwrap_or_default();
+    let rest: Vec<OsString> = arguments.collect();
+    let outcome = match (task.to_str(), rest.is_empty()) {
+        (Some("worker"), true) => worker::run(),
+        (Some("fuzz"), _) => fuzz::run(rest),
+        (Some("--help" | "-h"), true) => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }
@@ -25,6 +38,10 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<lexopt::Error>() => {
+            eprint!("error: {error}\n\n{HELP}");
+            ExitCode::from(2)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -1,27 +1,23 @@
 //! Builds the worker as it goes into machines: static, since a guest's libraries are unknown, and small.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
+
+use crate::workspace;
 
 /// The worker has to be smaller than this, in bytes: every machine fetches it, block by block.
 const LARGEST: u64 = 3_000_000;
 
 /// Builds the worker, checks it, prints its path on standard output.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the directory of this program's sources is not in a workspace")?;
-    let triple = host_triple()?;
+    let workspace = workspace::root()?;
+    let triple = workspace::host_triple()?;
     // With --target the flag is for the worker alone; without, programs of the build itself could not be linked.
-    let flags = format!(
-        "CARGO_TARGET_{}_RUSTFLAGS",
-        triple.to_uppercase().replace('-', "_")
-    );
-    let status = Command::new(cargo)
+    let flags = workspace::flags_variable(&triple);
+    let status = Command::new(workspace::cargo())
         .args([
             "build",
             "--profile",
@@ -42,24 +38,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .context("cannot run cargo")?;
     ensure!(status.success(), "the worker does not build ({status})");
 
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), PathBuf::from);
-    let worker = target.join(&triple).join("worker/bbot-worker");
+    let worker = workspace::target()?
+        .join(&triple)
+        .join("worker/bbot-worker");
     check(&worker)?;
     println!("{}", worker.display());
     Ok(())
-}
-
-fn host_triple() -> anyhow::Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc)
-        .arg("-vV")
-        .output()
-        .context("cannot run rustc")?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
-        .context("rustc does not name its host")
 }
 
 fn check(worker: &Path) -> anyhow::Result<()> {
