@@ -37,6 +37,8 @@ pub struct Outgoing {
 pub struct Server {
     root: Root,
     limits: Limits,
+    /// Whether all transfers answer from [`REQUEST_PORT`].
+    one_port: bool,
     transfers: Vec<Transfer>,
     next_port: u16,
     outgoing: VecDeque<Outgoing>,
@@ -82,6 +84,7 @@ impl Server {
         Self {
             root,
             limits,
+            one_port: false,
             transfers: Vec::new(),
             next_port,
             outgoing: VecDeque::new(),
@@ -89,9 +92,21 @@ impl Server {
         }
     }
 
+    /// Lets all transfers answer from [`REQUEST_PORT`], to which their datagrams come as well: for a
+    /// server behind a mapping of that one port. Each peer's port then has one transfer at a time.
+    /// RFC 1350 gives each transfer a port of the server's too, but clients take the port that the
+    /// first answer comes from, whichever it is.
+    #[must_use]
+    pub fn on_one_port(mut self) -> Self {
+        self.one_port = true;
+        self
+    }
+
     /// Takes a datagram that came from `peer` to the server's port `local_port`.
     pub fn handle(&mut self, peer: SocketAddr, local_port: u16, payload: &[u8], now: Instant) {
-        if local_port == REQUEST_PORT {
+        if local_port == REQUEST_PORT
+            && (!self.one_port || is_request(payload) || !self.has_transfer_of(peer))
+        {
             self.request(peer, payload, now);
             return;
         }
@@ -179,6 +194,10 @@ impl Server {
         self.transfers.len()
     }
 
+    fn has_transfer_of(&self, peer: SocketAddr) -> bool {
+        self.transfers.iter().any(|transfer| transfer.peer == peer)
+    }
+
     fn request(&mut self, peer: SocketAddr, payload: &[u8], now: Instant) {
         if matches!(Packet::decode(payload), Ok(Packet::Error { .. })) {
             return;
@@ -205,8 +224,9 @@ impl Server {
             if session.request_again(payload, now, &mut out) == Again::Repeated {
                 return;
             }
-            // A finished upload goes on to answer for its last block.
-            if session.state() == &State::Running {
+            // A finished upload goes on to answer for its last block, unless the new transfer
+            // has the same two ports.
+            if session.state() == &State::Running || self.one_port {
                 self.remove(index, Failure::Superseded);
             }
         }
@@ -224,7 +244,11 @@ impl Server {
                 ErrorCode::Undefined,
                 "too many transfers at once, try later",
             );
-            Err(packet::error(busy.code, &busy.message))
+            Err(session::refuse(
+                session::name_of(payload),
+                busy,
+                &mut self.events,
+            ))
         };
         match opened {
             Ok(mut session) => {
@@ -273,6 +297,9 @@ impl Server {
     }
 
     fn free_port(&mut self) -> u16 {
+        if self.one_port {
+            return REQUEST_PORT;
+        }
         loop {
             self.next_port = (self.next_port + 1) % PORTS;
             let port = FIRST_PORT + self.next_port;
@@ -300,6 +327,11 @@ impl Server {
         transfer.session.fail(failure);
         self.events.extend(transfer.session.take_event());
     }
+}
+
+/// Whether a datagram asks for a transfer, well or badly.
+fn is_request(payload: &[u8]) -> bool {
+    matches!(payload, [0, 1 | 2, ..])
 }
 
 /// It may give way to another.

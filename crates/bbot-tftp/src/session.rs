@@ -56,7 +56,8 @@ pub enum Event {
     },
     /// A request or a transfer ended without success.
     Failed {
-        /// The file; made printable when the name itself was refused.
+        /// The file; made printable when the name itself was refused, and empty for what was no
+        /// request at all.
         name: String,
         /// Why.
         reason: Failure,
@@ -97,16 +98,12 @@ pub(crate) fn open(
         Ok(Packet::Read(request)) => (Kind::Get, request),
         Ok(Packet::Write(request)) => (Kind::Put, request),
         Ok(_) => {
-            return Err(packet::error(
-                ErrorCode::UnknownTransfer,
-                "this belongs to no transfer",
-            ));
+            let refusal = Refusal::new(ErrorCode::UnknownTransfer, "this belongs to no transfer");
+            return Err(refuse(String::new(), refusal, events));
         }
         Err(error) => {
-            return Err(packet::error(
-                ErrorCode::IllegalOperation,
-                &error.to_string(),
-            ));
+            let refusal = Refusal::new(ErrorCode::IllegalOperation, error.to_string());
+            return Err(refuse(String::new(), refusal, events));
         }
     };
     let name = match Name::new(request.name) {
@@ -134,6 +131,14 @@ pub(crate) fn open(
             heard: now,
         }),
         Err(refusal) => Err(refuse(name.as_str().to_owned(), refusal, events)),
+    }
+}
+
+/// The name in a request, as it can be shown; empty when it is none.
+pub(crate) fn name_of(payload: &[u8]) -> String {
+    match Packet::decode(payload) {
+        Ok(Packet::Read(request) | Packet::Write(request)) => printable(request.name),
+        _ => String::new(),
     }
 }
 

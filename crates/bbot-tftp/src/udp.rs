@@ -16,7 +16,7 @@ use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
 use crate::session::{self, Event, LATE, Session};
 use crate::socket::receive_buffer;
-use crate::transfer::{Failure, Output, State};
+use crate::transfer::{Failure, Output, Refusal, State};
 
 /// Why the server ended other than by [`Stop`].
 #[derive(Debug, thiserror::Error)]
@@ -188,10 +188,17 @@ pub fn serve(
                 let _ = socket.send_to(packet, peer);
             };
             if !make_room(&slots, limits.max_sessions) {
-                reply(&packet::error(
+                let busy = Refusal::new(
                     ErrorCode::Undefined,
                     "too many transfers at once, try later",
+                );
+                let mut events = VecDeque::new();
+                reply(&session::refuse(
+                    session::name_of(payload),
+                    busy,
+                    &mut events,
                 ));
+                events.into_iter().for_each(on_event);
                 continue;
             }
             let transfer = match begin(local, peer, root, limits, payload, on_event) {

@@ -11,6 +11,7 @@ mod interop;
 mod losses;
 #[cfg(test)]
 mod names;
+mod one_port;
 #[cfg(test)]
 mod relay;
 #[cfg(test)]
