@@ -32,7 +32,9 @@ pub enum PriorityError {
     #[error("priority {0:?}: the first of five digits is 0 or 1")]
     Boost(String),
     /// F without D.
-    #[error("priority {0:?}: 1 as the first of five digits needs a second digit above 0, which frees the host")]
+    #[error(
+        "priority {0:?}: 1 as the first of five digits needs a second digit above 0, which frees the host"
+    )]
     BoostAlone(String),
 }
 

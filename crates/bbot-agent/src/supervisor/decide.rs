@@ -1,0 +1,172 @@
+//! What can start now: which machines a controller is offered, what has to go for a task, which machine is
+//! bootstrapped.
+
+use super::api::{Config, MachineState, MachineView, RunId, Time};
+use super::machines::Machines;
+use super::priority::Priority;
+use super::room::{Limits, Room};
+use super::runs::Runs;
+
+/// Everything that these decisions depend on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Situation<'a> {
+    pub(super) config: &'a Config,
+    pub(super) machines: &'a Machines,
+    pub(super) runs: &'a Runs,
+    /// Memory of suspended machines, KiB.
+    pub(super) suspended: u64,
+    pub(super) now: Time,
+}
+
+/// Whose turn it is where there is room for one only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Bootstrap,
+    Build,
+}
+
+/// How a task gets its room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// There is room, once these have ended.
+    After(Vec<RunId>),
+    /// There is none.
+    None,
+}
+
+impl Situation<'_> {
+    fn need(&self, machine: &MachineView) -> Room {
+        Room::need(self.config, machine)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of(self.config)
+    }
+
+    /// What is taken when nothing runs.
+    fn base(&self) -> Room {
+        Room {
+            ram_kib: self.suspended,
+            ..Room::default()
+        }
+    }
+
+    fn used(&self) -> Room {
+        self.base().plus(self.runs.used())
+    }
+
+    fn fits(&self, used: Room, machine: &MachineView) -> bool {
+        self.limits().hold(used.plus(self.need(machine)))
+    }
+
+    /// What of a machine can never fit, in words.
+    pub(super) fn too_large(&self, machine: &MachineView) -> Option<String> {
+        let (limits, need) = (self.limits(), self.need(machine));
+        if let Some(most) = limits.ram_kib.filter(|most| need.ram_kib > *most) {
+            return Some(format!(
+                "it needs {} KiB of memory and all machines together get {most}: give the agent more, or the \
+                 machine a smaller ram-minimum",
+                need.ram_kib
+            ));
+        }
+        let most = limits.cpus.filter(|most| need.cpus > *most)?;
+        Some(format!(
+            "it needs {} processors and all machines together get {most}: give the agent more, or a smaller --cpu",
+            need.cpus
+        ))
+    }
+
+    /// Whether a machine can run beside what is taken. Whoever has waited too long for room gets it first.
+    fn starts(&self, runs: &Runs, machine: &MachineView) -> bool {
+        let used = self.base().plus(runs.used());
+        let beside = match self.machines.head_of_line(self.now) {
+            Some(head) if head.name != machine.name => used.plus(self.need(head)),
+            _ => used,
+        };
+        !runs.occupies(machine) && self.fits(beside, machine)
+    }
+
+    /// How a task on a machine would get its room: what has to end first.
+    pub(super) fn way(&self, machine: &MachineView, priority: Priority) -> Way {
+        let cleared = self.runs.cleared_by(priority);
+        let rest = self.runs.without(&cleared);
+        if self.starts(&rest, machine) {
+            return Way::After(cleared);
+        }
+        for victim in rest.victims(priority) {
+            if self.starts(&rest.without(&[victim]), machine) {
+                let mut gone = cleared;
+                gone.push(victim);
+                return Way::After(gone);
+            }
+        }
+        Way::None
+    }
+
+    /// The machines that a controller is offered.
+    pub(super) fn offers(&self, priority: Priority) -> Vec<&MachineView> {
+        self.machines
+            .usable(self.now)
+            .filter(|m| self.way(m, priority) != Way::None)
+            .collect()
+    }
+
+    /// Whether a controller is held back by a task that runs.
+    pub(super) fn is_held_back(&self, priority: Priority) -> bool {
+        let mut tasks = self.runs.tasks();
+        tasks.any(|(_, run, task)| !run.is_interrupted && task.priority.holds_back(priority))
+    }
+
+    /// The machine to bootstrap now. `offered` can each still be started afterwards.
+    pub(super) fn bootstrap(&self, turn: Turn, offered: &[String]) -> Option<&MachineView> {
+        let used = self.used();
+        let can_build: Vec<&MachineView> = self.machines.usable(self.now).collect();
+        let head = self
+            .machines
+            .head_of_line(self.now)
+            .map(|m| m.name.as_str());
+        let mut candidates: Vec<&MachineView> = self
+            .machines
+            .to_bootstrap(self.now)
+            .filter(|m| !self.runs.is_bootstrapping(&m.name) && self.starts(self.runs, m))
+            .collect();
+        candidates.sort_by_key(|m| head != Some(m.name.as_str()));
+        candidates.into_iter().find(|m| {
+            let need = self.need(m);
+            let any_builds = |used: Room| can_build.iter().any(|b| self.fits(used, b));
+            let builds_are_left_room =
+                if !any_builds(self.base()) || self.config.controllers.is_empty() {
+                    // Nothing could build anyway.
+                    true
+                } else if any_builds(self.base().plus(need)) {
+                    self.runs.tasks().next().is_some() || any_builds(used.plus(need))
+                } else {
+                    turn == Turn::Bootstrap
+                };
+            let offered_fit = offered.iter().all(|name| {
+                let offered = self.machines.get(name);
+                offered.is_none_or(|o| !self.fits(used, o) || self.fits(used.plus(need), o))
+            });
+            builds_are_left_room && offered_fit
+        })
+    }
+
+    /// Whether a machine is ready to be used and would be, if there were more room.
+    pub(super) fn waits_for_room(&self, machine: &MachineView) -> bool {
+        let is_left_alone = self
+            .machines
+            .backoff(machine)
+            .is_some_and(|b| b.until > self.now);
+        let would = match machine.state {
+            MachineState::Usable => true,
+            // What other bootstraps take they give back by themselves.
+            MachineState::MustBootstrap { .. } => self.runs.bootstraps().next().is_none(),
+            MachineState::Bad { .. } => false,
+        };
+        would
+            && !is_left_alone
+            && !self.runs.occupies(machine)
+            && !self.fits(self.used(), machine)
+            && self.fits(self.base(), machine)
+    }
+}
