@@ -465,9 +465,9 @@ fn banner(options: &Options, signer: Option<&Signer>) {
     if !options.systemd_daemon {
         return;
     }
-    let mut text = format!("bbot agent {}", version::OWN);
-    let mut line = |name: &str, value: &dyn std::fmt::Display| {
-        text.push_str(&format!("\ninfo: {name:<14} {value}"));
+    tracing::info!("bbot agent {}", version::OWN);
+    let line = |name: &str, value: &dyn std::fmt::Display| {
+        tracing::info!("{name:<14} {value}");
     };
     if let Some(signer) = signer {
         line("auth key fp", &signer.fingerprint());
@@ -484,7 +484,6 @@ fn banner(options: &Options, signer: Option<&Signer>) {
     for url in &options.controllers {
         line("controller url", url);
     }
-    tracing::info!("{text}");
 }
 
 /// Whether an error is the controller's, or of the way to it: another task may do better

@@ -26,11 +26,7 @@ fn main() -> ExitCode {
         print!("{}", bbot_agent::version::text());
         return ExitCode::SUCCESS;
     }
-    let form = if options.systemd_daemon {
-        Form::Systemd
-    } else {
-        Form::Plain
-    };
+    let form = Form::of(&options);
     diagnostics::install(options.verbose, form);
     match run(options) {
         Ok(code) => code,

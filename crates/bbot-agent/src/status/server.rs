@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::socket::{Claim, Place, SocketError};
-use super::{Answer, Attachment, Command, Mode, Moment, Reply, Request, Status};
-use crate::metrics;
+use super::{Answer, Attachment, Command, Mode, Moment, Reply, Request, Status, Trouble};
+use crate::{diagnostics, metrics};
 
 /// The longest request: an id and a few words.
 const REQUEST: u64 = 4096;
@@ -108,7 +108,23 @@ impl Server {
     /// The status as of now.
     pub fn status(&self) -> Arc<Status> {
         let mut status = Arc::clone(&self.status.borrow());
-        Arc::make_mut(&mut status).uptime = Moment::from(self.start.elapsed());
+        let now = Arc::make_mut(&mut status);
+        now.uptime = Moment::from(self.start.elapsed());
+        // What this process has told: where there are no diagnostics of ours, what the
+        // driver has published stays.
+        let told = diagnostics::recent();
+        if !told.is_empty() {
+            let start = self.start.into_std();
+            now.errors.clear();
+            for told in told {
+                now.remember(Trouble {
+                    at: Moment::from(told.at.saturating_duration_since(start)),
+                    time: told.time,
+                    level: told.level.to_owned(),
+                    message: told.message,
+                });
+            }
+        }
         status
     }
 
