@@ -102,6 +102,9 @@ pub struct Spec {
     pub stdout: Option<File>,
 }
 
+/// What is done between fork and exec: system calls only, neither memory nor locks.
+pub type Preparation = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs a job on the thread that forks, and that never ends.
@@ -150,7 +153,24 @@ impl Process {
     ///
     /// Those of `fork(2)` and `execve(2)`; `NotFound` when the program is not installed.
     pub async fn start(spec: Spec) -> io::Result<Self> {
-        let mut child = on_forking_thread(move || fork(spec)).await?;
+        Self::start_with(move || fork(spec)).await
+    }
+
+    /// Starts a process as the first of a process namespace of its own, after `prepare` has been
+    /// run in it. Whatever it starts, and all they start, is dead when it has ended, by whatever
+    /// cause: the kernel sees to that. For root only.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Process::start`], of `unshare(2)`, and of `prepare`.
+    pub async fn start_enclosed(spec: Spec, prepare: Preparation) -> io::Result<Self> {
+        Self::start_with(move || fork_enclosed(spec, prepare)).await
+    }
+
+    async fn start_with(
+        fork: impl FnOnce() -> io::Result<KilledChild> + Send + 'static,
+    ) -> io::Result<Self> {
+        let mut child = on_forking_thread(fork).await?;
         let stderr = match child.0.stderr.take() {
             Some(pipe) => Some(Words::keep(pipe, STDERR_TAIL, "stderr")?),
             None => None,
@@ -287,6 +307,39 @@ fn wait_readable(fd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
 
 /// Forks and executes. Runs on the thread that forks.
 fn fork(spec: Spec) -> io::Result<KilledChild> {
+    let parent = std::process::id();
+    let has_parent = move || {
+        #[expect(unsafe_code, reason = "a system call between fork and exec")]
+        // SAFETY: it takes nothing and cannot fail.
+        let now = unsafe { libc::getppid() };
+        u32::try_from(now).ok() == Some(parent)
+    };
+    fork_with(spec, Box::new(|| Ok(())), has_parent)
+}
+
+/// The same into a new process namespace.
+fn fork_enclosed(spec: Spec, prepare: Preparation) -> io::Result<KilledChild> {
+    use nix::sched::{CloneFlags, setns, unshare};
+    let own = File::open("/proc/thread-self/ns/pid")?;
+    let agent = rustix::process::getpid();
+    let agent = pidfd_open(agent, PidfdFlags::empty())?;
+    let has_parent = move || {
+        // In its namespace it has no parent that it could name.
+        let mut fds = [PollFd::new(&agent, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+    };
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    let child = fork_with(spec, prepare, has_parent);
+    // The next child is an ordinary one again.
+    setns(own, CloneFlags::CLONE_NEWPID)?;
+    child
+}
+
+fn fork_with(
+    spec: Spec,
+    mut prepare: Preparation,
+    has_parent: impl Fn() -> bool + Send + Sync + 'static,
+) -> io::Result<KilledChild> {
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.arguments)
@@ -298,11 +351,19 @@ fn fork(spec: Spec) -> io::Result<KilledChild> {
         .process_group(0);
     let inherited: Vec<RawFd> = spec.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let credentials = spec.credentials;
-    let parent = std::process::id();
-    let prepare = move || restrict(&inherited, credentials.as_ref(), parent);
+    let prepare = move || {
+        prepare()?;
+        restrict(&inherited, credentials.as_ref())?;
+        // The parent may have ended before that: then nobody would tell.
+        if has_parent() {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
     #[expect(unsafe_code, reason = "pre_exec is the only way between fork and exec")]
-    // SAFETY: `restrict` makes nothing but system calls that are safe after a
-    // fork of a process with threads: it neither allocates nor takes a lock.
+    // SAFETY: these make nothing but system calls that are safe after a
+    // fork of a process with threads: they neither allocate nor take a lock.
     unsafe {
         command.pre_exec(prepare);
     }
@@ -313,7 +374,7 @@ fn fork(spec: Spec) -> io::Result<KilledChild> {
 }
 
 /// Gives up rights, between fork and exec. Only system calls here.
-fn restrict(inherited: &[RawFd], credentials: Option<&Credentials>, parent: u32) -> io::Result<()> {
+fn restrict(inherited: &[RawFd], credentials: Option<&Credentials>) -> io::Result<()> {
     let check = |result: libc::c_int| {
         if result == -1 {
             Err(io::Error::last_os_error())
@@ -346,10 +407,6 @@ fn restrict(inherited: &[RawFd], credentials: Option<&Credentials>, parent: u32)
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // After the change of user, which clears it.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
-        // The parent may have ended before that: then nobody would tell.
-        if u32::try_from(libc::getppid()).ok() != Some(parent) {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
     }
     Ok(())
 }
