@@ -87,11 +87,14 @@ impl From<NetworkChoice> for bbot_machine::machine::Network {
     override_usage = "bbot-agent [options] <controller-url>...",
     disable_version_flag = true,
     args_override_self = true,
-    after_help = "Exit status: 0 done (also after SIGTERM), 1 failed or wrong usage, 3 after SIGHUP."
+    after_help = "Exit status: 0 done (also after SIGTERM), 1 failed or wrong usage."
 )]
 pub struct Options {
-    /// URLs of the controllers to ask, in this order. `?build-task` is added to
-    /// a URL without a query
+    /// URLs of the controllers to ask, in no order but that of their priorities,
+    /// `[F]DCBA=URL` with digits: a higher A is asked first, a higher B also keeps
+    /// the others waiting while its task runs, a higher C may also interrupt one of
+    /// their tasks, a higher D all of them, and F = 1 gives its task all processors.
+    /// `?build-task` is added to a URL without a query
     #[arg(value_name = "controller-url")]
     pub controllers: Vec<String>,
 
@@ -242,9 +245,35 @@ pub struct Options {
     #[arg(long, value_name = "KiB")]
     pub auxiliary_ram: Option<u64>,
 
-    /// Most machines to run at once; only 1 for now
-    #[arg(long, value_name = "num", default_value_t = 1)]
+    /// Most machines to run at once, bootstraps included
+    #[arg(long, value_name = "num", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub instance_max: u32,
+
+    /// Virtual processors of all machines together. Default: no bound, since the
+    /// host shares its processors out
+    #[arg(long, value_name = "num", value_parser = clap::value_parser!(u32).range(1..))]
+    pub host_cpu: Option<u32>,
+
+    /// Memory of all machines together, in KiB. Default: the host's, less an eighth
+    /// of it or 512 MiB, whichever is more; never less than one machine has
+    #[arg(long, value_name = "KiB", value_parser = clap::value_parser!(u64).range(1024..))]
+    pub host_ram: Option<u64>,
+
+    /// Most suspended machines to keep; the oldest is ended for another one, or when
+    /// its memory is needed. 0: none is kept
+    #[arg(long, value_name = "num", default_value_t = 2)]
+    pub suspend_max: u32,
+
+    /// Seconds that what runs may go on after SIGTERM; then it is interrupted and
+    /// given back to its controller. A second SIGTERM, or SIGINT, does that at once
+    #[arg(long, value_name = "sec", default_value_t = 300)]
+    pub drain_timeout: u64,
+
+    /// File with more options, one a line as here without the dashes: `name value`
+    /// or `name = value`, `controller URL` for a controller, `#` comments. SIGHUP
+    /// reads it again. What is given here goes before what is in the file
+    #[arg(long, value_name = "file")]
+    pub config: Option<PathBuf>,
 
     /// UNIX socket for `bbot agent` and `bbot machine attach`. Default:
     /// TOOLCHAIN.sock in --state where that is given, else in /run/bbot-agent for
@@ -334,11 +363,6 @@ pub enum Usage {
     /// There is nobody to ask.
     #[error("controller url expected\ninfo: run bbot-agent --help for details")]
     NoController,
-    /// More than one slot.
-    #[error(
-        "--instance-max {0}: this version runs one machine at a time; leave the option out or give 1"
-    )]
-    InstanceMax(u32),
     /// The metrics where others can read them.
     #[error("{0}")]
     Metrics(String),
@@ -364,9 +388,6 @@ impl Options {
     pub fn check(&self) -> Result<(), Usage> {
         if self.controllers.is_empty() && !self.dump_machines && self.fake_request.is_none() {
             return Err(Usage::NoController);
-        }
-        if self.instance_max != 1 {
-            return Err(Usage::InstanceMax(self.instance_max));
         }
         if !self.openssl_option.is_empty() && self.openssl.is_none() {
             return Err(Usage::Needs("--openssl-option", "--openssl"));
@@ -417,6 +438,17 @@ impl Options {
         startup(self.bootstrap_startup, BOOTSTRAP_STARTUP, accelerator)
     }
 
+    /// Memory of all machines together, in KiB.
+    pub fn ram_budget(&self) -> u64 {
+        self.host_ram
+            .unwrap_or_else(|| default_ram_budget(physical_ram_kib(), self.ram))
+    }
+
+    /// How long what runs may go on when the agent is to end.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout)
+    }
+
     /// How long a suspended machine is kept.
     pub fn suspend_timeout(&self) -> Duration {
         Duration::from_secs(self.suspend_timeout)
@@ -437,6 +469,20 @@ impl Options {
             .unwrap_or_else(std::env::temp_dir);
         base.join("bbot-agent")
     }
+}
+
+/// The host's memory in KiB.
+fn physical_ram_kib() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
+    total.saturating_mul(u64::from(info.mem_unit)) / 1024
+}
+
+/// What machines may have of a host with so much memory (KiB), so that the host itself
+/// and QEMU have the rest; enough for one machine in any case, as the seed has it.
+fn default_ram_budget(physical: u64, one: u64) -> u64 {
+    const RESERVE: u64 = 512 * 1024;
+    physical.saturating_sub(RESERVE.max(physical / 8)).max(one)
 }
 
 /// What was asked for is taken as it is; the default knows of the accelerator.
@@ -490,6 +536,23 @@ mod tests {
     }
 
     #[test]
+    fn machines_may_have_the_hosts_memory_but_a_reserve() {
+        const GIB: u64 = 1024 * 1024;
+        for (physical, one, expected) in [
+            (16 * GIB, GIB, 14 * GIB),
+            (2 * GIB, GIB, 3 * GIB / 2),
+            (GIB, GIB, GIB),
+            (0, GIB, GIB),
+        ] {
+            assert_eq!(default_ram_budget(physical, one), expected);
+        }
+        let o = parse(&["http://c"]).unwrap();
+        assert!(o.ram_budget() >= o.ram);
+        let o = parse(&["--host-ram", "4096", "http://c"]).unwrap();
+        assert_eq!(o.ram_budget(), 4096);
+    }
+
+    #[test]
     fn options_may_follow_urls_and_be_repeated() {
         let o = parse(&[
             "http://c", "--cpu", "2", "--cpu=4", "--trust", "a", "--trust", "b",
@@ -511,21 +574,13 @@ mod tests {
         assert!(parse(&["--dump-machines"]).unwrap().check().is_ok());
         assert!(parse(&["--fake-request", "f"]).unwrap().check().is_ok());
         assert!(matches!(
-            parse(&["--instance-max", "2", "u"]).unwrap().check(),
-            Err(Usage::InstanceMax(2))
-        ));
-        assert!(
-            parse(&["--instance-max", "1", "u"])
-                .unwrap()
-                .check()
-                .is_ok()
-        );
-        assert!(matches!(
             parse(&["--openssl-option", "x", "u"]).unwrap().check(),
             Err(Usage::Needs("--openssl-option", _))
         ));
         for wrong in [
             &["--cpu", "0", "u"][..],
+            &["--instance-max", "0", "u"],
+            &["--host-cpu", "0", "u"],
             &["--verbose", "7", "u"],
             &["--toolchain-name", "../x", "u"],
             &["--toolchain-name", "", "u"],
