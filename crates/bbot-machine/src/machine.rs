@@ -25,6 +25,7 @@ use bbot_manifest::MachineManifest;
 
 use crate::accel::Accelerator;
 use crate::mac::Mac;
+use crate::wire::thread::WireEvent;
 
 /// A boxed future, so that the traits here are object safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -219,6 +220,9 @@ pub enum MachineEvent {
     /// The guest sends faster on its wire than anything of use does, and is
     /// slowed down (`docs/decisions/0008-flood.md`). Told once; it still runs.
     Flooding,
+    /// Many frames that the guest sent on its wire could not be read. They were
+    /// dropped. Told once; it still runs.
+    MalformedFrames,
     /// The host has no room for what the guest wrote to its disk. The guest is
     /// halted in the middle of that; [`Machine::resume`] lets it try again.
     DiskFull {
@@ -231,6 +235,16 @@ pub enum MachineEvent {
         /// How its process ended.
         detail: String,
     },
+}
+
+impl From<WireEvent> for MachineEvent {
+    fn from(event: WireEvent) -> Self {
+        match event {
+            WireEvent::Tftp(event) => Self::Tftp(event),
+            WireEvent::Flooding => Self::Flooding,
+            WireEvent::Malformed => Self::MalformedFrames,
+        }
+    }
 }
 
 /// How [`Machine::shutdown`] ended.

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use bbot_machine::wire::thread::{WireThread, socket_pair};
+use bbot_machine::wire::flood::Bound;
+use bbot_machine::wire::thread::{End, WireEvent, WireThread, socket_pair};
 use bbot_machine::wire::{AGENT, AGENT_MAC, GUEST, Wire, arp, dhcp, ethernet, ipv4, udp};
 use bbot_tftp::{Event, Limits, Root, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -324,4 +325,120 @@ async fn dropping_it_ends_the_thread_whatever_waits() {
     done.recv_timeout(PATIENCE)
         .expect("the wire's thread does not end");
     drop(card);
+}
+
+/// Processor time of the thread that serves a wire, in seconds.
+fn seconds_of_the_wire() -> f64 {
+    let ticks: u64 = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok())
+        .filter_map(|stat| {
+            let rest = stat.split_once("(wire) ")?.1;
+            let field = |index| rest.split(' ').nth(index)?.parse::<u64>().ok();
+            // utime and stime are fields 14 and 15; the state is field 3.
+            Some(field(11)? + field(12)?)
+        })
+        .sum();
+    // USER_HZ is 100 on every Linux.
+    f64::from(u32::try_from(ticks).unwrap()) / 100.0
+}
+
+/// Whatever a guest sends, and however fast, its wire takes a small part of one processor, is
+/// told of as flooded, once, and serves again when it is over.
+#[tokio::test]
+async fn a_flood_is_slowed_down_told_once_and_survived() {
+    let (mut wire, card) = start(Root::new().get_bytes("f", *b"x"));
+    let (stop_in, stop) = std::sync::mpsc::channel::<()>();
+    let flooder = std::thread::spawn(move || {
+        let noise = ethernet::build(AGENT_MAC, CARD, ethernet::IPV4, &[0xaa; 46]);
+        while stop.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            // Without waiting for room, so that the test can end.
+            if rustix::net::send(&card.0, &noise, SendFlags::DONTWAIT).is_err() {
+                std::thread::yield_now();
+            }
+        }
+        card
+    });
+    let mut told = Vec::new();
+    while !told.contains(&WireEvent::Flooding) {
+        let event = tokio::time::timeout(PATIENCE, wire.next()).await.unwrap();
+        told.push(event.unwrap());
+    }
+    assert_eq!(told, [WireEvent::Malformed, WireEvent::Flooding]);
+    let before = seconds_of_the_wire();
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = seconds_of_the_wire() - before;
+    let share = used / began.elapsed().as_secs_f64();
+    println!(
+        "the wire of a flooding guest takes {:.0} % of a processor",
+        share * 100.0
+    );
+    assert!(share < 0.5, "{share}");
+    drop(stop_in);
+    let card = flooder.join().unwrap();
+    // The guest thinks better of it: it is served as before.
+    let asked = tokio::task::spawn_blocking(move || {
+        card.send_udp(69, b"\0\x01f\0octet\0");
+        card.receive_udp()
+    });
+    let (_, data) = tokio::time::timeout(PATIENCE, asked)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(data, b"\0\x03\0\x01x");
+    let event = tokio::time::timeout(PATIENCE, wire.next()).await.unwrap();
+    assert!(
+        matches!(event, Some(WireEvent::Tftp(Event::Requested { .. }))),
+        "{event:?}"
+    );
+}
+
+/// Requests are dearer than other frames: they cost the disk too.
+#[tokio::test]
+async fn a_flood_of_uploads_is_slowed_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = socket_pair().unwrap();
+    let tftp = bbot_tftp::Server::new(Root::new().put_any(folder.path(), 1000), Limits::wire());
+    let bound = Bound {
+        rate: 100,
+        burst: 1000,
+    };
+    let mut wire = WireThread::start_bounded(Wire::new(tftp), End::Socket(ours), bound).unwrap();
+    let card = Card(theirs);
+    let began = Instant::now();
+    let guest = std::thread::spawn(move || {
+        for number in 0..24 {
+            let name = format!("\0\x02up{number}\0octet\0");
+            card.send_udp(69, name.as_bytes());
+            let (port, _) = card.receive_udp();
+            card.send_udp(port, b"\0\x03\0\x01\xff\0any bytes");
+            card.receive_udp();
+        }
+        card
+    });
+    let mut flooding = 0;
+    let mut uploaded = 0;
+    while uploaded < 24 {
+        match tokio::time::timeout(PATIENCE, wire.next())
+            .await
+            .unwrap()
+            .unwrap()
+        {
+            WireEvent::Flooding => flooding += 1,
+            WireEvent::Tftp(Event::Uploaded { .. }) => uploaded += 1,
+            WireEvent::Tftp(Event::Requested { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // 24 times 51 frames, of which 1000 came at once.
+    assert!(
+        began.elapsed() > Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(flooding, 1);
+    drop(guest.join().unwrap());
+    // Stopping does not wait for the pause.
+    drop(wire);
 }

@@ -240,8 +240,8 @@ impl QemuMachine {
                 }
                 // All that the guest had sent counts, and comes first.
                 if !self.wire_over {
-                    if let Some(event) = self.wire.next_event().await {
-                        return MachineEvent::Tftp(event);
+                    if let Some(event) = self.wire.next().await {
+                        return event.into();
                     }
                     self.wire_over = true;
                 }
@@ -250,8 +250,8 @@ impl QemuMachine {
             }
             tokio::select! {
                 biased;
-                event = self.wire.next_event(), if !self.wire_over => match event {
-                    Some(event) => return MachineEvent::Tftp(event),
+                event = self.wire.next(), if !self.wire_over => match event {
+                    Some(event) => return event.into(),
                     // It has told why in the log; the guest is cut off.
                     None => self.wire_over = true,
                 },

@@ -19,6 +19,7 @@
 pub mod arp;
 pub mod dhcp;
 pub mod ethernet;
+pub mod flood;
 pub mod icmp;
 pub mod ipv4;
 pub mod thread;
@@ -54,6 +55,8 @@ pub struct Counters {
     pub malformed: u64,
     /// Of these: readable, but nothing that is answered here.
     pub ignored: u64,
+    /// Of these: requests for files.
+    pub requests: u64,
     /// Answers that were given up, since too many waited.
     pub overflowed: u64,
 }
@@ -202,6 +205,9 @@ impl Wire {
                 }
                 self.require_guest(&packet)?;
                 self.guest = frame.source;
+                if datagram.destination == bbot_tftp::REQUEST_PORT {
+                    self.counters.requests += 1;
+                }
                 let peer = SocketAddr::V4(SocketAddrV4::new(packet.source, datagram.source));
                 self.tftp
                     .handle(peer, datagram.destination, datagram.payload, now);

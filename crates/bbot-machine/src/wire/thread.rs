@@ -7,7 +7,8 @@
 //! Nothing grows with what a guest sends. Frames are read only when the frame
 //! before them is done with and all answers are sent; the queue of events is
 //! bounded, and while it is full nothing is read: the socket fills up, QEMU stops
-//! taking frames from the guest, and only the guest itself waits.
+//! taking frames from the guest, and only the guest itself waits. So does a guest
+//! that sends faster than [`flood::Bound`] lets it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use tokio::sync::mpsc;
 
+use super::flood::{self, Bound, Bucket};
 use super::{Counters, Wire, ethernet};
 
 /// Events that may wait for the agent.
@@ -28,6 +30,10 @@ const MAX_EVENTS: usize = 256;
 /// Frames that are still taken after the machine has ended: more do not fit into
 /// the send buffer of QEMU's end (`net.core.wmem_default`, some hundred of them).
 const MAX_LEFTOVERS: usize = 4096;
+/// After so many frames that cannot be read the agent is told, once.
+const MANY_MALFORMED: u64 = 1000;
+/// The thread's stack: parsers and state machines, no recursion.
+const STACK: usize = 512 * 1024;
 
 /// The two ends of a wire: ours and the guest's. Each frame is one datagram.
 ///
@@ -105,11 +111,130 @@ impl End {
     }
 }
 
+/// What happens on a wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WireEvent {
+    /// The guest asked for a file, fetched or uploaded one, or failed to.
+    Tftp(bbot_tftp::Event),
+    /// The guest sends faster than its [`Bound`], and is slowed down. Told once.
+    Flooding,
+    /// Many frames of the guest could not be read. Told once.
+    Malformed,
+}
+
+/// What the thread serves: the frames of a wire, or the datagrams of a socket.
+pub trait Service: Send + 'static {
+    /// What is waited for.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes one frame or datagram. Gives what it cost, in frames. None: there
+    /// was none.
+    ///
+    /// # Errors
+    ///
+    /// When there never will be one again.
+    fn take(&mut self, now: Instant) -> io::Result<Option<u32>>;
+
+    /// Sends the next answer.
+    ///
+    /// # Errors
+    ///
+    /// When none can be sent ever again.
+    fn give(&mut self) -> io::Result<Given>;
+
+    /// Drops the answers that wait: nobody will hear them.
+    fn forget(&mut self);
+
+    /// Lets time-outs happen.
+    fn tick(&mut self, now: Instant);
+
+    /// When [`Service::tick`] is to be called next.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// The next thing that happened.
+    fn poll_event(&mut self) -> Option<bbot_tftp::Event>;
+
+    /// What happened so far.
+    fn counters(&self) -> Counters;
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// It is sent.
+    Sent,
+    /// There was none.
+    Nothing,
+    /// There is no room for it yet; it waits.
+    NoRoom,
+}
+
+/// A wire at its end.
+struct Frames {
+    wire: Wire,
+    end: End,
+    /// The answer that there was no room for.
+    waiting: Option<Vec<u8>>,
+    /// One byte more than the largest frame shows that one is larger.
+    buffer: [u8; ethernet::HEADER + ethernet::MTU + 1],
+}
+
+impl Service for Frames {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
+    }
+
+    fn take(&mut self, now: Instant) -> io::Result<Option<u32>> {
+        let Some(length) = self.end.receive(&mut self.buffer)? else {
+            return Ok(None);
+        };
+        let requests = self.wire.counters().requests;
+        self.wire.handle(&self.buffer[..length], now);
+        Ok(Some(if self.wire.counters().requests == requests {
+            1
+        } else {
+            flood::REQUEST_COST
+        }))
+    }
+
+    fn give(&mut self) -> io::Result<Given> {
+        let Some(frame) = self.waiting.take().or_else(|| self.wire.poll_frame()) else {
+            return Ok(Given::Nothing);
+        };
+        if self.end.send(&frame)? {
+            return Ok(Given::Sent);
+        }
+        self.waiting = Some(frame);
+        Ok(Given::NoRoom)
+    }
+
+    fn forget(&mut self) {
+        self.waiting = None;
+        while self.wire.poll_frame().is_some() {}
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.wire.tick(now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.wire.next_deadline()
+    }
+
+    fn poll_event(&mut self) -> Option<bbot_tftp::Event> {
+        self.wire.poll_event()
+    }
+
+    fn counters(&self) -> Counters {
+        self.wire.counters()
+    }
+}
+
 /// A running wire. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct WireThread {
     stop: Option<UnixStream>,
-    events: mpsc::Receiver<bbot_tftp::Event>,
+    events: mpsc::Receiver<WireEvent>,
     counters: Arc<Mutex<Counters>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -130,18 +255,45 @@ impl WireThread {
     ///
     /// When the thread or its means cannot be made.
     pub fn start_over(wire: Wire, end: End) -> io::Result<Self> {
+        Self::start_bounded(wire, end, Bound::default())
+    }
+
+    /// The same with a bound of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or its means cannot be made.
+    pub fn start_bounded(wire: Wire, end: End, bound: Bound) -> io::Result<Self> {
+        let frames = Frames {
+            wire,
+            end,
+            waiting: None,
+            buffer: [0; ethernet::HEADER + ethernet::MTU + 1],
+        };
+        Self::serve(frames, bound)
+    }
+
+    /// Serves anything.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or its means cannot be made.
+    pub fn serve(service: impl Service, bound: Bound) -> io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         let counters = Arc::new(Mutex::new(Counters::default()));
         let mut serving = Serving {
-            wire,
-            end,
+            service,
+            bucket: Bucket::new(bound, Instant::now()),
+            told_flood: false,
+            told_malformed: false,
             stopped,
             events: sender,
             counters: Arc::clone(&counters),
         };
         let thread = std::thread::Builder::new()
             .name("wire".to_owned())
+            .stack_size(STACK)
             .spawn(move || {
                 if let Err(error) = serving.run() {
                     tracing::error!("a machine's wire failed: {error}");
@@ -155,18 +307,32 @@ impl WireThread {
         })
     }
 
-    /// The next event. None: the thread has ended. Cancel safe.
-    pub async fn next_event(&mut self) -> Option<bbot_tftp::Event> {
+    /// The next thing that happens. None: the thread has ended. Cancel safe.
+    pub async fn next(&mut self) -> Option<WireEvent> {
         self.events.recv().await
     }
 
-    /// An event that is there already.
+    /// The next event of the TFTP server, for who is not interested in others.
+    /// None: the thread has ended. Cancel safe.
+    pub async fn next_event(&mut self) -> Option<bbot_tftp::Event> {
+        loop {
+            if let WireEvent::Tftp(event) = self.next().await? {
+                return Some(event);
+            }
+        }
+    }
+
+    /// An event of the TFTP server that is there already.
     pub fn try_event(&mut self) -> Option<bbot_tftp::Event> {
-        self.events.try_recv().ok()
+        loop {
+            if let WireEvent::Tftp(event) = self.events.try_recv().ok()? {
+                return Some(event);
+            }
+        }
     }
 
     /// Lets the thread end once it has taken what the guest has sent already.
-    /// [`WireThread::next_event`] gives None when it has.
+    /// [`WireThread::next`] gives None when it has.
     pub fn finish(&mut self) {
         self.stop = None;
     }
@@ -191,11 +357,13 @@ impl Drop for WireThread {
     }
 }
 
-struct Serving {
-    wire: Wire,
-    end: End,
+struct Serving<S> {
+    service: S,
+    bucket: Bucket,
+    told_flood: bool,
+    told_malformed: bool,
     stopped: UnixStream,
-    events: mpsc::Sender<bbot_tftp::Event>,
+    events: mpsc::Sender<WireEvent>,
     counters: Arc<Mutex<Counters>>,
 }
 
@@ -207,55 +375,96 @@ enum Woken {
     Stopped,
 }
 
-impl Serving {
+impl<S: Service> Serving<S> {
     fn run(&mut self) -> io::Result<()> {
-        // One byte more than the largest frame shows that one is larger.
-        let mut buffer = [0; ethernet::HEADER + ethernet::MTU + 1];
         loop {
             if !self.flush()? {
                 break;
             }
-            match wait(
-                self.end.as_fd(),
-                PollFlags::IN,
+            let deadline = self.service.next_deadline();
+            let woken = wait(
+                Some((self.service.fd(), PollFlags::IN)),
                 &self.stopped,
-                self.wire.next_deadline(),
-            )? {
+                deadline,
+            )?;
+            match woken {
                 Woken::Ready => {
-                    if let Some(length) = self.end.receive(&mut buffer)? {
-                        self.wire.handle(&buffer[..length], Instant::now());
-                    }
+                    let cost = self.service.take(Instant::now())?;
                     let now = Instant::now();
-                    if self.wire.next_deadline().is_some_and(|at| at <= now) {
-                        self.wire.tick(now);
+                    if self.service.next_deadline().is_some_and(|at| at <= now) {
+                        self.service.tick(now);
+                    }
+                    if let Some(cost) = cost
+                        && let Some(until) = self.bucket.spend(cost, now)
+                        && !self.pause(until)?
+                    {
+                        break;
                     }
                 }
-                Woken::Deadline => self.wire.tick(Instant::now()),
+                Woken::Deadline => self.service.tick(Instant::now()),
                 Woken::Stopped => break,
             }
         }
-        self.take_leftovers(&mut buffer)
+        self.take_leftovers()
+    }
+
+    /// Reads nothing until then; answers and time-outs go on. False: it is time
+    /// to stop.
+    fn pause(&mut self, until: Instant) -> io::Result<bool> {
+        if !self.told_flood {
+            self.told_flood = true;
+            if self.events.blocking_send(WireEvent::Flooding).is_err() {
+                return Ok(false);
+            }
+        }
+        loop {
+            if !self.flush()? {
+                return Ok(false);
+            }
+            let deadline = self.service.next_deadline();
+            let next = deadline.map_or(until, |at| at.min(until));
+            match wait(None, &self.stopped, Some(next))? {
+                Woken::Stopped => return Ok(false),
+                Woken::Ready | Woken::Deadline => {}
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|at| at <= now) {
+                self.service.tick(now);
+            }
+            if now >= until {
+                return Ok(true);
+            }
+        }
     }
 
     /// Sends all answers and tells all events. False: it is time to stop.
     fn flush(&mut self) -> io::Result<bool> {
-        while let Some(frame) = self.wire.poll_frame() {
-            while !self.end.send(&frame)? {
-                match wait(self.end.as_fd(), PollFlags::OUT, &self.stopped, None)? {
-                    Woken::Ready | Woken::Deadline => {}
-                    Woken::Stopped => return Ok(false),
+        loop {
+            match self.service.give()? {
+                Given::Sent => {}
+                Given::Nothing => break,
+                Given::NoRoom => {
+                    let room = Some((self.service.fd(), PollFlags::OUT));
+                    if wait(room, &self.stopped, None)? == Woken::Stopped {
+                        return Ok(false);
+                    }
                 }
             }
         }
         let told = self.tell();
-        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.wire.counters();
+        let counters = self.service.counters();
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+        if !self.told_malformed && counters.malformed >= MANY_MALFORMED {
+            self.told_malformed = true;
+            return Ok(told && self.events.blocking_send(WireEvent::Malformed).is_ok());
+        }
         Ok(told)
     }
 
     /// Tells the agent what happened. False: it does not listen any more.
     fn tell(&mut self) -> bool {
-        while let Some(event) = self.wire.poll_event() {
-            if self.events.blocking_send(event).is_err() {
+        while let Some(event) = self.service.poll_event() {
+            if self.events.blocking_send(WireEvent::Tftp(event)).is_err() {
                 return false;
             }
         }
@@ -264,26 +473,24 @@ impl Serving {
 
     /// The machine has ended or is being ended: what its guest had sent by then
     /// counts (the last datagram of an upload), but nobody hears an answer.
-    fn take_leftovers(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+    fn take_leftovers(&mut self) -> io::Result<()> {
         for _ in 0..MAX_LEFTOVERS {
             if self.events.is_closed() || !self.tell() {
                 break;
             }
-            let Some(length) = self.end.receive(buffer)? else {
+            if self.service.take(Instant::now())?.is_none() {
                 break;
-            };
-            self.wire.handle(&buffer[..length], Instant::now());
-            while self.wire.poll_frame().is_some() {}
+            }
+            self.service.forget();
         }
         self.tell();
         Ok(())
     }
 }
 
-/// Waits for the socket, for the deadline or for the end.
+/// Waits for the socket, if any, for the deadline or for the end.
 fn wait(
-    socket: BorrowedFd<'_>,
-    flags: PollFlags,
+    socket: Option<(BorrowedFd<'_>, PollFlags)>,
     stopped: &UnixStream,
     deadline: Option<Instant>,
 ) -> io::Result<Woken> {
@@ -291,17 +498,19 @@ fn wait(
         let timeout = deadline
             .map(|at| at.saturating_duration_since(Instant::now()))
             .map(timespec);
-        let mut fds = [
-            PollFd::from_borrowed_fd(socket, flags),
-            PollFd::new(stopped, PollFlags::IN),
-        ];
+        let stop = PollFd::new(stopped, PollFlags::IN);
+        let mut fds = match socket {
+            Some((fd, flags)) => [stop, PollFd::from_borrowed_fd(fd, flags)],
+            // Twice the same: poll has no empty place.
+            None => [stop.clone(), stop],
+        };
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => return Ok(Woken::Deadline),
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
-        return Ok(if fds[1].revents().is_empty() {
+        return Ok(if fds[0].revents().is_empty() {
             Woken::Ready
         } else {
             Woken::Stopped
