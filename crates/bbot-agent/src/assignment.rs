@@ -1,10 +1,13 @@
 //! Reading a controller's answer: a task for us, nothing, or something that must
 //! not be done.
 
+use std::time::Duration;
+
 use bbot_manifest::{Era, Task, TaskResponse};
 
 use crate::auth::Challenge;
-use crate::controller::{self, Url};
+use crate::controller::{self, Kin, TaskAnswer, Url};
+use crate::session;
 
 /// A task that the agent may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,25 @@ pub struct Assignment {
     pub task: Task,
     /// In which era's words it came.
     pub era: Era,
+    /// Whose controller gave it.
+    pub kin: Kin,
+    /// Where its lease is renewed and its log goes, at a controller of ours.
+    pub session_url: Option<Url>,
+    /// When to renew the lease, after the first time at once.
+    pub renew: Option<Duration>,
+}
+
+impl Assignment {
+    /// What makes its session ([`crate::delivery::Handle::session`]), at a controller that
+    /// knows of sessions.
+    pub fn session_terms(&self) -> Option<session::Terms> {
+        let task = &self.task;
+        Some(session::Terms {
+            url: self.session_url.clone()?,
+            renew: self.renew,
+            name: format!("{}/{} on {}", task.name, task.version, task.machine),
+        })
+    }
 }
 
 /// A session of `--fake-request`.
@@ -58,6 +80,25 @@ pub struct Terms<'a> {
     pub allowed_result_urls: &'a [Url],
 }
 
+/// Reads a controller's answer, and what its headers say of the session.
+///
+/// # Errors
+///
+/// [`Refusal`].
+pub fn of_answer(
+    answer: &TaskAnswer,
+    controller: &Url,
+    terms: Terms<'_>,
+) -> Result<Option<Assignment>, Refusal> {
+    let assignment = read(&answer.body, controller, terms)?;
+    Ok(assignment.map(|assignment| Assignment {
+        kin: answer.kin,
+        session_url: session::url_of(answer.session_url.as_deref(), controller),
+        renew: answer.renew,
+        ..assignment
+    }))
+}
+
 /// Reads the answer `body` of a controller. None: it has no task.
 ///
 /// # Errors
@@ -91,6 +132,9 @@ pub fn read(
         agent_checksum: response.agent_checksum,
         task,
         era: era_of(body),
+        kin: Kin::Stranger,
+        session_url: None,
+        renew: None,
     }))
 }
 
@@ -107,6 +151,9 @@ pub fn fake(body: &[u8], source: &str) -> Result<Assignment, Refusal> {
         agent_checksum: None,
         task: Task::parse(body, source)?,
         era: era_of(body),
+        kin: Kin::Stranger,
+        session_url: None,
+        renew: None,
     })
 }
 

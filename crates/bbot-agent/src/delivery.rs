@@ -1,7 +1,632 @@
-//! Getting results to their controllers: from the spool, again and again, until
-//! each is taken or refused.
+//! Getting results to their controllers: from the disk, again and again, until each is
+//! taken or refused.
+//!
+//! ```text
+//!   hold --> held/ --(released)--------------------------> gone
+//!               \--(given back, or left by a dead agent)-->\
+//!   add  ----------------------> results/ --> posted when the plan says --> taken: gone
+//!           (disk full: memory) --^                  \--> refused/
+//! ```
+//!
+//! A task of its own posts, so that nothing waits for a controller but the results that
+//! go to it. What goes when is [`plan`]'s decision; here are the disk and the link. All
+//! that the agent needs is in the [`Handle`].
 
 mod old;
 pub mod plan;
+mod post;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail};
+use bbot_manifest::{Era, ResultRequest};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use old::Delivery;
+
+use crate::controller::{Kin, Link, Url};
+use crate::result;
+use crate::session::{self, Session};
+use crate::spool::{Destination, Held, Spool};
+use plan::{Entry, Id, Plan, Time};
+
+/// How long a result waits for the rest of its log to go before it.
+const LOG_FIRST: Duration = Duration::from_secs(10);
+
+/// How much of results may wait in memory, when the disk takes nothing any more.
+const UNKEPT: u64 = 64 * 1024 * 1024;
+
+/// How much may wait before the agent takes no more tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Results and log segments, in bytes (`--spool-max`).
+    pub bytes: u64,
+    /// How many results.
+    pub results: usize,
+}
+
+impl Bounds {
+    /// So many MiB, and a number of results that the folder still copes with.
+    pub fn of_mib(mib: u64) -> Self {
+        Self {
+            bytes: mib.saturating_mul(1024 * 1024),
+            results: 10_000,
+        }
+    }
+}
+
+/// What waits, as a person sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Results that are not taken yet.
+    pub waiting: usize,
+    /// Log segments of running builds that are not acknowledged yet.
+    pub segments: usize,
+    /// Their size together, in bytes.
+    pub bytes: u64,
+    /// How old the oldest result is.
+    pub oldest: Option<Duration>,
+    /// In what time the next result is posted; none when nothing waits, or one is on its way.
+    pub next_try: Option<Duration>,
+    /// Tasks that will be given back if the agent ends now.
+    pub held: usize,
+    /// Results that were refused or given up, and are kept for a person.
+    pub refused: u64,
+    /// Results that the disk did not take, and that are in memory alone.
+    pub unkept: usize,
+    /// By controller (origin): how many wait, and why the last was not taken.
+    pub controllers: BTreeMap<String, Way>,
+    /// Why no more tasks should be asked for, if so.
+    pub full: Option<String>,
+}
+
+/// What waits for one controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Way {
+    /// How many results.
+    pub waiting: usize,
+    /// How many of them have stepped behind the others, since it did not take them.
+    pub behind: usize,
+    /// In what time the next is posted.
+    pub next_try: Option<Duration>,
+    /// Why the last one was not taken.
+    pub error: Option<String>,
+}
+
+impl Delivery {
+    /// Starts with what is in the spool: the tasks that an agent before this one was
+    /// killed over are given back, and what it has left of their logs goes before.
+    ///
+    /// It must be called within a tokio runtime. Posting ends when the last clone of the
+    /// handle is dropped.
+    pub fn start(spool: Spool, link: Arc<dyn Link>, bounds: Bounds) -> Handle {
+        let inner = Arc::new(Inner {
+            spool,
+            link: Mutex::new(link),
+            bounds,
+            begin: Instant::now(),
+            state: Mutex::new(State {
+                plan: Plan::new(rand::random()),
+                items: HashMap::new(),
+                errors: BTreeMap::new(),
+                sessions: Vec::new(),
+                refused: 0,
+                held: 0,
+                last: 0,
+            }),
+            wake: Notify::new(),
+            changed: watch::Sender::new(()),
+        });
+        let given = inner.load();
+        let recover = tokio::spawn(recover_logs(inner.clone(), given));
+        let posts = tokio::spawn(post::run(inner.clone()));
+        let tasks = [recover.abort_handle(), posts.abort_handle()];
+        Handle(Arc::new(Guard { inner, tasks }))
+    }
+}
+
+/// The way to the results that wait. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Guard>);
+
+#[derive(Debug)]
+struct Guard {
+    inner: Arc<Inner>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.inner.state().items.clear();
+        // At once, and not when the runtime gets round to dropping the task.
+        self.inner.spool.unlock();
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    spool: Spool,
+    link: Mutex<Arc<dyn Link>>,
+    bounds: Bounds,
+    begin: Instant,
+    state: Mutex<State>,
+    /// Something is to be planned anew.
+    wake: Notify,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    plan: Plan,
+    items: HashMap<Id, Item>,
+    /// Why the last result for an origin was not taken.
+    errors: BTreeMap<String, String>,
+    /// Those of running tasks; the ones that are over are dropped now and then.
+    sessions: Vec<session::Watch>,
+    refused: u64,
+    held: usize,
+    last: u64,
+}
+
+/// A result that waits.
+#[derive(Debug)]
+struct Item {
+    to: Destination,
+    bytes: u64,
+    place: Place,
+    /// Goes on until the result is taken: a lease that lapses now would have the task
+    /// done once more.
+    _session: Option<Session>,
+    /// Of one that the disk did not take: what the next agent is to post instead.
+    held: Option<Held>,
+}
+
+/// Where a result is.
+#[derive(Debug, Clone)]
+enum Place {
+    Disk(PathBuf),
+    /// The disk did not take it.
+    Memory(Arc<Vec<u8>>),
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self) -> Arc<dyn Link> {
+        let link = self.link.lock();
+        link.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn now(&self) -> Time {
+        self.begin.elapsed()
+    }
+
+    fn tell(&self) {
+        self.changed.send_replace(());
+        self.wake.notify_one();
+    }
+
+    /// What waits on disk, and what is held there, which nobody works at any more: those
+    /// are returned.
+    fn load(&self) -> Vec<Id> {
+        let paths = self.spool.pending().unwrap_or_else(|e| {
+            tracing::error!("{:#}", anyhow::Error::new(e));
+            Vec::new()
+        });
+        self.drop_done(&paths);
+        for path in paths {
+            self.add_file(path, None);
+        }
+        let given = self.give_back(Some(LOG_FIRST));
+        self.state().refused = self.spool.refused();
+        given
+    }
+
+    /// An agent that is killed between writing a result and forgetting what it held for
+    /// its lack leaves both. To give such a task back would have it done again.
+    fn drop_done(&self, results: &[PathBuf]) {
+        let held = self.spool.held().unwrap_or_default();
+        if held.is_empty() || results.is_empty() {
+            return;
+        }
+        let key = |path: &PathBuf| {
+            let entry = self.spool.read(path).ok()?;
+            let request = ResultRequest::parse(&entry.body, "spooled result").ok()?;
+            Some((entry.to.url, request.session))
+        };
+        let done: HashSet<_> = results.iter().filter_map(key).collect();
+        for path in held {
+            if key(&path).is_some_and(|key| done.contains(&key))
+                && let Err(e) = self.spool.release(&Held(path))
+            {
+                tracing::warn!("{:#}", anyhow::Error::new(e));
+            }
+        }
+    }
+
+    /// Everything that is held is to be posted; what it became.
+    fn give_back(&self, gate: Option<Duration>) -> Vec<Id> {
+        let paths = match self.spool.give_back(SystemTime::now()) {
+            Ok(paths) => paths,
+            Err(e) => {
+                tracing::error!("{:#}", anyhow::Error::new(e));
+                return Vec::new();
+            }
+        };
+        if !paths.is_empty() {
+            tracing::info!("giving back {} unfinished task(s)", paths.len());
+        }
+        self.state().held = 0;
+        let ids = paths.into_iter().filter_map(|p| self.add_file(p, gate));
+        ids.collect()
+    }
+
+    /// A file is to be posted; a damaged one is set aside.
+    fn add_file(&self, path: PathBuf, gate: Option<Duration>) -> Option<Id> {
+        let header = match self.spool.header(&path) {
+            Ok(header) => header,
+            Err(e) => {
+                tracing::error!("{:#}", anyhow::Error::new(e));
+                self.set_aside(&path);
+                return None;
+            }
+        };
+        let age = SystemTime::now()
+            .duration_since(header.written)
+            .unwrap_or_default();
+        let item = Item {
+            to: header.to,
+            bytes: header.bytes,
+            place: Place::Disk(path),
+            _session: None,
+            held: None,
+        };
+        Some(self.add_item(item, age, gate))
+    }
+
+    fn add_item(&self, item: Item, age: Duration, gate: Option<Duration>) -> Id {
+        let now = self.now();
+        let mut state = self.state();
+        state.last += 1;
+        let id = Id(state.last);
+        let entry = Entry {
+            origin: item.to.origin(),
+            kin: item.to.kin,
+            age,
+            gate: gate.map(|gate| now + gate),
+        };
+        state.plan.add(id, entry, now);
+        state.items.insert(id, item);
+        drop(state);
+        self.tell();
+        id
+    }
+
+    /// Keeps a file that will not be posted.
+    fn set_aside(&self, path: &std::path::Path) {
+        match self.spool.refuse(path) {
+            Ok(kept) => tracing::info!("the result is kept in {}", kept.display()),
+            // It stays where it is, and is tried again by the next agent.
+            Err(e) => tracing::error!("{:#}", anyhow::Error::new(e)),
+        }
+        let refused = self.spool.refused();
+        self.state().refused = refused;
+    }
+
+    fn open_gate(&self, ids: &[Id]) {
+        let mut state = self.state();
+        for id in ids {
+            state.plan.open(*id);
+        }
+        drop(state);
+        self.tell();
+    }
+
+    fn status(&self) -> Status {
+        let now = self.now();
+        let mut state = self.state();
+        state.sessions.retain(session::Watch::is_alive);
+        let mut status = Status {
+            waiting: state.items.len(),
+            oldest: state.plan.oldest(now),
+            next_try: state.plan.deadline().map(|at| at.saturating_sub(now)),
+            held: state.held,
+            refused: state.refused,
+            ..Status::default()
+        };
+        for session in &state.sessions {
+            let (count, bytes) = session.waiting();
+            status.segments += count;
+            status.bytes += bytes;
+        }
+        for item in state.items.values() {
+            status.bytes += item.bytes;
+            status.unkept += usize::from(matches!(item.place, Place::Memory(_)));
+        }
+        for way in state.plan.ways() {
+            let error = state.errors.get(&way.origin).cloned();
+            status.controllers.insert(
+                way.origin,
+                Way {
+                    waiting: way.waiting,
+                    behind: way.behind,
+                    next_try: way.next.map(|at| at.saturating_sub(now)),
+                    error,
+                },
+            );
+        }
+        status.full = if status.unkept > 0 {
+            Some(format!(
+                "the disk does not take results: {} in memory alone",
+                status.unkept
+            ))
+        } else if status.bytes >= self.bounds.bytes {
+            Some(format!(
+                "{} MiB of results and logs wait to be taken (--spool-max)",
+                status.bytes / (1024 * 1024)
+            ))
+        } else if status.waiting >= self.bounds.results {
+            Some(format!("{} results wait to be taken", status.waiting))
+        } else {
+            None
+        };
+        status
+    }
+}
+
+/// Sends what is left of the logs of tasks that an agent was killed over; only then, or
+/// after a while, the tasks are given back, which ends their sessions.
+async fn recover_logs(inner: Arc<Inner>, given: Vec<Id>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Ok(folders) = std::fs::read_dir(inner.spool.logs()) {
+        for folder in folders.flatten() {
+            tasks.spawn(session::recover(folder.path(), inner.link()));
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    inner.open_gate(&given);
+}
+
+impl Handle {
+    fn inner(&self) -> &Arc<Inner> {
+        &self.0.inner
+    }
+
+    /// Runs what waits for the disk where it holds up nothing else.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> T + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.inner().clone();
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .context("writing was broken off")
+    }
+
+    /// Puts on disk what is posted should the agent end before the task's result is
+    /// there. Its status may be one that 2017 does not know.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be put into words or on disk.
+    pub async fn hold(&self, url: &Url, kin: Kin, request: &ResultRequest) -> Result<Held> {
+        let body = request
+            .serialize(Era::Later)
+            .context("unable to write the result manifest")?;
+        let to = Destination {
+            url: url.clone(),
+            kin,
+        };
+        let held = self
+            .on_disk(move |inner| inner.spool.hold(&to, body.as_bytes(), SystemTime::now()))
+            .await??;
+        self.inner().state().held += 1;
+        Ok(held)
+    }
+
+    /// Nothing is to be posted for this task: it has a result, or its session is over.
+    pub async fn release(&self, held: Held) {
+        self.forget_held();
+        let released = self.on_disk(move |inner| inner.spool.release(&held));
+        if let Ok(Err(e)) = released.await {
+            tracing::warn!("{:#}", anyhow::Error::new(e));
+        }
+    }
+
+    /// Posts what is held for this task: it will not be done.
+    pub async fn give_back(&self, held: Held) {
+        self.forget_held();
+        let given = self.on_disk(move |inner| {
+            let given = inner.spool.give_back_one(&held, SystemTime::now());
+            given.map(|path| inner.add_file(path, None))
+        });
+        if let Ok(Err(e)) = given.await {
+            tracing::error!("{:#}", anyhow::Error::new(e));
+        }
+    }
+
+    /// Posts what is held: none of its tasks will be done. What is not taken now is sent
+    /// again, by the next agent if need be.
+    pub async fn give_back_all(&self) {
+        if let Err(e) = self.on_disk(|inner| inner.give_back(None)).await {
+            tracing::error!("{e:#}");
+        }
+    }
+
+    fn forget_held(&self) {
+        let mut state = self.inner().state();
+        state.held = state.held.saturating_sub(1);
+    }
+
+    /// Takes a result; it is on disk when this returns, and is sent from now on. What was
+    /// held for the task is released, and what is left of its log goes before. Should the
+    /// disk not take it, it is told and the result waits in memory.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be put into words, or neither disk nor memory has room for it. Then
+    /// what was held is posted.
+    pub async fn add(
+        &self,
+        url: &Url,
+        kin: Kin,
+        request: ResultRequest,
+        era: Era,
+        held: Option<Held>,
+        session: Option<Session>,
+    ) -> Result<()> {
+        let to = Destination {
+            url: url.clone(),
+            kin,
+        };
+        let written = self.on_disk({
+            let to = to.clone();
+            move |inner| {
+                let body = result::fit(&request, era, result::STRANGERS_LIMIT)
+                    .context("unable to write the result manifest")?
+                    .into_bytes();
+                let written = inner.spool.add(&to, &body, SystemTime::now());
+                Ok::<_, anyhow::Error>((body, written))
+            }
+        });
+        let (body, written) = match written.await? {
+            Ok(written) => written,
+            Err(e) => {
+                self.give_up(held).await;
+                return Err(e);
+            }
+        };
+        let bytes = body.len() as u64;
+        let (place, held) = match written {
+            Ok(entry) => {
+                if let Some(held) = held {
+                    self.release(held).await;
+                }
+                (Place::Disk(entry.path), None)
+            }
+            Err(e) => {
+                let error = anyhow::Error::new(e);
+                if bytes + self.unkept() > UNKEPT {
+                    self.give_up(held).await;
+                    bail!("{error:#}; and there is no room in memory: the result is lost");
+                }
+                // No room on the disk must not cost the result.
+                tracing::error!("{error:#}; uploading the result without keeping it");
+                (Place::Memory(Arc::new(body)), held)
+            }
+        };
+        let log = session.as_ref().filter(|s| s.waiting().0 > 0).cloned();
+        let item = Item {
+            to,
+            bytes,
+            place,
+            _session: session,
+            held,
+        };
+        let gate = log.is_some().then_some(LOG_FIRST);
+        let id = self.inner().add_item(item, Duration::ZERO, gate);
+        if let Some(log) = log {
+            let inner = self.inner().clone();
+            tokio::spawn(async move {
+                // Its session is over with the result, and with it this.
+                let _ = tokio::time::timeout(LOG_FIRST, log.drained()).await;
+                drop(log);
+                inner.open_gate(&[id]);
+            });
+        }
+        Ok(())
+    }
+
+    async fn give_up(&self, held: Option<Held>) {
+        if let Some(held) = held {
+            self.give_back(held).await;
+        }
+    }
+
+    fn unkept(&self) -> u64 {
+        let state = self.inner().state();
+        let unkept = state.items.values().filter_map(|item| match &item.place {
+            Place::Memory(body) => Some(body.len() as u64),
+            Place::Disk(_) => None,
+        });
+        unkept.sum()
+    }
+
+    /// A session for a running task. Its lease is renewed at once.
+    pub fn session(&self, terms: session::Terms) -> Session {
+        let inner = self.inner();
+        let dir = inner.spool.free_log(SystemTime::now());
+        let session = Session::start(terms, dir, inner.link());
+        inner.state().sessions.extend(session.watch());
+        session
+    }
+
+    /// From now on this is the way to the controllers: the configuration was read again.
+    /// Sessions that run keep theirs.
+    pub fn set_link(&self, link: Arc<dyn Link>) {
+        let mut current = self
+            .inner()
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = link;
+    }
+
+    /// A controller has answered a request: what waits for it since it could not be
+    /// reached goes now.
+    pub fn reached(&self, url: &Url) {
+        let origin = url.origin().ascii_serialization();
+        self.inner().state().plan.reached(&origin);
+        self.inner().wake.notify_one();
+    }
+
+    /// What waits.
+    pub fn status(&self) -> Status {
+        self.inner().status()
+    }
+
+    /// Changes whenever [`Handle::status`] does, but for the passing of time and segments.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.inner().changed.subscribe()
+    }
+
+    /// Tries everything that waits once more, and returns when that is done, at most after
+    /// this time. For the end of the agent; what is not taken is on disk.
+    pub async fn settle(&self, within: Duration) {
+        let inner = self.inner();
+        let mut changes = inner.changed.subscribe();
+        {
+            let mut state = inner.state();
+            let now = inner.now();
+            state.plan.hurry(now);
+        }
+        inner.wake.notify_one();
+        let settled = async {
+            loop {
+                changes.borrow_and_update();
+                if inner.state().plan.is_idle(inner.now()) {
+                    return;
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(within, settled).await.is_err() {
+            tracing::warn!("a controller does not answer; it gets its results at the next start");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@
 //! run          what a bootstrap and a task have in common: waiting for a guest
 //! result       what became of the task
 //! auth         answering the controller's challenge
+//! session      the lease and the log of a running task
 //! spool        the result on disk ...
 //! delivery     ... until a controller has taken it
 //! ```
@@ -43,6 +44,7 @@ pub mod resources;
 pub mod result;
 pub mod run;
 pub mod segments;
+pub mod session;
 pub mod source;
 pub mod spool;
 pub mod status;

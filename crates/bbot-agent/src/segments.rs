@@ -8,6 +8,7 @@ use std::path::Path;
 use bbot_manifest::log_text;
 
 use crate::run::Progress;
+use crate::session::Session;
 
 /// What log segments are called: this and their number.
 pub(crate) const PREFIX: &str = "log.";
@@ -18,21 +19,37 @@ pub(crate) const FORMAT: u64 = 1;
 /// The largest log segment: 64 KiB of log and its first line, with room.
 pub(crate) const LIMIT: u64 = 128 * 1024;
 
+/// The most log in one segment.
+pub(crate) const MOST: usize = 64 * 1024;
+
+/// The longest name of an operation.
+const LONGEST_NAME: usize = 128;
+
 /// How much is kept of a log's beginning, and of its end, where a build that was cut
 /// short was at work: 1 MiB together.
 const HEAD: usize = 340 * 1024;
 const TAIL: usize = 684 * 1024;
 
-/// Log segments on their way to who wants them. The files are removed at once, so that
-/// a log takes no room on disk.
+/// Log segments on their way to who wants them. The files go to the session, or are
+/// removed at once, so that a log takes no room on disk.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     last: u64,
     operation: String,
     so_far: HeadAndTail,
+    session: Option<Session>,
 }
 
 impl Segments {
+    /// Of a task of this session, whose controller gets them.
+    #[expect(dead_code, reason = "the loop gives no session yet")]
+    pub(crate) fn of(session: Session) -> Self {
+        Self {
+            session: Some(session),
+            ..Self::default()
+        }
+    }
+
     /// Takes an upload of the worker; one that is no segment is left where it is.
     pub(crate) fn take(&mut self, name: &str, path: &Path, progress: &mut dyn Progress) {
         let Some(number) = name
@@ -54,12 +71,19 @@ impl Segments {
                         } else {
                             self.keep(operation, log);
                         }
+                        if let Some(session) = &self.session
+                            && is_segment(&bytes)
+                        {
+                            session.take(path, bytes.len() as u64);
+                        }
                     }
                 }
                 Err(e) => tracing::warn!("unable to read {}: {e}", path.display()),
             }
         }
-        if let Err(e) = fs::remove_file(path) {
+        if let Err(e) = fs::remove_file(path)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!("unable to remove {}: {e}", path.display());
         }
     }
@@ -87,6 +111,17 @@ pub fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().take(256).position(|b| *b == b'\n')?;
     let operation = std::str::from_utf8(&bytes[..end]).ok()?;
     Some((operation, &bytes[end + 1..]))
+}
+
+/// Whether these are a segment that a controller takes: what a guest uploads may be
+/// anything.
+pub fn is_segment(bytes: &[u8]) -> bool {
+    split(bytes).is_some_and(|(operation, log)| {
+        let is_name = |name: &str| {
+            !name.is_empty() && name.len() <= LONGEST_NAME && !name.contains(char::is_control)
+        };
+        is_name(operation) && !log.is_empty() && log.len() <= MOST
+    })
 }
 
 /// The beginning and the end of bytes that may be many.

@@ -173,6 +173,16 @@ impl Spool {
         &self.logs
     }
 
+    /// A folder below it that is not there yet.
+    pub fn free_log(&self, now: SystemTime) -> PathBuf {
+        loop {
+            let path = self.logs.join(self.free_name(now));
+            if !path.exists() {
+                return path;
+            }
+        }
+    }
+
     /// Writes a result; it is on disk when this returns.
     ///
     /// # Errors
@@ -272,26 +282,26 @@ impl Spool {
     }
 
     fn free_path(&self, folder: Folder, now: SystemTime) -> PathBuf {
-        let millis = now
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
         let dir = match folder {
             Folder::Held => &self.held,
             Folder::Results => &self.results,
         };
         loop {
-            let count = self.count.fetch_add(1, Ordering::Relaxed);
-            // With the leading zeros the names sort as they were made.
-            let name = format!(
-                "{millis:014}-{}-{count:08}.{EXTENSION}",
-                std::process::id(),
-            );
-            let path = dir.join(name);
+            let path = dir.join(format!("{}.{EXTENSION}", self.free_name(now)));
             if !path.exists() {
                 return path;
             }
         }
+    }
+
+    /// With the leading zeros the names sort as they were made.
+    fn free_name(&self, now: SystemTime) -> String {
+        let millis = now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        format!("{millis:014}-{}-{count:08}", std::process::id())
     }
 
     fn write_new(
