@@ -248,7 +248,8 @@ impl<'a> Parts<'a> {
         // Only the release may be empty at the end: the earliest version. The
         // reference also drops a dot behind a release.
         let may_be_empty = matches!(part, Part::Release | Part::Iteration);
-        if component == text.len() && !may_be_empty {
+        // An epoch alone is the epoch of nothing.
+        if part == Part::Epoch || component == text.len() && !may_be_empty {
             return Err(PackageVersionError::new("unexpected end"));
         }
         let last = &text[start..];

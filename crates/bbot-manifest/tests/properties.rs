@@ -212,6 +212,14 @@ proptest! {
     }
 }
 
+#[test]
+fn an_epoch_alone_is_no_version() {
+    for text in ["+1", "+110", "+0"] {
+        let error = text.parse::<bbot_manifest::PackageVersion>().unwrap_err();
+        assert_eq!(error.to_string(), "unexpected end", "{text}");
+    }
+}
+
 // Typed manifests.
 
 fn filled() -> impl Strategy<Value = String> {
