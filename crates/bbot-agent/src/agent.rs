@@ -109,7 +109,7 @@ pub(crate) struct Agent {
 
 impl Agent {
     async fn open(options: Options) -> Result<Self> {
-        let signer = match &options.auth_key {
+        let signer = match options.default_key() {
             Some(key) => Some(
                 Signer::open(key, options.openssl.as_deref(), &options.openssl_option)
                     .await

@@ -6,6 +6,8 @@
 //! digest and without digest info. `--openssl` lets a program do both, as the
 //! seed does, so that the key may be in hardware.
 
+mod keys;
+
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use rsa::traits::PublicKeyParts as _;
 use rsa::{Pkcs1v15Sign, RsaPrivateKey};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
+
+pub use keys::{KeyOption, Keys};
 
 /// How long the program of `--openssl` may take. A card that asks for a PIN on a
 /// terminal nobody sits at must not stop the agent for ever.
@@ -318,9 +322,26 @@ fn read_file(path: &Path) -> Result<Vec<u8>, AuthError> {
     };
     let mut bytes = Vec::new();
     std::fs::File::open(path)
+        .inspect(|file| warn_if_public(file, path))
         .and_then(|file| file.take(KEY_FILE_LIMIT).read_to_end(&mut bytes))
         .map_err(read)?;
     Ok(bytes)
+}
+
+/// Whoever reads the key can be this agent. The group may be meant to.
+fn warn_if_public(file: &std::fs::File, path: &Path) {
+    if is_public(file) {
+        tracing::warn!(
+            "everybody on this host can read the private key {0}: `chmod o= {0}`",
+            path.display()
+        );
+    }
+}
+
+fn is_public(file: &std::fs::File) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata()
+        .is_ok_and(|meta| meta.permissions().mode() & 0o007 != 0)
 }
 
 /// PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`).

@@ -238,10 +238,12 @@ pub fn parse_url(text: &str) -> Result<Url, LinkError> {
 /// Whether a result may be posted to `result`: it has its controller's origin, or
 /// begins with one of the URLs that the operator allows.
 pub fn may_post(result: &Url, controller: &Url, allowed: &[Url]) -> bool {
-    let below = |prefix: &Url| {
-        result.origin() == prefix.origin() && result.path().starts_with(prefix.path())
-    };
-    result.origin() == controller.origin() || allowed.iter().any(below)
+    result.origin() == controller.origin() || allowed.iter().any(|prefix| is_below(result, prefix))
+}
+
+/// Whether a URL has the origin of `prefix` and begins with its path.
+pub fn is_below(url: &Url, prefix: &Url) -> bool {
+    url.origin() == prefix.origin() && url.path().starts_with(prefix.path())
 }
 
 /// Where a redirect leads that is followed: one that stays within the origin.

@@ -8,6 +8,8 @@ use bbot_machine::accel::{Accelerator, Choice};
 use bbot_manifest::StandardVersion;
 use clap::{Parser, ValueEnum};
 
+use crate::auth::KeyOption;
+
 /// How much longer a machine may take to start when it is translated (TCG)
 /// instead of run by the processor: the seed's waits assume KVM, and a Debian
 /// that boots in 4 s there was seen to take 20 s.
@@ -199,9 +201,21 @@ pub struct Options {
     pub idle_pause: Option<u64>,
 
     /// File with the agent's private RSA key (PEM). Its fingerprint goes with
-    /// the task requests, and challenges are signed with it
+    /// the task requests, and challenges are signed with it. With the beginning
+    /// of a controller's URL before it, for that controller alone; can be
+    /// repeated so
+    #[arg(long, value_name = "[url=]file")]
+    pub auth_key: Vec<KeyOption>,
+
+    /// File with the certificates (PEM) of the authorities that https
+    /// controllers are trusted by, in place of the system's
     #[arg(long, value_name = "file")]
-    pub auth_key: Option<PathBuf>,
+    pub ca: Option<PathBuf>,
+
+    /// MiB of results and logs that may wait for their controllers; beyond it
+    /// the agent takes no more tasks
+    #[arg(long, value_name = "MiB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..))]
+    pub spool_max: u64,
 
     /// Fingerprint of a repository certificate to trust, in place of those that
     /// a task brings. Can be repeated
@@ -414,6 +428,13 @@ impl Options {
             memory: Mark::at(self.min_free_memory << 20),
             ..Limits::default()
         }
+    }
+
+    /// The key for every controller that has none of its own.
+    pub fn default_key(&self) -> Option<&std::path::Path> {
+        let keys = self.auth_key.iter().rev();
+        let mut defaults = keys.filter(|key| key.controller.is_none());
+        defaults.next().map(|key| key.file.as_path())
     }
 
     /// Whether no machine is ever started.

@@ -164,8 +164,8 @@ async fn the_only_controller_may_hold_a_request() {
     world.agent.controllers.truncate(1);
     let none = || {
         Ok(TaskAnswer {
-            body: b": 1\nsession:\n".to_vec(),
             kin: Kin::Ours,
+            ..stranger(": 1\nsession:\n")
         })
     };
     world.controllers.answers.lock().unwrap().push_back(none());
@@ -192,8 +192,8 @@ async fn ours_are_asked_more_often() {
     let mut world = World::bootstrapped(&[]).await;
     let none = || {
         Ok(TaskAnswer {
-            body: b": 1\nsession:\n".to_vec(),
             kin: Kin::Ours,
+            ..stranger(": 1\nsession:\n")
         })
     };
     world
