@@ -6,9 +6,11 @@
 pub mod accel;
 pub mod create;
 pub mod durable;
+pub mod hypervisor;
 pub mod layout;
 pub mod mac;
 pub mod machine;
+pub mod nspawn;
 pub mod owner;
 pub mod qemu;
 pub mod volume;

@@ -285,7 +285,7 @@ async fn greet(
     })
 }
 
-fn choose_mac(spec: &StartSpec) -> Result<Mac, Error> {
+pub(crate) fn choose_mac(spec: &StartSpec) -> Result<Mac, Error> {
     let mac = match (spec.mac, spec.manifest.mac) {
         (Some(mac), _) => mac,
         (None, Some(mac)) => mac,
@@ -303,7 +303,7 @@ fn choose_mac(spec: &StartSpec) -> Result<Mac, Error> {
 }
 
 /// The second card's address: another one, and the same at each start.
-fn second_mac(first: Mac) -> Mac {
+pub(crate) fn second_mac(first: Mac) -> Mac {
     let mut octets = first.0;
     // Locally administered, whatever the first one is.
     octets[0] |= 0x02;

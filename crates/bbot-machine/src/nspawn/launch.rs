@@ -1,0 +1,152 @@
+//! Starting nspawn, and again after its container has restarted itself.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::net::UnixDatagram;
+
+use super::command::WRAPPER;
+use super::enclosure;
+use super::folder::Folder;
+use super::groups::Groups;
+use super::signals::Leader;
+use super::users::Range;
+use crate::machine::Error;
+use crate::qemu::process::{self, Process};
+
+/// How long nspawn may take until the container runs; it takes a tenth of a second unless the host
+/// is swamped, or files have to be given away one by one.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// All that is needed to start a container.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) name: String,
+    pub(super) program: OsString,
+    pub(super) arguments: Vec<String>,
+    pub(super) directory: PathBuf,
+    pub(super) notify: UnixDatagram,
+    /// Where the container's output goes.
+    pub(super) output: File,
+    // Dropped in this order: the groups are empty before the numbers are free.
+    pub(super) groups: Groups,
+    pub(super) _users: Range,
+    pub(super) folder: Folder,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) process: Process,
+    /// None: it has ended already.
+    pub(super) leader: Option<Leader>,
+}
+
+impl Launch {
+    /// Starts nspawn where the container's cards are, and waits until the container runs.
+    ///
+    /// # Errors
+    ///
+    /// When nspawn cannot be started, or ends before that.
+    pub(super) async fn start(&self, network: OwnedFd) -> Result<Started, Error> {
+        let doing = |what: String| move |source| Error::Io { what, source };
+        let name = &self.name;
+        let doors = self
+            .groups
+            .doors()
+            .map_err(doing(format!("open the control groups of machine {name}")))?;
+        let mut arguments: Vec<OsString> = ["-c".into(), WRAPPER.into()].into();
+        arguments.push(self.folder.notify().into_os_string());
+        arguments.push(self.program.clone());
+        arguments.extend(self.arguments.iter().map(OsString::from));
+        tracing::debug!(
+            machine = name,
+            "{} {}",
+            self.program.to_string_lossy(),
+            self.arguments.join(" ")
+        );
+        let output = self
+            .output
+            .try_clone()
+            .map_err(doing(format!("start the console of machine {name}")))?;
+        let mut process = Process::start_enclosed(
+            process::Spec {
+                program: "sh".into(),
+                arguments,
+                directory: self.directory.clone(),
+                inherited: Vec::new(),
+                credentials: None,
+                stdout: Some(output),
+            },
+            enclosure::preparation(network, doors),
+        )
+        .await
+        .map_err(doing(format!("start systemd-nspawn for machine {name}")))?;
+
+        let started = tokio::time::timeout(START_TIMEOUT, self.until_running(&mut process));
+        match started.await {
+            Ok(Ok(())) => {
+                let leader = Leader::find(process.id());
+                Ok(Started { process, leader })
+            }
+            Ok(Err(detail)) => Err(Error::NotStarted {
+                machine: name.clone(),
+                detail,
+            }),
+            Err(_) => Err(Error::NoAnswer {
+                machine: name.clone(),
+                command: "the start of its container".to_owned(),
+                timeout: START_TIMEOUT,
+            }),
+        }
+    }
+
+    async fn until_running(&self, process: &mut Process) -> Result<(), String> {
+        let mut message = [0; 4096];
+        loop {
+            tokio::select! {
+                biased;
+                received = self.notify.recv(&mut message) => match received {
+                    Ok(length) if is_running(&message[..length]) => return Ok(()),
+                    Ok(_) => {}
+                    Err(error) => return Err(format!("it cannot be heard of: {error}")),
+                },
+                ended = process.ended() => {
+                    let how = match ended {
+                        Ok(status) => process::describe(status),
+                        Err(error) => format!("unknown status ({error})"),
+                    };
+                    return Err(match process.stderr() {
+                        said if said.is_empty() => format!("nspawn: {how}"),
+                        said => format!("nspawn: {how}: {said}"),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Whether a message of nspawn's (sd_notify(3)) says that the container runs.
+fn is_running(message: &[u8]) -> bool {
+    message
+        .split(|&byte| byte == b'\n')
+        .any(|line| line.starts_with(b"X_NSPAWN_LEADER_PID=") || line == b"READY=1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_is_told_by_either_line() {
+        assert!(is_running(
+            b"STATUS=Container running.\nX_NSPAWN_LEADER_PID=7"
+        ));
+        assert!(is_running(b"READY=1\n"));
+        assert!(!is_running(b"STATUS=READY=1"));
+        assert!(!is_running(b""));
+    }
+}

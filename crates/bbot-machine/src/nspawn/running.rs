@@ -1,0 +1,425 @@
+//! One running container.
+
+use std::collections::VecDeque;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::console::Console;
+use super::launch::{Launch, Started};
+use crate::mac::Mac;
+use crate::machine::{BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome};
+use crate::qemu::internet::Internet;
+use crate::qemu::process;
+use crate::wire::thread::WireThread;
+
+/// nspawn's exit status when the container has asked for a restart.
+const RESTART: i32 = 133;
+/// The first program is asked again after so long: one that was still starting has not heard it.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a killed container may take to go.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of the console's end explains a container's end.
+const LAST_LINES: usize = 3;
+
+/// What a started machine is made of.
+pub(super) struct Parts {
+    pub(super) mac: Mac,
+    pub(super) launch: Launch,
+    pub(super) started: Started,
+    pub(super) wire: WireThread,
+    pub(super) internet: Option<Internet>,
+    pub(super) console: Console,
+}
+
+/// How a container is suspended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspended {
+    No,
+    /// By the freezer of control groups.
+    Frozen,
+    /// By a signal to each of its processes.
+    Stopped,
+}
+
+/// Whether events of the wire are taken, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listen {
+    ToWire,
+    No,
+}
+
+enum Happened {
+    /// None: the wire's thread has ended.
+    OnWire(Option<bbot_tftp::Event>),
+    Ended(std::io::Result<ExitStatus>),
+    Restarted(Result<Started, Error>),
+}
+
+/// A container. Dropping it kills it.
+pub(super) struct NspawnMachine {
+    mac: Mac,
+    started: Started,
+    /// The start after a restart, while it goes on.
+    restart: Option<BoxFuture<'static, Result<Started, Error>>>,
+    suspended: Suspended,
+    wire: WireThread,
+    wire_over: bool,
+    _internet: Option<Internet>,
+    console: Console,
+    // After the process, which is in its groups.
+    launch: Arc<Launch>,
+    /// Events that came while something else was waited for.
+    backlog: VecDeque<MachineEvent>,
+    /// We are ending it.
+    forced: bool,
+    exit: Option<Exit>,
+    exit_told: bool,
+}
+
+impl std::fmt::Debug for NspawnMachine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NspawnMachine")
+            .field("name", &self.launch.name)
+            .field("started", &self.started)
+            .field("suspended", &self.suspended)
+            .field("exit", &self.exit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NspawnMachine {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            mac: parts.mac,
+            started: parts.started,
+            restart: None,
+            suspended: Suspended::No,
+            wire: parts.wire,
+            wire_over: false,
+            _internet: parts.internet,
+            console: parts.console,
+            launch: Arc::new(parts.launch),
+            backlog: VecDeque::new(),
+            forced: false,
+            exit: None,
+            exit_told: false,
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.launch.name
+    }
+
+    fn ended_error(&self) -> Error {
+        Error::Ended {
+            machine: self.name().to_owned(),
+        }
+    }
+
+    /// Waits for whatever happens next: to the container or, if asked to, on its wire. What is
+    /// told of it goes to the backlog. Cancel safe.
+    async fn step(&mut self, listen: Listen) {
+        if self.exit.is_some() {
+            return;
+        }
+        let listens = listen == Listen::ToWire && !self.wire_over;
+        let Self {
+            started,
+            restart,
+            wire,
+            ..
+        } = self;
+        let process = async {
+            match restart {
+                Some(restart) => Happened::Restarted(restart.await),
+                None => Happened::Ended(started.process.ended().await),
+            }
+        };
+        let happened = tokio::select! {
+            biased;
+            event = wire.next_event(), if listens => Happened::OnWire(event),
+            happened = process => happened,
+        };
+        match happened {
+            Happened::OnWire(Some(event)) => self.backlog.push_back(MachineEvent::Tftp(event)),
+            // It has told why in the log; the guest is cut off.
+            Happened::OnWire(None) => self.wire_over = true,
+            Happened::Ended(status) => self.ended(status),
+            Happened::Restarted(restarted) => {
+                self.restart = None;
+                match restarted {
+                    Ok(started) => self.started = started,
+                    Err(Error::NotStarted { detail, .. }) => {
+                        self.settle(ExitCause::Crashed, &format!("it did not restart: {detail}"));
+                    }
+                    Err(error) => {
+                        self.settle(ExitCause::Crashed, &format!("it did not restart: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process has ended: finds out why.
+    fn ended(&mut self, status: Result<ExitStatus, std::io::Error>) {
+        let code = status.as_ref().ok().and_then(ExitStatus::code);
+        if !self.forced
+            && code == Some(RESTART)
+            && let Some(leader) = &self.started.leader
+            && let Ok(network) = leader.network.try_clone()
+        {
+            // Its cards are where it was.
+            let launch = Arc::clone(&self.launch);
+            self.restart = Some(Box::pin(async move { launch.start(network).await }));
+            self.backlog.push_back(MachineEvent::Reset);
+            return;
+        }
+        let how = match &status {
+            Ok(status) => process::describe(*status),
+            Err(error) => format!("unknown status ({error})"),
+        };
+        let detail = match self.started.process.stderr() {
+            said if said.is_empty() => format!("nspawn: {how}"),
+            said => format!("nspawn: {how}: {said}"),
+        };
+        let cause = if self.forced {
+            ExitCause::Forced
+        } else if status.is_ok_and(|status| status.success()) {
+            self.backlog.push_back(MachineEvent::PoweringOff);
+            ExitCause::PoweredOff
+        } else {
+            ExitCause::Crashed
+        };
+        self.settle(cause, &detail);
+    }
+
+    fn settle(&mut self, cause: ExitCause, detail: &str) {
+        self.wire.finish();
+        let mut detail = detail.to_owned();
+        if cause == ExitCause::Crashed {
+            let last = self.console.last_lines(LAST_LINES);
+            if !last.is_empty() {
+                detail = format!("{detail}; its console ends with: {last}");
+            }
+        }
+        self.exit = Some(Exit { cause, detail });
+    }
+
+    /// Waits for the end until then. Cancel safe. False: it still runs.
+    async fn wait_until(&mut self, deadline: Instant) -> bool {
+        while self.exit.is_none() {
+            if tokio::time::timeout_at(deadline, self.step(Listen::No))
+                .await
+                .is_err()
+            {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn next(&mut self) -> MachineEvent {
+        loop {
+            if let Some(event) = self.backlog.pop_front() {
+                return event;
+            }
+            if let Some(exit) = &self.exit {
+                if self.exit_told {
+                    return std::future::pending().await;
+                }
+                // All that the guest had sent counts, and comes first.
+                if !self.wire_over {
+                    if let Some(event) = self.wire.next_event().await {
+                        return MachineEvent::Tftp(event);
+                    }
+                    self.wire_over = true;
+                }
+                self.exit_told = true;
+                return MachineEvent::Exited(exit.clone());
+            }
+            self.step(Listen::ToWire).await;
+        }
+    }
+
+    async fn ask_to_power_off(&mut self, timeout: Duration) -> Result<ShutdownOutcome, Error> {
+        let deadline = Instant::now() + timeout;
+        if self.exit.is_none() {
+            // One that does not run hears nothing.
+            self.go_on().await?;
+        }
+        loop {
+            if self.exit.is_none()
+                && let Some(leader) = &self.started.leader
+            {
+                let what = format!("ask machine {} to power off", self.name());
+                leader
+                    .ask_to_power_off()
+                    .map_err(|source| Error::Io { what, source })?;
+            }
+            let again = deadline.min(Instant::now() + ASK_AGAIN);
+            if self.wait_until(again).await {
+                return Ok(ShutdownOutcome::Down);
+            }
+            if Instant::now() >= deadline {
+                return Ok(ShutdownOutcome::TimedOut);
+            }
+        }
+    }
+
+    async fn end(&mut self) -> Result<(), Error> {
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        // One that is being started again ends with its future.
+        if self.restart.take().is_some() {
+            self.forced = true;
+            self.settle(ExitCause::Forced, "nspawn: ended while it restarted");
+            return Ok(());
+        }
+        // It may have ended by itself meanwhile: then that is how it ended.
+        self.forced = !self.started.process.has_ended();
+        let killed = format!(
+            "kill machine {} (process {})",
+            self.name(),
+            self.started.process.id()
+        );
+        let failed = |source| Error::Io {
+            what: killed.clone(),
+            source,
+        };
+        // The first process of all that it has started: the kernel ends them with it.
+        self.started.process.kill().map_err(failed)?;
+        if self.wait_until(Instant::now() + KILL_TIMEOUT).await {
+            Ok(())
+        } else {
+            Err(failed(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "it does not end though killed",
+            )))
+        }
+    }
+
+    async fn stop(&mut self) -> Result<(), Error> {
+        if self.exit.is_some() || self.started.process.has_ended() {
+            return Err(self.ended_error());
+        }
+        let what = format!("suspend machine {}", self.name());
+        let failed = |source| Error::Io { what, source };
+        match self.launch.groups.freeze(true).await {
+            Some(Ok(())) => self.suspended = Suspended::Frozen,
+            Some(Err(error)) => {
+                // Half frozen is of no use to anybody.
+                let _ = self.launch.groups.freeze(false).await;
+                return Err(failed(error));
+            }
+            None => {
+                let leader = self.started.leader.as_ref();
+                let leader = leader.ok_or_else(|| self.ended_error())?;
+                leader.stop_all(true).map_err(failed)?;
+                self.suspended = Suspended::Stopped;
+            }
+        }
+        Ok(())
+    }
+
+    async fn go_on(&mut self) -> Result<(), Error> {
+        let what = format!("resume machine {}", self.name());
+        let failed = |source| Error::Io { what, source };
+        match self.suspended {
+            Suspended::No => {}
+            Suspended::Frozen => {
+                if let Some(thawed) = self.launch.groups.freeze(false).await {
+                    thawed.map_err(failed)?;
+                }
+            }
+            Suspended::Stopped => {
+                if let Some(leader) = &self.started.leader {
+                    leader.stop_all(false).map_err(failed)?;
+                }
+            }
+        }
+        self.suspended = Suspended::No;
+        Ok(())
+    }
+}
+
+impl Machine for NspawnMachine {
+    fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    fn next_event(&mut self) -> BoxFuture<'_, MachineEvent> {
+        Box::pin(self.next())
+    }
+
+    fn shutdown(&mut self, timeout: Duration) -> BoxFuture<'_, Result<ShutdownOutcome, Error>> {
+        Box::pin(self.ask_to_power_off(timeout))
+    }
+
+    fn force_down(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.end())
+    }
+
+    fn suspend(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.stop())
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            if self.exit.is_some() {
+                return Err(self.ended_error());
+            }
+            self.go_on().await
+        })
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Exit> {
+        Box::pin(async move {
+            loop {
+                if let Some(exit) = &self.exit {
+                    return exit.clone();
+                }
+                // Other events stay where they are; the wire's wait for room.
+                self.step(Listen::No).await;
+            }
+        })
+    }
+
+    fn info(&self) -> String {
+        let state = match (&self.exit, self.suspended) {
+            (Some(exit), _) => exit.to_string(),
+            (None, Suspended::No) => "running".to_owned(),
+            (None, Suspended::Frozen) => "suspended".to_owned(),
+            (None, Suspended::Stopped) => "suspended (its processes are stopped)".to_owned(),
+        };
+        let console = self.launch.folder.console();
+        let mut text = format!(
+            "machine {} (nspawn): {state}\n\
+             process {}, in {}\n\
+             console: socat -u UNIX-CONNECT:{} - (Ctrl-C leaves)",
+            self.name(),
+            self.started.process.id(),
+            self.launch.directory.display(),
+            console.display(),
+        );
+        if let Some(leader) = &self.started.leader
+            && self.exit.is_none()
+        {
+            text.push_str(&format!(
+                "\nlook:    nsenter --target {} --all --root --wd sh",
+                leader.pid
+            ));
+        }
+        text
+    }
+}
+
+impl Drop for NspawnMachine {
+    fn drop(&mut self) {
+        let counters = self.wire.counters();
+        tracing::debug!(machine = self.name(), "wire: {counters:?}");
+    }
+}
