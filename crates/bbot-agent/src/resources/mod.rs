@@ -415,6 +415,14 @@ impl Watch {
 
     /// Takes in what was measured at `now` (since the agent's start).
     pub fn observe(&mut self, facts: Facts, now: Duration) -> Observed {
+        let facts = match facts.handles {
+            // Nothing else could be measured: what was known remains.
+            Some(handles) if handles.left() == 0 => Facts {
+                handles: Some(handles),
+                ..self.facts.clone()
+            },
+            _ => facts,
+        };
         let shortages = judge(&self.limits, &facts, &self.shortages);
         let mut news = Vec::new();
         for shortage in &shortages {

@@ -95,12 +95,16 @@ impl Probe {
 
     fn handles(&self) -> Option<Use> {
         let limit = getrlimit(Resource::Nofile).current?;
-        let open = fs::read_dir(self.proc.join("self/fd")).ok()?.count();
-        Some(Use {
+        let used = match fs::read_dir(self.proc.join("self/fd")) {
             // One of them was for counting.
-            used: u64::try_from(open).unwrap_or(u64::MAX).saturating_sub(1),
-            limit,
-        })
+            Ok(open) => u64::try_from(open.count())
+                .unwrap_or(u64::MAX)
+                .saturating_sub(1),
+            // There is not even one for counting.
+            Err(e) if is_out_of(&e) => limit,
+            Err(_) => return None,
+        };
+        Some(Use { used, limit })
     }
 
     /// The tightest of the bounds that hold for this process.

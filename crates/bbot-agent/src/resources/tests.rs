@@ -259,6 +259,27 @@ fn the_verdict_follows_the_facts_whatever_their_course() {
     }
 }
 
+/// Most figures are read from files: without a handle there are none, and that is no
+/// reason to take all for well.
+#[test]
+fn without_file_handles_what_was_known_remains() {
+    let mut watch = Watch::new(Limits::default());
+    watch.observe(disk(GIB), Duration::ZERO);
+    let blind = Facts {
+        handles: Some(Use {
+            used: 100,
+            limit: 100,
+        }),
+        ..Facts::default()
+    };
+    let news = watch.observe(blind, Duration::ZERO).news;
+    assert!(
+        matches!(&news[..], [News::Short { text, .. }] if text.starts_with("0 file handles")),
+        "{news:?}"
+    );
+    assert_eq!(watch.reasons().len(), 2);
+}
+
 #[test]
 fn sizes_are_for_people() {
     for (bytes, text) in [
