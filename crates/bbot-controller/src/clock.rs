@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A point in time: milliseconds since 1970-01-01 UTC. This is also how the store keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,19 @@ impl Millis {
             .unwrap_or(i64::MAX)
             .saturating_mul(1000);
         Self(self.0.saturating_add(millis))
+    }
+
+    /// This point plus a span; stays at the end of time when it would overflow.
+    #[must_use]
+    pub fn plus(self, span: Duration) -> Self {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(millis))
+    }
+
+    /// From this point to a later one; nothing when that is not later.
+    #[must_use]
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
 }
 
@@ -33,20 +46,46 @@ impl fmt::Display for Millis {
 
 /// Tells the time.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The current time.
+    /// The current time, for people to read. It jumps when somebody sets the computer's clock.
     fn now(&self) -> Millis;
+
+    /// The time that spans are measured in: it began with the current time and never jumps, so that no lease lapses
+    /// because a clock is set.
+    fn steady(&self) -> Millis;
 }
 
 /// The computer's own clock.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct SystemClock;
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock {
+    begun: Instant,
+    at: Millis,
+}
+
+impl SystemClock {
+    /// The clock of a process that begins now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self {
+            begun: Instant::now(),
+            at: wall(),
+        }
+    }
+}
+
+fn wall() -> Millis {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
 
 impl Clock for SystemClock {
     fn now(&self) -> Millis {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        wall()
+    }
+
+    fn steady(&self) -> Millis {
+        self.at.plus(self.begun.elapsed())
     }
 }
 
@@ -71,6 +110,10 @@ impl Clock for ManualClock {
     fn now(&self) -> Millis {
         Millis(self.0.load(Ordering::SeqCst))
     }
+
+    fn steady(&self) -> Millis {
+        self.now()
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +128,23 @@ mod tests {
             "2026-11-23T15:18:35.250Z"
         );
         assert_eq!(Millis(i64::MAX).to_string(), format!("{} ms", i64::MAX));
+    }
+
+    #[test]
+    fn spans() {
+        assert_eq!(Millis(5).plus(Duration::from_millis(20)), Millis(25));
+        assert_eq!(Millis(5).plus(Duration::MAX), Millis(i64::MAX));
+        assert_eq!(Millis(5).until(Millis(25)), Duration::from_millis(20));
+        assert_eq!(Millis(25).until(Millis(5)), Duration::ZERO);
+        assert_eq!(Millis(i64::MAX).until(Millis(i64::MIN)), Duration::ZERO);
+    }
+
+    #[test]
+    fn steady_time_begins_at_the_wall_clock_and_goes_on() {
+        let clock = SystemClock::start();
+        let first = clock.steady();
+        assert!(first.until(clock.now()) < Duration::from_secs(60));
+        assert!(clock.steady() >= first);
     }
 
     #[test]

@@ -9,9 +9,13 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, SystemClock};
 pub use crate::queue::era::EraChoice;
+use crate::segments::Bounds;
 
 /// The port that is listened on when none is said.
 pub const DEFAULT_PORT: u16 = 2268;
+
+/// How long raw logs and old results are kept when nothing is said: a year.
+pub const KEEP_LOGS: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything that a controller needs to know before it starts.
 #[derive(Debug)]
@@ -28,6 +32,10 @@ pub struct Config {
     pub era: EraChoice,
     /// How long an agent may take for a task before it is given to another.
     pub result_timeout: Duration,
+    /// The lease of an agent that renews it: after so long without a word its task is given to another.
+    pub lease: Duration,
+    /// For how long raw logs, and results that are not a build's last, are kept; none: for ever.
+    pub keep_logs: Option<Duration>,
     /// How agents and browsers reach this controller, where that differs from where it listens.
     pub external_url: Option<String>,
     /// Further names (`HOST` or `HOST:PORT`) that requests may be addressed to.
@@ -63,6 +71,10 @@ pub struct Limits {
     pub form: usize,
     /// Connections that are open at once.
     pub connections: usize,
+    /// Clients that follow a log at once.
+    pub followers: usize,
+    /// How much of the raw log of one run is kept.
+    pub run_log: Bounds,
 }
 
 impl Default for Limits {
@@ -76,6 +88,9 @@ impl Default for Limits {
             git_time: Duration::from_secs(300),
             form: 64 << 10,
             connections: 512,
+            // A quarter of the connections: agents must always get one.
+            followers: 128,
+            run_log: Bounds::default(),
         }
     }
 }
@@ -92,13 +107,15 @@ impl Config {
             era: EraChoice::Auto,
             // The original's build-result-timeout.
             result_timeout: Duration::from_secs(10_800),
+            lease: crate::queue::lease::LEASE,
+            keep_logs: Some(KEEP_LOGS),
             external_url: None,
             names: Vec::new(),
             token_file: None,
             limits: Limits::default(),
             source_addresses: crate::source::git::Addresses::Public,
             source_user: None,
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(SystemClock::start()),
             bound: None,
         }
     }

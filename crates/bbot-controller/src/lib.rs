@@ -3,7 +3,8 @@
 //!
 //! The way of a task through here: [`http`] `api` takes a submission, [`source`] turns it into an archive,
 //! [`store`] keeps it, [`queue`] decides which agent gets what, [`http`] `task` hands it out under a lease,
-//! `result` takes what comes back, and the API and the pages show it.
+//! `session` hears of the agent and takes the log as it grows ([`segments`]), `result` takes what comes back, and the
+//! API and the pages show it.
 //!
 //! [`run`] is the whole daemon; the program `bbot-controller` adds only a command line.
 
@@ -15,6 +16,8 @@ pub mod http;
 pub mod options;
 pub mod pattern;
 pub mod queue;
+mod roll;
+pub mod segments;
 mod server;
 pub mod source;
 pub mod store;

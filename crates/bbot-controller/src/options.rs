@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Config, DEFAULT_PORT, EraChoice, Limits};
+use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits};
 use crate::source::git::Addresses;
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 3600;
 
 /// The controller of the build bot: keeps the queue of builds, hands tasks to agents, takes their results
 /// and shows them on pages and as JSON.
@@ -41,9 +44,22 @@ pub struct Options {
     #[arg(long, value_name = "ERA", default_value = "auto", value_parser = clap::value_parser!(EraChoice))]
     pub era: EraChoice,
 
-    /// Seconds that an agent may take for a task before it is given to another one
+    /// Seconds that an agent of the original, which does not renew its lease, may take for a task before it is given
+    /// to another one
     #[arg(long, value_name = "SECONDS", default_value_t = 10_800, value_parser = clap::value_parser!(u64).range(1..))]
     pub result_timeout: u64,
+
+    /// Seconds after which a task is given to another agent when nothing was heard of the one that has it: of an
+    /// agent that renews its lease (ours do, four times in this time)
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::queue::lease::LEASE.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub lease: u64,
+
+    /// Days that raw logs, and results that are not the last of their build, are kept; 0 keeps them for ever. The
+    /// last result of a build and its log always stay
+    #[arg(long, value_name = "DAYS", default_value_t = KEEP_LOGS.as_secs() / DAY,
+          value_parser = clap::value_parser!(u64).range(..=36_500))]
+    pub keep_logs: u64,
 
     /// URL that agents and browsers reach this controller by, when something stands before it
     #[arg(long, value_name = "URL")]
@@ -115,6 +131,10 @@ impl Options {
         config.agent_keys = self.agent_keys;
         config.era = self.era;
         config.result_timeout = Duration::from_secs(self.result_timeout);
+        config.lease = Duration::from_secs(self.lease);
+        config.keep_logs = Some(self.keep_logs)
+            .filter(|days| *days > 0)
+            .map(|days| Duration::from_secs(days * DAY));
         config.external_url = self.external_url;
         config.names = self.names;
         config.token_file = self.token_file;
@@ -155,6 +175,26 @@ mod tests {
         let options = Options::try_parse_from(["bbot-controller", "--data", "/d"]).unwrap();
         assert_eq!(options.listen.to_string(), "127.0.0.1:2268");
         assert!(options.listen.ip().is_loopback());
+        let config = options.into_config().unwrap();
+        assert_eq!(config.lease, Duration::from_secs(60));
+        assert_eq!(config.keep_logs, Some(KEEP_LOGS));
+        let never = [
+            "bbot-controller",
+            "--data",
+            "/d",
+            "--keep-logs",
+            "0",
+            "--lease",
+            "2",
+        ];
+        let config = Options::try_parse_from(never)
+            .unwrap()
+            .into_config()
+            .unwrap();
+        assert_eq!(
+            (config.lease, config.keep_logs),
+            (Duration::from_secs(2), None)
+        );
     }
 
     #[test]
@@ -165,6 +205,9 @@ mod tests {
             &["--data", "d", "--era", "2018"],
             &["--data", "d", "--listen", "here"],
             &["--data", "d", "--result-timeout", "0"],
+            &["--data", "d", "--lease", "0"],
+            &["--data", "d", "--lease", "1m"],
+            &["--data", "d", "--keep-logs", "-1"],
         ] {
             let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());
             assert_eq!(

@@ -83,9 +83,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests that are under way at the end have this long to finish.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How often leases are looked at when no agent asks. Agents' polls look too.
-const SWEEP: Duration = Duration::from_secs(5);
-
 /// Runs a controller until `shutdown` is cancelled.
 ///
 /// # Errors
@@ -143,6 +140,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         token,
         shutdown.clone(),
     ));
+    app.restart_leases().await?;
     tracing::info!(%address, data = %data.display(), "listening on {address}");
     if let Some(bound) = bound {
         // Nobody waiting for it any more is no reason to stop.
@@ -151,7 +149,14 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
 
     let router = http::router(Arc::clone(&app));
     let tasks = TaskTracker::new();
-    let sweeper = tokio::spawn(sweep(Arc::clone(&app), shutdown.clone()));
+    let leases = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { app.watch_leases(&shutdown).await })
+    };
+    let pruning = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { app.prune_logs(&shutdown).await })
+    };
     loop {
         // The permit comes first: at the limit, further clients wait in the kernel's queue.
         let permit = tokio::select! {
@@ -186,7 +191,8 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
             GRACE.as_secs()
         );
     }
-    sweeper.abort();
+    leases.abort();
+    pruning.abort();
     store.close().await;
     tracing::info!("stopped");
     Ok(())
@@ -229,18 +235,6 @@ fn lock(data: &Path) -> Result<std::fs::File, RunError> {
             path: data.display().to_string(),
         }),
         Err(e) => Err(fail(e.into())),
-    }
-}
-
-async fn sweep(app: Arc<App>, shutdown: CancellationToken) {
-    loop {
-        if let Err(e) = app.requeue_lapsed().await {
-            tracing::error!("cannot look for lapsed leases: {e}");
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(SWEEP) => {}
-        }
     }
 }
 

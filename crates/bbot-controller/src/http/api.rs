@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, RawQuery, State};
+use axum::extract::{Extension, Path, RawQuery, State as Shared};
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::PackageVersion;
@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::{Json, Problem};
-use super::{App, Base, body, params, view};
+use super::{App, Base, body, follow, live, params, view};
+use crate::queue::State;
 use crate::source::{Repository, Source, git, is_sha256};
 use crate::store::{Build, Filter, Log, NewSubmission};
 
@@ -161,7 +162,7 @@ fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, St
 
 /// `POST /api/v1/submissions`.
 pub(super) async fn submit(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
@@ -245,7 +246,7 @@ async fn resolve(app: &App, source: Source) -> Result<Source, Problem> {
 
 /// `GET /api/v1/submissions/<id>`.
 pub(super) async fn submission(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
     Path(text): Path<String>,
 ) -> Result<Response, Json> {
@@ -308,7 +309,7 @@ pub(super) async fn page(
 
 /// `GET /api/v1/builds`.
 pub(super) async fn builds(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Json> {
@@ -332,7 +333,7 @@ pub(super) async fn find(app: &App, text: &str) -> Result<Build, Problem> {
 
 /// `GET /api/v1/builds/<id>`.
 pub(super) async fn build(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
     Path(text): Path<String>,
 ) -> Result<Response, Json> {
@@ -348,19 +349,103 @@ async fn whole(app: &App, build: &Build, base: &Base) -> Result<Value, Problem> 
     Ok(value)
 }
 
-/// The attempt that a log is asked of: the one named, else the last.
+/// The attempt that a page is asked of: the one named, else the last.
 pub(super) fn wanted_attempt(build: &Build, query: Option<&str>) -> Result<i64, Problem> {
     match params::parse(query.unwrap_or_default()).as_slice() {
         [] => Ok(build.attempt),
-        [(name, value)] if name == "attempt" => value
-            .parse()
-            .map_err(|_| Problem::bad(format!("{value:?} is not the number of an attempt"))),
+        [(name, value)] if name == "attempt" => attempt_number(value),
         [(name, _), ..] => Err(Problem::bad(format!("unknown parameter {name:?}"))),
     }
 }
 
+fn attempt_number(value: &str) -> Result<i64, Problem> {
+    value
+        .parse()
+        .map_err(|_| Problem::bad(format!("{value:?} is not the number of an attempt")))
+}
+
+/// What a log is asked for with.
+#[derive(Debug, Default)]
+struct LogRequest {
+    attempt: Option<i64>,
+    follow: bool,
+    from: Option<String>,
+    raw: bool,
+}
+
+fn log_request(query: Option<&str>) -> Result<LogRequest, Problem> {
+    let mut asked = LogRequest::default();
+    let flag = |name: &str, value: &str| match value {
+        "" | "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err(Problem::bad(format!("parameter {name}: 1 or 0"))),
+    };
+    for (name, value) in params::parse(query.unwrap_or_default()) {
+        match name.as_str() {
+            "attempt" => asked.attempt = Some(attempt_number(&value)?),
+            "follow" => asked.follow = flag(&name, &value)?,
+            "raw" => asked.raw = flag(&name, &value)?,
+            "from" => asked.from = Some(value),
+            other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
+        }
+    }
+    if asked.follow && (asked.attempt.is_some() || asked.raw) {
+        return Err(Problem::bad(
+            "follow is of the attempt under way, as it comes: without attempt and raw",
+        ));
+    }
+    if asked.from.is_some() && !asked.follow {
+        return Err(Problem::bad("from goes with follow"));
+    }
+    Ok(asked)
+}
+
+/// The log that a request asks for, of one operation where one is named: followed, raw, or of a result.
+pub(super) async fn log_of(
+    app: &Arc<App>,
+    text: &str,
+    operation: Option<&str>,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let asked = log_request(query)?;
+    let build = find(app, text).await?;
+    if asked.follow {
+        let place = follow::place(asked.from.as_deref(), headers)?;
+        return follow::answer(app, &build, operation.map(str::to_owned), place);
+    }
+    let attempt = asked.attempt.unwrap_or(build.attempt);
+    let underway = build.state != State::Built && attempt == build.attempt + 1;
+    // Of the first attempt, as long as it runs, there is nothing else.
+    let first = build.state != State::Built && attempt == 0 && asked.attempt.is_none();
+    if (underway || first)
+        && let Some(run) = build.run
+        && live::exists(app, &build, run).await?
+    {
+        return live::answer(app, &build, run, operation).await;
+    }
+    if asked.raw {
+        let run = app
+            .store
+            .attempt(build.id, attempt)
+            .await?
+            .and_then(|a| a.run);
+        return match run {
+            Some(run) if live::exists(app, &build, run).await? => {
+                live::answer(app, &build, run, operation).await
+            }
+            _ => Err(Problem::not_found(format_args!(
+                "raw log of attempt {attempt} of build {}",
+                build.id
+            ))),
+        };
+    }
+    let logs = logs(app, &build, attempt, operation).await?;
+    Ok(log_answer(logs, operation.is_none()))
+}
+
 /// Logs of an attempt; the last one's also while the next one is under way.
-pub(super) async fn logs(
+async fn logs(
     app: &App,
     build: &Build,
     attempt: i64,
@@ -384,7 +469,7 @@ pub(super) async fn logs(
 }
 
 /// Logs as one text; with more than one operation, each under a line with its name.
-pub(super) fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
+fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
     let mut text = String::with_capacity(logs.iter().map(|l| l.text.len() + 64).sum());
     for log in logs {
         if whole {
@@ -402,27 +487,22 @@ pub(super) fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
 
 /// `GET /api/v1/builds/<id>/log`.
 pub(super) async fn log(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Path(text): Path<String>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response, Json> {
-    let build = find(&app, &text).await?;
-    let attempt = wanted_attempt(&build, query.as_deref())?;
-    Ok(log_answer(logs(&app, &build, attempt, None).await?, true))
+    Ok(log_of(&app, &text, None, query.as_deref(), &headers).await?)
 }
 
 /// `GET /api/v1/builds/<id>/log/<operation>`.
 pub(super) async fn operation_log(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Path((text, operation)): Path<(String, String)>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response, Json> {
-    let build = find(&app, &text).await?;
-    let attempt = wanted_attempt(&build, query.as_deref())?;
-    Ok(log_answer(
-        logs(&app, &build, attempt, Some(&operation)).await?,
-        false,
-    ))
+    Ok(log_of(&app, &text, Some(&operation), query.as_deref(), &headers).await?)
 }
 
 #[derive(Deserialize, Default)]
@@ -465,7 +545,7 @@ pub(super) async fn do_rebuild(
 
 /// `POST /api/v1/builds/<id>/rebuild`.
 pub(super) async fn rebuild(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
     Path(text): Path<String>,
     request: Request<Body>,
@@ -485,7 +565,7 @@ pub(super) async fn rebuild(
 }
 
 /// `GET /api/v1/configurations`.
-pub(super) async fn configurations_list(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn configurations_list(Shared(app): Shared<Arc<App>>) -> Response {
     let all: Vec<Value> = app
         .buildtab
         .configurations()

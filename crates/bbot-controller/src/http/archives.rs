@@ -142,22 +142,5 @@ fn stream(mut file: tokio::fs::File) -> Body {
             }
         }
     });
-    Body::new(Pieces(receiver))
-}
-
-/// The receiving end as a body.
-struct Pieces(tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>);
-
-impl hyper::body::Body for Pieces {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<std::io::Result<hyper::body::Frame<Bytes>>>> {
-        self.0
-            .poll_recv(context)
-            .map(|piece| piece.map(|p| p.map(hyper::body::Frame::data)))
-    }
+    body::stream(receiver)
 }

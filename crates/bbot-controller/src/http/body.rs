@@ -76,3 +76,25 @@ async fn read_all(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
     }
     Ok(whole)
 }
+
+/// What comes out of a channel, as the body of an answer. It is asked for piece by piece, as the client takes it.
+pub(super) fn stream(receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Body {
+    Body::new(Pieces(receiver))
+}
+
+/// The receiving end as a body.
+struct Pieces(tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<std::io::Result<hyper::body::Frame<Bytes>>>> {
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|p| p.map(hyper::body::Frame::data)))
+    }
+}

@@ -1,18 +1,24 @@
 //! The HTTP face: the agents' protocol, the API, the pages. Handlers translate; decisions are the queue's.
 
+mod agents;
 mod api;
 mod archives;
 mod body;
+mod follow;
 mod guard;
+mod hand_out;
+mod live;
 mod pages;
 mod params;
 mod problem;
 mod result;
+mod session;
 mod task;
 mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -20,13 +26,17 @@ use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post, put};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::AgentKeys;
 use crate::buildtab::Buildtab;
 use crate::clock::Millis;
 use crate::config::Config;
+use crate::queue::lease::Lapse;
+use crate::queue::outcome;
+use crate::roll::Roll;
+use crate::segments::Segments;
 use crate::source::archives::Archives;
 use crate::store::{Store, StoreError};
 use crate::token::{SignIns, Token};
@@ -50,8 +60,18 @@ pub(crate) struct App {
     token: Token,
     sign_ins: SignIns,
     git: Semaphore,
+    /// The raw logs of runs.
+    segments: Arc<Segments>,
+    /// Who has been heard of.
+    agents: Roll,
+    /// Clients that may still begin to follow a log.
+    followers: Arc<Semaphore>,
     /// Counts up whenever a build is queued, so that waiting agents look again.
     queued: watch::Sender<u64>,
+    /// Counts up whenever a build changes, so that those who follow its log look again.
+    changed: watch::Sender<u64>,
+    /// A task was handed out: the next lease may lapse earlier than it seemed.
+    handed_out: Notify,
     shutdown: CancellationToken,
 }
 
@@ -71,7 +91,13 @@ impl App {
         token: Token,
         shutdown: CancellationToken,
     ) -> Self {
+        let runs = config.data_dir.join("runs");
         Self {
+            segments: Arc::new(Segments::new(runs, config.limits.run_log)),
+            agents: Roll::default(),
+            followers: Arc::new(Semaphore::new(config.limits.followers)),
+            changed: watch::Sender::new(0),
+            handed_out: Notify::new(),
             config,
             external,
             address,
@@ -91,28 +117,138 @@ impl App {
         self.config.clock.now()
     }
 
+    fn steady(&self) -> Millis {
+        self.config.clock.steady()
+    }
+
     /// Tells waiting agents that there may be something for them.
     fn wake_agents(&self) {
         self.queued.send_modify(|n| *n = n.wrapping_add(1));
+        self.wake_followers();
+    }
+
+    /// Tells those who follow a log that a build has changed.
+    fn wake_followers(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Queues builds again whose agents have not been heard of in time.
     pub(crate) async fn requeue_lapsed(&self) -> Result<(), StoreError> {
-        let lapsed = self.store.requeue_lapsed(self.now()).await?;
-        for build in &lapsed {
-            tracing::warn!(
-                build.id,
-                agent = build.agent.as_deref().unwrap_or_default(),
-                "no result of build {} in time: queued again",
-                build.id
-            );
+        let lapsed = self.store.requeue_lapsed(self.steady(), self.now()).await?;
+        for (build, lapse) in &lapsed {
+            let agent = build.agent.as_deref().unwrap_or_default();
+            match lapse {
+                Lapse::Requeue => tracing::warn!(
+                    build.id,
+                    agent,
+                    "nothing was heard of {} about build {} in time: queued again",
+                    problem::one_line(agent),
+                    build.id
+                ),
+                Lapse::GiveUp => tracing::error!(
+                    build.id,
+                    agent,
+                    "build {} came back without a result {} times in a row: abort",
+                    build.id,
+                    outcome::INTERRUPTS
+                ),
+            }
         }
         if !lapsed.is_empty() {
             self.wake_agents();
         }
         Ok(())
     }
+
+    /// Looks after leases until `shutdown`: each that lapses is noticed when it does.
+    pub(crate) async fn watch_leases(&self, shutdown: &CancellationToken) {
+        loop {
+            let next = match self.requeue_lapsed().await {
+                Ok(()) => self.store.next_lapse().await,
+                Err(e) => Err(e),
+            };
+            let wait = match next {
+                // A millisecond more: the clock is read anew then, and must be past it.
+                Ok(Some(next)) => self.steady().until(next) + Duration::from_millis(1),
+                Ok(None) => LONGEST_SLEEP,
+                Err(e) => {
+                    tracing::error!("cannot look for lapsed leases: {e}");
+                    AFTER_ERROR
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.handed_out.notified() => {}
+                () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
+            }
+        }
+    }
+
+    /// Gives every lease that is renewed its full length again: nobody could renew while nobody was here.
+    pub(crate) async fn restart_leases(&self) -> Result<(), StoreError> {
+        let held = self
+            .store
+            .restart_leases(self.steady(), self.config.lease)
+            .await?;
+        if held > 0 {
+            tracing::info!("{held} task(s) are with agents: their leases begin anew");
+        }
+        Ok(())
+    }
+
+    /// Removes raw logs and results that are older than is wanted, once in a while, until `shutdown`.
+    pub(crate) async fn prune_logs(&self, shutdown: &CancellationToken) {
+        let Some(keep) = self.config.keep_logs else {
+            return;
+        };
+        loop {
+            match self.prune(keep).await {
+                Ok(0) => {}
+                Ok(n) => tracing::info!("{n} old raw log(s) and result(s) are removed"),
+                Err(e) => tracing::error!("cannot remove old logs: {}", e.sentence),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(PRUNE) => {}
+            }
+        }
+    }
+
+    async fn prune(&self, keep: Duration) -> Result<usize, problem::Problem> {
+        let before = Millis(self.now().0.saturating_sub(Millis(0).plus(keep).0));
+        let mut removed = 0;
+        loop {
+            let old = self.store.old_runs(before, PRUNE_AT_ONCE).await?;
+            for (build, run) in &old {
+                let (build, run) = (*build, *run);
+                let segments = Arc::clone(&self.segments);
+                // The files first: whoever is killed in between does it once more.
+                tokio::task::spawn_blocking(move || segments.remove(build, run))
+                    .await
+                    .map_err(|e| problem::Problem::internal("remove a raw log", &e))?
+                    .map_err(|e| problem::Problem::internal("remove a raw log", &e))?;
+                self.store.forget_run(run).await?;
+            }
+            removed += old.len();
+            if old.is_empty() {
+                break;
+            }
+        }
+        Ok(removed + self.store.prune_attempts(before).await?)
+    }
 }
+
+/// The longest that nothing is looked at: a clock of a test may have been set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// After an error of the store it is tried again so much later.
+const AFTER_ERROR: Duration = Duration::from_secs(5);
+
+/// How often old logs are looked for.
+const PRUNE: Duration = Duration::from_secs(6 * 3600);
+
+/// So many old logs are found at once.
+const PRUNE_AT_ONCE: i64 = 100;
 
 /// All routes, behind the checks that every request goes through.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -126,6 +262,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/builds/{id}/log/{operation}", get(api::operation_log))
         .route("/builds/{id}/rebuild", post(api::rebuild))
         .route("/configurations", get(api::configurations_list))
+        .route("/agents", get(agents::list))
         .fallback(api::unknown)
         .method_not_allowed_fallback(api::wrong_method);
     Router::new()
@@ -137,6 +274,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/builds/{id}/rebuild", post(pages::rebuild))
         .route("/submissions/{id}", get(pages::submission))
         .route("/configurations", get(pages::configurations))
+        .route("/agents", get(pages::agents))
+        .route("/sessions/{path}/lease", post(session::lease))
+        .route("/sessions/{path}/log/{number}", post(session::log))
         .route("/sign-in", get(pages::sign_in_form).post(pages::sign_in))
         .route("/sign-out", post(pages::sign_out))
         .route("/style.css", get(pages::style))

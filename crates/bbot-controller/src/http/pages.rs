@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bbot_manifest::Status;
 
 use self::parts::{Frame, Mark, Row, SourceLine};
+use super::live::{self, Tail};
 use super::problem::Problem;
 use super::{App, api, params};
 use crate::buildtab::Configuration;
@@ -203,6 +204,7 @@ struct AttemptView {
     agent: String,
     finished: String,
     took: String,
+    late: bool,
 }
 
 struct Shown {
@@ -215,7 +217,12 @@ struct Shown {
 struct BuildPage {
     frame: Frame,
     row: Row,
-    refresh: bool,
+    /// Seconds after which a browser looks again.
+    refresh: Option<u32>,
+    live: Option<Tail>,
+    /// Number that the attempt under way will have.
+    underway: i64,
+    live_size: String,
     note: Option<String>,
     summary: Option<String>,
     toolchain: Option<String>,
@@ -267,9 +274,24 @@ pub(super) async fn build(
         let source = submission.map_or_else(SourceLine::unknown, |s| SourceLine::of(&s.source));
         let waiting = build.state == queue::State::Queued;
         let built = build.state == queue::State::Built;
+        let live = match build.run {
+            Some(run) if build.state == queue::State::Building && wanted == build.attempt => {
+                live::tail(&app, &build, run).await?
+            }
+            _ => None,
+        };
         let page = BuildPage {
             row: Row::of(&build, app.now()),
-            refresh: !built,
+            refresh: match build.state {
+                queue::State::Queued => Some(10),
+                queue::State::Building => Some(if live.is_some() { 3 } else { 5 }),
+                queue::State::Built => None,
+            },
+            underway: build.attempt + 1,
+            live_size: live
+                .as_ref()
+                .map_or_else(String::new, |l| parts::size(l.length)),
+            live,
             note: note(&app, &build),
             summary: build.machine_summary.clone().filter(|_| !waiting),
             toolchain: match (&build.toolchain_name, &build.toolchain_version) {
@@ -310,8 +332,11 @@ fn note(app: &App, build: &Build) -> Option<String> {
             "The buildtab has no configuration {} for {} any more: no agent will get this build.",
             build.configuration, build.target
         )),
-        queue::State::Queued if build.session.is_some() => {
+        queue::State::Queued if build.session.is_some() || build.lapses > 0 => {
             Some("Its agent was not heard of in time: it waits for another one.".to_owned())
+        }
+        queue::State::Queued if build.interrupts > 0 => {
+            Some("Its agent was stopped and gave it back: it waits for another one.".to_owned())
         }
         queue::State::Queued => {
             Some("It waits for an agent with a machine for this configuration.".to_owned())
@@ -319,11 +344,12 @@ fn note(app: &App, build: &Build) -> Option<String> {
         queue::State::Building if build.again => {
             Some("A rebuild is asked for: it is queued again when this attempt is done.".to_owned())
         }
-        queue::State::Building => build.lease_until.map(|t| {
-            format!(
-                "Its agent has until {} to bring the result.",
-                parts::time(t)
-            )
+        queue::State::Building => Some(match (&build.agent, build.lease_until) {
+            (Some(agent), Some(until)) => format!(
+                "{agent} builds it. When nothing is heard of it until {}, another agent gets it.",
+                parts::time(until)
+            ),
+            _ => "An agent builds it.".to_owned(),
         }),
         queue::State::Built => None,
     }
@@ -370,6 +396,7 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         machine: attempt.machine.clone().unwrap_or_default(),
         agent: attempt.agent.clone().unwrap_or_default(),
         finished: parts::time(attempt.finished),
+        late: attempt.late,
         took: attempt
             .started
             .map(|s| parts::duration(s, attempt.finished))
@@ -429,6 +456,45 @@ pub(super) async fn submission(
     .await
 }
 
+struct AgentRow {
+    name: String,
+    mark: Mark,
+    seen: Option<String>,
+    toolchain: Option<String>,
+    builds: Vec<Row>,
+}
+
+#[derive(Template)]
+#[template(path = "agents.html")]
+struct AgentsPage {
+    frame: Frame,
+    rows: Vec<AgentRow>,
+}
+
+/// `GET /agents`.
+pub(super) async fn agents(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+) -> Result<Response, Page> {
+    let frame = Frame::of(&app, &headers, "/agents", "agents");
+    framed(frame, async |frame| {
+        let now = app.now();
+        let rows = super::agents::all(&app)
+            .await?
+            .into_iter()
+            .map(|agent| AgentRow {
+                mark: Mark::of_agent(agent.doing),
+                seen: agent.seen.map(parts::time),
+                toolchain: agent.toolchain.map(|(n, v)| format!("{n} {v}")),
+                builds: agent.builds.iter().map(|b| Row::of(b, now)).collect(),
+                name: agent.name,
+            })
+            .collect();
+        Ok(render(StatusCode::OK, &AgentsPage { frame, rows }))
+    })
+    .await
+}
+
 #[derive(Template)]
 #[template(path = "configurations.html")]
 struct ConfigurationsPage<'a> {
@@ -453,13 +519,9 @@ pub(super) async fn log(
     State(app): State<Arc<App>>,
     Path(text): Path<String>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response, super::problem::Plain> {
-    let build = api::find(&app, &text).await?;
-    let attempt = api::wanted_attempt(&build, query.as_deref())?;
-    Ok(api::log_answer(
-        api::logs(&app, &build, attempt, None).await?,
-        true,
-    ))
+    Ok(api::log_of(&app, &text, None, query.as_deref(), &headers).await?)
 }
 
 /// `GET /builds/<id>/log/<operation>`.
@@ -467,13 +529,9 @@ pub(super) async fn operation_log(
     State(app): State<Arc<App>>,
     Path((text, operation)): Path<(String, String)>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Response, super::problem::Plain> {
-    let build = api::find(&app, &text).await?;
-    let attempt = api::wanted_attempt(&build, query.as_deref())?;
-    Ok(api::log_answer(
-        api::logs(&app, &build, attempt, Some(&operation)).await?,
-        false,
-    ))
+    Ok(api::log_of(&app, &text, Some(&operation), query.as_deref(), &headers).await?)
 }
 
 /// `POST /builds/<id>/rebuild`: the form.

@@ -12,7 +12,7 @@ use super::{App, body, task};
 use crate::auth;
 use crate::queue::State;
 use crate::queue::era::Peer;
-use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, Verdict};
+use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
 use crate::store::{NewOperation, NewResult, SessionFacts};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
@@ -37,10 +37,15 @@ pub(super) async fn handle(
         .inspect_err(|problem| problem.log_refusal("build-result", address))?;
 
     // The challenge of a session never changes, so its answer is checked outside the transaction.
-    let proof = match app.store.session(&session).await? {
-        Some(facts) => prove(app, &facts, challenge.as_deref()),
+    let known = app.store.session(&session).await?;
+    let proof = match &known {
+        Some(facts) => prove(app, facts, challenge.as_deref()),
         None => Proof::Good,
     };
+    if let Some(agent) = known.as_ref().and_then(|f| f.agent.as_deref()) {
+        app.agents.heard(agent, app.now(), app.steady());
+    }
+    let late = known.is_some_and(|f| f.state != SessionState::Current(State::Building));
     let new = NewResult {
         status: result.status,
         operations: result
@@ -62,6 +67,7 @@ pub(super) async fn handle(
             status,
             again: facts.again,
             interrupts: facts.build.interrupts,
+            lapses: facts.build.lapses,
         })
     };
     let verdict = app
@@ -69,7 +75,12 @@ pub(super) async fn handle(
         .take_result(&session, &new, app.now(), decide)
         .await?
         .unwrap_or(Verdict::Drop(Dropped::Unknown));
-    tell(app, verdict, &name, &version, &new, (peer, address)).map_err(Plain)
+    let from = From {
+        peer,
+        address,
+        late,
+    };
+    tell(app, verdict, &name, &version, &new, &from).map_err(Plain)
 }
 
 /// The result, or what is wrong with the request.
@@ -152,6 +163,14 @@ fn identity(task_name: &str, task_version: &str, name: &str, version: &str) -> I
     }
 }
 
+/// Who brings a result, and when.
+struct From {
+    peer: Peer,
+    address: Option<SocketAddr>,
+    /// After its lease had lapsed.
+    late: bool,
+}
+
 /// Logs what became of the result, and answers.
 fn tell(
     app: &App,
@@ -159,24 +178,40 @@ fn tell(
     name: &str,
     version: &str,
     result: &NewResult,
-    (peer, address): (Peer, Option<SocketAddr>),
+    &From {
+        peer,
+        address,
+        late,
+    }: &From,
 ) -> Result<Response, Problem> {
     let status = result.status;
     match verdict {
         Verdict::Keep(state) => {
-            tracing::info!(%status, "{name} {version} is built: {status}");
+            let late = if late {
+                " (late: its lease had lapsed)"
+            } else {
+                ""
+            };
+            tracing::info!(%status, "{name} {version} is built: {status}{late}");
             if state == State::Queued {
                 app.wake_agents();
             }
+            app.wake_followers();
         }
         Verdict::Requeue => {
             tracing::info!("{name} {version} was given back by its agent: queued again");
             app.wake_agents();
         }
-        Verdict::GiveUp => tracing::warn!(
-            "{name} {version} was given back by its agents {} times: abort",
-            outcome::INTERRUPTS
-        ),
+        Verdict::GiveUp => {
+            tracing::warn!(
+                "{name} {version} came back from its agents without a result {} times: abort",
+                outcome::INTERRUPTS
+            );
+            app.wake_followers();
+        }
+        Verdict::Release => {
+            tracing::info!("{name} {version} was given back after its lease had lapsed");
+        }
         Verdict::Repeat => tracing::debug!("the result of {name} {version} came once more"),
         Verdict::Wrong(mistake) => {
             tracing::warn!(

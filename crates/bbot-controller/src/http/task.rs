@@ -1,6 +1,7 @@
 //! `?build-task`: an agent asks for work.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,11 +11,13 @@ use bbot_manifest::{
     Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting,
 };
 
+use super::hand_out::HandOut;
 use super::problem::{Plain, Problem};
-use super::{App, Base, Connection, body};
+use super::{App, Base, Connection, body, session};
 use crate::auth;
 use crate::buildtab::Configuration;
 use crate::queue::era::{self, Peer};
+use crate::queue::lease;
 use crate::queue::select::{self, Offer, Role};
 use crate::source::{Source, requested_repository};
 use crate::store::{Lease, NewLease};
@@ -87,7 +90,7 @@ fn anything(wanted: &Wanted, mode: Option<InteractiveMode>) -> bool {
 
 /// Handles the request.
 pub(super) async fn handle(
-    app: &App,
+    app: &Arc<App>,
     parameters: &[(String, String)],
     request: Request<Body>,
 ) -> Result<Response, Plain> {
@@ -101,12 +104,18 @@ pub(super) async fn handle(
     check_key(app, task_request.fingerprint.as_deref())?;
     let era = era::detect(app.config.era, peer, &task_request);
 
+    let version = task_request.toolchain_version.to_string();
+    let toolchain = (task_request.toolchain_name.as_str(), version.as_str());
+    let _asking = app
+        .agents
+        .asks(&task_request.agent, toolchain, app.now(), app.steady());
+
     let deadline = tokio::time::Instant::now() + wait;
     let mut queued = app.queued.subscribe();
     let answer = loop {
         // Before looking, so that what is queued meanwhile is not slept over.
         queued.mark_unchanged();
-        if let Some(answer) = find(app, &task_request, &wanted, era, base.as_ref()).await? {
+        if let Some(answer) = find(app, &task_request, &wanted, era, peer, base.as_ref()).await? {
             break answer;
         }
         let again = tokio::select! {
@@ -115,7 +124,8 @@ pub(super) async fn handle(
             () = app.shutdown.cancelled() => false,
         };
         if !again {
-            break answer_of(&TaskResponse::none(), era, None)?;
+            let text = written(&TaskResponse::none(), era)?;
+            break answer_of(Body::from(text));
         }
     };
     Ok(answer)
@@ -161,10 +171,11 @@ fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
 
 /// The answer with a task, if there is one for this agent now.
 async fn find(
-    app: &App,
+    app: &Arc<App>,
     request: &TaskRequest,
     wanted: &Wanted,
     era: Era,
+    peer: Peer,
     base: Option<&Base>,
 ) -> Result<Option<Response>, Problem> {
     if !anything(wanted, request.interactive_mode) {
@@ -217,6 +228,7 @@ async fn find(
         let machine = &request.machines[candidate.machine];
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
+        let path = auth::session().map_err(random)?;
         let challenge = app
             .keys
             .as_ref()
@@ -228,11 +240,13 @@ async fn find(
             .as_deref()
             .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
-        let now = app.now();
+        let terms = lease::terms(peer, app.config.lease, app.config.result_timeout);
         let lease = NewLease {
             build,
             session: &session,
-            until: now.plus_seconds(app.config.result_timeout.as_secs()),
+            path: &path,
+            until: app.steady().plus(terms.lease),
+            renews: terms.renew.is_some(),
             agent: &request.agent,
             fingerprint,
             challenge: challenge.as_deref(),
@@ -241,10 +255,14 @@ async fn find(
             toolchain_name: &request.toolchain_name,
             toolchain_version: &version,
         };
+        let mut hand_out = HandOut::begin(app, &session);
         // Another agent may have been faster; then the next one is looked for.
-        let Some(lease) = app.store.lease(&lease, now).await? else {
+        let Some(lease) = app.store.lease(&lease, app.now()).await? else {
+            hand_out.done();
             continue;
         };
+        app.handed_out.notify_one();
+        app.wake_followers();
         tracing::info!(
             build.id = lease.build.id,
             agent = request.agent,
@@ -264,8 +282,14 @@ async fn find(
             session,
             ..TaskResponse::none()
         };
-        let session_url = format!("{base}/sessions/{}/", response.session);
-        return answer_of(&response, era, Some(&session_url)).map(Some);
+        let mut answer = answer_of(hand_out.body(written(&response, era)?));
+        if terms.renew.is_some()
+            && let Ok(url) = format!("{base}/sessions/{path}").parse()
+        {
+            answer.headers_mut().insert("bbot-session-url", url);
+            session::tell_terms(answer.headers_mut(), terms);
+        }
+        return Ok(Some(answer));
     }
     Ok(None)
 }
@@ -303,23 +327,18 @@ fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str)
     task
 }
 
-fn answer_of(
-    response: &TaskResponse,
-    era: Era,
-    session_url: Option<&str>,
-) -> Result<Response, Problem> {
-    let text = response
+fn written(response: &TaskResponse, era: Era) -> Result<String, Problem> {
+    response
         .serialize(era)
-        .map_err(|e| Problem::internal("write a task", &e))?;
-    let mut answer = (
+        .map_err(|e| Problem::internal("write a task", &e))
+}
+
+fn answer_of(body: Body) -> Response {
+    (
         [(header::CONTENT_TYPE, "text/manifest;charset=utf-8")],
-        text,
+        body,
     )
-        .into_response();
-    if let Some(url) = session_url.and_then(|u| u.parse().ok()) {
-        answer.headers_mut().insert("bbot-session-url", url);
-    }
-    Ok(answer)
+        .into_response()
 }
 
 #[cfg(test)]

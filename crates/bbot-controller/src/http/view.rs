@@ -33,6 +33,9 @@ pub(super) fn build(build: &Build, base: &str) -> Value {
         "reason": build.reason,
         "rebuild_asked": build.again,
         "attempt": build.attempt,
+        "run": build.run,
+        "interrupts": build.interrupts,
+        "lapses": build.lapses,
         "previous_status": build.status.filter(|_| !built).map(|s| s.to_string()),
         "operations": if built { serde_json::to_value(&build.operations).unwrap_or_default() } else { json!([]) },
         "url": format!("{base}/builds/{}", build.id),
@@ -49,6 +52,7 @@ pub(super) fn attempt(attempt: &Attempt) -> Value {
         "toolchain_version": attempt.toolchain_version,
         "started": attempt.started.map(|t| t.to_string()),
         "finished": attempt.finished.to_string(),
+        "late": attempt.late,
         "operations": attempt.operations,
     })
 }

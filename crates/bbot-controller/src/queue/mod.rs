@@ -3,7 +3,7 @@
 //! keeps, the HTTP side translates.
 //!
 //! ```text
-//!             task handed out                 result, too many interrupts
+//!             task handed out            result, too many interrupts or lapses
 //!   queued ---------------------> building ----------------------------> built
 //!     ^                              |  |                                  |
 //!     |   lease lapsed, interrupt    |  | result, rebuild asked meanwhile  |
@@ -12,10 +12,12 @@
 //!     +--------------------------------------------------------------------+
 //! ```
 //!
-//! A build that is queued again because its lease lapsed keeps its session until the task is handed out
-//! anew: a result that is merely late is still taken.
+//! A lease that lapses is a guess that the agent is gone. A build that is queued again because of it keeps its
+//! session until the task is handed out anew, and the agent may renew it; a result that is merely late is taken as
+//! long as nobody else has brought one.
 
 pub mod era;
+pub mod lease;
 pub mod outcome;
 pub mod select;
 

@@ -6,6 +6,7 @@
 use bbot_manifest::Status;
 
 use super::State;
+use super::lease::{self, Lapse};
 
 /// What the store knows of a result's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,9 +15,13 @@ pub enum SessionState {
     Unknown,
     /// Its result is here already.
     Answered,
-    /// The task was handed to another agent, or interrupted, since.
+    /// Its agent has given the task back (status `interrupt`).
+    GivenBack,
+    /// Its lease had lapsed and the task was handed out anew since, but nobody has brought a result yet.
+    Overtaken,
+    /// Somebody else has brought the result, or it was taken back before it arrived.
     Superseded,
-    /// It is the session of the build.
+    /// It is the session of the build; of a queued one when its lease has lapsed and nobody else has the task yet.
     Current(State),
 }
 
@@ -57,21 +62,30 @@ pub struct Facts {
     pub again: Again,
     /// How often its task was given back before, since it was queued.
     pub interrupts: u32,
+    /// How often its lease has lapsed before, since it was queued.
+    pub lapses: u32,
 }
 
-/// After so many interrupts a build is not queued again: a task that crashes each agent that takes it
-/// would go round for ever.
+/// After so many interrupts and lapsed leases a build is not queued again: a task that crashes each agent that
+/// takes it would go round for ever.
 pub const INTERRUPTS: u32 = 5;
 
 /// The operation under which the controller says why a build has no better result. Its name is opaque.
 pub const CONTROLLER_OPERATION: &str = "controller";
 
-/// The log of a build that was given back too often; `agent` and `machine` are those that had it last.
+/// The log of a build whose task came back without a result too often; `lapses` of the times nothing was heard of
+/// the agent any more, else it gave the task back. `agent` and `machine` are those that had it last.
 #[must_use]
-pub fn given_up_log(agent: Option<&str>, machine: Option<&str>) -> String {
+pub fn given_up_log(lapses: u32, agent: Option<&str>, machine: Option<&str>) -> String {
+    let lapsed = match lapses {
+        0 => String::new(),
+        1 => "info: once of these nothing was heard of the agent in time\n".to_owned(),
+        n => format!("info: {n} times of these nothing was heard of the agent in time\n"),
+    };
     format!(
         "error: {INTERRUPTS} times in a row the agent that had this task was stopped or ended over it and gave it back, \
-         so it is not given out any more\n\
+         or was not heard of any more, so it is not given out any more\n\
+         {lapsed}\
          info: the last one was {} with the machine {}; see the logs of the agents, then ask for a rebuild\n",
         agent.unwrap_or("unknown"),
         machine.unwrap_or("unknown"),
@@ -96,6 +110,9 @@ pub enum Verdict {
     Requeue,
     /// It was given up too often: the build ends as `abort`.
     GiveUp,
+    /// The agent gives up what it has not got any more: its lease had lapsed, which has queued the build and was
+    /// counted. Only its session ends.
+    Release,
     /// It is kept already: say yes once more.
     Repeat,
     /// It is wrong, for anyone.
@@ -121,8 +138,8 @@ pub enum Dropped {
     /// There never was such a session.
     #[error("the session is not known")]
     Unknown,
-    /// The lease had lapsed and the task is with another agent, or already built.
-    #[error("the session has lapsed: its task was given away again")]
+    /// The lease had lapsed, or the task was given back, and it is with another agent or built.
+    #[error("the session has lapsed or ended: its task was given away again, or is built")]
     Superseded,
     /// No answer to the challenge.
     #[error("the answer to the challenge is missing")]
@@ -148,10 +165,16 @@ pub fn decide(facts: Facts) -> Verdict {
     }
     match facts.session {
         SessionState::Answered => return Verdict::Repeat,
-        SessionState::Superseded | SessionState::Current(State::Built) => {
+        // The answer to it was lost.
+        SessionState::GivenBack if facts.status == Status::Interrupt => return Verdict::Repeat,
+        SessionState::GivenBack
+        | SessionState::Superseded
+        | SessionState::Current(State::Built) => {
             return Verdict::Drop(Dropped::Superseded);
         }
-        SessionState::Unknown | SessionState::Current(State::Queued | State::Building) => {}
+        SessionState::Unknown
+        | SessionState::Overtaken
+        | SessionState::Current(State::Queued | State::Building) => {}
     }
     match facts.proof {
         Proof::Good => {}
@@ -161,11 +184,15 @@ pub fn decide(facts: Facts) -> Verdict {
     }
     match (facts.status, facts.again) {
         (Status::Skip, _) => Verdict::Wrong(Mistake::Skip),
-        // Whoever asks for a rebuild gets it tried once more.
-        (Status::Interrupt, Again::No) if facts.interrupts.saturating_add(1) >= INTERRUPTS => {
-            Verdict::GiveUp
+        (Status::Interrupt, again) => {
+            if facts.session != SessionState::Current(State::Building) {
+                return Verdict::Release;
+            }
+            match lease::lapse(facts.interrupts, facts.lapses, again) {
+                Lapse::GiveUp => Verdict::GiveUp,
+                Lapse::Requeue => Verdict::Requeue,
+            }
         }
-        (Status::Interrupt, _) => Verdict::Requeue,
         (_, Again::Yes) => Verdict::Keep(State::Queued),
         (_, Again::No) => Verdict::Keep(State::Built),
     }
@@ -183,6 +210,7 @@ mod tests {
         status: Status::Success,
         again: Again::No,
         interrupts: 0,
+        lapses: 0,
     };
 
     #[test]
@@ -237,6 +265,51 @@ mod tests {
             (
                 s(SessionState::Current(State::Queued)),
                 Verdict::Keep(State::Built),
+            ),
+            // Late, another agent has it, but nobody has delivered.
+            (s(SessionState::Overtaken), Verdict::Keep(State::Built)),
+            (
+                Facts {
+                    again: Again::Yes,
+                    ..s(SessionState::Overtaken)
+                },
+                Verdict::Keep(State::Queued),
+            ),
+            (
+                Facts {
+                    proof: Proof::Wrong,
+                    ..s(SessionState::Overtaken)
+                },
+                Verdict::Drop(Dropped::WrongAnswer),
+            ),
+            // The lapse was counted already.
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    interrupts: 4,
+                    ..s(SessionState::Overtaken)
+                },
+                Verdict::Release,
+            ),
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    lapses: 4,
+                    ..s(SessionState::Current(State::Queued))
+                },
+                Verdict::Release,
+            ),
+            // Given back: once more is no news, and a result comes too late.
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    ..s(SessionState::GivenBack)
+                },
+                Verdict::Repeat,
+            ),
+            (
+                s(SessionState::GivenBack),
+                Verdict::Drop(Dropped::Superseded),
             ),
             (
                 s(SessionState::Current(State::Built)),
@@ -329,8 +402,21 @@ mod tests {
             ..GOOD
         };
         assert_eq!(decide(late), Verdict::Drop(Dropped::Superseded));
-        let log = given_up_log(Some("h1"), None);
+        // Lapses count with them.
+        let mixed = |interrupts, lapses| {
+            decide(Facts {
+                status: Status::Interrupt,
+                interrupts,
+                lapses,
+                ..GOOD
+            })
+        };
+        assert_eq!(mixed(1, 2), Verdict::Requeue);
+        assert_eq!(mixed(2, 2), Verdict::GiveUp);
+        let log = given_up_log(0, Some("h1"), None);
         assert!(log.contains("5 times") && log.contains("h1 with the machine unknown"));
+        assert!(!log.contains("of these"), "{log}");
+        assert!(given_up_log(2, None, None).contains("2 times of these"));
     }
 
     fn any_facts() -> impl Strategy<Value = Facts> {
@@ -338,6 +424,8 @@ mod tests {
             prop_oneof![
                 Just(SessionState::Unknown),
                 Just(SessionState::Answered),
+                Just(SessionState::GivenBack),
+                Just(SessionState::Overtaken),
                 Just(SessionState::Superseded),
                 proptest::sample::select(State::ALL.to_vec()).prop_map(SessionState::Current),
             ],
@@ -359,15 +447,17 @@ mod tests {
             ]),
             proptest::sample::select(vec![Again::No, Again::Yes]),
             0_u32..8,
+            0_u32..8,
         )
             .prop_map(
-                |(session, proof, identity, status, again, interrupts)| Facts {
+                |(session, proof, identity, status, again, interrupts, lapses)| Facts {
                     session,
                     proof,
                     identity,
                     status,
                     again,
                     interrupts,
+                    lapses,
                 },
             )
     }
@@ -375,10 +465,18 @@ mod tests {
     proptest! {
         #[test]
         fn only_proved_current_results_change_a_build(facts in any_facts()) {
-            if matches!(decide(facts), Verdict::Keep(_) | Verdict::Requeue | Verdict::GiveUp) {
+            let verdict = decide(facts);
+            if matches!(verdict, Verdict::Keep(_) | Verdict::Requeue | Verdict::GiveUp | Verdict::Release) {
                 prop_assert_eq!(facts.proof, Proof::Good);
                 prop_assert_eq!(facts.identity, Identity::Same);
-                prop_assert!(matches!(facts.session, SessionState::Current(State::Queued | State::Building)));
+                prop_assert!(matches!(
+                    facts.session,
+                    SessionState::Overtaken | SessionState::Current(State::Queued | State::Building)
+                ));
+            }
+            // What is counted is counted once: at the lapse, or when it is given back.
+            if matches!(verdict, Verdict::Requeue | Verdict::GiveUp) {
+                prop_assert_eq!(facts.session, SessionState::Current(State::Building));
             }
         }
 

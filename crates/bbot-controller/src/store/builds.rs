@@ -245,7 +245,7 @@ impl Store {
                 let position = next(&mut transaction, "queue").await?;
                 sqlx::query(
                     "UPDATE builds SET state = 'queued', position = $2, queued = $3, reason = $4, again = 0, \
-                     interrupts = 0, session = NULL, lease_until = NULL WHERE id = $1",
+                     interrupts = 0, lapses = 0, session = NULL, run = NULL, lease_until = NULL WHERE id = $1",
                 )
                 .bind(id)
                 .bind(position)
@@ -259,7 +259,7 @@ impl Store {
             // then not what was asked for.
             Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
                 sqlx::query(
-                    "UPDATE builds SET again = 1, interrupts = 0, reason = $2 WHERE id = $1",
+                    "UPDATE builds SET again = 1, interrupts = 0, lapses = 0, reason = $2 WHERE id = $1",
                 )
                 .bind(id)
                 .bind(reason)
@@ -268,7 +268,9 @@ impl Store {
                 .doing(DOING)?;
             }
             Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {
-                sqlx::query("UPDATE builds SET interrupts = 0 WHERE id = $1")
+                // Whoever had it before it came back is too late for what is asked for now.
+                super::leases::end_lapsed(&mut transaction, id, DOING).await?;
+                sqlx::query("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1")
                     .bind(id)
                     .execute(&mut *transaction)
                     .await

@@ -6,6 +6,7 @@
 
 mod builds;
 mod leases;
+mod prune;
 mod results;
 mod rows;
 mod submissions;

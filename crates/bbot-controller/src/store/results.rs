@@ -34,6 +34,14 @@ pub struct NewOperation {
 pub struct SessionFacts {
     /// The build of the session.
     pub build: Build,
+    /// The session itself.
+    pub session: String,
+    /// The run's number: its raw log has it in its name. None for a task that was handed out by an older controller.
+    pub run: Option<i64>,
+    /// Name of the agent that has or had it.
+    pub agent: Option<String>,
+    /// When the agent showed first that the task has arrived.
+    pub confirmed: Option<Millis>,
     /// Where the session stands.
     pub state: SessionState,
     /// Fingerprint of the key that has to answer the challenge.
@@ -44,24 +52,48 @@ pub struct SessionFacts {
     pub again: Again,
 }
 
-const FACTS: &str = "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, \
-    s.attempt AS session_attempt, s.id AS session_id FROM sessions s JOIN builds b ON b.id = s.build WHERE s.id = $1";
+/// Everything about a session and its build.
+macro_rules! facts_where {
+    ($condition:literal) => {
+        concat!(
+            "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, ",
+            "s.attempt AS session_attempt, s.id AS session_id, s.ended AS session_ended, ",
+            "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed ",
+            "FROM sessions s JOIN builds b ON b.id = s.build WHERE ",
+            $condition
+        )
+    };
+}
+pub(super) const FACTS: &str = facts_where!("s.id = $1");
+pub(super) const FACTS_BY_PATH: &str = facts_where!("s.path = $1");
 
-fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError> {
+pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError> {
     const DOING: &str = "read a session";
     let build = rows::build(row)?;
     let session: String = row.try_get("session_id").doing(DOING)?;
     let attempt: Option<i64> = row.try_get("session_attempt").doing(DOING)?;
+    let ended: Option<String> = row.try_get("session_ended").doing(DOING)?;
     let state = if attempt.is_some() {
         SessionState::Answered
     } else if build.session.as_deref() == Some(session.as_str()) {
         SessionState::Current(build.state)
     } else {
-        SessionState::Superseded
+        match ended.as_deref() {
+            Some("given-back") => SessionState::GivenBack,
+            Some("lapsed") => SessionState::Overtaken,
+            _ => SessionState::Superseded,
+        }
     };
     let again = if build.again { Again::Yes } else { Again::No };
     Ok(SessionFacts {
         build,
+        session,
+        run: row.try_get("session_number").doing(DOING)?,
+        agent: row.try_get("session_agent").doing(DOING)?,
+        confirmed: row
+            .try_get::<Option<i64>, _>("session_confirmed")
+            .doing(DOING)?
+            .map(Millis),
         state,
         fingerprint: row.try_get("session_fingerprint").doing(DOING)?,
         challenge: row.try_get("session_challenge").doing(DOING)?,
@@ -107,24 +139,42 @@ impl Store {
         let verdict = decide(&facts);
         match verdict {
             Verdict::Keep(state) => {
-                keep(&mut transaction, session, &facts.build, result, state, now).await?;
+                let by = By::Agent {
+                    session: &facts.session,
+                    late: facts.state != SessionState::Current(State::Building),
+                };
+                keep(&mut transaction, by, &facts.build, result, state, now).await?;
             }
             Verdict::Requeue => {
                 // Without its session a second result for it comes to nothing.
                 sqlx::query(
-                    "UPDATE builds SET state = 'queued', session = NULL, lease_until = NULL, again = 0, \
+                    "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL, again = 0, \
                      interrupts = interrupts + 1 WHERE id = $1",
                 )
                 .bind(facts.build.id)
                 .execute(&mut *transaction)
                 .await
                 .doing(DOING)?;
+                end_given_back(&mut transaction, &facts.session).await?;
+            }
+            Verdict::Release => {
+                sqlx::query("UPDATE builds SET session = NULL, run = NULL, again = 0 WHERE id = $1 AND session = $2")
+                    .bind(facts.build.id)
+                    .bind(&facts.session)
+                    .execute(&mut *transaction)
+                    .await
+                    .doing(DOING)?;
+                end_given_back(&mut transaction, &facts.session).await?;
             }
             Verdict::GiveUp => {
-                let ended = given_up(&facts.build);
+                let ended = given_up(&facts.build, facts.build.lapses);
+                let by = By::Agent {
+                    session: &facts.session,
+                    late: false,
+                };
                 keep(
                     &mut transaction,
-                    session,
+                    by,
                     &facts.build,
                     &ended,
                     State::Built,
@@ -139,21 +189,49 @@ impl Store {
     }
 }
 
-/// The result of a build whose task was given back too often.
-fn given_up(build: &Build) -> NewResult {
+async fn end_given_back(
+    connection: &mut sqlx::AnyConnection,
+    session: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE sessions SET ended = 'given-back' WHERE id = $1")
+        .bind(session)
+        .execute(connection)
+        .await
+        .doing("end a session")?;
+    Ok(())
+}
+
+/// The result of a build whose task came back without one too often, `lapses` times of these because its lease had
+/// lapsed.
+pub(super) fn given_up(build: &Build, lapses: u32) -> NewResult {
     NewResult {
         status: Status::Abort,
         operations: vec![NewOperation {
             name: outcome::CONTROLLER_OPERATION.to_owned(),
             status: Status::Abort,
-            log: outcome::given_up_log(build.agent.as_deref(), build.machine.as_deref()),
+            log: outcome::given_up_log(lapses, build.agent.as_deref(), build.machine.as_deref()),
         }],
     }
 }
 
-async fn keep(
+/// Whose result it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By<'a> {
+    /// An agent's, for this session.
+    Agent {
+        /// The session, which is then answered.
+        session: &'a str,
+        /// Whether its lease had lapsed.
+        late: bool,
+    },
+    /// The controller's own, in the place of one that never came.
+    Controller,
+}
+
+/// Keeps a result, and ends every session of the build.
+pub(super) async fn keep(
     connection: &mut sqlx::AnyConnection,
-    session: &str,
+    by: By<'_>,
     build: &Build,
     result: &NewResult,
     state: State,
@@ -161,6 +239,10 @@ async fn keep(
 ) -> Result<(), StoreError> {
     const DOING: &str = "keep a result";
     let number = build.attempt + 1;
+    let (session, late) = match by {
+        By::Agent { session, late } => (session, late),
+        By::Controller => (build.session.as_deref().unwrap_or_default(), false),
+    };
     let operations: Vec<Operation> = result
         .operations
         .iter()
@@ -171,11 +253,22 @@ async fn keep(
         })
         .collect();
     let operations = serde_json::to_string(&operations).unwrap_or_default();
+    // Who built it is who brings the result, whoever has the task now.
+    sqlx::query(
+        "UPDATE builds SET (agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run) \
+         = (SELECT agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, issued, number \
+         FROM sessions WHERE id = $2) WHERE id = $1 AND EXISTS (SELECT 1 FROM sessions WHERE id = $2)",
+    )
+    .bind(build.id)
+    .bind(session)
+    .execute(&mut *connection)
+    .await
+    .doing(DOING)?;
     sqlx::query(
         "INSERT INTO attempts (build, number, status, operations, session, agent, fingerprint, machine, \
-         machine_summary, toolchain_name, toolchain_version, started, finished) \
+         machine_summary, toolchain_name, toolchain_version, started, finished, late, run) \
          SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, toolchain_name, \
-         toolchain_version, started, $6 FROM builds WHERE id = $1",
+         toolchain_version, started, $6, $7, run FROM builds WHERE id = $1",
     )
     .bind(build.id)
     .bind(number)
@@ -183,6 +276,7 @@ async fn keep(
     .bind(&operations)
     .bind(session)
     .bind(now.0)
+    .bind(i64::from(late))
     .execute(&mut *connection)
     .await
     .doing(DOING)?;
@@ -197,12 +291,23 @@ async fn keep(
             .await
             .doing(DOING)?;
     }
-    sqlx::query("UPDATE sessions SET attempt = $2 WHERE id = $1")
-        .bind(session)
-        .bind(number)
-        .execute(&mut *connection)
-        .await
-        .doing(DOING)?;
+    if let By::Agent { session, .. } = by {
+        sqlx::query("UPDATE sessions SET attempt = $2 WHERE id = $1")
+            .bind(session)
+            .bind(number)
+            .execute(&mut *connection)
+            .await
+            .doing(DOING)?;
+    }
+    // Whoever else has it, or had it and was late, brings nothing that anybody waits for.
+    sqlx::query(
+        "UPDATE sessions SET ended = 'over' WHERE build = $1 AND attempt IS NULL \
+         AND (ended IS NULL OR ended = 'lapsed')",
+    )
+    .bind(build.id)
+    .execute(&mut *connection)
+    .await
+    .doing(DOING)?;
     // A rebuild that was asked for meanwhile is queued now, at the end.
     let (position, queued) = match state {
         State::Queued => (next(connection, "queue").await?, now),
@@ -210,7 +315,8 @@ async fn keep(
     };
     sqlx::query(
         "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, lease_until = NULL, \
-         session = NULL, again = 0, interrupts = 0, position = $7, queued = $8 WHERE id = $1",
+         session = NULL, again = 0, interrupts = 0, lapses = 0, position = $7, queued = $8, \
+         run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1",
     )
     .bind(build.id)
     .bind(state.as_str())

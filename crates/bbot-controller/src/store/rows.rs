@@ -73,6 +73,10 @@ pub struct Build {
     pub operations: Vec<Operation>,
     /// How often its task was given back since it was queued by a person.
     pub interrupts: u32,
+    /// How often the lease of its task has lapsed since then.
+    pub lapses: u32,
+    /// The run, one handing out of its task, that is under way or was the last.
+    pub run: Option<i64>,
     /// The session of the task that was last handed out.
     pub session: Option<String>,
     /// Until when the agent has it.
@@ -108,6 +112,10 @@ pub struct Attempt {
     pub started: Option<Millis>,
     /// When the result came.
     pub finished: Millis,
+    /// Whether that was after its lease had lapsed.
+    pub late: bool,
+    /// The run that it was, by which its raw log is found.
+    pub run: Option<i64>,
 }
 
 const DOING: &str = "read a row";
@@ -184,6 +192,8 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
             .transpose()?,
         operations: operations(row, id)?,
         interrupts: u32::try_from(get::<i64>(row, "interrupts")?).unwrap_or(u32::MAX),
+        lapses: u32::try_from(get::<i64>(row, "lapses")?).unwrap_or(u32::MAX),
+        run: get(row, "run")?,
         session: get(row, "session")?,
         lease_until: time(row, "lease_until")?,
         agent: get(row, "agent")?,
@@ -204,5 +214,7 @@ pub(super) fn attempt(row: &AnyRow, build: i64) -> Result<Attempt, StoreError> {
         toolchain_version: get(row, "toolchain_version")?,
         started: time(row, "started")?,
         finished: Millis(get(row, "finished")?),
+        late: get::<i64>(row, "late")? != 0,
+        run: get(row, "run")?,
     })
 }

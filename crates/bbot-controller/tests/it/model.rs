@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::State;
+use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::outcome::{Facts, INTERRUPTS, Identity, Proof, Verdict, decide};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{NewLease, NewResult, NewSubmission, Store};
@@ -22,6 +23,18 @@ enum Event {
     Result {
         session: usize,
         status: Status,
+    },
+    /// The agent of one of the sessions so far says that it lives.
+    Renew {
+        session: usize,
+    },
+    /// The answer to one of the sessions so far could not be sent.
+    TakeBack {
+        session: usize,
+    },
+    /// The controller was away for a while.
+    Restart {
+        time: i64,
     },
     Rebuild {
         build: usize,
@@ -42,6 +55,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Submit),
         3 => Just(Event::Ask),
         3 => (0_usize..8, status).prop_map(|(session, status)| Event::Result { session, status }),
+        2 => (0_usize..8).prop_map(|session| Event::Renew { session }),
+        1 => (0_usize..8).prop_map(|session| Event::TakeBack { session }),
+        1 => (0_i64..30).prop_map(|time| Event::Restart { time }),
         2 => (0_usize..4).prop_map(|build| Event::Rebuild { build }),
         2 => (1_i64..12).prop_map(|time| Event::Pass { time }),
     ]
@@ -57,6 +73,26 @@ struct Model {
     results: i64,
     status: Option<Status>,
     interrupts: u32,
+    lapses: u32,
+}
+
+/// What the model knows of a session.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    /// It is the build's session.
+    Open,
+    /// Its lease has lapsed: a result is taken.
+    Lapsed,
+    GivenBack,
+    Answered,
+    Over,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    build: i64,
+    end: End,
+    confirmed: bool,
 }
 
 async fn run(events: Vec<Event>) {
@@ -69,8 +105,7 @@ async fn run(events: Vec<Event>) {
     });
     let configurations = [("c".to_owned(), "t".to_owned())];
     let mut model: BTreeMap<i64, Model> = BTreeMap::new();
-    // The build of each session, and whether its result was taken.
-    let mut sessions: Vec<(i64, bool)> = Vec::new();
+    let mut sessions: Vec<Session> = Vec::new();
     let (mut now, mut places) = (0_i64, 0_usize);
 
     for event in events {
@@ -93,6 +128,7 @@ async fn run(events: Vec<Event>) {
                     results: 0,
                     status: None,
                     interrupts: 0,
+                    lapses: 0,
                 };
                 assert!(
                     model.insert(id, fresh).is_none(),
@@ -116,7 +152,9 @@ async fn run(events: Vec<Event>) {
                 let lease = NewLease {
                     build: id,
                     session: &session,
+                    path: &format!("p{}", sessions.len()),
                     until: Millis(now + LEASE),
+                    renews: true,
                     agent: "a",
                     fingerprint: None,
                     challenge: None,
@@ -131,9 +169,70 @@ async fn run(events: Vec<Event>) {
                     "never twice"
                 );
                 let m = model.get_mut(&id).unwrap();
+                if m.again {
+                    for s in sessions
+                        .iter_mut()
+                        .filter(|s| s.build == id && s.end == End::Lapsed)
+                    {
+                        s.end = End::Over;
+                    }
+                }
                 (m.state, m.session, m.until, m.again) =
                     (State::Building, Some(sessions.len()), now + LEASE, false);
-                sessions.push((id, false));
+                sessions.push(Session {
+                    build: id,
+                    end: End::Open,
+                    confirmed: false,
+                });
+            }
+            Event::Renew { session } => {
+                let (renewal, _) = store
+                    .renew(&format!("p{session}"), Millis(now + LEASE), Millis(now))
+                    .await
+                    .unwrap();
+                let Some(s) = sessions.get_mut(session) else {
+                    assert_eq!(renewal, Renewal::Unknown);
+                    continue;
+                };
+                let m = model.get_mut(&s.build).unwrap();
+                if m.session != Some(session) {
+                    assert_eq!(renewal, Renewal::Over);
+                } else if m.state == State::Queued {
+                    assert_eq!(renewal, Renewal::Revive);
+                    m.lapses = m.lapses.saturating_sub(1);
+                    (m.state, m.until) = (State::Building, now + LEASE);
+                    (s.end, s.confirmed) = (End::Open, true);
+                } else {
+                    assert_eq!(renewal, Renewal::Renew);
+                    (m.until, s.confirmed) = (now + LEASE, true);
+                }
+            }
+            Event::TakeBack { session } => {
+                let taken = store.take_back(&format!("s{session}")).await.unwrap();
+                let Some(s) = sessions.get_mut(session) else {
+                    assert_eq!(taken, None);
+                    continue;
+                };
+                let m = model.get_mut(&s.build).unwrap();
+                let expected =
+                    m.session == Some(session) && m.state == State::Building && !s.confirmed;
+                assert_eq!(taken.is_some(), expected);
+                if expected {
+                    (m.state, m.session, s.end) = (State::Queued, None, End::Lapsed);
+                }
+            }
+            Event::Restart { time } => {
+                now += time;
+                store
+                    .restart_leases(
+                        Millis(now),
+                        std::time::Duration::from_millis(LEASE.unsigned_abs()),
+                    )
+                    .await
+                    .unwrap();
+                for m in model.values_mut().filter(|m| m.state == State::Building) {
+                    m.until = m.until.max(now + LEASE);
+                }
             }
             Event::Result { session, status } => {
                 let name = format!("s{session}");
@@ -149,38 +248,65 @@ async fn run(events: Vec<Event>) {
                         status,
                         again: facts.again,
                         interrupts: facts.build.interrupts,
+                        lapses: facts.build.lapses,
                     })
                 });
                 let verdict = take.await.unwrap();
-                let Some((id, taken)) = sessions.get_mut(session) else {
+                let Some(&Session { build: id, end, .. }) = sessions.get(session) else {
                     assert_eq!(verdict, None);
                     continue;
                 };
-                let m = model.get_mut(id).unwrap();
-                if *taken {
-                    assert_eq!(verdict, Some(Verdict::Repeat));
-                } else if m.session != Some(session) {
-                    assert!(matches!(verdict, Some(Verdict::Drop(_))), "{verdict:?}");
-                } else if status == Status::Interrupt && !m.again && m.interrupts + 1 == INTERRUPTS
-                {
-                    assert_eq!(verdict, Some(Verdict::GiveUp));
-                    *taken = true;
-                    (m.results, m.status) = (m.results + 1, Some(Status::Abort));
-                    (m.state, m.session, m.interrupts) = (State::Built, None, 0);
-                } else if status == Status::Interrupt {
-                    assert_eq!(verdict, Some(Verdict::Requeue));
-                    m.interrupts += 1;
-                    (m.state, m.session, m.again) = (State::Queued, None, false);
-                } else {
-                    *taken = true;
-                    (m.results, m.status, m.session) = (m.results + 1, Some(status), None);
-                    m.state = if m.again { State::Queued } else { State::Built };
-                    if m.again {
-                        places += 1;
-                        m.place = places;
+                let m = model.get_mut(&id).unwrap();
+                let held = m.session == Some(session) && m.state == State::Building;
+                let interrupt = status == Status::Interrupt;
+                match end {
+                    End::Answered => assert_eq!(verdict, Some(Verdict::Repeat)),
+                    End::GivenBack if interrupt => assert_eq!(verdict, Some(Verdict::Repeat)),
+                    End::GivenBack | End::Over => {
+                        assert!(matches!(verdict, Some(Verdict::Drop(_))), "{verdict:?}");
                     }
-                    (m.again, m.interrupts) = (false, 0);
-                    assert_eq!(verdict, Some(Verdict::Keep(m.state)));
+                    End::Open | End::Lapsed if interrupt && !held => {
+                        assert_eq!(verdict, Some(Verdict::Release));
+                        sessions[session].end = End::GivenBack;
+                        if m.session == Some(session) {
+                            (m.session, m.again) = (None, false);
+                        }
+                    }
+                    End::Open | End::Lapsed
+                        if interrupt && (m.again || m.interrupts + m.lapses + 1 < INTERRUPTS) =>
+                    {
+                        assert_eq!(verdict, Some(Verdict::Requeue));
+                        sessions[session].end = End::GivenBack;
+                        m.interrupts += 1;
+                        (m.state, m.session, m.again) = (State::Queued, None, false);
+                    }
+                    End::Open | End::Lapsed => {
+                        for s in sessions
+                            .iter_mut()
+                            .filter(|s| s.build == id && matches!(s.end, End::Open | End::Lapsed))
+                        {
+                            s.end = End::Over;
+                        }
+                        sessions[session].end = End::Answered;
+                        let kept = if interrupt { Status::Abort } else { status };
+                        (m.results, m.status, m.session) = (m.results + 1, Some(kept), None);
+                        m.state = if m.again { State::Queued } else { State::Built };
+                        if m.again {
+                            places += 1;
+                            m.place = places;
+                        }
+                        (m.again, m.interrupts, m.lapses) = (false, 0, 0);
+                        assert_eq!(
+                            verdict,
+                            Some(if interrupt {
+                                Verdict::GiveUp
+                            } else {
+                                Verdict::Keep(m.state)
+                            })
+                        );
+                        let late = store.attempt(id, m.results).await.unwrap().unwrap().late;
+                        assert_eq!(late, !held);
+                    }
                 }
             }
             Event::Rebuild { build } => {
@@ -190,23 +316,58 @@ async fn run(events: Vec<Event>) {
                     assert_eq!(done, None);
                     continue;
                 };
-                m.interrupts = 0;
+                (m.interrupts, m.lapses) = (0, 0);
                 if m.state == State::Built {
                     places += 1;
                     (m.state, m.place) = (State::Queued, places);
                 } else if m.session.is_some() {
                     m.again = true;
+                } else {
+                    for s in sessions
+                        .iter_mut()
+                        .filter(|s| s.build == id && s.end == End::Lapsed)
+                    {
+                        s.end = End::Over;
+                    }
                 }
             }
             Event::Pass { time } => {
                 now += time;
-                store.requeue_lapsed(Millis(now)).await.unwrap();
-                for m in model
-                    .values_mut()
-                    .filter(|m| m.state == State::Building && m.until <= now)
-                {
-                    m.state = State::Queued;
+                let lapsed = store
+                    .requeue_lapsed(Millis(now), Millis(now))
+                    .await
+                    .unwrap();
+                let expected = model
+                    .iter_mut()
+                    .filter(|(_, m)| m.state == State::Building && m.until <= now);
+                let mut count = 0;
+                for (id, m) in expected {
+                    count += 1;
+                    let (_, lapse) = lapsed.iter().find(|(b, _)| b.id == *id).unwrap();
+                    if !m.again && m.interrupts + m.lapses + 1 >= INTERRUPTS {
+                        assert_eq!(*lapse, Lapse::GiveUp);
+                        for s in sessions
+                            .iter_mut()
+                            .filter(|s| s.build == *id && matches!(s.end, End::Open | End::Lapsed))
+                        {
+                            s.end = End::Over;
+                        }
+                        (m.results, m.status) = (m.results + 1, Some(Status::Abort));
+                        (m.state, m.session) = (State::Built, None);
+                        (m.interrupts, m.lapses) = (0, 0);
+                    } else {
+                        assert_eq!(*lapse, Lapse::Requeue);
+                        m.state = State::Queued;
+                        m.lapses += 1;
+                        if let Some(session) = m.session {
+                            sessions[session].end = End::Lapsed;
+                        }
+                    }
                 }
+                assert_eq!(lapsed.len(), count);
+                let next = model.values().filter(|m| m.state == State::Building);
+                let next = next.map(|m| Millis(m.until)).min();
+                assert_eq!(store.next_lapse().await.unwrap(), next);
             }
         }
         for (id, m) in &model {
@@ -219,9 +380,16 @@ async fn run(events: Vec<Event>) {
                     build.again,
                     build.attempt,
                     build.status,
-                    build.interrupts
+                    (build.interrupts, build.lapses)
                 ),
-                (m.state, session, m.again, m.results, m.status, m.interrupts),
+                (
+                    m.state,
+                    session,
+                    m.again,
+                    m.results,
+                    m.status,
+                    (m.interrupts, m.lapses)
+                ),
                 "build {id}"
             );
         }
@@ -248,6 +416,25 @@ async fn a_task_that_is_given_back_for_ever_ends() {
     // Somebody wants it all the same.
     events.push(Event::Rebuild { build: 0 });
     events.extend(interrupts(9, 5));
+    run(events).await;
+}
+
+/// The same for agents that are never heard of again, with a late result in between.
+#[tokio::test]
+async fn a_task_that_ends_every_agent_ends() {
+    let lapse = || [Event::Ask, Event::Pass { time: LEASE }];
+    let mut events = vec![Event::Submit];
+    events.extend((0..5).flat_map(|_| lapse()));
+    let status = Status::Success;
+    events.extend((0..5).map(|session| Event::Result { session, status }));
+    events.push(Event::Rebuild { build: 0 });
+    events.extend((0..2).flat_map(|_| lapse()));
+    events.push(Event::Ask);
+    // The first of the three lives after all, and brings its result while the third builds.
+    events.push(Event::Renew { session: 5 });
+    events.push(Event::Result { session: 5, status });
+    events.push(Event::Renew { session: 7 });
+    events.push(Event::Result { session: 7, status });
     run(events).await;
 }
 

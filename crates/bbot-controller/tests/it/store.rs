@@ -39,7 +39,9 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
     NewLease {
         build,
         session,
+        path: session,
         until: Millis(until),
+        renews: true,
         agent: "a",
         fingerprint: None,
         challenge: None,
@@ -144,9 +146,20 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
                 .1,
             second
         );
-        assert!(store.requeue_lapsed(Millis(99)).await.unwrap().is_empty());
+        assert!(
+            store
+                .requeue_lapsed(Millis(99), Millis(99))
+                .await
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(
-            store.requeue_lapsed(Millis(100)).await.unwrap()[0].id,
+            store
+                .requeue_lapsed(Millis(100), Millis(100))
+                .await
+                .unwrap()[0]
+                .0
+                .id,
             first
         );
         assert_eq!(
@@ -198,6 +211,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         status: Status::Success,
                         again: facts.again,
                         interrupts: 0,
+                        lapses: 0,
                     })
                 });
                 take.await.unwrap().unwrap()

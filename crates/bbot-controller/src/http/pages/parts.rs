@@ -7,6 +7,7 @@ use super::sign;
 use crate::clock::Millis;
 use crate::http::{App, params};
 use crate::queue::State;
+use crate::roll::Doing;
 use crate::source::Source;
 use crate::store::Build;
 
@@ -73,6 +74,19 @@ impl Mark {
             },
             Self::of,
         )
+    }
+
+    pub(super) fn of_agent(doing: Doing) -> Self {
+        let (class, glyph) = match doing {
+            Doing::Building => ("run", "◐"),
+            Doing::Asking => ("good", "○"),
+            Doing::Silent => ("", "–"),
+        };
+        Self {
+            word: doing.as_str(),
+            class,
+            glyph,
+        }
     }
 
     fn of_build(build: &Build) -> Self {

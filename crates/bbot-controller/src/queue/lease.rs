@@ -1,0 +1,231 @@
+//! Leases: how long an agent has its task, what a renewal does, and what follows when a lease lapses.
+//!
+//! An agent of ours renews its lease every quarter of it, so one that is gone is noticed within a minute. An agent
+//! of the original never renews: it has hours. Either way a lapse is a guess: the agent may only be slow to be heard.
+//! So its session stays good for a late result until another one is there, and a renewal takes the task back where
+//! nobody else has got it yet.
+
+use std::time::Duration;
+
+use super::era::Peer;
+use super::outcome::{Again, INTERRUPTS, SessionState};
+use crate::clock::Millis;
+
+/// The lease of an agent of ours when the operator says nothing else.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// An agent is asked to renew so many times within one lease: three may be lost.
+const RENEWALS: u32 = 4;
+
+/// For how long a task is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// From now until it lapses.
+    pub lease: Duration,
+    /// When the agent should renew; none where it does not know how.
+    pub renew: Option<Duration>,
+}
+
+/// The terms for an agent: `lease` for one of ours, which renews; `result_timeout` for a stranger.
+#[must_use]
+pub fn terms(peer: Peer, lease: Duration, result_timeout: Duration) -> Terms {
+    match peer {
+        Peer::Ours => Terms {
+            lease,
+            renew: Some(lease / RENEWALS),
+        },
+        Peer::Stranger => Terms {
+            lease: result_timeout,
+            renew: None,
+        },
+    }
+}
+
+/// What a renewal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease is longer now.
+    Renew,
+    /// It had lapsed, but nobody else has got the task: the agent has it again.
+    Revive,
+    /// The task is with somebody else, or done: the agent can stop.
+    Over,
+    /// There never was such a session.
+    Unknown,
+}
+
+/// What a renewal of this session does.
+#[must_use]
+pub fn renew(session: SessionState) -> Renewal {
+    use super::State;
+    match session {
+        SessionState::Current(State::Building) => Renewal::Renew,
+        SessionState::Current(State::Queued) => Renewal::Revive,
+        SessionState::Unknown => Renewal::Unknown,
+        SessionState::Current(State::Built)
+        | SessionState::Answered
+        | SessionState::GivenBack
+        | SessionState::Overtaken
+        | SessionState::Superseded => Renewal::Over,
+    }
+}
+
+/// What follows when the lease of a build lapses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lapse {
+    /// It is queued again, at its old place.
+    Requeue,
+    /// It came back without a result too often: it ends as `abort`.
+    GiveUp,
+}
+
+/// What follows when the lease of a build lapses that came back `interrupts` and `lapses` times before, in a row.
+/// A task that ends every agent that takes it would go round for ever.
+#[must_use]
+pub fn lapse(interrupts: u32, lapses: u32, again: Again) -> Lapse {
+    let returns = interrupts.saturating_add(lapses).saturating_add(1);
+    match again {
+        Again::No if returns >= INTERRUPTS => Lapse::GiveUp,
+        // Whoever asks for a rebuild gets it tried once more.
+        Again::No | Again::Yes => Lapse::Requeue,
+    }
+}
+
+/// Whether the agent has shown that the task has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// It has renewed at least once.
+    Yes,
+    /// Nothing was heard of it since the task was handed out.
+    No,
+}
+
+/// Whether a task whose answer never left this computer is taken back at once: only while nothing shows that it has
+/// arrived after all.
+#[must_use]
+pub fn takes_back(session: SessionState, confirmed: Confirmed) -> bool {
+    session == SessionState::Current(super::State::Building) && confirmed == Confirmed::No
+}
+
+/// A lease's end after a restart of the controller: nobody could renew while it was not running, so there is a
+/// whole lease from now at least.
+#[must_use]
+pub fn after_restart(until: Option<Millis>, now: Millis, lease: Duration) -> Millis {
+    let whole = now.plus(lease);
+    until.map_or(whole, |until| until.max(whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::State;
+    use proptest::prelude::*;
+
+    const SESSIONS: [SessionState; 8] = [
+        SessionState::Unknown,
+        SessionState::Answered,
+        SessionState::GivenBack,
+        SessionState::Overtaken,
+        SessionState::Superseded,
+        SessionState::Current(State::Queued),
+        SessionState::Current(State::Building),
+        SessionState::Current(State::Built),
+    ];
+
+    #[test]
+    fn strangers_have_long_leases_and_are_not_asked_to_renew() {
+        let (lease, timeout) = (Duration::from_secs(60), Duration::from_secs(10_800));
+        let ours = terms(Peer::Ours, lease, timeout);
+        assert_eq!((ours.lease, ours.renew), (lease, Some(lease / 4)));
+        let stranger = terms(Peer::Stranger, lease, timeout);
+        assert_eq!((stranger.lease, stranger.renew), (timeout, None));
+    }
+
+    #[test]
+    fn renewals() {
+        let expected = [
+            Renewal::Unknown,
+            Renewal::Over,
+            Renewal::Over,
+            Renewal::Over,
+            Renewal::Over,
+            Renewal::Revive,
+            Renewal::Renew,
+            Renewal::Over,
+        ];
+        for (session, expected) in SESSIONS.into_iter().zip(expected) {
+            assert_eq!(renew(session), expected, "{session:?}");
+        }
+    }
+
+    #[test]
+    fn a_task_comes_back_a_bounded_number_of_times() {
+        for (interrupts, lapses, expected) in [
+            (0, 0, Lapse::Requeue),
+            (3, 0, Lapse::Requeue),
+            (1, 2, Lapse::Requeue),
+            (0, 4, Lapse::GiveUp),
+            (2, 2, Lapse::GiveUp),
+            (4, 0, Lapse::GiveUp),
+            (u32::MAX, u32::MAX, Lapse::GiveUp),
+        ] {
+            assert_eq!(lapse(interrupts, lapses, Again::No), expected);
+            assert_eq!(lapse(interrupts, lapses, Again::Yes), Lapse::Requeue);
+        }
+    }
+
+    #[test]
+    fn only_a_task_that_nobody_has_confirmed_is_taken_back() {
+        for session in SESSIONS {
+            assert!(!takes_back(session, Confirmed::Yes), "{session:?}");
+            assert_eq!(
+                takes_back(session, Confirmed::No),
+                session == SessionState::Current(State::Building),
+                "{session:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_restart_is_nobodys_fault() {
+        let (now, lease) = (Millis(1_000_000), Duration::from_secs(60));
+        for (until, expected) in [
+            (None, 1_060_000),
+            (Some(5), 1_060_000),
+            (Some(1_059_999), 1_060_000),
+            (Some(1_060_001), 1_060_001),
+        ] {
+            assert_eq!(
+                after_restart(until.map(Millis), now, lease),
+                Millis(expected)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_may_renew_may_bring_a_result(index in 0_usize..8) {
+            // Else an agent would be told to go on with something that nobody wants.
+            use crate::queue::outcome::{Facts, Identity, Proof, Verdict, decide};
+            let session = SESSIONS[index];
+            let facts = Facts {
+                session,
+                proof: Proof::Good,
+                identity: Identity::Same,
+                status: bbot_manifest::Status::Success,
+                again: Again::No,
+                interrupts: 0,
+                lapses: 0,
+            };
+            if matches!(renew(session), Renewal::Renew | Renewal::Revive) {
+                prop_assert_eq!(decide(facts), Verdict::Keep(State::Built));
+            }
+        }
+
+        #[test]
+        fn lapses_end(returns in 0_u32..20) {
+            let ends = (0..returns).any(|n| lapse(0, n, Again::No) == Lapse::GiveUp);
+            prop_assert_eq!(ends, returns >= INTERRUPTS);
+        }
+    }
+}
