@@ -25,6 +25,17 @@ pub(super) enum Turn {
     Build,
 }
 
+/// Whether a machine waits for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It does, if it did not before from now.
+    Begins,
+    /// There is room now; it is still to be given to it.
+    Stays,
+    /// It could do nothing with it.
+    Ends,
+}
+
 /// How a task gets its room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
@@ -79,7 +90,13 @@ impl Situation<'_> {
     /// Whether a machine can run beside what is taken. Whoever has waited too long for room gets it first.
     fn starts(&self, runs: &Runs, machine: &MachineView) -> bool {
         let used = self.base().plus(runs.used());
-        let beside = match self.machines.head_of_line(self.now) {
+        let is_bootstrapping = self.runs.bootstraps().next().is_some();
+        let line = self.machines.line(self.now);
+        // What other bootstraps take they give back by themselves, so builds need not stand aside for that.
+        let mut line = line
+            .into_iter()
+            .filter(|m| m.state == MachineState::Usable || !is_bootstrapping);
+        let beside = match line.next() {
             Some(head) if head.name != machine.name => used.plus(self.need(head)),
             _ => used,
         };
@@ -121,16 +138,15 @@ impl Situation<'_> {
     pub(super) fn bootstrap(&self, turn: Turn, offered: &[String]) -> Option<&MachineView> {
         let used = self.used();
         let can_build: Vec<&MachineView> = self.machines.usable(self.now).collect();
-        let head = self
-            .machines
-            .head_of_line(self.now)
-            .map(|m| m.name.as_str());
+        let line = self.machines.line(self.now);
+        let head = line.into_iter().find(|m| m.state != MachineState::Usable);
         let mut candidates: Vec<&MachineView> = self
             .machines
             .to_bootstrap(self.now)
+            .filter(|m| head.is_none_or(|head| head.name == m.name))
             .filter(|m| !self.runs.is_bootstrapping(&m.name) && self.starts(self.runs, m))
             .collect();
-        candidates.sort_by_key(|m| head != Some(m.name.as_str()));
+        candidates.sort_by_key(|m| self.machines.last_bootstrapped(&m.name));
         candidates.into_iter().find(|m| {
             let need = self.need(m);
             let any_builds = |used: Room| can_build.iter().any(|b| self.fits(used, b));
@@ -141,7 +157,7 @@ impl Situation<'_> {
                 } else if any_builds(self.base().plus(need)) {
                     self.runs.tasks().next().is_some() || any_builds(used.plus(need))
                 } else {
-                    turn == Turn::Bootstrap
+                    turn == Turn::Bootstrap || head.is_some()
                 };
             let offered_fit = offered.iter().all(|name| {
                 let offered = self.machines.get(name);
@@ -151,22 +167,28 @@ impl Situation<'_> {
         })
     }
 
-    /// Whether a machine is ready to be used and would be, if there were more room.
-    pub(super) fn waits_for_room(&self, machine: &MachineView) -> bool {
+    /// Whether a machine waits for room now.
+    pub(super) fn waiting(&self, machine: &MachineView) -> Wait {
         let is_left_alone = self
             .machines
             .backoff(machine)
             .is_some_and(|b| b.until > self.now);
-        let would = match machine.state {
+        let is_ready = match machine.state {
             MachineState::Usable => true,
-            // What other bootstraps take they give back by themselves.
-            MachineState::MustBootstrap { .. } => self.runs.bootstraps().next().is_none(),
+            MachineState::MustBootstrap { .. } => !self.runs.is_bootstrapping(&machine.name),
             MachineState::Bad { .. } => false,
         };
-        would
-            && !is_left_alone
-            && !self.runs.occupies(machine)
-            && !self.fits(self.used(), machine)
-            && self.fits(self.base(), machine)
+        let mut used = self.used();
+        if machine.state == MachineState::Usable {
+            // In slots all machines are of one size: none is passed over.
+            used.slots = 0;
+        }
+        if !is_ready || is_left_alone || !self.fits(self.base(), machine) {
+            Wait::Ends
+        } else if self.fits(used, machine) {
+            Wait::Stays
+        } else {
+            Wait::Begins
+        }
     }
 }

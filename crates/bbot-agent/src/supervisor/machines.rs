@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::api::{MachineState, MachineView, Report, Time};
 use super::backoff::Backoff;
+use super::decide::Wait;
 
 /// A machine that overtook its own bootstrap (its revision changed) is tried again after this time.
 const OVERTAKEN_PAUSE: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ pub(super) struct Machines {
     backoffs: BTreeMap<String, Backoff>,
     /// Since when a machine waits for room.
     waits: BTreeMap<String, Time>,
+    /// When each was bootstrapped last.
+    bootstrapped: BTreeMap<String, Time>,
     /// The problem of each that was told.
     told: BTreeMap<String, String>,
 }
@@ -44,6 +47,8 @@ impl Machines {
         self.all = all;
         self.backoffs.retain(|name, _| self.all.contains_key(name));
         self.waits.retain(|name, _| self.all.contains_key(name));
+        self.bootstrapped
+            .retain(|name, _| self.all.contains_key(name));
         self.told.retain(|name, _| self.all.contains_key(name));
         is_more
     }
@@ -82,6 +87,17 @@ impl Machines {
 
     fn is_left_alone(&self, machine: &MachineView, now: Time) -> bool {
         self.backoff(machine).is_some_and(|b| b.until > now)
+    }
+
+    /// A machine begins to be bootstrapped.
+    pub(super) fn bootstraps(&mut self, name: &str, now: Time) {
+        self.bootstrapped.insert(name.to_owned(), now);
+        self.waits.remove(name);
+    }
+
+    /// When it was bootstrapped last.
+    pub(super) fn last_bootstrapped(&self, name: &str) -> Option<Time> {
+        self.bootstrapped.get(name).copied()
     }
 
     /// A machine failed: it is left alone.
@@ -138,15 +154,24 @@ impl Machines {
         reports
     }
 
-    /// Notes which machines wait for room now.
-    pub(super) fn wait(&mut self, waiting: impl Fn(&MachineView) -> bool, now: Time) {
-        for machine in self.all.values() {
-            if waiting(machine) {
-                self.waits.entry(machine.name.clone()).or_insert(now);
-            } else {
-                self.waits.remove(&machine.name);
+    /// Notes which machines wait for room now: one of each machine, in their order.
+    pub(super) fn wait(&mut self, waits: Vec<Wait>, now: Time) {
+        for (name, wait) in self.all.keys().zip(waits) {
+            match wait {
+                Wait::Begins => {
+                    self.waits.entry(name.clone()).or_insert(now);
+                }
+                Wait::Stays => {}
+                Wait::Ends => {
+                    self.waits.remove(name);
+                }
             }
         }
+    }
+
+    /// These have the room that they waited for.
+    pub(super) fn offered(&mut self, machines: &[String]) {
+        self.waits.retain(|name, _| !machines.contains(name));
     }
 
     pub(super) fn forget_waits(&mut self) {
@@ -164,14 +189,15 @@ impl Machines {
         Some(since.saturating_add(patience))
     }
 
-    /// The machine that has waited too long, the one whose patience ended first.
-    pub(super) fn head_of_line(&self, now: Time) -> Option<&MachineView> {
-        self.all
+    /// The machines that have waited too long for room, the first in line first.
+    pub(super) fn line(&self, now: Time) -> Vec<&MachineView> {
+        let ends = self
+            .all
             .values()
-            .filter_map(|m| self.patience_ends(m).map(|at| (at, m)))
-            .filter(|(at, _)| *at <= now)
-            .min_by_key(|(at, _)| *at)
-            .map(|(_, m)| m)
+            .filter_map(|m| self.patience_ends(m).map(|at| (at, m)));
+        let mut line: Vec<_> = ends.filter(|(at, _)| *at <= now).collect();
+        line.sort_by_key(|(at, _)| *at);
+        line.into_iter().map(|(_, m)| m).collect()
     }
 
     /// When something changes by itself: pauses and patience that end.

@@ -43,7 +43,7 @@ use rand::rngs::StdRng;
 
 pub use api::*;
 use controllers::{Controllers, Fault};
-use decide::{Situation, Turn, Way};
+use decide::{Situation, Turn, Wait, Way};
 use machines::Machines;
 pub use priority::{Priority, PriorityError};
 use room::Room;
@@ -148,6 +148,9 @@ impl Supervisor {
     /// Something happened. `now` never goes back (if it does, it is taken as standing still).
     pub fn handle(&mut self, event: Event, now: Time) {
         self.now = self.now.max(now);
+        if self.mode == Mode::Ended {
+            return;
+        }
         match event {
             Event::Tick => {}
             Event::Enumerated(machines) => self.enumerated(machines),
@@ -179,9 +182,7 @@ impl Supervisor {
                 }
             }
             Event::Stop => {
-                if self.mode != Mode::Ended {
-                    self.mode = Mode::Stopping;
-                }
+                self.mode = Mode::Stopping;
             }
             Event::Reload(config) => {
                 self.controllers.reload(&config.controllers, self.now);
@@ -209,7 +210,7 @@ impl Supervisor {
                 deadlines.extend(self.machines.deadlines());
                 if self.ask.is_none() && self.waiting.is_none() {
                     deadlines.extend(self.controllers.all.iter().map(|c| c.next));
-                    deadlines.extend(self.look_again());
+                    deadlines.extend(self.look_again().filter(|_| !self.is_enumerating));
                 }
             }
             Mode::Draining { deadline } => deadlines.push(deadline),
@@ -511,13 +512,8 @@ impl Supervisor {
     fn work(&mut self) {
         self.start_waiting();
         let situation = self.situation();
-        let waits: Vec<String> = self
-            .machines
-            .iter()
-            .filter(|m| situation.waits_for_room(m))
-            .map(|m| m.name.clone())
-            .collect();
-        self.machines.wait(|m| waits.contains(&m.name), self.now);
+        let waits: Vec<Wait> = self.machines.iter().map(|m| situation.waiting(m)).collect();
+        self.machines.wait(waits, self.now);
         if self.block().is_some() || self.waiting.is_some() || self.is_enumerating {
             return;
         }
@@ -526,50 +522,48 @@ impl Supervisor {
             self.start_bootstraps();
             return;
         }
-        if self.look_again().is_none_or(|at| at <= self.now) && self.could_start_something() {
+        if self.must_enumerate() {
             self.is_enumerating = true;
             self.act(Action::Enumerate);
             return;
         }
         self.start_bootstraps();
         self.ask_next();
-        if self.ask.is_none() && self.turn == Turn::Build {
+        let has_room = !self.situation().offers(Priority::default()).is_empty();
+        if self.ask.is_none() && self.turn == Turn::Build && has_room {
             // Nobody has a task: a bootstrap that waits for its turn has it.
             self.turn = Turn::Bootstrap;
             self.start_bootstraps();
         }
     }
 
-    /// When the inventory is to be looked at again; `None`: now.
-    fn look_again(&self) -> Option<Time> {
-        let at = self.enumerated?;
-        let could = self.machines.usable(self.now).next().is_some()
-            || self.machines.to_bootstrap(self.now).next().is_some();
-        let pause = if could {
-            FRESH
-        } else {
-            self.config.idle_pause.unwrap_or(IDLE_PAUSE_OURS)
+    /// Whether the inventory is to be looked at now: before anything is started by one that is not fresh, and
+    /// where there is nothing that could be.
+    fn must_enumerate(&self) -> bool {
+        let Some(at) = self.enumerated else {
+            let slots = room::Limits::of(&self.config).slots;
+            let is_free = slots.is_none_or(|most| self.runs.used().slots < most);
+            return is_free || self.is_anybody_to_be_asked();
         };
+        let is_stale = at.saturating_add(FRESH) <= self.now;
+        let would_bootstrap = || self.situation().bootstrap(Turn::Bootstrap, &[]).is_some();
+        (is_stale && (would_bootstrap() || self.is_anybody_to_be_asked()))
+            || self.look_again().is_some_and(|at| at <= self.now)
+    }
+
+    fn is_anybody_to_be_asked(&self) -> bool {
+        let situation = self.situation();
+        let mut due = self.controllers.all.iter().filter(|c| c.next <= self.now);
+        due.any(|c| !situation.is_held_back(c.priority) && !situation.offers(c.priority).is_empty())
+    }
+
+    /// When it is to be looked whether there are machines now.
+    fn look_again(&self) -> Option<Time> {
+        let is_any = self.machines.usable(self.now).next().is_some()
+            || self.machines.to_bootstrap(self.now).next().is_some();
+        let pause = self.config.idle_pause.unwrap_or(IDLE_PAUSE_OURS);
+        let at = self.enumerated.filter(|_| !is_any)?;
         Some(at.saturating_add(pause))
-    }
-
-    /// Whether an inventory would be of any use now.
-    fn could_start_something(&self) -> bool {
-        let slots = room::Limits::of(&self.config).slots;
-        let is_free = slots.is_none_or(|most| self.runs.used().slots < most);
-        let is_unknown =
-            self.enumerated.is_none() || self.machines.usable(self.now).next().is_none();
-        let can_interrupt = self
-            .controllers
-            .all
-            .iter()
-            .any(|c| c.next <= self.now && self.is_more_urgent(c.priority));
-        let is_due = is_unknown || self.controllers.all.iter().any(|c| c.next <= self.now);
-        (is_free && is_due) || can_interrupt
-    }
-
-    fn is_more_urgent(&self, priority: Priority) -> bool {
-        !self.runs.cleared_by(priority).is_empty() || !self.runs.victims(priority).is_empty()
     }
 
     fn start_waiting(&mut self) {
@@ -581,7 +575,7 @@ impl Supervisor {
             .usable(self.now)
             .find(|m| m.name == waiting.machine);
         let situation = self.situation();
-        let can_start = machine.filter(|m| {
+        let can_start = machine.filter(|_| self.block().is_none()).filter(|m| {
             // Who waits for room too long keeps what is left; this task's room was promised before.
             matches!(situation.way(m, waiting.priority), Way::After(first) if first.is_empty())
         });
@@ -640,6 +634,7 @@ impl Supervisor {
             };
             let room = Room::need(&self.config, &machine);
             let run = self.begin(&machine, room, None);
+            self.machines.bootstraps(&machine.name, self.now);
             self.turn = Turn::Build;
             self.act(Action::StartBootstrap {
                 run,
@@ -667,6 +662,7 @@ impl Supervisor {
                 continue;
             }
             let hold = self.hold(&machines);
+            self.machines.offered(&machines);
             let url = controller.url.clone();
             let id = AskId(self.next_id());
             self.ask = Some(Ask {
@@ -693,7 +689,10 @@ impl Supervisor {
         if !self.controllers.is_single_of_ours() {
             return Duration::ZERO;
         }
-        let is_waited_for = self.machines.to_bootstrap(self.now).next().is_some();
+        let is_waited_for = self
+            .machines
+            .to_bootstrap(self.now)
+            .any(|m| !self.runs.is_bootstrapping(&m.name));
         if is_waited_for && self.turn == Turn::Build {
             // A bootstrap has its turn when there is no task.
             return Duration::ZERO;
