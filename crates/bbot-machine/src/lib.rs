@@ -4,6 +4,7 @@
 //! Knows nothing of controllers and tasks.
 
 pub mod accel;
+pub mod bridge;
 pub mod create;
 pub mod durable;
 pub mod hypervisor;

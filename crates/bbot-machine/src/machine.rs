@@ -24,6 +24,7 @@ use std::time::Duration;
 use bbot_manifest::MachineManifest;
 
 use crate::accel::Accelerator;
+use crate::bridge::Bridge;
 use crate::mac::Mac;
 use crate::wire::thread::WireEvent;
 
@@ -39,6 +40,18 @@ pub enum Network {
     /// A second card with internet by way of `passt`, an ordinary process; the
     /// host itself cannot be reached over it.
     User,
+    /// No wire: the one card is a tap on a bridge of the host's, where the agent's
+    /// TFTP server is found too.
+    Bridge(Bridge),
+}
+
+impl Network {
+    /// Whether a machine with this network may run only once at a time: on a
+    /// bridge clones would have one hardware address.
+    #[must_use]
+    pub fn is_exclusive(self) -> bool {
+        matches!(self, Self::Bridge(_))
+    }
 }
 
 /// What becomes of the machine's disk after the run.

@@ -32,8 +32,10 @@ mod temporary;
 
 pub use instance::Instance;
 pub use record::{Facts, Lock, Process, Reason, Record, Verdict, is_gone};
+pub(crate) use sweep::{Examined, examine};
 pub use sweep::{Kept, SweepProblem, Swept, sweep};
 pub use temporary::Temporary;
+pub(crate) use temporary::{LockedRecord, remove_record, write_record};
 
 /// What went wrong with a temporary or its record.
 #[derive(Debug, Error)]

@@ -1,6 +1,6 @@
 //! Cleaning up after owners that are gone.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -111,6 +111,53 @@ enum Outcome {
 
 fn sweep_one(machine: &MachineDir, path: &Path) -> Result<Outcome, OwnerError> {
     let record_path = record_path(path)?;
+    match examine(path)? {
+        Examined::Nothing => Ok(Outcome::Nothing),
+        // The temporary is made later. If there is one nevertheless, it is not ours to touch.
+        Examined::Unfilled { .. } if is_left(path)? => Err(OwnerError::Record {
+            path: record_path,
+            reason: "it is empty".to_string(),
+        }),
+        Examined::Unfilled { .. } => {
+            remove_record(&record_path)?;
+            Ok(Outcome::Nothing)
+        }
+        Examined::Kept(owner) => Ok(Outcome::Kept(owner)),
+        Examined::Gone { reason, .. } => {
+            let left = is_left(path)?;
+            delete_all(&*detect(&machine.path)?, path)?;
+            remove_record(&record_path)?;
+            Ok(if left {
+                Outcome::Removed(reason)
+            } else {
+                Outcome::Nothing
+            })
+        }
+    }
+}
+
+/// What is to be made of an owner record. Whoever holds a result with a lock is the only one to
+/// clean up, so that two sweeps never delete the same thing.
+#[derive(Debug)]
+pub(crate) enum Examined {
+    /// There is none, or there is none any more.
+    Nothing,
+    /// A crash between making and filling the record has left it.
+    Unfilled { _lock: File },
+    /// The owner lives: its name for people.
+    Kept(String),
+    /// The owner is gone.
+    Gone {
+        reason: Reason,
+        /// The whole record.
+        text: String,
+        _lock: File,
+    },
+}
+
+/// Looks at the owner record of `path`.
+pub(crate) fn examine(path: &Path) -> Result<Examined, OwnerError> {
+    let record_path = record_path(path)?;
     let failed = |e| OwnerError::io("read owner record", &record_path, e);
     let opened = OpenOptions::new()
         .read(true)
@@ -118,7 +165,7 @@ fn sweep_one(machine: &MachineDir, path: &Path) -> Result<Outcome, OwnerError> {
         .open(&record_path);
     let mut file = match opened {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Nothing),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Examined::Nothing),
         Err(e) => return Err(failed(e)),
     };
     let malformed = |reason: String| OwnerError::Record {
@@ -128,7 +175,7 @@ fn sweep_one(machine: &MachineDir, path: &Path) -> Result<Outcome, OwnerError> {
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(malformed("it is not a file".to_string()));
     }
-    // From here on the lock is ours if it was free: two sweeps never delete the same temporary.
+    // From here on the lock is ours if it was free.
     let lock = try_lock(&file).map_err(failed)?;
     let mut bytes = Vec::new();
     (&mut file)
@@ -143,22 +190,17 @@ fn sweep_one(machine: &MachineDir, path: &Path) -> Result<Outcome, OwnerError> {
                 || "another process".to_string(),
                 |record| record.to_string(),
             );
-        return Ok(Outcome::Kept(owner));
+        return Ok(Examined::Kept(owner));
     }
     // Its owner, or another sweep, has removed it before we had the lock.
     if !is_same_file(&file, &record_path) {
-        return Ok(Outcome::Nothing);
+        return Ok(Examined::Nothing);
     }
-    // What a crash between making and filling a record leaves; the temporary is made later. If there
-    // is one nevertheless, it is not ours to touch.
-    if bytes.is_empty() && lock == Lock::Free && !is_left(path)? {
-        remove_record(&record_path)?;
-        return Ok(Outcome::Nothing);
+    if bytes.is_empty() && lock == Lock::Free {
+        return Ok(Examined::Unfilled { _lock: file });
     }
-    let record = std::str::from_utf8(&bytes)
-        .map_err(|_| "it is not UTF-8".to_string())
-        .and_then(Record::parse)
-        .map_err(malformed)?;
+    let text = String::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8".to_string()))?;
+    let record = Record::parse(&text).map_err(malformed)?;
     if path
         .file_name()
         .is_none_or(|name| name != &*record.temporary)
@@ -170,19 +212,14 @@ fn sweep_one(machine: &MachineDir, path: &Path) -> Result<Outcome, OwnerError> {
         lock,
         process: record::process(record.pid),
     };
-    match is_gone(&record, &facts) {
-        Verdict::Present => Ok(Outcome::Kept(record.to_string())),
-        Verdict::Gone(reason) => {
-            let left = is_left(path)?;
-            delete_all(&*detect(&machine.path)?, path)?;
-            remove_record(&record_path)?;
-            Ok(if left {
-                Outcome::Removed(reason)
-            } else {
-                Outcome::Nothing
-            })
-        }
-    }
+    Ok(match is_gone(&record, &facts) {
+        Verdict::Present => Examined::Kept(record.to_string()),
+        Verdict::Gone(reason) => Examined::Gone {
+            reason,
+            text,
+            _lock: file,
+        },
+    })
 }
 
 /// Whether there is anything of a temporary.

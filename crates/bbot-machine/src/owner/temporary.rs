@@ -27,8 +27,8 @@ pub struct Temporary {
 
 /// The record's file, whose lock goes with it.
 #[derive(Debug)]
-struct LockedRecord {
-    path: PathBuf,
+pub(crate) struct LockedRecord {
+    pub(crate) path: PathBuf,
     _lock: File,
 }
 
@@ -104,7 +104,7 @@ impl Temporary {
             if path.symlink_metadata().is_ok() {
                 continue;
             }
-            if let Some(record) = write_record(instance, &path)? {
+            if let Some(record) = write_record(instance, &path, "")? {
                 return Ok(Self {
                     path,
                     instance: instance.clone(),
@@ -253,7 +253,7 @@ pub(super) fn delete_all(volume: &dyn Volume, path: &Path) -> Result<(), OwnerEr
     Ok(())
 }
 
-pub(super) fn remove_record(path: &Path) -> Result<(), OwnerError> {
+pub(crate) fn remove_record(path: &Path) -> Result<(), OwnerError> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(OwnerError::io("remove owner record", path, e))
@@ -262,9 +262,13 @@ pub(super) fn remove_record(path: &Path) -> Result<(), OwnerError> {
     }
 }
 
-/// Makes, locks, fills and flushes the record of `path`. `None` when somebody has removed it
-/// meanwhile, or has one of that name.
-fn write_record(instance: &Instance, path: &Path) -> Result<Option<LockedRecord>, OwnerError> {
+/// Makes, locks, fills and flushes the record of `path`, with `more` lines at its end. `None` when
+/// somebody has removed it meanwhile, or has one of that name.
+pub(crate) fn write_record(
+    instance: &Instance,
+    path: &Path,
+    more: &str,
+) -> Result<Option<LockedRecord>, OwnerError> {
     let record = record_path(path)?;
     let failed = |e| OwnerError::io("write owner record", &record, e);
     let opened = OpenOptions::new()
@@ -283,7 +287,8 @@ fn write_record(instance: &Instance, path: &Path) -> Result<Option<LockedRecord>
             return Ok(false);
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        file.write_all(instance.record(&name).to_text().as_bytes())?;
+        let text = instance.record(&name).to_text() + more;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         Ok(true)
     });

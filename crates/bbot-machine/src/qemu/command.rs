@@ -32,6 +32,26 @@ pub struct SecondCard {
     pub mac: Mac,
 }
 
+/// Where the machine's one card ends, with the number of its descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CardEnd {
+    /// In the agent: a socket that carries frames.
+    Wire(i32),
+    /// On a bridge: a tap.
+    Tap(i32),
+}
+
+impl CardEnd {
+    /// The net device.
+    pub fn netdev(self, id: &str) -> String {
+        match self {
+            Self::Wire(fd) => wire_netdev(id, fd),
+            // vhost would need a device that QEMU's user may not open.
+            Self::Tap(fd) => format!("tap,id={id},fd={fd},vhost=off"),
+        }
+    }
+}
+
 /// What QEMU is to run.
 pub struct Plan<'a> {
     /// The machine's name.
@@ -52,8 +72,8 @@ pub struct Plan<'a> {
     pub disk: Disk,
     /// The kernel to boot; absent: the disk's boot loader.
     pub boot: Option<&'a DirectBoot>,
-    /// Number of the wire's descriptor.
-    pub wire: i32,
+    /// Where the machine's card ends.
+    pub card: CardEnd,
     /// Number of the control socket's descriptor.
     pub qmp: i32,
     /// The folder for the sockets of console and screen, as QEMU sees it.
@@ -185,7 +205,7 @@ fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::OptionsError> {
     if let Some(options) = plan.options {
         let filling = Filling {
             mac: plan.mac,
-            wire: plan.wire,
+            card: plan.card,
             has_file: plan.has_file,
         };
         return options::fill(options, &filling);
@@ -199,7 +219,7 @@ fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::OptionsError> {
     Ok(options::Filled {
         arguments: [
             "-netdev".to_owned(),
-            wire_netdev("net0", plan.wire),
+            plan.card.netdev("net0"),
             "-device".to_owned(),
             card("net0", plan.mac),
             "-drive".to_owned(),
@@ -227,7 +247,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             disk: Disk::ThrowAway,
             boot: None,
-            wire: 5,
+            card: CardEnd::Wire(5),
             qmp: 6,
             sockets: "/proc/self/fd/9",
             console_log: 10,
@@ -354,6 +374,29 @@ mod tests {
         );
         assert_eq!(line.matches("-accel").count(), 1, "{line}");
         assert_eq!(built.files, ["disk.img"]);
+    }
+
+    #[test]
+    fn a_tap_takes_the_place_of_the_wire() {
+        let plan = Plan {
+            card: CardEnd::Tap(7),
+            ..plan()
+        };
+        let line = line(&plan);
+        assert!(
+            line.contains("-netdev tap,id=net0,fd=7,vhost=off "),
+            "{line}"
+        );
+        assert!(!line.contains("dgram"), "{line}");
+        let options =
+            ["-netdev", "tap,id=n,ifname=?,script=no", "-hda", "disk.img"].map(str::to_owned);
+        let plan = Plan {
+            options: Some(&options),
+            ..plan
+        };
+        let line = self::line(&plan);
+        assert!(line.contains("-netdev tap,id=n,fd=7,vhost=off "), "{line}");
+        assert!(!line.contains("script"), "{line}");
     }
 
     #[test]

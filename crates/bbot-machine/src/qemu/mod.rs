@@ -30,12 +30,15 @@ use std::time::Duration;
 
 use bbot_manifest::MachineKind;
 
+use crate::bridge::{self, Attached, Bridge};
 use crate::mac::{self, Mac};
-use crate::machine::{BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec};
+use crate::machine::{
+    BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec, Tftp,
+};
 use crate::wire::thread::WireThread;
 use crate::wire::{MAX_BLKSIZE, Wire};
 
-use command::{CommandLine, Plan, SecondCard};
+use command::{CardEnd, CommandLine, Plan, SecondCard};
 use files::Handed;
 use internet::Internet;
 use process::{Credentials, Process};
@@ -141,14 +144,17 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let sockets = Sockets::create(&spec.run_dir, credentials.as_ref())?;
     let sockets_fd = hand(&mut inherited, sockets.open()?);
 
-    let (our_wire, its_wire) = crate::wire::thread::socket_pair()
-        .map_err(trying(format!("make the wire of machine {name}")))?;
-    let wire = hand(&mut inherited, its_wire);
-    let mut limits = spec.tftp.limits.clone();
-    limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
-    let tftp = bbot_tftp::Server::new(spec.tftp.root.clone(), limits);
-    let wire_thread = WireThread::start(Wire::new(tftp), our_wire)
-        .map_err(trying(format!("serve the wire of machine {name}")))?;
+    let (wire_thread, card, bridge) = if let Network::Bridge(bridge) = spec.network {
+        let (attached, tap, thread) = attach(bridge, &name, mac, spec.tftp.clone()).await?;
+        (
+            thread,
+            CardEnd::Tap(hand(&mut inherited, tap)),
+            Some(attached),
+        )
+    } else {
+        let (thread, socket) = own_wire(&name, &spec)?;
+        (thread, CardEnd::Wire(hand(&mut inherited, socket)), None)
+    };
 
     let (our_qmp, its_qmp) =
         UnixStream::pair().map_err(trying(format!("make the control socket of machine {name}")))?;
@@ -161,7 +167,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         .map_err(trying(format!("keep the console of machine {name}")))?;
 
     let (internet, second) = match spec.network {
-        Network::None => (None, None),
+        Network::None | Network::Bridge(_) => (None, None),
         Network::User => {
             let (internet, fd) = Internet::start(&name, credentials.as_ref()).await?;
             let fd = hand(&mut inherited, fd);
@@ -188,7 +194,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         accelerator: spec.accelerator,
         disk: spec.disk,
         boot: boot.as_ref(),
-        wire,
+        card,
         qmp,
         sockets: &format!("/proc/self/fd/{sockets_fd}"),
         console_log,
@@ -233,10 +239,50 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         qmp,
         events,
         wire: wire_thread,
+        bridge,
         internet,
         sockets,
         words,
     }))
+}
+
+/// A wire that ends in the agent; gives the guest's end of it too.
+fn own_wire(name: &str, spec: &StartSpec) -> Result<(WireThread, OwnedFd), Error> {
+    let (ours, its) = crate::wire::thread::socket_pair()
+        .map_err(trying(format!("make the wire of machine {name}")))?;
+    let mut limits = spec.tftp.limits.clone();
+    limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
+    let tftp = bbot_tftp::Server::new(spec.tftp.root.clone(), limits);
+    let thread = WireThread::start(Wire::new(tftp), ours)
+        .map_err(trying(format!("serve the wire of machine {name}")))?;
+    Ok((thread, its))
+}
+
+/// Puts a machine on a bridge; gives the tap and the running server too. On a
+/// thread of its own, since it waits for programs.
+async fn attach(
+    bridge: Bridge,
+    name: &str,
+    mac: Mac,
+    tftp: Tftp,
+) -> Result<(Attached, OwnedFd, WireThread), Error> {
+    let machine = name.to_owned();
+    let attaching = move || {
+        let mut attached = Attached::new(bridge, &machine, mac, Path::new(bridge::RECORDS))?;
+        let serving = || format!("serve machine {machine} on bridge {}", bridge.name);
+        let thread = attached.serve(&tftp).map_err(trying(serving()))?;
+        let tap = attached
+            .take_tap()
+            .ok_or_else(|| io::Error::other("its tap is gone"))
+            .map_err(trying(serving()))?;
+        Ok((attached, tap, thread))
+    };
+    // Who gives up waiting drops what it makes, and so undoes it.
+    let attached = tokio::task::spawn_blocking(attaching).await;
+    attached.map_err(io::Error::other).map_err(trying(format!(
+        "put machine {name} on bridge {}",
+        bridge.name
+    )))?
 }
 
 /// Keeps a descriptor for the child and gives its number.

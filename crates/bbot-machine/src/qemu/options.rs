@@ -5,12 +5,13 @@
 //!
 //! - `mac=?` becomes the address of the machine's card;
 //! - a `-netdev` with `ifname=?` is the wire. The original puts the name of a tap
-//!   there; with a wire of our own there is no tap, so the whole net device becomes
-//!   the wire's, with the same `id`, and what is said of the tap (`script` and so
-//!   on) is dropped;
+//!   there; here the whole net device becomes the wire's, or that of a tap which the
+//!   agent has opened, with the same `id`, and what is said of the tap (`script` and
+//!   so on) is dropped;
 //! - a file of the machine's directory (`file=disk.img`) is opened by the agent
 //!   and handed over as a descriptor, so that QEMU needs no right on any folder.
 
+use super::command::CardEnd;
 use crate::mac::Mac;
 
 /// Options whose whole argument is a file.
@@ -22,8 +23,8 @@ const FILE_OPTIONS: [&str; 9] = [
 pub struct Filling<'a> {
     /// For `mac=?`.
     pub mac: Mac,
-    /// Number of the wire's descriptor.
-    pub wire: i32,
+    /// Where the machine's card ends.
+    pub card: CardEnd,
     /// Whether the machine's directory has a regular file of this name.
     pub has_file: &'a dyn Fn(&str) -> bool,
 }
@@ -32,7 +33,7 @@ impl std::fmt::Debug for Filling<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Filling")
             .field("mac", &self.mac)
-            .field("wire", &self.wire)
+            .field("card", &self.card)
             .finish_non_exhaustive()
     }
 }
@@ -81,7 +82,7 @@ pub fn fill(options: &[String], filling: &Filling<'_>) -> Result<Filled, Options
                 return Err(OptionsError::Misplaced(option.clone()));
             }
             wires += 1;
-            wire(option, filling.wire)?
+            wire(option, filling.card)?
         } else if FILE_OPTIONS.contains(&before) && (filling.has_file)(option) {
             hand_over(&mut filled.files, option)
         } else {
@@ -102,13 +103,13 @@ pub fn fill(options: &[String], filling: &Filling<'_>) -> Result<Filled, Options
 }
 
 /// The net device that is the wire.
-fn wire(option: &str, fd: i32) -> Result<String, OptionsError> {
+fn wire(option: &str, card: CardEnd) -> Result<String, OptionsError> {
     let parts = split(option);
     let id = parts
         .iter()
         .find_map(|part| part.strip_prefix("id="))
         .ok_or_else(|| OptionsError::NoId(option.to_owned()))?;
-    Ok(super::command::wire_netdev(id, fd))
+    Ok(card.netdev(id))
 }
 
 fn fill_part(part: String, filling: &Filling<'_>, files: &mut Vec<String>) -> String {
@@ -169,7 +170,7 @@ mod tests {
         let options = bbot_manifest::quoting::split(list).unwrap();
         let filling = Filling {
             mac: Mac([2, 0, 0, 0, 0, 1]),
-            wire: 7,
+            card: CardEnd::Wire(7),
             has_file: &|name| name == "disk.img" || name == "a,b.img",
         };
         fill(&options, &filling)

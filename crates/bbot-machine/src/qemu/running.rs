@@ -14,6 +14,7 @@ use super::qmp::{self, Qmp};
 use super::words::Words;
 use super::{Sockets, trying};
 use crate::accel::Accelerator;
+use crate::bridge::Attached;
 use crate::mac::Mac;
 use crate::machine::{
     BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
@@ -52,6 +53,7 @@ pub(super) struct Parts {
     pub(super) qmp: Qmp,
     pub(super) events: events::Receiver,
     pub(super) wire: WireThread,
+    pub(super) bridge: Option<Attached>,
     pub(super) internet: Option<Internet>,
     pub(super) sockets: Sockets,
     pub(super) words: Words,
@@ -73,6 +75,8 @@ pub(super) struct QemuMachine {
     events_over: bool,
     wire: WireThread,
     wire_over: bool,
+    /// After the wire, whose port it has mapped.
+    _bridge: Option<Attached>,
     _internet: Option<Internet>,
     sockets: Sockets,
     words: Words,
@@ -103,6 +107,7 @@ impl QemuMachine {
             events_over: false,
             wire: parts.wire,
             wire_over: false,
+            _bridge: parts.bridge,
             _internet: parts.internet,
             sockets: parts.sockets,
             words: parts.words,
