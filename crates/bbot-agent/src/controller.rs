@@ -5,6 +5,8 @@
 //! and tests put a scripted one in its place. What a status means for a result
 //! is the pure [`verdict`].
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod http;
 
 use std::path::{Path, PathBuf};

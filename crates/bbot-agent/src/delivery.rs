@@ -38,9 +38,6 @@ use plan::{Entry, Id, Plan, Time};
 /// How long a result waits for the rest of its log to go before it.
 const LOG_FIRST: Duration = Duration::from_secs(10);
 
-/// How much of results may wait in memory, when the disk takes nothing any more.
-const UNKEPT: u64 = 64 * 1024 * 1024;
-
 /// How much may wait before the agent takes no more tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -48,6 +45,8 @@ pub struct Bounds {
     pub bytes: u64,
     /// How many results.
     pub results: usize,
+    /// How many bytes of results may wait in memory, when the disk takes nothing any more.
+    pub memory: u64,
 }
 
 impl Bounds {
@@ -56,6 +55,7 @@ impl Bounds {
         Self {
             bytes: mib.saturating_mul(1024 * 1024),
             results: 10_000,
+            memory: 64 * 1024 * 1024,
         }
     }
 }
@@ -117,13 +117,16 @@ impl Delivery {
                 sessions: Vec::new(),
                 refused: 0,
                 held: 0,
+                busy: 0,
                 last: 0,
             }),
             wake: Notify::new(),
             changed: watch::Sender::new(()),
         });
         let given = inner.load();
-        let recover = tokio::spawn(recover_logs(inner.clone(), given));
+        // Listed now, before there are any of this agent.
+        let left = inner.spool.left_logs();
+        let recover = tokio::spawn(recover_logs(inner.clone(), left, given));
         let posts = tokio::spawn(post::run(inner.clone()));
         let tasks = [recover.abort_handle(), posts.abort_handle()];
         Handle(Arc::new(Guard { inner, tasks }))
@@ -173,6 +176,8 @@ struct State {
     sessions: Vec<session::Watch>,
     refused: u64,
     held: usize,
+    /// Posts that have not ended, or whose end is not on disk yet.
+    busy: usize,
     last: u64,
 }
 
@@ -247,9 +252,8 @@ impl Inner {
         let done: HashSet<_> = results.iter().filter_map(key).collect();
         for path in held {
             if key(&path).is_some_and(|key| done.contains(&key))
-                && let Err(e) = self.spool.release(&Held(path))
             {
-                tracing::warn!("{:#}", anyhow::Error::new(e));
+                self.release(&Held(path));
             }
         }
     }
@@ -310,6 +314,18 @@ impl Inner {
         drop(state);
         self.tell();
         id
+    }
+
+    fn release(&self, held: &Held) {
+        self.forget_held();
+        if let Err(e) = self.spool.release(held) {
+            tracing::warn!("{:#}", anyhow::Error::new(e));
+        }
+    }
+
+    fn forget_held(&self) {
+        let mut state = self.state();
+        state.held = state.held.saturating_sub(1);
     }
 
     /// Keeps a file that will not be posted.
@@ -386,12 +402,10 @@ impl Inner {
 
 /// Sends what is left of the logs of tasks that an agent was killed over; only then, or
 /// after a while, the tasks are given back, which ends their sessions.
-async fn recover_logs(inner: Arc<Inner>, given: Vec<Id>) {
+async fn recover_logs(inner: Arc<Inner>, left: Vec<PathBuf>, given: Vec<Id>) {
     let mut tasks = tokio::task::JoinSet::new();
-    if let Ok(folders) = std::fs::read_dir(inner.spool.logs()) {
-        for folder in folders.flatten() {
-            tasks.spawn(session::recover(folder.path(), inner.link()));
-        }
+    for folder in left {
+        tasks.spawn(session::recover(folder, inner.link()));
     }
     while tasks.join_next().await.is_some() {}
     inner.open_gate(&given);
@@ -436,17 +450,15 @@ impl Handle {
 
     /// Nothing is to be posted for this task: it has a result, or its session is over.
     pub async fn release(&self, held: Held) {
-        self.forget_held();
-        let released = self.on_disk(move |inner| inner.spool.release(&held));
-        if let Ok(Err(e)) = released.await {
-            tracing::warn!("{:#}", anyhow::Error::new(e));
+        if let Err(e) = self.on_disk(move |inner| inner.release(&held)).await {
+            tracing::warn!("{e:#}");
         }
     }
 
     /// Posts what is held for this task: it will not be done.
     pub async fn give_back(&self, held: Held) {
-        self.forget_held();
         let given = self.on_disk(move |inner| {
+            inner.forget_held();
             let given = inner.spool.give_back_one(&held, SystemTime::now());
             given.map(|path| inner.add_file(path, None))
         });
@@ -461,11 +473,6 @@ impl Handle {
         if let Err(e) = self.on_disk(|inner| inner.give_back(None)).await {
             tracing::error!("{e:#}");
         }
-    }
-
-    fn forget_held(&self) {
-        let mut state = self.inner().state();
-        state.held = state.held.saturating_sub(1);
     }
 
     /// Takes a result; it is on disk when this returns, and is sent from now on. What was
@@ -516,7 +523,7 @@ impl Handle {
             }
             Err(e) => {
                 let error = anyhow::Error::new(e);
-                if bytes + self.unkept() > UNKEPT {
+                if bytes + self.unkept() > self.inner().bounds.memory {
                     self.give_up(held).await;
                     bail!("{error:#}; and there is no room in memory: the result is lost");
                 }
@@ -614,7 +621,12 @@ impl Handle {
         let settled = async {
             loop {
                 changes.borrow_and_update();
-                if inner.state().plan.is_idle(inner.now()) {
+                let now = inner.now();
+                let is_idle = {
+                    let state = inner.state();
+                    state.busy == 0 && state.plan.is_idle(now)
+                };
+                if is_idle {
                     return;
                 }
                 if changes.changed().await.is_err() {

@@ -220,7 +220,7 @@ impl Session {
         let Some(inner) = self.inner() else { return };
         for piece in bytes.chunks(segments::MOST) {
             let segment = [operation.as_bytes(), b"\n", piece].concat();
-            if segments::is_segment(&segment) {
+            if !operation.contains('\n') && segments::is_segment(&segment) {
                 let put = inner.log().push(&segment);
                 inner.came(put);
             }
@@ -229,8 +229,7 @@ impl Session {
 
     /// How many segments wait, and their bytes.
     pub fn waiting(&self) -> (usize, u64) {
-        self.inner()
-            .map_or((0, 0), |inner| *inner.waiting.borrow())
+        self.inner().map_or((0, 0), |inner| *inner.waiting.borrow())
     }
 
     pub(crate) fn watch(&self) -> Option<Watch> {
@@ -299,7 +298,10 @@ pub(crate) async fn recover(dir: PathBuf, link: Arc<dyn Link>) {
 async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every: Duration) {
     let mut trouble = false;
     loop {
-        match link.renew_lease(&url, every.max(Duration::from_secs(1))).await {
+        match link
+            .renew_lease(&url, every.max(Duration::from_secs(1)))
+            .await
+        {
             Renewed::Until(next) => {
                 if std::mem::take(&mut trouble) {
                     tracing::info!("{}: its lease is renewed again", inner.name);
@@ -310,10 +312,7 @@ async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every
             Renewed::Over(why) => return inner.end(&why),
             Renewed::Again(why) => {
                 if !std::mem::replace(&mut trouble, true) {
-                    tracing::warn!(
-                        "{}: unable to renew its lease, going on: {why}",
-                        inner.name
-                    );
+                    tracing::warn!("{}: unable to renew its lease, going on: {why}", inner.name);
                 }
                 sleep(every / 2).await;
             }

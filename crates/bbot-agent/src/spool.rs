@@ -168,12 +168,13 @@ impl Spool {
         *lock = None;
     }
 
-    /// Where the log segments of running builds are.
-    pub fn logs(&self) -> &Path {
-        &self.logs
+    /// The folders of the logs that an earlier agent has left.
+    pub fn left_logs(&self) -> Vec<PathBuf> {
+        let folders = fs::read_dir(&self.logs).into_iter().flatten().flatten();
+        folders.map(|folder| folder.path()).collect()
     }
 
-    /// A folder below it that is not there yet.
+    /// A folder for the log segments of a running build; it is not made.
     pub fn free_log(&self, now: SystemTime) -> PathBuf {
         loop {
             let path = self.logs.join(self.free_name(now));
@@ -188,12 +189,7 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn add(
-        &self,
-        to: &Destination,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<Entry, SpoolError> {
+    pub fn add(&self, to: &Destination, body: &[u8], now: SystemTime) -> Result<Entry, SpoolError> {
         let path = self.free_path(Folder::Results, now);
         self.write_new(path, to, body, now)
     }
@@ -204,12 +200,7 @@ impl Spool {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn hold(
-        &self,
-        to: &Destination,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<Held, SpoolError> {
+    pub fn hold(&self, to: &Destination, body: &[u8], now: SystemTime) -> Result<Held, SpoolError> {
         let path = self.free_path(Folder::Held, now);
         Ok(Held(self.write_new(path, to, body, now)?.path))
     }
@@ -515,7 +506,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         let spool = Spool::open(state.path()).unwrap();
-        let first = spool.add(&to(Kin::Ours), b": 1\nsession: a\n", now).unwrap();
+        let first = spool
+            .add(&to(Kin::Ours), b": 1\nsession: a\n", now)
+            .unwrap();
         let second = spool.add(&to(Kin::Stranger), b"", now).unwrap();
         drop(spool);
 
@@ -554,7 +547,10 @@ mod tests {
 
         let spool = Spool::open(state.path()).unwrap();
         let given = spool.give_back(at(3)).unwrap();
-        assert_eq!(spool.pending().unwrap(), [&[result.path][..], &given].concat());
+        assert_eq!(
+            spool.pending().unwrap(),
+            [&[result.path][..], &given].concat()
+        );
         let entry = spool.read(&given[0]).unwrap();
         assert_eq!((entry.body, entry.written), (b"not done".to_vec(), at(3)));
         assert_eq!(spool.give_back(at(4)).unwrap(), Vec::<PathBuf>::new());

@@ -71,13 +71,16 @@ impl Keys {
     /// The key for a controller: of those whose URL it begins with the longest, else the
     /// one for all. Of equals the last, as with other options that are repeated.
     pub fn of(&self, controller: &Url) -> Option<&Arc<Signer>> {
-        let fits = self.keys.iter().filter_map(|(prefix, signer)| match prefix {
-            Some(prefix) if is_below(controller, prefix) => {
-                Some((prefix.as_str().len(), signer))
-            }
-            Some(_) => None,
-            None => Some((0, signer)),
-        });
+        let fits = self
+            .keys
+            .iter()
+            .filter_map(|(prefix, signer)| match prefix {
+                Some(prefix) if is_below(controller, prefix) => {
+                    Some((prefix.as_str().len(), signer))
+                }
+                Some(_) => None,
+                None => Some((0, signer)),
+            });
         fits.max_by_key(|(length, _)| *length).map(|(_, s)| s)
     }
 

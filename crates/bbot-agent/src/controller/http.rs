@@ -149,10 +149,7 @@ impl Http {
                 if let Some((kind, body)) = &request.body {
                     builder = builder.header(CONTENT_TYPE, *kind).body(body.clone());
                 }
-                let response = builder
-                    .send()
-                    .await
-                    .map_err(|e| why(&e, request.timeout))?;
+                let response = builder.send().await.map_err(|e| why(&e, request.timeout))?;
                 let target = match response.status().as_u16() {
                     301 | 302 | 307 | 308 => response.headers().get(LOCATION),
                     _ => return Ok(response),

@@ -52,7 +52,9 @@ impl Delivery {
         let body = request
             .serialize(Era::Later)
             .context("unable to write the result manifest")?;
-        Ok(self.spool.hold(&stranger(url), body.as_bytes(), SystemTime::now())?)
+        Ok(self
+            .spool
+            .hold(&stranger(url), body.as_bytes(), SystemTime::now())?)
     }
 
     /// The task has its result.
@@ -93,7 +95,8 @@ impl Delivery {
     pub fn add(&mut self, url: &Url, request: &ResultRequest, era: Era) -> Result<()> {
         let body = result::fit(request, era, result::STRANGERS_LIMIT)
             .context("unable to write the result manifest")?;
-        self.spool.add(&stranger(url), body.as_bytes(), SystemTime::now())?;
+        self.spool
+            .add(&stranger(url), body.as_bytes(), SystemTime::now())?;
         Ok(())
     }
 

@@ -339,11 +339,7 @@ impl Plan {
     /// The agent is about to end: every controller gets one more try now.
     pub fn hurry(&mut self, now: Time) {
         for origin in self.origins.values_mut() {
-            for pause in [
-                &mut origin.unreached,
-                &mut origin.fresh,
-                &mut origin.behind,
-            ] {
+            for pause in [&mut origin.unreached, &mut origin.fresh, &mut origin.behind] {
                 pause.until = pause.until.min(now);
             }
             for entry in origin.waiting.values_mut() {
@@ -383,9 +379,7 @@ impl Plan {
     /// The age of the oldest result that waits.
     pub fn oldest(&self, now: Time) -> Option<Duration> {
         let entries = self.origins.values().flat_map(|o| o.waiting.values());
-        entries
-            .map(|e| e.age + now.saturating_sub(e.added))
-            .max()
+        entries.map(|e| e.age + now.saturating_sub(e.added)).max()
     }
 
     /// The controllers that results wait for.

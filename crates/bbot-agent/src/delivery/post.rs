@@ -65,8 +65,26 @@ impl Drop for OnItsWay {
     }
 }
 
-/// Posts one result, once.
+/// Counts the posts whose end is not on disk yet.
+struct Busy(Arc<Inner>);
+
+impl Busy {
+    fn new(inner: Arc<Inner>) -> Self {
+        inner.state().busy += 1;
+        Self(inner)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state().busy -= 1;
+        self.0.tell();
+    }
+}
+
+/// Posts one result, once, and does what then is to be done with it.
 async fn post(inner: Arc<Inner>, id: Id) {
+    let _busy = Busy::new(inner.clone());
     let way = OnItsWay {
         inner: inner.clone(),
         id,
@@ -112,7 +130,6 @@ async fn post(inner: Arc<Inner>, id: Id) {
         Fate::Forget => end(&inner, id, true).await,
         Fate::SetAside | Fate::GivenUp { .. } => end(&inner, id, false).await,
     }
-    inner.tell();
 }
 
 /// The result is done with.
@@ -122,10 +139,8 @@ async fn end(inner: &Arc<Inner>, id: Id, is_taken: bool) {
     };
     let inner = inner.clone();
     let ended = tokio::task::spawn_blocking(move || {
-        if let Some(held) = &item.held
-            && let Err(e) = inner.spool.release(held)
-        {
-            tracing::warn!("{:#}", anyhow::Error::new(e));
+        if let Some(held) = &item.held {
+            inner.release(held);
         }
         match &item.place {
             Place::Disk(path) if is_taken => {
@@ -155,9 +170,8 @@ async fn keep(inner: &Arc<Inner>, id: Id) {
         None => return,
     };
     let on_disk = inner.clone();
-    let written = tokio::task::spawn_blocking(move || {
-        on_disk.spool.add(&to, &body, SystemTime::now())
-    });
+    let written =
+        tokio::task::spawn_blocking(move || on_disk.spool.add(&to, &body, SystemTime::now()));
     let Ok(Ok(entry)) = written.await else { return };
     tracing::info!("the disk takes results again");
     let held = {
@@ -169,12 +183,7 @@ async fn keep(inner: &Arc<Inner>, id: Id) {
         })
     };
     if let Some(held) = held {
-        let mut state = inner.state();
-        state.held = state.held.saturating_sub(1);
-        drop(state);
-        if let Err(e) = inner.spool.release(&held) {
-            tracing::warn!("{:#}", anyhow::Error::new(e));
-        }
+        inner.release(&held);
     }
 }
 
@@ -199,8 +208,7 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
         };
         let smaller = tokio::task::spawn_blocking(move || cut(&whole)).await;
         let Ok(Some(smaller)) = smaller else {
-            let why =
-                format!("it is too large although its logs are cut to {length} bytes");
+            let why = format!("it is too large although its logs are cut to {length} bytes");
             return (Verdict::Refused, why);
         };
         tracing::warn!(
@@ -237,12 +245,7 @@ async fn read(inner: &Arc<Inner>, place: &Place) -> Result<Vec<u8>, String> {
 }
 
 /// The cut body takes the place of the whole one, so that the next try begins with it.
-async fn replace(
-    inner: &Arc<Inner>,
-    id: Id,
-    to: &Destination,
-    body: &[u8],
-) -> Result<(), String> {
+async fn replace(inner: &Arc<Inner>, id: Id, to: &Destination, body: &[u8]) -> Result<(), String> {
     let mut entry = {
         let mut state = inner.state();
         let Some(item) = state.items.get_mut(&id) else {

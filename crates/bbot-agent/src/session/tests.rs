@@ -1,0 +1,309 @@
+use std::fs;
+
+use super::*;
+use crate::controller::fake::FakeLink;
+use crate::controller::task_url;
+
+struct World {
+    dir: tempfile::TempDir,
+    link: Arc<FakeLink>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            link: Arc::new(FakeLink::default()),
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("logs/one")
+    }
+
+    fn start(&self, renew: u64) -> Session {
+        let terms = Terms {
+            url: parse_url("http://c.example/s/1").unwrap(),
+            renew: Some(Duration::from_secs(renew)),
+            name: "libfoo/1.2 on linux".to_owned(),
+        };
+        Session::start(terms, self.folder(), self.link.clone())
+    }
+
+    fn segments(&self, answers: impl IntoIterator<Item = Acknowledged>) {
+        self.link.segments.lock().unwrap().extend(answers);
+    }
+
+    /// What was posted: number, and whether it says that something is missing.
+    fn sent(&self) -> Vec<(u64, bool)> {
+        let log = self.link.log.lock().unwrap();
+        log.iter()
+            .map(|(number, skips, _)| (*number, *skips))
+            .collect()
+    }
+
+    fn renewals(&self) -> usize {
+        self.link.renewals.lock().unwrap().len()
+    }
+}
+
+fn again() -> Acknowledged {
+    Acknowledged::Again("503".to_owned())
+}
+
+async fn seconds(seconds: u64) {
+    sleep(Duration::from_secs(seconds)).await;
+}
+
+#[test]
+fn a_session_url_is_the_controllers_own() {
+    let controller = task_url("https://c.example/x").unwrap();
+    let of = |text| url_of(Some(text), &controller).map(|u| u.to_string());
+    assert_eq!(url_of(None, &controller), None);
+    assert_eq!(
+        of("https://c.example/s/1").as_deref(),
+        Some("https://c.example/s/1")
+    );
+    for wrong in [
+        "http://c.example/s/1",
+        "https://c.example:8443/s/1",
+        "https://evil.example/s/1",
+        "https://c.example@evil.example/s/1",
+        "https://c.example/s?x",
+        "/s/1",
+        "",
+        "\u{1b}[31m",
+    ] {
+        assert_eq!(of(wrong), None, "{wrong}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_is_renewed_at_once_and_then_as_the_controller_says() {
+    let world = World::new();
+    let begin = Instant::now();
+    world.link.leases.lock().unwrap().extend([
+        Renewed::Until(Some(Duration::from_secs(20))),
+        Renewed::Again("503".to_owned()),
+        Renewed::Again("503".to_owned()),
+        Renewed::Until(None),
+    ]);
+    let session = world.start(5);
+    seconds(65).await;
+    let at: Vec<u64> = world
+        .link
+        .renewals
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|at| (*at - begin).as_secs())
+        .collect();
+    // What fails is tried again sooner.
+    assert_eq!(at, [0, 20, 30, 40, 60]);
+    assert_eq!(session.is_over(), None);
+    drop(session);
+    seconds(100).await;
+    assert_eq!(world.renewals(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_over_is_told_to_who_waits_and_drops_its_log() {
+    let world = World::new();
+    world.link.leases.lock().unwrap().extend([
+        Renewed::Until(Some(Duration::from_secs(10))),
+        Renewed::Over("410 Gone: given away".to_owned()),
+    ]);
+    world.segments(std::iter::repeat_n(again(), 20));
+    let session = world.start(10);
+    session.push_log("update", b"one");
+    let begin = Instant::now();
+    session.cancelled().await;
+    assert_eq!(begin.elapsed(), Duration::from_secs(10));
+    assert_eq!(session.is_over(), Some("410 Gone: given away"));
+    session.drained().await;
+    session.push_log("update", b"two");
+    let sent = world.sent().len();
+    seconds(100).await;
+    assert_eq!((world.renewals(), world.sent().len()), (2, sent));
+    assert!(!world.folder().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_may_bring_the_news_too() {
+    let world = World::new();
+    world.segments([Acknowledged::Over("410 Gone".to_owned())]);
+    let session = world.start(10);
+    session.push_log("update", b"one");
+    session.cancelled().await;
+    assert_eq!(session.is_over(), Some("410 Gone"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn segments_go_in_order_again_and_again_until_they_are_taken() {
+    let world = World::new();
+    world.segments([again(), again(), Acknowledged::Taken, again()]);
+    let session = world.start(10);
+    let upload = world.dir.path().join("log.7");
+    fs::write(&upload, "update\none\n").unwrap();
+    session.take(&upload, 11);
+    assert!(!upload.exists());
+    session.push_log("test", b"two\n");
+    assert_eq!(session.waiting(), (2, 11 + 9));
+    session.drained().await;
+    assert_eq!(
+        *world.link.log.lock().unwrap(),
+        [
+            (1, false, "update\none\n".to_owned()),
+            (1, false, "update\none\n".to_owned()),
+            (1, false, "update\none\n".to_owned()),
+            (2, false, "test\ntwo\n".to_owned()),
+            (2, false, "test\ntwo\n".to_owned()),
+        ]
+    );
+    assert_eq!(session.waiting(), (0, 0));
+    assert_eq!(fs::read_dir(world.folder()).unwrap().count(), 1, "the URL");
+    drop(session);
+    assert!(!world.folder().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_lacks_segments_gets_what_there_is() {
+    let world = World::new();
+    world.segments([
+        Acknowledged::Taken,
+        // It has lost the first one, which is not here any more.
+        Acknowledged::Gap(1),
+        // Says so for ever: that must not become a hot loop.
+        Acknowledged::Gap(1),
+        Acknowledged::Gap(1),
+        Acknowledged::Taken,
+    ]);
+    let session = world.start(10);
+    for _ in 0..3 {
+        session.push_log("update", b"x");
+    }
+    let begin = Instant::now();
+    session.drained().await;
+    let skipping = [
+        (1, false),
+        (2, false),
+        (2, true),
+        (2, true),
+        (2, true),
+        (3, false),
+    ];
+    assert_eq!(world.sent(), skipping);
+    assert!(begin.elapsed() >= Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_segment_ends_the_log_and_not_the_session() {
+    let world = World::new();
+    world.segments([Acknowledged::Refused("400 Bad Request".to_owned())]);
+    let session = world.start(10);
+    session.push_log("update", b"x");
+    session.drained().await;
+    session.push_log("update", b"y");
+    seconds(25).await;
+    assert_eq!((world.sent().len(), session.is_over()), (1, None));
+    assert_eq!(world.renewals(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_segment_is_not_sent() {
+    let world = World::new();
+    let session = world.start(10);
+    session.push_log("", b"x");
+    session.push_log("a\nb", b"x");
+    session.push_log("a\u{1}b", b"x");
+    session.push_log(&"x".repeat(129), b"x");
+    session.push_log("update", b"");
+    // A long piece is sent as several.
+    session.push_log("update", &vec![b'x'; segments::MOST + 1]);
+    session.drained().await;
+    let log = world.link.log.lock().unwrap();
+    let lengths: Vec<usize> = log.iter().map(|(_, _, text)| text.len()).collect();
+    assert_eq!(lengths, [segments::MOST + 7, 8]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_segment_is_a_gap() {
+    let world = World::new();
+    let session = world.start(10);
+    for _ in 0..3 {
+        session.push_log("update", b"x");
+    }
+    fs::write(world.folder().join("2"), "").unwrap();
+    session.drained().await;
+    assert_eq!(world.sent(), [(1, false), (3, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_not_held_up_by_a_controller_that_takes_nothing() {
+    let world = World::new();
+    world.segments(std::iter::repeat_n(again(), 1000));
+    let session = world.start(10);
+    let begin = Instant::now();
+    for _ in 0..2000 {
+        session.push_log("update", &[b'x'; 60 * 1024]);
+    }
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    let (count, bytes) = session.waiting();
+    assert!(
+        bytes <= log::LIMIT && bytes > log::LIMIT / 2,
+        "{count}: {bytes}"
+    );
+    assert_eq!(
+        fs::read_dir(world.folder()).unwrap().count(),
+        count + 1,
+        "what is dropped is gone from the disk too"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_agent_left_is_sent_or_dropped() {
+    let world = World::new();
+    let session = world.start(10);
+    for _ in 0..3 {
+        session.push_log("update", b"x");
+    }
+    // As if it was killed here: nothing is sent, and nothing is removed.
+    let dir = world.dir.path().join("left");
+    fs::create_dir(&dir).unwrap();
+    for entry in fs::read_dir(world.folder()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    drop(session);
+    assert_eq!(world.sent(), []);
+    world.segments([again(), Acknowledged::Taken, Acknowledged::Gap(3)]);
+    recover(dir.clone(), world.link.clone()).await;
+    assert_eq!(
+        world.sent(),
+        [(1, false), (1, false), (2, false), (3, false)]
+    );
+    assert!(!dir.exists());
+
+    for (file, content) in [("session", "damaged"), ("1", "update\nx")] {
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(file), content).unwrap();
+        recover(dir.clone(), world.link.clone()).await;
+        assert!(!dir.exists());
+    }
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("session"), "bbot-session 1 http://c.example/s/1\n").unwrap();
+    fs::write(dir.join("4"), "update\nx").unwrap();
+    world.segments([Acknowledged::Over("410 Gone".to_owned())]);
+    recover(dir.clone(), world.link.clone()).await;
+    assert!(!dir.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_without_sessions_costs_nothing() {
+    let session = Session::none();
+    session.push_log("update", b"x");
+    session.drained().await;
+    assert_eq!((session.waiting(), session.is_over()), ((0, 0), None));
+    let wait = tokio::time::timeout(Duration::from_secs(9999), session.cancelled());
+    assert!(wait.await.is_err());
+}

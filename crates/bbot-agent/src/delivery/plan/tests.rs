@@ -45,7 +45,10 @@ fn results_go_in_order_and_one_at_a_time_to_each_controller() {
     assert_eq!(plan.posted(Id(2), Verdict::Taken, secs(1)), Fate::Forget);
     assert_eq!(plan.deadline(), Some(secs(0)));
     assert_eq!(plan.next(secs(1)), Some(Id(3)));
-    assert_eq!(plan.posted(Id(3), Verdict::Refused, secs(1)), Fate::SetAside);
+    assert_eq!(
+        plan.posted(Id(3), Verdict::Refused, secs(1)),
+        Fate::SetAside
+    );
     assert_eq!(plan.posted(Id(0), Verdict::Taken, secs(1)), Fate::Forget);
     assert_eq!(round(&mut plan, secs(1), |_| Verdict::Taken), [1]);
     assert!(plan.is_empty() && plan.is_idle(secs(1)) && plan.ways().is_empty());
@@ -73,8 +76,13 @@ fn a_controller_that_is_away_is_left_alone_longer_and_longer_and_the_order_stays
             assert_eq!(round(&mut plan, now, |_| Verdict::Unreachable), [1]);
             let next = plan.deadline().unwrap();
             let pause = (next - now).as_secs_f64();
-            let full = 2_f64.powi(i32::try_from(failures).unwrap() - 1).min(f64::from(longest));
-            assert!((full * 0.8..=full * 1.2).contains(&pause), "{failures}: {pause}");
+            let full = 2_f64
+                .powi(i32::try_from(failures).unwrap() - 1)
+                .min(f64::from(longest));
+            assert!(
+                (full * 0.8..=full * 1.2).contains(&pause),
+                "{failures}: {pause}"
+            );
             assert_eq!(plan.next(next - Duration::from_millis(1)), None);
             assert_eq!(plan.ways()[0].failures, failures);
             now = next;
@@ -91,7 +99,13 @@ fn a_controller_that_is_away_is_left_alone_longer_and_longer_and_the_order_stays
 #[test]
 fn one_poisonous_result_does_not_block_the_rest() {
     let mut plan = plan(&[A, A, A]);
-    let poison = |id| if id == 0 { Verdict::Busy } else { Verdict::Taken };
+    let poison = |id| {
+        if id == 0 {
+            Verdict::Busy
+        } else {
+            Verdict::Taken
+        }
+    };
     for _ in 1..STEP_BEHIND {
         let now = plan.deadline().unwrap();
         assert_eq!(round(&mut plan, now, poison), [0]);
@@ -158,13 +172,21 @@ fn a_strangers_result_is_given_up_after_three_hours_and_ours_never() {
         ..entry(A, kin)
     };
     plan.add(Id(1), old(Kin::Stranger), secs(0));
-    let at = match plan.next(secs(1)).map(|id| plan.posted(id, Verdict::Unreachable, secs(1))) {
+    let at = match plan
+        .next(secs(1))
+        .map(|id| plan.posted(id, Verdict::Unreachable, secs(1)))
+    {
         Some(Fate::Again { at }) => at,
         other => panic!("{other:?}"),
     };
     assert!(plan.next(at).is_some());
     let fate = plan.posted(Id(1), Verdict::Busy, secs(11));
-    assert_eq!(fate, Fate::GivenUp { age: MAX_AGE + secs(1) });
+    assert_eq!(
+        fate,
+        Fate::GivenUp {
+            age: MAX_AGE + secs(1)
+        }
+    );
     assert!(plan.is_empty());
 
     plan.add(Id(2), old(Kin::Ours), secs(0));
@@ -172,10 +194,20 @@ fn a_strangers_result_is_given_up_after_three_hours_and_ours_never() {
     for _ in 0..100 {
         now = plan.deadline().unwrap();
         let id = plan.next(now).unwrap();
-        assert!(matches!(plan.posted(id, Verdict::Busy, now), Fate::Again { .. }));
+        assert!(matches!(
+            plan.posted(id, Verdict::Busy, now),
+            Fate::Again { .. }
+        ));
     }
     // Even a very old one is tried once.
-    plan.add(Id(3), Entry { age: MAX_AGE * 9, ..entry(B, Kin::Stranger) }, now);
+    plan.add(
+        Id(3),
+        Entry {
+            age: MAX_AGE * 9,
+            ..entry(B, Kin::Stranger)
+        },
+        now,
+    );
     assert_eq!(plan.next(now), Some(Id(3)));
     assert_eq!(plan.posted(Id(3), Verdict::Taken, now), Fate::Forget);
 }
@@ -222,9 +254,16 @@ fn what_is_not_known_harms_nothing() {
 
 #[derive(Debug, Clone)]
 enum Move {
-    Add { origin: u8, ours: bool, gate: Option<u64> },
+    Add {
+        origin: u8,
+        ours: bool,
+        gate: Option<u64>,
+    },
     Wait(u64),
-    End { which: usize, verdict: u8 },
+    End {
+        which: usize,
+        verdict: u8,
+    },
     Open(u64),
     Reached(u8),
     Hurry,

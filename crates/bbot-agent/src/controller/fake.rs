@@ -1,0 +1,115 @@
+//! Controllers for the tests of delivery and sessions: each question is answered by a
+//! function, and what was asked is kept.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bbot_machine::machine::BoxFuture;
+use tokio::time::Instant;
+
+use super::{Acknowledged, Link, LinkError, Posted, Renewed, TaskAnswer, Url};
+
+/// What was posted: when, where, what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) url: String,
+    pub(crate) body: Vec<u8>,
+}
+
+type Script<T> = Mutex<VecDeque<T>>;
+
+/// Controllers whose answers are played in order; when there are none left they say yes.
+#[derive(Debug, Default)]
+pub(crate) struct FakeLink {
+    /// Per origin.
+    pub(crate) posts: Mutex<Vec<(String, Posted)>>,
+    /// Origins whose requests hang.
+    pub(crate) hangs: Mutex<Vec<String>>,
+    pub(crate) segments: Script<Acknowledged>,
+    pub(crate) leases: Script<Renewed>,
+    pub(crate) results: Mutex<Vec<Seen>>,
+    pub(crate) log: Mutex<Vec<(u64, bool, String)>>,
+    pub(crate) renewals: Mutex<Vec<Instant>>,
+}
+
+impl FakeLink {
+    /// The next result for this origin is answered so.
+    pub(crate) fn answer(&self, origin: &str, posted: Posted) {
+        self.posts.lock().unwrap().push((origin.to_owned(), posted));
+    }
+
+    /// The first lines of the results' bodies, as they came.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        let results = self.results.lock().unwrap();
+        let text = |seen: &Seen| String::from_utf8_lossy(&seen.body).into_owned();
+        results.iter().map(text).collect()
+    }
+
+    fn posted(&self, url: &Url) -> Posted {
+        let origin = url.origin().ascii_serialization();
+        let mut posts = self.posts.lock().unwrap();
+        match posts.iter().position(|(o, _)| *o == origin) {
+            Some(at) => posts.remove(at).1,
+            None => Posted::Taken,
+        }
+    }
+}
+
+impl Link for FakeLink {
+    fn request_task<'a>(
+        &'a self,
+        _: &'a Url,
+        _: String,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
+        unreachable!("no task is asked for")
+    }
+
+    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+        Box::pin(async move {
+            self.results.lock().unwrap().push(Seen {
+                at: Instant::now(),
+                url: url.to_string(),
+                body,
+            });
+            let origin = url.origin().ascii_serialization();
+            if self.hangs.lock().unwrap().contains(&origin) {
+                std::future::pending::<()>().await;
+            }
+            // The others may go on meanwhile.
+            tokio::task::yield_now().await;
+            self.posted(url)
+        })
+    }
+
+    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
+        self.renewals.lock().unwrap().push(Instant::now());
+        let answer = self.leases.lock().unwrap().pop_front();
+        Box::pin(async { answer.unwrap_or(Renewed::Until(None)) })
+    }
+
+    fn post_segment<'a>(
+        &'a self,
+        _: &'a Url,
+        number: u64,
+        skips: bool,
+        body: Vec<u8>,
+    ) -> BoxFuture<'a, Acknowledged> {
+        let text = String::from_utf8_lossy(&body).into_owned();
+        self.log.lock().unwrap().push((number, skips, text));
+        let answer = self.segments.lock().unwrap().pop_front();
+        Box::pin(async { answer.unwrap_or(Acknowledged::Taken) })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        _: &'a Url,
+        _: &'a str,
+        _: &'a Path,
+    ) -> BoxFuture<'a, Result<(), LinkError>> {
+        unreachable!("nothing is fetched")
+    }
+}
