@@ -78,12 +78,7 @@ fn enter(network: i32) -> io::Result<()> {
                 return Err(io::Error::last_os_error());
             }
         }
-        check(mount(
-            c"tmpfs",
-            OWN_FOLDER_C,
-            locked,
-            c"mode=0700,size=1m",
-        ))
+        check(mount(c"tmpfs", OWN_FOLDER_C, locked, c"mode=0700,size=1m"))
     }
 }
 

@@ -225,7 +225,8 @@ impl Groups {
                 Version::One { controllers } => {
                     let mut values = values_one(bounds);
                     values.retain(|value| controllers.iter().any(|one| one == value.controller));
-                    if values.is_empty() {
+                    // nspawn makes a group in systemd's own hierarchy, which bounds nothing, too.
+                    if values.is_empty() && controllers != &["name=systemd"] {
                         continue;
                     }
                     (hierarchy.own.clone(), values)
@@ -252,11 +253,7 @@ impl Groups {
                         if value.needed {
                             bounded.remove(value.controller);
                         }
-                        tracing::debug!(
-                            "no {} in {}: {error}",
-                            value.file,
-                            directory.display()
-                        );
+                        tracing::debug!("no {} in {}: {error}", value.file, directory.display());
                     }
                 }
             }
@@ -497,11 +494,13 @@ fn move_all(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn is_delegated(group: &Path) -> bool {
-    ["user.delegate", "trusted.delegate"].into_iter().any(|name| {
-        let mut value = [0; 8];
-        rustix::fs::getxattr(group, name, &mut value[..])
-            .is_ok_and(|length| value[..length] == *b"1")
-    })
+    ["user.delegate", "trusted.delegate"]
+        .into_iter()
+        .any(|name| {
+            let mut value = [0; 8];
+            rustix::fs::getxattr(group, name, &mut value[..])
+                .is_ok_and(|length| value[..length] == *b"1")
+        })
 }
 
 #[cfg(test)]

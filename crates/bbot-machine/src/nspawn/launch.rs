@@ -28,6 +28,8 @@ pub(super) struct Launch {
     pub(super) program: OsString,
     pub(super) arguments: Vec<String>,
     pub(super) directory: PathBuf,
+    /// Where the container's cards are before it has them, and again when it has ended by itself.
+    pub(super) cards: OwnedFd,
     pub(super) notify: UnixDatagram,
     /// Where the container's output goes.
     pub(super) output: File,
@@ -51,7 +53,7 @@ impl Launch {
     /// # Errors
     ///
     /// When nspawn cannot be started, or ends before that.
-    pub(super) async fn start(&self, network: OwnedFd) -> Result<Started, Error> {
+    pub(super) async fn start(&self) -> Result<Started, Error> {
         let doing = |what: String| move |source| Error::Io { what, source };
         let name = &self.name;
         let doors = self
@@ -68,6 +70,10 @@ impl Launch {
             self.program.to_string_lossy(),
             self.arguments.join(" ")
         );
+        let cards = self
+            .cards
+            .try_clone()
+            .map_err(doing(format!("find the network cards of machine {name}")))?;
         let output = self
             .output
             .try_clone()
@@ -81,7 +87,7 @@ impl Launch {
                 credentials: None,
                 stdout: Some(output),
             },
-            enclosure::preparation(network, doors),
+            enclosure::preparation(cards, doors),
         )
         .await
         .map_err(doing(format!("start systemd-nspawn for machine {name}")))?;

@@ -213,7 +213,8 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
     let second = (spec.network == Network::User).then(|| second_mac(mac));
     let cards = Cards::make(mac, second)
         .map_err(trying(format!("make the network cards of machine {name}")))?;
-    let wire = serve(&spec, cards.wire).map_err(trying(format!("serve the wire of machine {name}")))?;
+    let wire =
+        serve(&spec, cards.wire).map_err(trying(format!("serve the wire of machine {name}")))?;
     let internet = match cards.internet {
         None => None,
         Some(card) => {
@@ -234,13 +235,14 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
         name,
         program: nspawn.program.clone(),
         directory,
+        cards: cards.namespace,
         notify,
         output: std::fs::File::from(OwnedFd::from(input)),
         groups,
         _users: users,
         folder,
     };
-    let started = launch.start(cards.namespace).await.map_err(|error| match error {
+    let started = launch.start().await.map_err(|error| match error {
         Error::NotStarted { machine, detail } => {
             let last = console.last_lines(3);
             let detail = if last.is_empty() {

@@ -166,14 +166,9 @@ impl NspawnMachine {
     /// The process has ended: finds out why.
     fn ended(&mut self, status: Result<ExitStatus, std::io::Error>) {
         let code = status.as_ref().ok().and_then(ExitStatus::code);
-        if !self.forced
-            && code == Some(RESTART)
-            && let Some(leader) = &self.started.leader
-            && let Ok(network) = leader.network.try_clone()
-        {
-            // Its cards are where it was.
+        if !self.forced && code == Some(RESTART) {
             let launch = Arc::clone(&self.launch);
-            self.restart = Some(Box::pin(async move { launch.start(network).await }));
+            self.restart = Some(Box::pin(async move { launch.start().await }));
             self.backlog.push_back(MachineEvent::Reset);
             return;
         }

@@ -17,7 +17,7 @@ pub(super) struct Leader {
     pidfd: OwnedFd,
     processes: OwnedFd,
     /// Held, so that the container's cards outlive it until all that they carried has been read.
-    pub(super) network: OwnedFd,
+    _network: OwnedFd,
 }
 
 impl Leader {
@@ -30,12 +30,15 @@ impl Leader {
             is_first(&status)
         })?;
         let open = |what: &str| fs::File::open(format!("/proc/{pid}/ns/{what}")).ok();
-        let pidfd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty());
+        let pidfd = pidfd_open(
+            Pid::from_raw(i32::try_from(pid).ok()?)?,
+            PidfdFlags::empty(),
+        );
         Some(Self {
             pid,
             pidfd: pidfd.ok()?,
             processes: open("pid")?.into(),
-            network: open("net")?.into(),
+            _network: open("net")?.into(),
         })
     }
 

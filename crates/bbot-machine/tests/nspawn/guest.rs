@@ -1,0 +1,185 @@
+//! A container does what a virtual machine does: it speaks over its wire, powers off, restarts, is
+//! suspended, resumed and ended.
+
+use std::time::{Duration, Instant};
+
+use bbot_machine::machine::{ExitCause, MachineEvent, ShutdownOutcome};
+
+use super::support::{Guest, PATIENCE, must_skip, prepare};
+
+const UP: &str = "echo up > /up; tftp -p -r up -l /up 196.254.111.222\n";
+
+#[tokio::test]
+async fn it_fetches_and_uploads_over_its_wire() {
+    if must_skip() {
+        return;
+    }
+    let (folder, mut spec) = prepare(
+        "(ifconfig eth0; cat /sys/class/net/eth0/address; ls /sys/class/net) > /told\n\
+         tftp -p -b 1468 -r told -l /told 196.254.111.222\n\
+         tftp -g -r script -l /again 196.254.111.222 && ping -c 1 196.254.111.222 && echo done\n\
+         tftp -p -r again -l /again 196.254.111.222\n",
+    );
+    spec.mac = Some(bbot_machine::mac::Mac([2, 0x11, 0x22, 0x33, 0x44, 0x55]));
+    let mac = spec.mac;
+    let begin = Instant::now();
+    let mut guest = Guest::start(folder, spec).await;
+    assert_eq!(Some(guest.machine.mac()), mac);
+    let told = guest.uploaded("told").await;
+    println!("upload after {:?}", begin.elapsed());
+    assert!(told.contains("inet addr:196.254.111.2"), "{told}");
+    assert!(told.contains("02:11:22:33:44:55\neth0\nlo\n"), "{told}");
+    let again = guest.uploaded("again").await;
+    assert!(again.starts_with("(ifconfig"), "{again}");
+    let run = guest.folder.path().join("run");
+    assert!(run.join("nspawn/console").exists());
+    guest.machine.force_down().await.unwrap();
+    guest.machine.force_down().await.unwrap();
+    let MachineEvent::Exited(exit) = guest.other_event().await else {
+        panic!("no exit");
+    };
+    assert_eq!(exit.cause, ExitCause::Forced, "{exit}");
+    assert!(guest.console().contains("eth0: ip=196.254.111.2"));
+    drop(guest.machine);
+    assert!(!run.exists());
+}
+
+#[tokio::test]
+async fn a_power_off_from_inside_is_told_at_once_and_after_what_was_sent() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!("{UP}poweroff -f\n")).await;
+    guest.uploaded("up").await;
+    assert_eq!(guest.other_event().await, MachineEvent::PoweringOff);
+    let MachineEvent::Exited(exit) = guest.other_event().await else {
+        panic!("no exit");
+    };
+    assert_eq!(exit.cause, ExitCause::PoweredOff, "{exit}");
+    assert_eq!(guest.machine.wait().await, exit);
+    // Nothing comes after it.
+    let more = tokio::time::timeout(Duration::from_millis(50), guest.machine.next_event()).await;
+    assert!(more.is_err());
+}
+
+#[tokio::test]
+async fn it_powers_off_when_it_is_asked_to() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(UP).await;
+    guest.uploaded("up").await;
+    let down = guest.machine.shutdown(PATIENCE).await.unwrap();
+    assert_eq!(down, ShutdownOutcome::Down);
+    let exit = guest.machine.wait().await;
+    assert_eq!(exit.cause, ExitCause::PoweredOff, "{exit}");
+}
+
+#[tokio::test]
+async fn one_that_does_not_obey_still_runs_after_the_time() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!("trap '' TERM\n{UP}while :; do sleep 1; done\n")).await;
+    guest.uploaded("up").await;
+    let bound = Duration::from_millis(2500);
+    let outcome = guest.machine.shutdown(bound).await.unwrap();
+    assert_eq!(outcome, ShutdownOutcome::TimedOut);
+    let begin = Instant::now();
+    guest.machine.force_down().await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!(guest.machine.wait().await.cause, ExitCause::Forced);
+}
+
+#[tokio::test]
+async fn its_restart_is_told_and_it_comes_back_on_the_same_wire() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!(
+        "if [ -e /second ]; then {UP}else touch /second; reboot -f; fi\n"
+    ))
+    .await;
+    assert_eq!(guest.other_event().await, MachineEvent::Reset);
+    assert_eq!(guest.uploaded("up").await, "up\n");
+    guest.machine.force_down().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_first_program_that_fails_is_a_crash_with_its_last_words() {
+    if must_skip() {
+        return;
+    }
+    let (folder, spec) = prepare("");
+    std::fs::write(
+        spec.directory.join("rootfs/sbin/init"),
+        "#!/bin/busybox sh\necho the disk is on fire\nexit 7\n",
+    )
+    .unwrap();
+    let run_dir = spec.run_dir.clone();
+    // It may end before or after it is said to run.
+    let said =
+        match bbot_machine::machine::Hypervisor::start(&bbot_machine::nspawn::Nspawn::new(), spec)
+            .await
+        {
+            Ok(mut machine) => {
+                let exit = machine.wait().await;
+                assert_eq!(exit.cause, ExitCause::Crashed);
+                exit.to_string()
+            }
+            Err(error) => error.to_string(),
+        };
+    assert!(said.contains("exit status 7"), "{said}");
+    assert!(said.contains("the disk is on fire"), "{said}");
+    assert!(!run_dir.exists());
+    drop(folder);
+}
+
+#[tokio::test]
+async fn a_suspended_container_does_nothing_until_it_is_resumed() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!(
+        "(while :; do echo tick; sleep 0.05; done) &\n{UP}while :; do sleep 0.1; \
+         tftp -g -r go -l /go 196.254.111.222 2>/dev/null; done\n"
+    ))
+    .await;
+    guest.uploaded("up").await;
+    guest.machine.suspend().await.unwrap();
+    assert!(
+        guest.machine.info().contains("suspended"),
+        "{}",
+        guest.machine.info()
+    );
+    // What was on its way arrives.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = guest.console();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(guest.console(), before, "it goes on");
+    guest.machine.resume().await.unwrap();
+    assert!(guest.machine.info().contains("running"));
+    let begin = Instant::now();
+    while guest.console() == before {
+        assert!(begin.elapsed() < PATIENCE, "it does not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A suspended one can be ended, and one that is asked to end goes on for it.
+    guest.machine.suspend().await.unwrap();
+    guest.machine.force_down().await.unwrap();
+    assert_eq!(guest.machine.wait().await.cause, ExitCause::Forced);
+    assert!(guest.machine.suspend().await.is_err());
+    assert!(guest.machine.resume().await.is_err());
+}
+
+#[tokio::test]
+async fn a_suspended_container_wakes_up_to_power_off() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(UP).await;
+    guest.uploaded("up").await;
+    guest.machine.suspend().await.unwrap();
+    let down = guest.machine.shutdown(PATIENCE).await.unwrap();
+    assert_eq!(down, ShutdownOutcome::Down);
+}

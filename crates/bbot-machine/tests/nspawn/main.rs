@@ -1,0 +1,11 @@
+//! Machines in real containers.
+//!
+//! The container's system is a busybox; it fetches a script over its wire and runs it, so each test
+//! says in a few lines what its guest does.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod apart;
+mod guest;
+mod lifetime;
+mod support;
