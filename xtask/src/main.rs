@@ -1,6 +1,7 @@
 //! Tasks of the project's developers: `cargo xtask <task>`.
 
 mod fuzz;
+mod kill;
 mod worker;
 mod workspace;
 
@@ -18,6 +19,13 @@ Usage: cargo xtask <task> [<option>...]
               --seed S       of the random choices (a new one each time)
               --keep         put new inputs that reach new code into the corpus
               --replay FILE  run one input with the one --target given
+  kill      kill agent, controller and machines over a stream of tasks: none is lost, nothing is left (root)
+              --kills N      how many (200)
+              --tasks N      at least so many (400)
+              --seed S       of the sequence of kills (a new one each time)
+              --instances N  machines at once (2)
+              --pause MS     from one kill to the next, on average (3500)
+              --keep         keep the logs
 ";
 
 fn main() -> ExitCode {
@@ -27,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match (task.to_str(), rest.is_empty()) {
         (Some("worker"), true) => worker::run(),
         (Some("fuzz"), _) => fuzz::run(rest),
+        (Some("kill"), _) => kill::run(rest),
         (Some("--help" | "-h"), true) => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -1,7 +1,7 @@
 //! Builds the worker as it goes into machines: static, since a guest's libraries are unknown, and small.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
@@ -38,12 +38,22 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .context("cannot run cargo")?;
     ensure!(status.success(), "the worker does not build ({status})");
 
-    let worker = workspace::target()?
-        .join(&triple)
-        .join("worker/bbot-worker");
+    let worker = built(&triple)?;
     check(&worker)?;
     println!("{}", worker.display());
     Ok(())
+}
+
+/// The worker that is used where one is needed: `BBOT_WORKER`, else where it is built.
+pub(crate) fn path() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("BBOT_WORKER") {
+        Some(path) => Ok(path.into()),
+        None => built(&workspace::host_triple()?),
+    }
+}
+
+fn built(triple: &str) -> anyhow::Result<PathBuf> {
+    Ok(workspace::target()?.join(triple).join("worker/bbot-worker"))
 }
 
 fn check(worker: &Path) -> anyhow::Result<()> {

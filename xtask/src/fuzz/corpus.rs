@@ -44,7 +44,7 @@ pub(super) fn keep(mut target: Command, inputs: &Path, corpus: &Path) -> anyhow:
     let merged = inputs.with_file_name("merged");
     fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
     let status = target
-        .args(["-merge=1", "-use_value_profile=0"])
+        .args(["-set_cover_merge=1", "-use_counters=0"])
         .args([&merged, inputs])
         .stdout(Stdio::null())
         .stderr(Stdio::null())

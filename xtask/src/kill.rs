@@ -1,0 +1,493 @@
+//! The kill test: a controller, an agent and real machines, of which one after the other is killed while tasks stream
+//! through them. In the end every task has exactly one result, and nothing is left over.
+//!
+//! ```text
+//! plan      who is killed and when: a sequence that its seed makes again
+//! world     the folders, the machine, the toolchain, and how the programs are started
+//! process   a program that runs; which processes there are
+//! tasks     submitting them, following them, judging them in the end
+//! left      what lies around on the host: before and after
+//! ```
+//!
+//! It runs in namespaces of its own (`unshare`): whatever processes, mounts and network cards are there in the end were
+//! made here, and when it ends or is killed, so are they.
+
+mod http;
+mod left;
+mod plan;
+mod process;
+mod tasks;
+mod world;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use lexopt::ValueExt as _;
+
+use crate::workspace;
+use plan::{Kill, Victim};
+use process::Running;
+use tasks::Tasks;
+use world::{Programs, World};
+
+/// How many tasks wait for their result at a time: so many that no agent is idle, so few that all are in each other's way.
+const AHEAD: usize = 6;
+
+/// How long nothing may get done before this is a failure: longer than a lost lease and a machine that does not start.
+const STALL: Duration = Duration::from_secs(300);
+
+/// How often things are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+struct Options {
+    kills: usize,
+    tasks: usize,
+    seed: u64,
+    instances: u32,
+    /// Milliseconds from one kill to the next, on average.
+    pause: u64,
+    keep: bool,
+    inside: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(arguments: Vec<OsString>) -> Result<Self, lexopt::Error> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut options = Self {
+            kills: 200,
+            tasks: 400,
+            seed: u64::from(now.subsec_nanos()),
+            instances: 2,
+            pause: 3500,
+            keep: false,
+            inside: None,
+        };
+        let mut parser = lexopt::Parser::from_args(arguments);
+        while let Some(argument) = parser.next()? {
+            match argument {
+                lexopt::Arg::Long("kills") => options.kills = parser.value()?.parse()?,
+                lexopt::Arg::Long("tasks") => options.tasks = parser.value()?.parse()?,
+                lexopt::Arg::Long("seed") => options.seed = parser.value()?.parse()?,
+                lexopt::Arg::Long("instances") => options.instances = parser.value()?.parse()?,
+                lexopt::Arg::Long("pause") => options.pause = parser.value()?.parse()?,
+                lexopt::Arg::Long("keep") => options.keep = true,
+                lexopt::Arg::Long("inside") => options.inside = Some(parser.value()?.into()),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Builds the programs, and runs the test in namespaces of its own; in there, the test itself.
+pub(crate) fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
+    let options = Options::parse(arguments.clone())?;
+    if let Some(home) = &options.inside {
+        return inside(&options, home);
+    }
+    ensure!(
+        testkit::root(),
+        "the kill test makes namespaces and mounts: run it as root"
+    );
+    ensure!(
+        testkit::program("qemu-system-x86_64", "qemu"),
+        "install qemu-system-x86"
+    );
+    build()?;
+    let home = tempfile::Builder::new()
+        .prefix("bbot-kill-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
+    let me = std::env::current_exe().context("cannot find my own program")?;
+    println!(
+        "{} kills over at least {} tasks, seed {}",
+        options.kills, options.tasks, options.seed
+    );
+    let status = Command::new("unshare")
+        .args([
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--fork",
+            "--kill-child=KILL",
+            "--mount-proc",
+            "--",
+        ])
+        .arg(me)
+        .arg("kill")
+        .args(arguments)
+        .args(["--seed", &options.seed.to_string()])
+        .arg("--inside")
+        .arg(home.path())
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run unshare (Debian's package util-linux)")?;
+    if options.keep || !status.success() {
+        println!("logs are kept in {}", home.keep().display());
+    }
+    ensure!(status.success(), "the kill test failed");
+    Ok(())
+}
+
+/// The programs, as `cargo build` leaves them.
+fn programs() -> anyhow::Result<Programs> {
+    let target = workspace::target()?;
+    Ok(Programs {
+        agent: target.join("debug/bbot-agent"),
+        controller: target.join("debug/bbot-controller"),
+        worker: crate::worker::path()?,
+        toolchain: workspace::root()?.join("toolchain"),
+    })
+}
+
+fn build() -> anyhow::Result<()> {
+    let status = Command::new(workspace::cargo())
+        .args([
+            "build",
+            "--quiet",
+            "-p",
+            "bbot-agent",
+            "-p",
+            "bbot-controller",
+            "--bins",
+        ])
+        .current_dir(workspace::root()?)
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the programs do not build ({status})");
+    if !crate::worker::path()?.exists() {
+        crate::worker::run()?;
+    }
+    Ok(())
+}
+
+/// What runs, and what is to come.
+struct Test<'a> {
+    world: &'a World,
+    tasks: Tasks,
+    agent: Option<Running>,
+    controller: Option<Running>,
+    /// Those that are away, and until when.
+    back: Vec<(Victim, Instant)>,
+    began: Instant,
+}
+
+fn inside(options: &Options, home: &Path) -> anyhow::Result<()> {
+    let loopback = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    ensure!(
+        loopback.is_ok_and(|status| status.success()),
+        "cannot set up the loopback (Debian's package iproute2)"
+    );
+    let world = World::make(home, programs()?, options.instances)?;
+    println!(
+        "machines are on {}",
+        if world.is_btrfs() {
+            "btrfs"
+        } else {
+            "plain directories"
+        }
+    );
+    let outcome = test(options, &world);
+    let verdict = match &outcome {
+        Ok(figures) if figures.problems.is_empty() => format!("kill: all holds: {figures}"),
+        Ok(figures) => {
+            for problem in &figures.problems {
+                println!("problem: {problem}");
+            }
+            format!(
+                "kill: FAILED: {} problems with seed {}: {figures}",
+                figures.problems.len(),
+                options.seed
+            )
+        }
+        Err(error) => format!("kill: FAILED with seed {}: {error:#}", options.seed),
+    };
+    println!("{verdict}");
+    match outcome {
+        Ok(figures) if figures.problems.is_empty() => Ok(()),
+        _ => bail!("what is promised does not hold"),
+    }
+}
+
+/// What the test has seen.
+struct Figures {
+    kills: [usize; 3],
+    tasks: usize,
+    statuses: Vec<(String, usize)>,
+    seconds: u64,
+    problems: Vec<String>,
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [agent, machine, controller] = self.kills;
+        let statuses: Vec<String> = self
+            .statuses
+            .iter()
+            .map(|(status, count)| format!("{count} {status}"))
+            .collect();
+        write!(
+            f,
+            "{} kills (agent {agent}, machine {machine}, controller {controller}), {} tasks ({}), {} s",
+            agent + machine + controller,
+            self.tasks,
+            statuses.join(", "),
+            self.seconds
+        )
+    }
+}
+
+fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
+    world.bootstrap()?;
+    let controller = world.start_controller()?;
+    let token = until("the controller", || Ok(world.token().ok()))?;
+    let tasks = until("the controller's answer", || {
+        Ok(Tasks::begin(world.address(), token.clone()).ok())
+    })?;
+    let agent = world.start_agent()?;
+    let mut test = Test {
+        world,
+        tasks,
+        agent: Some(agent),
+        controller: Some(controller),
+        back: Vec::new(),
+        began: Instant::now(),
+    };
+    // One whole task, and then an end in order: what is there after that is there for good.
+    test.tasks.submit()?;
+    until("the first result", || {
+        test.tasks.look()?;
+        Ok((test.tasks.progress() == (1, 0)).then_some(()))
+    })?;
+    let mut problems = Vec::new();
+    test.stop(&mut problems)?;
+    let before = world.inventory()?;
+    test.controller = Some(world.start_controller()?);
+    test.agent = Some(world.start_agent()?);
+
+    let plan = plan::kills(
+        options.seed,
+        options.kills,
+        Duration::from_millis(options.pause),
+    );
+    let kills = test.run(&plan, options.tasks)?;
+
+    // The machine of the last kill may have a minute's grace: the next agent finds it older.
+    test.stop(&mut problems)?;
+    world.let_a_minute_pass()?;
+    test.controller = Some(world.start_controller()?);
+    test.agent = Some(world.start_agent()?);
+    let builds = until("the list of builds", || Ok(test.tasks.all().ok()))?;
+    problems.extend(tasks::problems(
+        &builds,
+        test.tasks.submitted(),
+        world.configurations(),
+    ));
+    let log = fs::read(world.log("controller")).context("cannot read the controller's log")?;
+    problems.extend(tasks::recorded_twice(&String::from_utf8_lossy(&log)));
+    // A task more shows that the agent has begun, and so has swept.
+    test.one_more()?;
+    test.stop(&mut problems)?;
+    problems.extend(
+        world
+            .inventory()?
+            .more_than(&before)
+            .into_iter()
+            .map(|left| format!("left over: {left}")),
+    );
+
+    let mut statuses = std::collections::BTreeMap::new();
+    for build in &builds {
+        *statuses
+            .entry(build.status.clone().unwrap_or_else(|| build.state.clone()))
+            .or_insert(0) += 1;
+    }
+    Ok(Figures {
+        kills,
+        tasks: builds.len(),
+        statuses: statuses.into_iter().collect(),
+        seconds: test.began.elapsed().as_secs(),
+        problems,
+    })
+}
+
+impl Test<'_> {
+    /// Kills by the plan while tasks stream, and then waits until all have their results. How many of each it killed.
+    fn run(&mut self, plan: &[Kill], tasks: usize) -> anyhow::Result<[usize; 3]> {
+        let mut killed = [0; 3];
+        let mut plan = plan.iter().enumerate();
+        let mut next = plan.next();
+        let mut last_kill = Instant::now();
+        let mut progress = (self.tasks.progress(), Instant::now());
+        let mut looked = Instant::now();
+        loop {
+            self.bring_back()?;
+            if self.controller.is_some() && looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                // An error is the controller on its way up or down; a stall is noticed below.
+                let _ = self.tasks.look();
+                let is_more = next.is_some() || self.tasks.submitted() < tasks;
+                if is_more && self.tasks.progress().1 < AHEAD {
+                    let _ = self.tasks.submit();
+                }
+            }
+            if self.tasks.progress() != progress.0 {
+                progress = (self.tasks.progress(), Instant::now());
+            }
+            ensure!(
+                progress.1.elapsed() < STALL,
+                "nothing was done for {} s: {:?}",
+                STALL.as_secs(),
+                progress.0
+            );
+            match next {
+                Some((number, kill)) => {
+                    if self.back.is_empty()
+                        && last_kill.elapsed() >= kill.after
+                        && self.kill(number, kill)?
+                    {
+                        killed[kill.victim.index()] += 1;
+                        last_kill = Instant::now();
+                        next = plan.next();
+                    }
+                }
+                None if self.back.is_empty()
+                    && self.tasks.submitted() >= tasks
+                    && self.tasks.progress().1 == 0 =>
+                {
+                    return Ok(killed);
+                }
+                None => {}
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether the kill was done; no machine may be running yet.
+    fn kill(&mut self, number: usize, kill: &Kill) -> anyhow::Result<bool> {
+        match kill.victim {
+            Victim::Agent => {
+                let Some(agent) = self.agent.take() else {
+                    return Ok(false);
+                };
+                agent.kill()?;
+                self.back.push((kill.victim, Instant::now() + kill.away));
+            }
+            Victim::Controller => {
+                let Some(controller) = self.controller.take() else {
+                    return Ok(false);
+                };
+                controller.kill()?;
+                self.back.push((kill.victim, Instant::now() + kill.away));
+            }
+            Victim::Machine => {
+                let Some(agent) = &self.agent else {
+                    return Ok(false);
+                };
+                let machines = process::machines_of(agent.id())?;
+                if machines.is_empty() || !process::kill(machines[kill.choice % machines.len()])? {
+                    return Ok(false);
+                }
+            }
+        }
+        let (built, waiting) = self.tasks.progress();
+        println!(
+            "{:7.2} s  kill {}: {} {:.2} s after the one before; {built} built, {waiting} waiting",
+            self.began.elapsed().as_secs_f64(),
+            number + 1,
+            kill.victim,
+            kill.after.as_secs_f64()
+        );
+        Ok(true)
+    }
+
+    /// Starts again who has been away long enough; whoever has ended unasked is an error.
+    fn bring_back(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let (due, later): (Vec<_>, Vec<_>) =
+            self.back.drain(..).partition(|(_, until)| *until <= now);
+        self.back = later;
+        for (victim, _) in due {
+            match victim {
+                Victim::Agent => self.agent = Some(self.world.start_agent()?),
+                Victim::Controller => self.controller = Some(self.world.start_controller()?),
+                Victim::Machine => {}
+            }
+        }
+        for (name, running) in [
+            ("agent", &mut self.agent),
+            ("controller", &mut self.controller),
+        ] {
+            if let Some(status) = running.as_mut().map(Running::ended).transpose()?.flatten() {
+                bail!(
+                    "the {name} ended by itself: {status}; see {}",
+                    self.world.log(name).display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// One task from its submission to its result.
+    fn one_more(&mut self) -> anyhow::Result<()> {
+        until("the controller's answer", || Ok(self.tasks.submit().ok()))?;
+        until("the last result", || {
+            // The controller may be on its way up.
+            let _ = self.tasks.look();
+            Ok((self.tasks.progress().1 == 0).then_some(()))
+        })
+    }
+
+    /// Ends both in order.
+    fn stop(&mut self, problems: &mut Vec<String>) -> anyhow::Result<()> {
+        for (name, running) in [
+            ("agent", self.agent.take()),
+            ("controller", self.controller.take()),
+        ] {
+            if let Some(running) = running {
+                world::end(running, name, problems)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for something that must come, but not for ever.
+fn until<T>(what: &str, mut ask: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(it) = ask()? {
+            return Ok(it);
+        }
+        ensure!(
+            began.elapsed() < STALL,
+            "{what} does not come within {} s",
+            STALL.as_secs()
+        );
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let parse = |text: &str| Options::parse(text.split(' ').map(OsString::from).collect());
+        let options = parse("--kills 20 --tasks 40 --seed 7").unwrap();
+        assert_eq!((options.kills, options.tasks, options.seed), (20, 40, 7));
+        assert!(parse("--kills many").is_err());
+        assert!(parse("--what").is_err());
+    }
+}
