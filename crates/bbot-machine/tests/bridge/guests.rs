@@ -1,0 +1,1 @@
+//! Real guests on a bridge.
