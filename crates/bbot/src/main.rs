@@ -11,7 +11,9 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use commands::{Exit, build, builds, key, log, machine, manifest, rebuild, submit, toolchain, up};
+use commands::{
+    Exit, agent, build, builds, key, log, machine, manifest, rebuild, submit, toolchain, up,
+};
 use home::Home;
 
 /// The heading in the help over what tells where things are.
@@ -48,6 +50,8 @@ enum Command {
     Rebuild(rebuild::Rebuild),
     #[command(subcommand)]
     Machine(machine::Machine),
+    #[command(subcommand)]
+    Agent(agent::Agent),
     #[command(subcommand)]
     Toolchain(toolchain::Toolchain),
     #[command(subcommand)]
@@ -92,6 +96,7 @@ fn run(options: Options) -> Result<Exit> {
         Command::Log(options) => runtime.block_on(log::run(options, &home)),
         Command::Rebuild(options) => runtime.block_on(rebuild::run(options, &home)),
         Command::Machine(command) => machine::run(command, &home),
+        Command::Agent(command) => agent::run(&command, &home),
         Command::Toolchain(command) => toolchain::run(command, &home),
         Command::Manifest(command) => manifest::run(&command),
         Command::Keygen(options) => key::keygen(&options),

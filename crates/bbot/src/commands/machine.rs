@@ -18,7 +18,7 @@ use bbot_machine::{
 use bbot_manifest::{BootstrappedMachine, MachineKind, MachineManifest};
 use clap::{Args, Subcommand};
 
-use super::Exit;
+use super::{Exit, agent::Reach, suspended};
 use crate::{
     PLACES,
     home::{Home, make_folder},
@@ -34,6 +34,9 @@ pub(crate) enum Machine {
     Import(Import),
     Activate(Activate),
     Remove(Remove),
+    Attach(suspended::Attach),
+    Resume(suspended::Resume),
+    Kill(suspended::Kill),
 }
 
 /// List machines: their revisions, and the toolchains they are bootstrapped for.
@@ -42,6 +45,11 @@ pub(crate) struct List {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// List the suspended machines that the agent here keeps for a person
+    #[arg(long, conflicts_with = "machines")]
+    suspended: bool,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     place: Place,
 }
@@ -190,7 +198,13 @@ impl Place {
 
 pub(crate) fn run(command: Machine, home: &Home) -> Result<Exit> {
     match command {
+        Machine::List(options) if options.suspended => {
+            suspended::list(&options.reach, options.json, home)
+        }
         Machine::List(options) => list(&options, home),
+        Machine::Attach(options) => suspended::attach(&options, home),
+        Machine::Resume(options) => suspended::resume(options, home),
+        Machine::Kill(options) => suspended::kill(options, home),
         Machine::Create(options) => create(options, home),
         Machine::Import(options) => import(&options, home),
         Machine::Activate(options) => {

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod agent;
 pub(crate) mod build;
 pub(crate) mod builds;
 pub(crate) mod key;
@@ -8,6 +9,7 @@ pub(crate) mod machine;
 pub(crate) mod manifest;
 pub(crate) mod rebuild;
 pub(crate) mod submit;
+pub(crate) mod suspended;
 pub(crate) mod toolchain;
 pub(crate) mod up;
 
