@@ -171,7 +171,7 @@ fn ask(mut input: Input<'_>, is_get: bool) {
     };
     let mut block = 0;
     let mut sent = 0_usize;
-    let mut out = |to: SocketAddr, payload: &[u8], block: &mut u16, sent: &mut usize| {
+    let out = |to: SocketAddr, payload: &[u8], block: &mut u16, sent: &mut usize| {
         assert_eq!(to.ip(), server.ip());
         assert!(payload.len() <= 1468 + packet::DATA_HEADER && Packet::decode(payload).is_ok());
         *sent += 1;

@@ -10,6 +10,9 @@ use anyhow::{Context, ensure};
 /// The longest input that is kept, in bytes: a corpus is read by people too, and by git.
 const LONGEST: u64 = 2048;
 
+/// The most inputs that are kept for a target: those found anew come behind those that are there, the shorter ones first.
+const MOST: usize = 80;
+
 /// The names of the files in a folder; none when it is not there.
 pub(super) fn names(folder: &Path) -> anyhow::Result<BTreeSet<String>> {
     if !folder.exists() {
@@ -56,16 +59,22 @@ pub(super) fn keep(mut target: Command, inputs: &Path, corpus: &Path) -> anyhow:
         corpus.display()
     );
     let before = names(corpus)?;
-    let mut kept = BTreeSet::new();
+    let mut found = Vec::new();
     for name in names(&merged)? {
         let path = merged.join(&name);
         let size = fs::metadata(&path)
             .with_context(|| format!("cannot read {}", path.display()))?
             .len();
         if size <= LONGEST || before.contains(&name) {
-            kept.insert(name);
+            found.push((!before.contains(&name), size, name));
         }
     }
+    found.sort_unstable();
+    let kept: BTreeSet<String> = found
+        .into_iter()
+        .take(MOST)
+        .map(|(_, _, name)| name)
+        .collect();
     fs::create_dir_all(corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
     for name in &kept {
         let to = corpus.join(name);
