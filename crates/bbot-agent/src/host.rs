@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bbot_machine::accel::{self, Accelerator};
+use bbot_machine::hypervisor::Hypervisors;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, ToolchainName};
 use bbot_machine::machine::Hypervisor;
+use bbot_machine::nspawn::Nspawn;
 use bbot_machine::owner::Instance;
 use bbot_machine::qemu::Qemu;
 
@@ -106,7 +108,7 @@ impl Host {
                 .await?
                 .accelerator
         };
-        let hypervisor: Arc<dyn Hypervisor> = Arc::new(qemu);
+        let hypervisor: Arc<dyn Hypervisor> = Arc::new(Hypervisors::new(qemu, Nspawn::new()));
         Ok(Self {
             options,
             hypervisor,
@@ -154,6 +156,7 @@ impl Host {
         for parent in socket_parents() {
             folder::sweep(&parent, SOCKETS_PREFIX);
         }
+        Nspawn::sweep();
     }
 }
 

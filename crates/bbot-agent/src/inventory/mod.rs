@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use bbot_machine::durable;
+use bbot_machine::hypervisor;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, MachineDir};
-use bbot_machine::machine;
 use bbot_machine::owner::{self, Temporary};
 use bbot_machine::volume::{self, Volume};
 use bbot_manifest::{
@@ -319,7 +319,7 @@ impl Inventory {
             return Err(anyhow!("{e}"));
         }
         // Before it is copied, and where it can be mended.
-        if !fake && let Err(e) = machine::require_disk(&manifest, &current) {
+        if !fake && let Err(e) = hypervisor::require_files(&manifest, &current) {
             if !current.is_dir() {
                 return Ok(Tried::Race(e.into()));
             }
@@ -473,11 +473,6 @@ fn left_alone(error: anyhow::Error, pause: Duration) -> anyhow::Error {
 }
 
 fn check_kind(manifest: &MachineManifest) -> Result<()> {
-    if manifest.kind == MachineKind::Nspawn {
-        return Err(anyhow!(
-            "it is a container (type nspawn), which this version cannot run"
-        ));
-    }
     if manifest.header.role == Some(MachineRole::Auxiliary) {
         return Err(anyhow!(
             "it is an auxiliary machine, which this version cannot use"

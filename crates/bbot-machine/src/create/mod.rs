@@ -3,11 +3,13 @@
 //! What comes out is a directory with a disk image, a kernel, a RAM disk and a machine manifest; it boots without a
 //! boot loader and follows bootstrap protocol 1. Nothing is mounted on the host: `mke2fs -d` fills the disk image inside
 //! mmdebstrap's own mount (and, for an ordinary user, user) namespace, so that root is not needed.
+//! A container gets the files that are in the disk image, as a directory; that is for root, as containers are.
 //!
 //! The expensive part, the *base*, is kept in a cache, found by a hash over all that goes into it. A second machine of the
 //! same kind is a copy.
 
 mod base;
+mod container;
 mod copy;
 mod cpio;
 mod host;
@@ -104,6 +106,8 @@ pub enum Cached {
 pub struct Options {
     /// The machine's name, for its manifest.
     pub name: String,
+    /// What it runs in.
+    pub kind: MachineKind,
     /// The release.
     pub suite: Suite,
     /// The revision's directory: made if absent, else empty.
@@ -121,11 +125,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual machine of this name.
+    /// The usual machine of this name, a virtual one.
     #[must_use]
     pub fn new(name: &str, suite: Suite, destination: &Path, cache: &Path) -> Self {
         Self {
             name: name.to_owned(),
+            kind: MachineKind::Kvm,
             suite,
             destination: destination.to_owned(),
             cache: cache.to_owned(),
@@ -178,6 +183,24 @@ pub enum CreateError {
         /// How to mend it.
         mend: String,
     },
+    /// A container's files belong to many users.
+    #[error(
+        "a container can only be made by root (and only be run by an agent that is root); run this as root, or make a machine of type kvm"
+    )]
+    NeedsRoot,
+    /// The disk image could not be looked into.
+    #[error(
+        "{disk} cannot be mounted to take the container's files out of it: {why}; a kernel with loop devices and ext4 is needed"
+    )]
+    Mount {
+        /// The disk image.
+        disk: PathBuf,
+        /// What mount said.
+        why: String,
+    },
+    /// The container's files could not be copied.
+    #[error("the container's files cannot be copied")]
+    Copy(#[from] crate::volume::VolumeError),
     /// Not enough room.
     #[error(
         "{path} has {available_mib} MiB left, and {needed_mib} MiB are needed for the machine; make room or use another directory"
@@ -229,7 +252,8 @@ impl CreateError {
     }
 }
 
-/// Makes a Debian machine: `disk.img`, `kernel`, `initrd`, `cmdline` and `manifest` in the revision's directory.
+/// Makes a Debian machine: `disk.img`, `kernel` and `initrd`, or for a container `rootfs/`, and `cmdline` and `manifest` in
+/// the revision's directory.
 ///
 /// Blocks for as long as it takes (a minute, a second when the base is cached). What it began and could not end is removed.
 ///
@@ -241,6 +265,9 @@ pub fn debian(
 ) -> Result<Created, CreateError> {
     if options.name.is_empty() || options.name.chars().any(char::is_control) {
         return Err(CreateError::Name(options.name.clone()));
+    }
+    if options.kind == MachineKind::Nspawn && !rustix::process::geteuid().is_root() {
+        return Err(CreateError::NeedsRoot);
     }
     let destination = Destination::prepare(&options.destination)?;
     let base = base::obtain(options, progress)?;
@@ -256,22 +283,35 @@ pub fn debian(
 fn fill(options: &Options, base: &base::Base) -> Result<Created, CreateError> {
     let to = &options.destination;
     host::require_space(to, base.used_bytes()?)?;
-    for file in ["kernel", "initrd", "disk.img"] {
-        let (from, to) = (base.directory.join(file), to.join(file));
-        copy::copy(&from, &to).map_err(CreateError::io("cannot copy to", &to))?;
-    }
-    write(&to.join("cmdline"), COMMAND_LINE)?;
+    let command_line = match options.kind {
+        MachineKind::Kvm => {
+            for file in ["kernel", "initrd", "disk.img"] {
+                let (from, to) = (base.directory.join(file), to.join(file));
+                copy::copy(&from, &to).map_err(CreateError::io("cannot copy to", &to))?;
+            }
+            COMMAND_LINE
+        }
+        MachineKind::Nspawn => {
+            container::fill(&base.directory.join("disk.img"), to)?;
+            container::COMMAND_LINE
+        }
+    };
+    write(&to.join("cmdline"), command_line)?;
     let mut hash = Sha256::new();
     hash.update(options.name.as_bytes());
     hash.update([0]);
     hash.update(base.id.as_bytes());
-    hash.update(COMMAND_LINE.as_bytes());
+    hash.update(command_line.as_bytes());
     let id = format!("{}-{}", options.name, &hex::encode(hash.finalize())[..16]);
     let summary = format!(
-        "Debian {} ({}){}",
+        "Debian {} ({}){}{}",
         options.suite.number(),
         options.suite.code_name(),
-        base.tools
+        base.tools,
+        match options.kind {
+            MachineKind::Kvm => "",
+            MachineKind::Nspawn => ", container",
+        }
     );
     let manifest = MachineManifest {
         header: MachineHeader {
@@ -282,7 +322,7 @@ fn fill(options: &Options, base: &base::Base) -> Result<Created, CreateError> {
             ram_minimum: None,
             ram_maximum: None,
         },
-        kind: MachineKind::Kvm,
+        kind: options.kind,
         mac: None,
         options: None,
         changes: Vec::new(),
@@ -341,6 +381,9 @@ impl Drop for Destination<'_> {
         }
         for file in ["kernel", "initrd", "disk.img", "cmdline", "manifest"] {
             let _ = fs::remove_file(self.path.join(file));
+        }
+        for directory in [container::ROOTFS, container::MOUNTED] {
+            let _ = fs::remove_dir_all(self.path.join(directory));
         }
         if self.made {
             let _ = fs::remove_dir(self.path);

@@ -31,6 +31,11 @@ mod tree;
 pub use btrfs::Btrfs;
 pub use copy::Copy;
 
+/// Copies what the directory `from` holds, and its own metadata, into the empty directory `to`.
+pub(crate) fn copy_tree(from: &std::path::Path, to: &std::path::Path) -> Result<(), VolumeError> {
+    tree::copy_tree(from, to).map(drop)
+}
+
 /// What a volume is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

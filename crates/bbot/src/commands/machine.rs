@@ -58,8 +58,15 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// The machine's name, which tells the distribution: debian-12, debian-13-qt
-    #[arg(value_parser = made_of)]
-    name: Made,
+    #[arg(value_name = "NAME", value_parser = made_of)]
+    made: Made,
+    /// What it runs in: kvm, a virtual machine; nspawn, a container, which starts in a moment and
+    /// shares the host's kernel, and which only root can make and run
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Kind::Kvm)]
+    kind: Kind,
+    /// Another name than the first argument; a container is called NAME-nspawn unless told
+    #[arg(long, value_name = "NAME", value_parser = machine_name)]
+    name: Option<String>,
     /// One more Debian package to install; may be repeated
     #[arg(long = "package", short, value_name = "NAME")]
     packages: Vec<String>,
@@ -81,10 +88,27 @@ pub(crate) struct Create {
     place: Place,
 }
 
-/// Add a machine, or a new revision of one, from a folder with a manifest and a disk.img.
+/// What a new machine runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Kvm,
+    Nspawn,
+}
+
+impl From<Kind> for MachineKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Kvm => Self::Kvm,
+            Kind::Nspawn => Self::Nspawn,
+        }
+    }
+}
+
+/// Add a machine, or a new revision of one, from a folder with a manifest and a disk.img or rootfs.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// The folder: `manifest`, `disk.img`, and for a direct boot `kernel`, `initrd`, `cmdline`
+    /// The folder: `manifest`, `disk.img`, and for a direct boot `kernel`, `initrd`, `cmdline`; for a
+    /// container `manifest` and `rootfs`, and `cmdline` (init=/path) if its first program is elsewhere
     folder: PathBuf,
     /// The revision's number [default: one more than the last]
     #[arg(long, value_name = "NUM")]
@@ -152,6 +176,20 @@ impl NewOn {
 pub(crate) struct Made {
     name: String,
     suite: Suite,
+}
+
+/// Both kinds of one distribution can stand beside each other.
+fn name_of(made: &str, kind: Kind) -> String {
+    match kind {
+        Kind::Nspawn if !made.contains("nspawn") => format!("{made}-nspawn"),
+        Kind::Nspawn | Kind::Kvm => made.to_string(),
+    }
+}
+
+fn machine_name(name: &str) -> Result<String, String> {
+    layout::check_machine_name(name)
+        .map(|()| name.to_string())
+        .map_err(|error| error.to_string())
 }
 
 fn made_of(name: &str) -> Result<Made, String> {
@@ -239,7 +277,8 @@ pub(crate) fn usable(machines: &Path) -> Result<Vec<String>> {
 }
 
 fn create(options: Create, home: &Home) -> Result<Exit> {
-    let Made { name, suite } = options.name;
+    let Made { name: made, suite } = options.made;
+    let name = options.name.unwrap_or_else(|| name_of(&made, options.kind));
     if options.if_missing
         && let Some(machine) = options.place.find(&name, home)?
         && layout::resolve_current(&machine, BOOTSTRAP_PROTOCOL)?.is_some()
@@ -259,6 +298,7 @@ fn create(options: Create, home: &Home) -> Result<Exit> {
         layout::begin_revision(&instance, &volume, &machine, BOOTSTRAP_PROTOCOL, &revision)?;
 
     let mut request = create::Options::new(&name, suite, temporary.path(), &cache);
+    request.kind = options.kind.into();
     request.packages = options.packages;
     request.disk_bytes = options.disk << 30;
     request.mirror = options.mirror;
@@ -298,6 +338,9 @@ fn import(options: &Import, home: &Home) -> Result<Exit> {
             "{} has no disk.img: a machine of type kvm needs its disk as that file (raw)",
             folder.display()
         );
+    }
+    if manifest.kind == MachineKind::Nspawn {
+        bbot_machine::hypervisor::require_files(&manifest, folder)?;
     }
     let (path, volume) = options.volume.open(&options.place.machines(home))?;
     let machine = match options.place.find(name, home)? {
@@ -470,13 +513,21 @@ fn row(machine: &MachineDir) -> Result<Row> {
     })
 }
 
-/// Bytes that the files in a flat folder take on the disk (blocks shared with others counted in).
+/// Bytes that the files below a folder take on the disk (blocks shared with others counted in).
 fn used(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;
     };
     entries
-        .filter_map(|entry| entry.ok()?.metadata().ok())
-        .map(|metadata| metadata.blocks() * 512)
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok()?;
+            let below = if metadata.is_dir() {
+                used(&entry.path())
+            } else {
+                0
+            };
+            Some(metadata.blocks() * 512 + below)
+        })
         .sum()
 }

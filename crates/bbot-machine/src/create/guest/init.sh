@@ -1,10 +1,12 @@
 #!/bin/busybox sh
-# First process of a build machine: brings up the network and follows bootstrap protocol 1. No service
+# First process of a build machine, virtual or container: brings up the network and follows bootstrap protocol 1. No service
 # manager: a machine lives for one bootstrap or one build, and what it needs is here to be read.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LANG=C.UTF-8 TERM=dumb
 exec </dev/null >/dev/console 2>&1
 
+# Set by whoever made the container, if this is one.
+container=${container:-}
 agent=196.254.111.222
 worker=/usr/lib/bbot/bbot-worker
 
@@ -19,7 +21,7 @@ power_off() {
 	busybox sleep 0.1
 	kill -KILL -1
 	busybox sync
-	busybox mount -o remount,ro /
+	[ -n "$container" ] || busybox mount -o remount,ro /
 	busybox poweroff -f
 }
 
@@ -64,17 +66,28 @@ network() {
 	fi
 }
 
+# A shell hears a signal only while it waits.
+run() {
+	"$@" &
+	wait $!
+}
+
 bootstrap() {
 	until busybox tftp -g -b 1468 -r bootstrap -l /run/bootstrap $agent; do
 		say "no bootstrap script from $agent, asking again"
 		busybox sleep 1
 	done
 	say "bootstrap"
-	/bin/sh /run/bootstrap $agent || say "bootstrap failed, exit code $?"
+	run /bin/sh /run/bootstrap $agent || say "bootstrap failed, exit code $?"
 }
 
-mount_all
-watch_power_button
+if [ -n "$container" ]; then
+	# The file systems are mounted, and the order to end is a signal.
+	trap power_off TERM
+else
+	mount_all
+	watch_power_button
+fi
 busybox hostname -F /etc/hostname
 network
 say "network is up after $(busybox cut -d ' ' -f 1 /proc/uptime) s"
@@ -82,12 +95,12 @@ say "network is up after $(busybox cut -d ' ' -f 1 /proc/uptime) s"
 cd /build || cd /
 if [ -x $worker ]; then
 	say "worker"
-	$worker --startup || say "the worker ended with exit code $?"
+	run $worker --startup || say "the worker ended with exit code $?"
 else
 	bootstrap
 fi
 
-# The agent ends the machine: by the power button after a bootstrap, by force after a build. Orphans end here meanwhile.
+# The agent ends the machine: by the power button or the signal after a bootstrap, by force after a build. Orphans end here meanwhile.
 while :; do
 	wait
 	busybox sleep 3600 &
