@@ -1,5 +1,7 @@
 //! The controller's JSON API (protocol section 7) as the tool uses it.
 
+pub(crate) mod events;
+
 use std::{fs, io, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,6 +20,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a submission: it may fetch a git repository before it answers, which it bounds by
 /// 300 s itself.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(330);
+
+/// A log may be followed for so long over one connection.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A followed log says something every 15 s: after so long without a word the connection is dead.
+const SILENCE: Duration = Duration::from_secs(50);
 
 /// Which controller, and what proves that we may change something there.
 #[derive(Debug, Clone, Args)]
@@ -90,6 +98,59 @@ pub(crate) struct Builds {
 pub(crate) struct Submission {
     pub(crate) id: String,
     pub(crate) builds: Vec<Build>,
+}
+
+/// The controller answered, but did not do it.
+#[derive(Debug, thiserror::Error)]
+#[error("{sentence}")]
+struct Refused {
+    status: StatusCode,
+    sentence: String,
+}
+
+/// A log cannot be followed.
+#[derive(Debug)]
+pub(crate) enum FollowError {
+    /// Now: the controller may be back soon.
+    Again(anyhow::Error),
+    /// At all.
+    Final(anyhow::Error),
+}
+
+/// A log that is followed.
+#[derive(Debug)]
+pub(crate) struct Following {
+    response: reqwest::Response,
+    events: events::Events,
+}
+
+impl Following {
+    /// The next event.
+    ///
+    /// # Errors
+    /// The connection broke, or nothing came for too long.
+    pub(crate) async fn next(&mut self) -> Result<events::Event> {
+        loop {
+            if let Some(event) = self
+                .events
+                .next()
+                .context("the controller's answer is not a log that is followed")?
+            {
+                return Ok(event);
+            }
+            match tokio::time::timeout(SILENCE, self.response.chunk()).await {
+                Ok(Ok(Some(bytes))) => self.events.push(&bytes),
+                Ok(Ok(None)) => bail!("the controller has ended the connection"),
+                Ok(Err(error)) => {
+                    return Err(error).context("the connection to the controller is lost");
+                }
+                Err(_) => bail!(
+                    "nothing came from the controller for {} s",
+                    SILENCE.as_secs()
+                ),
+            }
+        }
+    }
 }
 
 /// A connection to one controller.
@@ -212,6 +273,57 @@ impl Api {
             .to_vec())
     }
 
+    /// Follows the log of a build, or of one of its operations, from a position on.
+    pub(crate) async fn follow(
+        &self,
+        id: &str,
+        operation: Option<&str>,
+        from: Option<&str>,
+    ) -> Result<Following, FollowError> {
+        let mut path = format!(
+            "/api/v1/builds/{}/log",
+            segment(id).map_err(FollowError::Final)?
+        );
+        if let Some(operation) = operation {
+            path = format!("{path}/{}", segment(operation).map_err(FollowError::Final)?);
+        }
+        path.push_str("?follow=1");
+        if let Some(from) = from {
+            path = format!("{path}&from={}", escape(from));
+        }
+        // However long the build takes: a connection that is dead is noticed piece by piece.
+        let request = self.request(Method::GET, &path).timeout(FOLLOW_TIMEOUT);
+        let response = match tokio::time::timeout(ANSWER_TIMEOUT, self.send(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                return Err(match error.downcast_ref::<Refused>() {
+                    Some(refused) if refused.status.is_client_error() => FollowError::Final(error),
+                    _ => FollowError::Again(error),
+                });
+            }
+            Err(_) => {
+                return Err(FollowError::Again(anyhow!(
+                    "the controller at {} does not answer",
+                    self.root
+                )));
+            }
+        };
+        let is_stream = response
+            .headers()
+            .get("content-type")
+            .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+        if !is_stream {
+            return Err(FollowError::Final(anyhow!(
+                "the controller at {} cannot give a log as it grows: is it older than this `bbot`?",
+                self.root
+            )));
+        }
+        Ok(Following {
+            response,
+            events: events::Events::default(),
+        })
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.root))
     }
@@ -251,18 +363,19 @@ impl Api {
             return Ok(response);
         }
         let body = response.bytes().await.unwrap_or_default();
-        match (status, said(&body)) {
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(said)) => bail!(
+        let sentence = match (status, said(&body)) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(said)) => format!(
                 "the controller at {} does not take our token: {said}",
                 self.root
             ),
-            (_, Some(said)) => bail!("the controller at {} says: {said}", self.root),
-            (status, None) => bail!(
+            (_, Some(said)) => format!("the controller at {} says: {said}", self.root),
+            (status, None) => format!(
                 "{} answers {}, and not as a bbot controller does: is the URL right?",
                 self.root,
                 status.as_u16()
             ),
-        }
+        };
+        Err(anyhow!(Refused { status, sentence }))
     }
 }
 

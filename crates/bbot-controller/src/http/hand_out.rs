@@ -95,3 +95,105 @@ impl hyper::body::Body for Delivery {
         SizeHint::with_exact(self.text.as_ref().map_or(0, |t| t.len() as u64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buildtab::Buildtab;
+    use crate::clock::Millis;
+    use crate::config::Config;
+    use crate::queue::State;
+    use crate::source::archives::Archives;
+    use crate::source::{Repository, Source};
+    use crate::store::{NewLease, NewSubmission, Store};
+    use crate::token::Token;
+    use http_body_util::BodyExt as _;
+    use hyper::body::Body as _;
+
+    async fn app(dir: &std::path::Path) -> Arc<App> {
+        let config = Config::new(dir.to_owned());
+        let store = Store::open(&dir.join("s.sqlite")).await.unwrap();
+        let token = Token::open(&dir.join("token")).unwrap();
+        let archives = Archives::new(dir.join("archives"), 1);
+        let address = config.bind;
+        let shutdown = tokio_util::sync::CancellationToken::new();
+        Arc::new(App::new(
+            config,
+            None,
+            address,
+            store,
+            archives,
+            Buildtab::default(),
+            None,
+            token,
+            shutdown,
+        ))
+    }
+
+    async fn hand_out(app: &Arc<App>, build: i64, session: &str) -> HandOut {
+        let hand_out = HandOut::begin(app, session);
+        let lease = NewLease {
+            build,
+            session,
+            path: session,
+            until: Millis(i64::MAX),
+            renews: true,
+            agent: "a",
+            fingerprint: None,
+            challenge: None,
+            machine: "m",
+            machine_summary: "M",
+            toolchain_name: "t",
+            toolchain_version: "1",
+        };
+        assert!(app.store.lease(&lease, Millis(0)).await.unwrap().is_some());
+        hand_out
+    }
+
+    #[tokio::test]
+    async fn what_was_not_delivered_is_queued_again_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path()).await;
+        let source = Source::Repository(Repository {
+            url: "https://x.org/1/a".into(),
+            kind: None,
+            trust: vec![],
+        });
+        let new = NewSubmission {
+            name: "p",
+            version: "1",
+            source: &source,
+            configurations: &[("c".to_owned(), "t".to_owned())],
+        };
+        let build = app.store.submit(new, Millis(0)).await.unwrap().1[0].id;
+        // The request was given up while the lease was written; the answer was never asked for.
+        for (session, answered) in [("s1", false), ("s2", true)] {
+            let mut queued = app.queued.subscribe();
+            let task = hand_out(&app, build, session).await;
+            if answered {
+                drop(task.body("text".into()));
+            } else {
+                drop(task);
+            }
+            queued.changed().await.unwrap();
+            let build = app.store.build(build).await.unwrap().unwrap();
+            assert_eq!((build.state, build.lapses), (State::Queued, 0));
+        }
+        // It may have arrived: it stays where it is.
+        let body = hand_out(&app, build, "s3").await.body("text".into());
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "text");
+        // One that is taken back all the same is refused: its agent has shown that it is there.
+        app.store
+            .renew("s3", Millis(i64::MAX), Millis(0))
+            .await
+            .unwrap();
+        let mut late = HandOut::begin(&app, "s3");
+        drop(HandOut::begin(&app, "s3"));
+        late.done();
+        drop(late);
+        assert!(app.store.take_back("s3").await.unwrap().is_none());
+        let build = app.store.build(build).await.unwrap().unwrap();
+        assert_eq!(build.state, State::Building);
+    }
+}

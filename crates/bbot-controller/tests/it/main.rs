@@ -5,10 +5,12 @@
 mod agents;
 mod api;
 mod challenge;
+mod follow;
 mod git;
 mod hostile;
 mod model;
 mod pages;
 mod process;
+mod sessions;
 mod store;
 mod support;

@@ -16,9 +16,14 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(data: &Path, change: impl FnOnce(&mut Command)) -> Self {
+        Self::start_at(0, data, change)
+    }
+
+    /// On a port of its own, which may be one that a killed one had.
+    fn start_at(port: u16, data: &Path, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(PROGRAM);
         command
-            .args(["--listen", "127.0.0.1:0", "--data"])
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--data"])
             .arg(data)
             .env("BBOT_LOG", "off")
             .stdout(Stdio::piped());
@@ -334,4 +339,123 @@ fn exit_codes_and_errors() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(expected), "{arguments:?}: {said}");
     }
+}
+
+/// `kill -9` after any answer: a lease that was renewed is held, a segment that was acknowledged is there, one that was
+/// not can be sent again under its number, and what was never confirmed comes back.
+#[test]
+fn leases_and_logs_survive_kills() {
+    use crate::sessions::{OURS, Task};
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    // A port of its own, so that the sessions' URLs stay the same.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let start = || {
+        Running::start_at(port, &data, |command| {
+            command.args(["--lease", "5"]);
+        })
+    };
+    let running = start();
+    let token = std::fs::read_to_string(data.join("token")).unwrap();
+    let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    let submitted = running.send(token.trim(), "POST", "/api/v1/submissions", body);
+    assert_eq!(submitted.status, 201);
+    let take = |running: &Running, more: &[&str]| {
+        let headers = [OURS, more].concat();
+        let url = format!("{}/?build-task", running.url);
+        Task::of(agent(&url, &headers, request("0.17.0").as_bytes()))
+    };
+    let task = take(&running, &[]);
+    running.kill();
+
+    let mut expected = Vec::new();
+    for number in 1..=12 {
+        let running = start();
+        assert_eq!(task.renew().status, 204, "{number}");
+        let body = format!("update\nline {number}\n");
+        let stored = task.log(number, body.as_bytes());
+        assert_eq!(
+            (stored.status, stored.header("bbot-log-next")),
+            (204, Some(format!("{}", number + 1).as_str()))
+        );
+        expected.extend_from_slice(format!("line {number}\n").as_bytes());
+        // The next one is under way when it is killed: the agent does not know whether it is there.
+        let mut half = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        let next = format!("update\nline {}\n", number + 1);
+        let path = task.url.rsplit_once("/sessions/").unwrap().1;
+        std::io::Write::write_all(
+            &mut half,
+            format!(
+                "POST /sessions/{path}/log/{} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {}\r\n\r\n{next}",
+                number + 1,
+                next.len()
+            )
+            .as_bytes(),
+        )
+        .unwrap();
+        running.kill();
+    }
+    let running = start();
+    let url = format!("{}/api/v1/builds/1/log", running.url);
+    let log = curl(&[&url], b"").body;
+    let whole = [b"==== update ====\n".to_vec(), expected.clone()].concat();
+    let more = [whole.clone(), b"line 13\n".to_vec()].concat();
+    assert!(
+        log == whole || log == more,
+        "{}",
+        String::from_utf8_lossy(&log)
+    );
+    assert_eq!(task.log(13, b"update\nline 13\n").status, 204);
+    assert_eq!(curl(&[&url], b"").body, more);
+    running.kill();
+
+    // Its agent is gone now. The start gives it a whole lease, and the next one gets it when that is over.
+    let running = start();
+    let begun = std::time::Instant::now();
+    let second = take(&running, &["Bbot-Wait: 30"]);
+    assert!(
+        begun.elapsed() > std::time::Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(task.renew().status, 410);
+    let text = result(&second.session, "foo", "1", "success");
+    let url = format!("{}/?build-result", running.url);
+    assert_eq!(agent(&url, OURS, text.as_bytes()).status, 200);
+    assert_eq!(running.build()["status"], "success");
+    assert_eq!(running.build()["attempt"], 1);
+}
+
+#[test]
+fn sigterm_answers_those_who_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(&dir.path().join("data"), |_| {});
+    let url = format!("{}/?build-task", running.url);
+    let agents = format!("{}/api/v1/agents", running.url);
+    let waiting = std::thread::spawn(move || {
+        agent(
+            &url,
+            &["Bbot-Agent: 1", "Bbot-Wait: 50"],
+            request("0.7.0").as_bytes(),
+        )
+    });
+    let begun = std::time::Instant::now();
+    while curl(&[&agents], b"").json()["agents"][0]["asking"] != 1 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    }
+    assert_eq!(running.terminate(), Some(0));
+    let answer = waiting.join().unwrap();
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (200, ": 1\nsession:\n")
+    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(25));
 }

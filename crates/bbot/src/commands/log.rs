@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::{Exit, builds::took};
+use super::{Exit, builds::took, follow};
 use crate::{
     api::{Api, Build, ControllerOptions},
     home::Home,
@@ -13,21 +13,48 @@ use crate::{
 
 /// Print the log of a build.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "With --follow it waits for an agent where there is none yet, goes on where it was when the controller is restarted, \
+        and ends when the build is built.\n\n\
+        Exit status: 0 done, 1 failed, 2 wrong usage; with --follow 3 when the build did not succeed."
+)]
 pub(crate) struct Log {
     /// The build's id, as `bbot builds` lists it
     id: String,
     /// One operation only: configure, update, test
     operation: Option<String>,
+    /// The same as an option
+    #[arg(
+        long = "operation",
+        value_name = "OPERATION",
+        conflicts_with = "operation"
+    )]
+    only: Option<String>,
+    /// Print the log as it grows, until the build is built
+    #[arg(long, short)]
+    follow: bool,
     #[command(flatten)]
     controller: ControllerOptions,
 }
 
 pub(crate) async fn run(options: Log, home: &Home) -> Result<Exit> {
     let api = Api::new(&options.controller, home)?;
+    let operation = options.operation.as_deref().or(options.only.as_deref());
+    if options.follow {
+        let build = follow::follow(&api, &options.id, operation).await?;
+        if std::io::stderr().is_terminal() {
+            print_summary(&build);
+        }
+        return Ok(if build.succeeded() {
+            Exit::Done
+        } else {
+            Exit::BuildFailed
+        });
+    }
     // While it is built once more, this is the log of the time before.
-    let log = api.log(&options.id, options.operation.as_deref()).await?;
+    let log = api.log(&options.id, operation).await?;
     print(&log)?;
-    if options.operation.is_none() && std::io::stderr().is_terminal() {
+    if operation.is_none() && std::io::stderr().is_terminal() {
         print_summary(&api.build(&options.id).await?);
     }
     Ok(Exit::Done)

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use super::{Exit, log};
+use super::{Exit, follow, log};
 use crate::{
     api::{Api, Build, ControllerOptions},
     home::Home,
@@ -64,6 +64,9 @@ pub(crate) struct Submit {
     /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
+    /// With --wait: print each log as it grows, one build after the other
+    #[arg(long, short, requires = "wait", conflicts_with = "json")]
+    follow: bool,
     /// Print the builds as JSON
     #[arg(long)]
     json: bool,
@@ -134,7 +137,12 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
             );
         }
     }
-    if options.wait {
+    if options.wait && options.follow {
+        for build in &mut builds {
+            *build = follow::follow(&api, &build.id, None).await?;
+            log::print_summary(build);
+        }
+    } else if options.wait {
         builds = wait(&api, builds, options.json).await?;
     }
     if options.json {
