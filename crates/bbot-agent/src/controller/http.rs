@@ -13,6 +13,8 @@ use std::time::Duration;
 use bbot_machine::machine::BoxFuture;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Certificate, Client, Method, Response};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tokio_util::bytes::Bytes;
@@ -22,7 +24,7 @@ use super::{
     printable, redirected, renewed, verdict,
 };
 
-/// The most that is read of a task response, unpacked: task manifests are some KiB.
+/// The most that is read of a task response: task manifests are some KiB.
 pub(super) const TASK_LIMIT: u64 = 1024 * 1024;
 
 /// The most that is read of an answer that only a person reads, and the longest that it
@@ -144,6 +146,7 @@ impl Http {
                     .client(&url)?
                     .request(request.method.clone(), url.clone())
                     .header("Bbot-Agent", "1")
+                    .header(ACCEPT_ENCODING, "identity")
                     .headers(request.headers.clone())
                     .timeout(request.timeout);
                 if let Some((kind, body)) = &request.body {
@@ -192,13 +195,10 @@ impl Http {
         };
         // Of each step, not of the whole: an archive may be large and the way narrow.
         let silent = |_| no_answer(self.timeout);
-        // As it is, and not packed once more: what would come out of that has no bound.
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let request = Outgoing {
             method: Method::GET,
             url,
-            headers,
+            headers: HeaderMap::new(),
             body: None,
             timeout: FETCH_TIMEOUT.max(self.timeout),
         };
@@ -345,6 +345,9 @@ fn client(timeout: Duration, authorities: Option<&[Certificate]>) -> Result<Clie
         // A redirect that is followed blindly makes a GET of a POST, and
         // takes results and challenges to strangers.
         .redirect(reqwest::redirect::Policy::none())
+        // What is packed can be a thousand times as large unpacked; what controllers say
+        // is small, and archives are packed already.
+        .no_gzip()
         .connect_timeout(timeout.min(CONNECT_TIMEOUT))
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
@@ -364,7 +367,15 @@ fn read_ca(path: &Path) -> Result<Vec<Certificate>, LinkError> {
     fs::File::open(path)
         .and_then(|file| file.take(CA_LIMIT).read_to_end(&mut pem))
         .map_err(|e| error(e.to_string()))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| error(chain(&e)))?;
+    let mut certificates = Vec::new();
+    for der in CertificateDer::pem_slice_iter(&pem) {
+        let der = der.map_err(|e| error(format!("it is not PEM: {e}")))?;
+        // The client itself would leave out what is no certificate, and say nothing.
+        rustls::RootCertStore::empty()
+            .add(der.clone())
+            .map_err(|e| error(format!("certificate {}: {e}", certificates.len() + 1)))?;
+        certificates.push(Certificate::from_der(&der).map_err(|e| error(chain(&e)))?);
+    }
     if certificates.is_empty() {
         return Err(error(
             "there is no certificate in it; it must be a PEM file (BEGIN CERTIFICATE)".to_owned(),
@@ -383,7 +394,11 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
 
 /// A time in decimal seconds, within what is sensible.
 fn seconds(response: &Response, name: &str) -> Option<Duration> {
-    let seconds: f64 = header(response, name)?.parse().ok()?;
+    sensible(header(response, name)?)
+}
+
+pub(super) fn sensible(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.parse().ok()?;
     (seconds.is_finite() && seconds > 0.0)
         .then(|| Duration::from_secs_f64(seconds.clamp(*RENEW.start(), *RENEW.end())))
 }
@@ -397,7 +412,8 @@ fn why(error: &reqwest::Error, timeout: Duration) -> LinkError {
         return no_answer(timeout);
     }
     let mut text = chain(error);
-    if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
+    let unknown = ["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity"];
+    if unknown.iter().any(|word| text.contains(word)) {
         text.push_str("; give --ca with the certificate of who has signed it");
     }
     LinkError::Transport(text)

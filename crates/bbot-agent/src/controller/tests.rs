@@ -7,8 +7,10 @@ use super::http::TASK_LIMIT;
 use super::*;
 use scripted::{Seen, answer};
 
+mod hostile;
 #[path = "scripted.rs"]
 mod scripted;
+mod tls;
 
 fn serve(answers: Vec<String>) -> (Url, JoinHandle<Vec<Seen>>) {
     let (url, server) = scripted::serve(answers);
