@@ -81,7 +81,12 @@ impl Agent {
             .enable_all()
             .build()
             .unwrap();
-        let client = reqwest::Client::builder().timeout(BOUND).build().unwrap();
+        let client = reqwest::Client::builder()
+            .timeout(BOUND)
+            // A connection from before a restart would be tried first.
+            .pool_max_idle_per_host(0)
+            .build()
+            .unwrap();
         let root = controller.url();
         let (session_url, text) = runtime.block_on(async {
             let answer = client
