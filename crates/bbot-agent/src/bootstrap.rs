@@ -109,7 +109,7 @@ pub(crate) async fn bootstrap(
                 mac,
                 cpus: options.cpu,
                 ram_kib: options.ram,
-                network: options.network.into(),
+                network: options.machine_network(),
                 accelerator: host.accelerator,
                 disk: Disk::Kept,
                 tftp: Tftp {

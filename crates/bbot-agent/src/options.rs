@@ -2,9 +2,12 @@
 //! defaults, and those that are new.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bbot_machine::accel::{Accelerator, Choice};
+use bbot_machine::bridge::{self, InterfaceName, Plan, Unusable, Wanted};
+use bbot_machine::machine::Network;
 use bbot_manifest::StandardVersion;
 use clap::{Parser, ValueEnum};
 
@@ -62,23 +65,15 @@ impl From<WireEra> for bbot_manifest::Era {
     }
 }
 
-/// The network of a machine besides the wire that ends in the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+/// The network of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NetworkChoice {
-    /// Nothing: what a build needs comes with its task.
-    #[default]
+    /// Nothing but the wire to the agent: what a build needs comes with its task.
     None,
-    /// The internet through `passt`; the package passt must be installed.
+    /// The internet through `passt`, as a second card; the package passt must be installed.
     User,
-}
-
-impl From<NetworkChoice> for bbot_machine::machine::Network {
-    fn from(choice: NetworkChoice) -> Self {
-        match choice {
-            NetworkChoice::None => Self::None,
-            NetworkChoice::User => Self::User,
-        }
-    }
+    /// The host's bridge, as its one card (see --bridge).
+    Bridge,
 }
 
 /// All that `bbot-agent` can be told.
@@ -149,8 +144,9 @@ pub struct Options {
     #[arg(long, value_name = "dir", default_value = "/build/tftp/")]
     pub tftp: PathBuf,
 
-    /// The original's base port. Accepted for its service files; a machine's
-    /// network ends in the agent itself and needs no port of the host
+    /// Base port of the TFTP of machines on a bridge: to it the number of the
+    /// toolchain is added, and the next free port is taken. Other machines need
+    /// no port of the host
     #[arg(long, value_name = "port", default_value_t = 23400)]
     pub tftp_port: u16,
 
@@ -236,9 +232,22 @@ pub struct Options {
     #[arg(long, value_name = "auto|kvm|tcg", default_value_t = Choice::Auto)]
     pub accel: Choice,
 
-    /// Network of the machines besides the wire to the agent
-    #[arg(long, value_enum, default_value_t = NetworkChoice::None)]
-    pub network: NetworkChoice,
+    /// Network of the machines: nothing but the wire to the agent (none), the
+    /// internet as a second card (user), or the host's bridge (bridge). Default:
+    /// bridge where br1 exists and may be used, else none
+    #[arg(long, value_enum)]
+    pub network: Option<NetworkChoice>,
+
+    /// Bridge of the host for the machines, which somebody serves with DHCP; a
+    /// machine then runs once at a time. Implies --network bridge. Needs root
+    /// or CAP_NET_ADMIN, and the programs ip and nft. Default: br1
+    #[arg(long, value_name = "iface")]
+    pub bridge: Option<InterfaceName>,
+
+    /// What became of the two above, once [`Options::check`] has decided it: see
+    /// [`Options::machine_network`].
+    #[arg(skip)]
+    pub decided_network: OnceLock<Network>,
 
     /// User that QEMU runs as when the agent is root. Default: bbot-qemu where
     /// there is such a user, else nobody
@@ -380,6 +389,9 @@ pub enum Usage {
     /// The metrics where others can read them.
     #[error("{0}")]
     Metrics(String),
+    /// The bridge that was asked for cannot be used.
+    #[error(transparent)]
+    Bridge(#[from] Unusable),
     /// An option that has a meaning only with another one.
     #[error("{0} has no meaning without {1}")]
     Needs(&'static str, &'static str),
@@ -409,6 +421,14 @@ impl Options {
         if self.auxiliary_ram.is_some() && self.era == WireEra::Y2017 {
             return Err(Usage::Needs("--auxiliary-ram", "--era later"));
         }
+        if self.bridge.is_some() && !matches!(self.network, None | Some(NetworkChoice::Bridge)) {
+            return Err(Usage::Needs("--bridge", "--network bridge"));
+        }
+        if !self.is_fake() && self.decided_network.get().is_none() {
+            let network = self.decide_network()?;
+            // Somebody else was quicker: it comes to the same.
+            let _ = self.decided_network.set(network);
+        }
         match self.metrics {
             Some(address) => crate::metrics::check_address(address, self.metrics_public)
                 .map_err(Usage::Metrics)?,
@@ -435,6 +455,57 @@ impl Options {
         let keys = self.auth_key.iter().rev();
         let mut defaults = keys.filter(|key| key.controller.is_none());
         defaults.next().map(|key| key.file.as_path())
+    }
+
+    /// What is to be done about a bridge.
+    pub fn wanted_bridge(&self) -> Wanted {
+        let default = || {
+            bridge::DEFAULT_BRIDGE
+                .parse()
+                .expect("it is a name of an interface")
+        };
+        match (self.network, self.bridge) {
+            (Some(NetworkChoice::None | NetworkChoice::User), _) => Wanted::Wire,
+            (Some(NetworkChoice::Bridge), name) => Wanted::Bridge(name.unwrap_or_else(default)),
+            (None, Some(name)) => Wanted::Bridge(name),
+            (None, None) => Wanted::IfUsable(default()),
+        }
+    }
+
+    /// The network of the machines, decided by [`Options::check`], or else now. A clone that was
+    /// made later has the same.
+    pub fn machine_network(&self) -> Network {
+        *self
+            .decided_network
+            .get_or_init(|| match self.decide_network() {
+                Ok(network) => network,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    Network::None
+                }
+            })
+    }
+
+    fn decide_network(&self) -> Result<Network, Unusable> {
+        if self.network == Some(NetworkChoice::User) {
+            return Ok(Network::User);
+        }
+        let wanted = self.wanted_bridge();
+        let (Wanted::IfUsable(name) | Wanted::Bridge(name)) = wanted else {
+            return Ok(Network::None);
+        };
+        let port = self.tftp_port.saturating_add(self.toolchain_num);
+        match bridge::decide(wanted, &bridge::facts(name), port)? {
+            Plan::Wire => Ok(Network::None),
+            Plan::WireSince(why) => {
+                tracing::warn!(
+                    "machines get the agent's own wire and no other network: {why}; \
+                     --network none says that this is meant"
+                );
+                Ok(Network::None)
+            }
+            Plan::Bridge(bridge) => Ok(Network::Bridge(bridge)),
+        }
     }
 
     /// Whether no machine is ever started.
@@ -607,9 +678,52 @@ mod tests {
             &["--toolchain-name", "", "u"],
             &["--toolchain-ver", "one", "u"],
             &["--accel", "fast", "u"],
-            &["--network", "bridge", "u"],
+            &["--network", "br1", "u"],
+            &["--bridge", "", "u"],
+            &["--bridge", "br/1", "u"],
+            &["--bridge", "a-name-that-is-too-long", "u"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_bridge_that_is_wanted() {
+        let name = |text: &str| text.parse::<InterfaceName>().unwrap();
+        for (args, wanted) in [
+            (&["u"][..], Wanted::IfUsable(name("br1"))),
+            (&["--bridge", "lan0", "u"], Wanted::Bridge(name("lan0"))),
+            (&["--network", "bridge", "u"], Wanted::Bridge(name("br1"))),
+            (
+                &["--network", "bridge", "--bridge", "lan0", "u"],
+                Wanted::Bridge(name("lan0")),
+            ),
+            (&["--network", "none", "u"], Wanted::Wire),
+            (&["--network", "user", "u"], Wanted::Wire),
+        ] {
+            assert_eq!(parse(args).unwrap().wanted_bridge(), wanted, "{args:?}");
+        }
+        for network in ["none", "user"] {
+            let options = parse(&["--bridge", "br1", "--network", network, "u"]).unwrap();
+            assert!(matches!(options.check(), Err(Usage::Needs("--bridge", _))));
+        }
+        // A bridge that was asked for and is not there is an error, not another network.
+        let options = parse(&["--bridge", "bbot-no-such-br", "u"]).unwrap();
+        let error = options.check().unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("there is no bridge bbot-no-such-br"),
+            "{error}"
+        );
+        assert_eq!(
+            parse(&["--network", "none", "u"])
+                .unwrap()
+                .machine_network(),
+            Network::None
+        );
+        let user = parse(&["--network", "user", "u"]).unwrap();
+        assert_eq!(user.machine_network(), Network::User);
+        user.check().unwrap();
     }
 }

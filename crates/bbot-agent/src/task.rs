@@ -91,7 +91,7 @@ pub async fn perform(
                 mac: job.machine.manifest.machine.mac,
                 cpus: options.cpu,
                 ram_kib: options.ram,
-                network: options.network.into(),
+                network: options.machine_network(),
                 accelerator: host.accelerator,
                 disk: Disk::ThrowAway,
                 tftp: Tftp {
