@@ -89,3 +89,99 @@ impl Keys {
         self.keys.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::keygen_file;
+    use crate::controller::task_url;
+
+    #[test]
+    fn a_key_is_a_file_or_one_for_a_controller() {
+        let parse = |text: &str| text.parse::<KeyOption>();
+        let plain = parse("/etc/bbot/key.pem").unwrap();
+        assert_eq!(
+            (plain.controller, plain.file),
+            (None, "/etc/bbot/key.pem".into())
+        );
+        // A file may be called as it likes, as long as that is no URL.
+        assert_eq!(parse("a=b.pem").unwrap().file, PathBuf::from("a=b.pem"));
+        let own = parse("https://c.example/x=key=1.pem").unwrap();
+        let url = own.controller.unwrap();
+        assert_eq!(
+            (url.as_str(), own.file),
+            ("https://c.example/x", "key=1.pem".into())
+        );
+        for wrong in [
+            "",
+            "https://c.example=",
+            "ftp://c.example=key.pem",
+            "://=key.pem",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_controller_gets_its_own_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = Vec::new();
+        let mut fingerprints = Vec::new();
+        for (name, prefix) in [
+            ("all", ""),
+            ("host", "https://c.example="),
+            ("path", "https://c.example/deep/="),
+        ] {
+            let file = dir.path().join(name);
+            fingerprints.push(keygen_file(&file, 2048).unwrap());
+            let option = format!("{prefix}{}", file.display());
+            options.push(option.parse::<KeyOption>().unwrap());
+        }
+        let keys = Keys::open(&options, None, &[]).await.unwrap();
+        let of = |keys: &Keys, url: &str| {
+            let signer = keys.of(&task_url(url).unwrap());
+            signer.map(|s| s.fingerprint().to_owned())
+        };
+        for (url, expected) in [
+            ("https://c.example/", 1),
+            ("https://c.example/deep", 1),
+            ("https://c.example/deep/er?build-task", 2),
+            ("http://c.example/", 0),
+            ("https://c.example:444/", 0),
+            ("https://c.example.evil.example/", 0),
+            ("https://other.example/", 0),
+        ] {
+            assert_eq!(
+                of(&keys, url).as_ref(),
+                Some(&fingerprints[expected]),
+                "{url}"
+            );
+        }
+        let keys = Keys::open(&options[1..], None, &[]).await.unwrap();
+        assert_eq!(of(&keys, "https://other.example/"), None);
+        // Read again, the file has another key.
+        let file = dir.path().join("host");
+        std::fs::remove_file(&file).unwrap();
+        let new = keygen_file(&file, 2048).unwrap();
+        let again = Keys::open(&options, None, &[]).await.unwrap();
+        assert_eq!(of(&again, "https://c.example/"), Some(new));
+        assert_eq!(
+            of(&keys, "https://c.example/").as_ref(),
+            Some(&fingerprints[1])
+        );
+        std::fs::remove_file(&file).unwrap();
+        let error = Keys::open(&options, None, &[]).await.unwrap_err();
+        assert!(error.to_string().contains("host"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_everybody_can_read_is_told() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, expected) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            file.as_file().set_permissions(permissions).unwrap();
+            assert_eq!(crate::auth::is_public(file.as_file()), expected, "{mode:o}");
+        }
+    }
+}
