@@ -16,7 +16,7 @@ esac
 step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 step "packages"
-need gcc libc6-dev make curl openssl git python3 \
+need gcc g++ libc6-dev make curl openssl git python3 \
   qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap iproute2 \
   tftp-hpa tftpd-hpa atftp passt cmake
 need_cargo
@@ -62,6 +62,16 @@ else
   cargo test --workspace --no-fail-fast --quiet
 fi
 cargo test --workspace --doc --quiet
+
+step "fuzzing"
+cargo xtask fuzz --seconds "$([ -n "$full" ] && echo 600 || echo 20)"
+
+step "kill test"
+if [ "$(id -u)" = 0 ]; then
+  if [ -n "$full" ]; then cargo xtask kill; else cargo xtask kill --kills 20 --tasks 40; fi
+else
+  echo "skipped: it makes namespaces and mounts, which needs root"
+fi
 
 if [ -n "$full" ]; then
   step "demo, twice"
