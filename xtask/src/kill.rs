@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! plan      who is killed and when: a sequence that its seed makes again
-//! world     the folders, the machine, the toolchain, and how the programs are started
+//! world     the folders, the toolchain, and how the programs are started
+//! machine   the machines: one in QEMU, one in a container
 //! process   a program that runs; which processes there are
 //! tasks     submitting them, following them, judging them in the end
 //! left      what lies around on the host: before and after
@@ -14,6 +15,7 @@
 
 mod http;
 mod left;
+mod machine;
 mod plan;
 mod process;
 mod tasks;
@@ -29,6 +31,7 @@ use anyhow::{Context, bail, ensure};
 use lexopt::ValueExt as _;
 
 use crate::workspace;
+use machine::Kind;
 use plan::{Kill, Victim};
 use process::Running;
 use tasks::Tasks;
@@ -51,6 +54,8 @@ struct Options {
     /// Milliseconds from one kill to the next, on average.
     pause: u64,
     keep: bool,
+    /// Only of this kind.
+    machines: Option<String>,
     inside: Option<PathBuf>,
 }
 
@@ -66,6 +71,7 @@ impl Options {
             instances: 2,
             pause: 3500,
             keep: false,
+            machines: None,
             inside: None,
         };
         let mut parser = lexopt::Parser::from_args(arguments);
@@ -77,6 +83,9 @@ impl Options {
                 lexopt::Arg::Long("instances") => options.instances = parser.value()?.parse()?,
                 lexopt::Arg::Long("pause") => options.pause = parser.value()?.parse()?,
                 lexopt::Arg::Long("keep") => options.keep = true,
+                lexopt::Arg::Long("machines") => {
+                    options.machines = Some(parser.value()?.string()?);
+                }
                 lexopt::Arg::Long("inside") => options.inside = Some(parser.value()?.into()),
                 other => return Err(other.unexpected()),
             }
@@ -136,6 +145,20 @@ pub(crate) fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The machines of the test.
+fn kinds(options: &Options) -> anyhow::Result<Vec<Kind>> {
+    let mut kinds = vec![Kind::Tiny];
+    let containers = testkit::program("systemd-nspawn", "nspawn");
+    match options.machines.as_deref() {
+        Some("qemu") => {}
+        Some("nspawn") => kinds = vec![Kind::Box],
+        None if containers => kinds.push(Kind::Box),
+        None => println!("no containers: install systemd-container"),
+        Some(other) => bail!("there are no machines of the kind {other}: it is qemu or nspawn"),
+    }
+    Ok(kinds)
+}
+
 /// The programs, as `cargo build` leaves them.
 fn programs() -> anyhow::Result<Programs> {
     let target = workspace::target()?;
@@ -188,7 +211,7 @@ fn inside(options: &Options, home: &Path) -> anyhow::Result<()> {
         loopback.is_ok_and(|status| status.success()),
         "cannot set up the loopback (Debian's package iproute2)"
     );
-    let world = World::make(home, programs()?, options.instances)?;
+    let world = World::make(home, programs()?, options.instances, kinds(options)?)?;
     println!(
         "machines are on {}",
         if world.is_btrfs() {
@@ -252,7 +275,7 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
     let controller = world.start_controller()?;
     let token = until("the controller", || Ok(world.token().ok()))?;
     let tasks = until("the controller's answer", || {
-        Ok(Tasks::begin(world.address(), token.clone()).ok())
+        Ok(Tasks::begin(world.address(), token.clone(), &world.configurations()).ok())
     })?;
     let agent = world.start_agent()?;
     let mut test = Test {
@@ -263,11 +286,13 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
         back: Vec::new(),
         began: Instant::now(),
     };
-    // One whole task, and then an end in order: what is there after that is there for good.
-    test.tasks.submit()?;
-    until("the first result", || {
+    // One whole task on each machine, and then an end in order: what is there after that is there for good.
+    for _ in world.configurations() {
+        test.tasks.submit()?;
+    }
+    until("the first results", || {
         test.tasks.look()?;
-        Ok((test.tasks.progress() == (1, 0)).then_some(()))
+        Ok((test.tasks.progress().1 == 0).then_some(()))
     })?;
     let mut problems = Vec::new();
     test.stop(&mut problems)?;
@@ -291,7 +316,7 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
     problems.extend(tasks::problems(
         &builds,
         test.tasks.submitted(),
-        world.configurations(),
+        &world.configurations(),
     ));
     let log = fs::read(world.log("controller")).context("cannot read the controller's log")?;
     problems.extend(tasks::recorded_twice(&String::from_utf8_lossy(&log)));

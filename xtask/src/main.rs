@@ -23,6 +23,7 @@ Usage: cargo xtask <task> [<option>...]
               --kills N      how many (200)
               --tasks N      at least so many (400)
               --seed S       of the sequence of kills (a new one each time)
+              --machines K   only of the kind qemu or nspawn (both)
               --instances N  machines at once (2)
               --pause MS     from one kill to the next, on average (3500)
               --keep         keep the logs

@@ -27,7 +27,7 @@ const MODULES: [&str; 14] = [
 ];
 
 /// What busybox's DHCP client runs once it has an address.
-const UDHCPC: &str = r#"#!/bin/sh
+pub const UDHCPC: &str = r#"#!/bin/sh
 case $1 in bound|renew)
   ifconfig $interface $ip netmask $subnet
   for r in $router; do route add default gw $r dev $interface; done

@@ -122,20 +122,27 @@ fn parse(stat: &str) -> Option<Process> {
     (!matches!(state, "Z" | "X")).then_some(process)
 }
 
-/// The machines of an agent: the processes right below it that are QEMUs or containers.
+/// The machines of an agent: the processes right below it that are QEMUs, or that have a container below them.
 pub(super) fn machines_of(agent: u32) -> anyhow::Result<Vec<u32>> {
-    let mut machines: Vec<u32> = all()?
-        .into_iter()
+    Ok(machines_among(&all()?, agent))
+}
+
+fn machines_among(all: &[Process], agent: u32) -> Vec<u32> {
+    let mut machines: Vec<u32> = all
+        .iter()
         .filter(|process| process.parent == agent)
         .filter(|process| {
-            ["qemu-system", "systemd-nspawn"]
-                .iter()
-                .any(|name| process.name.starts_with(&name[..name.len().min(15)]))
+            // The kernel keeps 15 bytes of a name.
+            process.name.starts_with("qemu-system-x86")
+                || process.name == "systemd-nspawn"
+                || all
+                    .iter()
+                    .any(|child| child.parent == process.id && child.name == "systemd-nspawn")
         })
         .map(|process| process.id)
         .collect();
     machines.sort_unstable();
-    Ok(machines)
+    machines
 }
 
 /// Kills a process that is not ours to wait for. Whether it was still there.
@@ -174,6 +181,25 @@ mod tests {
                 .iter()
                 .any(|process| process.id == std::process::id())
         );
+    }
+
+    #[test]
+    fn machines_are_told_from_other_children() {
+        let process = |id, parent, name: &str| Process {
+            id,
+            parent,
+            name: name.to_owned(),
+        };
+        let all = [
+            process(1, 0, "bbot-agent"),
+            process(9, 1, "qemu-system-x86"),
+            process(4, 1, "sh"),
+            process(5, 4, "systemd-nspawn"),
+            process(6, 1, "openssl"),
+            process(7, 2, "qemu-system-x86"),
+        ];
+        assert_eq!(machines_among(&all, 1), [4, 9]);
+        assert_eq!(machines_among(&all, 3), Vec::<u32>::new());
     }
 
     #[test]

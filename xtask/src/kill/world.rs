@@ -1,17 +1,17 @@
-//! The world of the test: a machine that boots in seconds, a toolchain, a controller and an agent, all below one folder.
+//! The world of the test: machines, a toolchain, a controller and an agent, all below one folder.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use testkit::Mount;
-use testkit::guest::{self, GuestFile};
 
 use super::left::{Inventory, Places};
+use super::machine::{self, Kind};
 use super::process::Running;
 
 /// Where the controller listens: nobody else is on this loopback.
@@ -22,42 +22,6 @@ const VOLUME: u64 = 2 << 30;
 
 /// Memory of a machine in KiB.
 const RAM: u32 = 192 * 1024;
-
-/// The first process of the machine: what a bootstrap has left comes from the disk, a tar archive without a file system
-/// around it; then bootstrap protocol 1.
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin HOME=/root
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mkdir -p /root /build /run /var/run /var/log /usr/lib/bbot
-mkdir -m 1777 /tmp
-for module in $(cat /modules/list); do insmod /modules/$module.ko; done
-ifconfig lo up
-ifconfig eth0 up
-until udhcpc -i eth0 -n -q -t 20 -T 1 -s /udhcpc; do :; done
-tar -x -f /dev/vda -C / 2>/dev/null
-if [ -x /usr/lib/bbot/bbot-worker ]; then
-  /usr/lib/bbot/bbot-worker --startup
-else
-  acpid
-  until tftp -g -b 1468 -r bootstrap -l /run/bootstrap 196.254.111.222; do sleep 1; done
-  sh /run/bootstrap 196.254.111.222
-fi
-while :; do sleep 1000; done
-"#;
-
-/// What the power button does.
-const POWER_OFF: &str = "#!/bin/sh\ntar -c -f /dev/vda -C / usr/lib/bbot\nsync\npoweroff -f\n";
-
-/// Enough of make for a makefile with nothing in it, and a second of work.
-const MAKE: &str = "#!/bin/sh
-for word; do
-  case $word in check|test) echo \"make: *** No rule to make target '$word'.  Stop.\" >&2; exit 2 ;; esac
-done
-echo made
-";
 
 /// The programs under test, built.
 #[derive(Debug, Clone)]
@@ -76,6 +40,7 @@ pub(super) struct World {
     programs: Programs,
     /// How many machines at once.
     instances: u32,
+    kinds: Vec<Kind>,
     /// Where the machines are: on btrfs, where that can be had.
     machines: PathBuf,
     volume: Option<Mount>,
@@ -83,7 +48,12 @@ pub(super) struct World {
 
 impl World {
     /// Makes the folders, the machine and the toolchain.
-    pub(super) fn make(home: &Path, programs: Programs, instances: u32) -> anyhow::Result<Self> {
+    pub(super) fn make(
+        home: &Path,
+        programs: Programs,
+        instances: u32,
+        kinds: Vec<Kind>,
+    ) -> anyhow::Result<Self> {
         let volume = testkit::btrfs().then(|| Mount::btrfs(home, VOLUME));
         let machines = volume
             .as_ref()
@@ -93,21 +63,29 @@ impl World {
             home: home.to_owned(),
             programs,
             instances,
+            kinds,
             machines,
             volume,
         };
         for folder in ["tmp", "state", "controller"] {
             make_folder(&home.join(folder))?;
         }
-        world.make_machine()?;
+        for kind in &world.kinds {
+            machine::make(*kind, &world.machines.join("vol"), world.is_btrfs())?;
+        }
         world.make_toolchain()?;
-        write(&home.join("buildtab"), b"tiny tiny x86_64-linux-gnu\n")?;
+        let buildtab: String = world
+            .configurations()
+            .iter()
+            .map(|name| format!("{name} {name} x86_64-linux-gnu\n"))
+            .collect();
+        write(&home.join("buildtab"), buildtab.as_bytes())?;
         Ok(world)
     }
 
-    /// What a task is built for.
-    pub(super) fn configurations(&self) -> &[&str] {
-        &["tiny"]
+    /// What tasks are built for: a configuration for each machine, of its name.
+    pub(super) fn configurations(&self) -> Vec<&'static str> {
+        self.kinds.iter().map(|kind| kind.name()).collect()
     }
 
     pub(super) fn is_btrfs(&self) -> bool {
@@ -116,72 +94,6 @@ impl World {
 
     pub(super) fn address(&self) -> SocketAddr {
         SocketAddr::from(CONTROLLER)
-    }
-
-    fn make_machine(&self) -> anyhow::Result<()> {
-        let machine = self.machines.join("vol/tiny");
-        make_folder(&machine)?;
-        let revision = machine.join("tiny-1.1");
-        if self.is_btrfs() {
-            testkit::run(
-                "btrfs",
-                &["-q", "subvolume", "create", testkit::text(&revision)],
-            );
-        } else {
-            make_folder(&revision)?;
-        }
-        let files = [
-            GuestFile {
-                name: "bin/make",
-                is_program: true,
-                contents: MAKE.as_bytes(),
-            },
-            GuestFile {
-                name: "etc/acpi/PWRF/00000080",
-                is_program: true,
-                contents: POWER_OFF.as_bytes(),
-            },
-            GuestFile {
-                name: "etc/passwd",
-                is_program: false,
-                contents: b"root:x:0:0::/root:/bin/sh\nbuild:x:1000:1000::/:/bin/sh\n",
-            },
-            GuestFile {
-                name: "etc/group",
-                is_program: false,
-                contents: b"root:x:0:\nbuild:x:1000:\n",
-            },
-        ];
-        let initrd =
-            guest::initrd(INIT, &files).map_err(|why| anyhow!("cannot make the guest: {why}"))?;
-        let kernel = guest::kernel().map_err(|why| anyhow!("cannot make the guest: {why}"))?;
-        fs::copy(&kernel, revision.join("kernel"))
-            .with_context(|| format!("cannot copy {}", kernel.display()))?;
-        write(&revision.join("initrd"), &initrd)?;
-        write(&revision.join("cmdline"), b"console=ttyS0 panic=0\n")?;
-        write(
-            &revision.join("manifest"),
-            b": 1\nid: tiny-1.1\nname: tiny\nsummary: Boots in seconds\ntype: kvm\n",
-        )?;
-        let disk = revision.join("disk.img");
-        fs::File::create(&disk)
-            .and_then(|file| file.set_len(16 << 20))
-            .with_context(|| format!("cannot make {}", disk.display()))?;
-        if self.is_btrfs() {
-            testkit::run(
-                "btrfs",
-                &[
-                    "property",
-                    "set",
-                    "-t",
-                    "subvol",
-                    testkit::text(&revision),
-                    "ro",
-                    "true",
-                ],
-            );
-        }
-        symlink("tiny-1.1", machine.join("tiny-1")).context("cannot make the link to the revision")
     }
 
     fn make_toolchain(&self) -> anyhow::Result<()> {
@@ -243,8 +155,12 @@ impl World {
             "the machine is not bootstrapped ({}): {said}",
             output.status
         );
-        let machine = self.machines.join("vol/tiny/tiny-default/manifest");
-        ensure!(machine.exists(), "there is no bootstrapped machine: {said}");
+        for name in self.configurations() {
+            let machine = self
+                .machines
+                .join(format!("vol/{name}/{name}-default/manifest"));
+            ensure!(machine.exists(), "{name} is not bootstrapped: {said}");
+        }
         Ok(())
     }
 
