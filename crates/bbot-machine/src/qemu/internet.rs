@@ -18,15 +18,17 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::process::{self, Credentials, Process};
 use super::trying;
 use crate::machine::Error;
+use crate::wire::flood::{Bound, Bucket};
 use crate::wire::thread::End;
 use crate::wire::{dhcp, ethernet, ipv4, udp};
 
@@ -44,6 +46,14 @@ const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.c
 /// How many name servers the guest is told of.
 const MAX_RESOLVERS: usize = 3;
 
+/// How old what is known of the host's addresses may be.
+const ADDRESSES_AGE: Duration = Duration::from_secs(2);
+/// What a guest may send: 75 MB/s in full frames, and a part of one processor.
+const BOUND: Bound = Bound {
+    rate: 50_000,
+    burst: 500_000,
+};
+
 /// Bytes from passt that may wait to be taken apart into frames.
 const BUFFER: usize = 65_536;
 
@@ -51,7 +61,7 @@ const BUFFER: usize = 65_536;
 #[derive(Debug)]
 pub struct Internet {
     /// Ends with its socket, and is killed at the latest when this is dropped.
-    _passt: Process,
+    passt: Process,
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
@@ -126,7 +136,8 @@ impl Internet {
             card,
             outside,
             stopped,
-            host,
+            host: HostAddresses::new(host_addresses, host, Instant::now()),
+            bucket: Bucket::new(BOUND, Instant::now()),
         };
         let thread = std::thread::Builder::new()
             .name("internet".to_owned())
@@ -137,11 +148,31 @@ impl Internet {
             })
             .map_err(failed())?;
         let internet = Self {
-            _passt: passt,
+            passt,
             stop: Some(stop),
             thread: Some(thread),
         };
         Ok(internet)
+    }
+}
+
+impl Internet {
+    /// Waits until passt has ended, which nobody asked it to; tells how. Cancel
+    /// safe, and answers again when asked again.
+    pub async fn ended(&mut self) -> String {
+        let how = match self.passt.ended().await {
+            Ok(status) => process::describe(status),
+            Err(error) => format!("unknown status ({error})"),
+        };
+        match self.passt.stderr() {
+            said if said.is_empty() => format!("passt: {how}"),
+            said => format!("passt: {how}: {said}"),
+        }
+    }
+
+    /// The number of passt's process.
+    pub fn process(&self) -> u32 {
+        self.passt.id()
     }
 }
 
@@ -212,7 +243,33 @@ fn name_servers(text: &str, host: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
         .collect()
 }
 
-/// The host's own addresses. One that it gets later is not kept from the guest.
+/// The host's addresses, read again when they are old: a host gets and loses some
+/// while it runs.
+struct HostAddresses<R> {
+    read: R,
+    known: Vec<Ipv4Addr>,
+    at: Instant,
+}
+
+impl<R: FnMut() -> io::Result<Vec<Ipv4Addr>>> HostAddresses<R> {
+    fn new(read: R, known: Vec<Ipv4Addr>, at: Instant) -> Self {
+        Self { read, known, at }
+    }
+
+    /// What they are, at most [`ADDRESSES_AGE`] ago.
+    fn now(&mut self, now: Instant) -> &[Ipv4Addr] {
+        if now.saturating_duration_since(self.at) >= ADDRESSES_AGE {
+            self.at = now;
+            match (self.read)() {
+                Ok(addresses) => self.known = addresses,
+                Err(error) => tracing::warn!("unable to read the host's addresses: {error}"),
+            }
+        }
+        &self.known
+    }
+}
+
+/// The host's own addresses.
 fn host_addresses() -> io::Result<Vec<Ipv4Addr>> {
     Ok(getifaddrs()?
         .filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
@@ -258,7 +315,8 @@ struct Relay {
     card: End,
     outside: UnixStream,
     stopped: UnixStream,
-    host: Vec<Ipv4Addr>,
+    host: HostAddresses<fn() -> io::Result<Vec<Ipv4Addr>>>,
+    bucket: Bucket,
 }
 
 impl Relay {
@@ -268,15 +326,23 @@ impl Relay {
         let mut stream: Vec<u8> = Vec::new();
         let mut blocked = false;
         let mut buffer = vec![0; BUFFER];
+        // Until then nothing is taken from a guest that floods.
+        let mut paused: Option<Instant> = None;
+        let mut told_flood = false;
         loop {
-            let card_flags = flags(out.is_empty(), blocked);
+            let pause = paused.and_then(|until| until.checked_duration_since(Instant::now()));
+            if pause.is_none() {
+                paused = None;
+            }
+            let timeout = pause.and_then(|pause| Timespec::try_from(pause).ok());
+            let card_flags = flags(out.is_empty() && paused.is_none(), blocked);
             let outside_flags = flags(!blocked, !out.is_empty());
             let mut fds = [
                 PollFd::new(&self.card, card_flags),
                 PollFd::new(&self.outside, outside_flags),
                 PollFd::new(&self.stopped, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -290,10 +356,16 @@ impl Relay {
             {
                 return Err(io::Error::other("passt has ended"));
             }
-            if card.contains(PollFlags::IN) && out.is_empty() {
+            if card.contains(PollFlags::IN) && out.is_empty() && paused.is_none() {
                 if let Some(length) = self.card.receive(&mut buffer[..])? {
+                    let now = Instant::now();
+                    paused = self.bucket.spend(1, now);
+                    if paused.is_some() && !told_flood {
+                        told_flood = true;
+                        tracing::warn!("a guest floods its internet card, and is slowed down");
+                    }
                     let frame = &buffer[..length];
-                    if is_allowed(frame, &self.host) {
+                    if is_allowed(frame, self.host.now(now)) {
                         // An Ethernet frame: far below 4 GiB.
                         out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
                         out.extend_from_slice(frame);
@@ -425,6 +497,33 @@ mod tests {
             "{line}"
         );
         assert!(arguments(7, &[], None).join(" ").ends_with("--dns none"));
+    }
+
+    #[test]
+    fn addresses_that_the_host_gains_are_the_hosts_soon() {
+        let begin = Instant::now();
+        let mut readings = 0;
+        let mut host = HostAddresses::new(
+            || {
+                readings += 1;
+                match readings {
+                    1 => Ok(vec![
+                        Ipv4Addr::new(192, 0, 2, 2),
+                        Ipv4Addr::new(192, 0, 2, 3),
+                    ]),
+                    _ => Err(io::Error::other("planted")),
+                }
+            },
+            HOST.to_vec(),
+            begin,
+        );
+        let frame = to([192, 0, 2, 3], 80);
+        assert!(is_allowed(&frame, host.now(begin)));
+        let later = begin + ADDRESSES_AGE;
+        assert!(!is_allowed(&frame, host.now(later)));
+        // What was known stays when it cannot be read.
+        assert!(!is_allowed(&frame, host.now(later + ADDRESSES_AGE)));
+        assert_eq!(readings, 2);
     }
 
     #[test]

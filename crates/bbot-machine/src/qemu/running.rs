@@ -77,7 +77,9 @@ pub(super) struct QemuMachine {
     wire_over: bool,
     /// After the wire, whose port it has mapped.
     _bridge: Option<Attached>,
-    _internet: Option<Internet>,
+    internet: Option<Internet>,
+    /// Its end was told.
+    internet_over: bool,
     sockets: Sockets,
     words: Words,
     /// How often the guest has restarted itself.
@@ -108,7 +110,8 @@ impl QemuMachine {
             wire: parts.wire,
             wire_over: false,
             _bridge: parts.bridge,
-            _internet: parts.internet,
+            internet: parts.internet,
+            internet_over: false,
             sockets: parts.sockets,
             words: parts.words,
             resets: 0,
@@ -267,6 +270,10 @@ impl QemuMachine {
                     None => self.events_over = true,
                 },
                 status = self.process.ended() => self.settle(status).await,
+                detail = lost(self.internet.as_mut()), if !self.internet_over => {
+                    self.internet_over = true;
+                    return MachineEvent::InternetLost { detail };
+                }
             }
         }
     }
@@ -414,6 +421,14 @@ impl Machine for QemuMachine {
 
     fn last_words(&self) -> String {
         self.words.text()
+    }
+}
+
+/// The end of the way to the internet; never, when there is none.
+async fn lost(internet: Option<&mut Internet>) -> String {
+    match internet {
+        Some(internet) => internet.ended().await,
+        None => std::future::pending().await,
     }
 }
 
