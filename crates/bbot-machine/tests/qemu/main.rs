@@ -7,7 +7,9 @@
 
 mod accelerator;
 mod alone;
+mod attach;
 mod guest;
+mod hostile;
 mod internet;
 mod lifetime;
 mod refusals;
