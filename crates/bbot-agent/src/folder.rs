@@ -91,8 +91,15 @@ fn is_left(folder: &Path) -> bool {
         .metadata()
         .and_then(|m| m.modified())
         .ok()
-        .and_then(|at| SystemTime::now().duration_since(at).ok());
+        .map(|at| apart(SystemTime::now(), at));
     age.is_some_and(|age| age > NEW) && lock.try_lock().is_ok()
+}
+
+/// How far apart two times of the wall clock are, whichever is later: after the clock
+/// was set back, what an earlier run has left may be from the future.
+pub(crate) fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other)
+        .unwrap_or_else(|later| later.duration())
 }
 
 #[cfg(test)]
@@ -102,6 +109,25 @@ mod tests {
     fn make_old(folder: &Path) {
         let lock = File::options().write(true).open(folder.join(LOCK)).unwrap();
         lock.set_modified(SystemTime::now() - NEW * 2).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_or_ahead_makes_no_difference() {
+        let parent = tempfile::tempdir().unwrap();
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let now = SystemTime::now();
+        for at in [now - year, now + year] {
+            let living = RunFolder::create(parent.path(), "run-").unwrap();
+            let dead = parent.path().join("run-dead");
+            fs::create_dir(&dead).unwrap();
+            fs::write(dead.join(LOCK), "").unwrap();
+            for folder in [living.path(), &dead] {
+                let lock = File::options().write(true).open(folder.join(LOCK)).unwrap();
+                lock.set_modified(at).unwrap();
+            }
+            assert_eq!(sweep(parent.path(), "run-"), [dead]);
+            assert!(living.path().exists());
+        }
     }
 
     #[test]

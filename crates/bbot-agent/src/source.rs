@@ -261,7 +261,7 @@ fn is_used(path: &Path) -> bool {
             .metadata()
             .and_then(|m| m.modified())
             .ok()
-            .and_then(|at| SystemTime::now().duration_since(at).ok());
+            .map(|at| crate::folder::apart(SystemTime::now(), at));
         return age.is_none_or(|age| age < LEFT);
     }
     // Where the file system knows no locks, what was touched last is the last to go.

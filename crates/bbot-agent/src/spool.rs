@@ -14,7 +14,7 @@
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -63,6 +63,9 @@ pub struct Spool {
     refused: PathBuf,
     logs: PathBuf,
     count: AtomicU32,
+    /// No new name has an earlier time than this, in milliseconds since 1970: the order
+    /// outlives a clock that is set back.
+    newest: AtomicU64,
     /// Held, so that two agents never post the same results.
     lock: Mutex<Option<fs::File>>,
 }
@@ -139,6 +142,7 @@ impl Spool {
             refused: state.join("refused"),
             logs: state.join("logs"),
             count: AtomicU32::new(0),
+            newest: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
         };
         for dir in [&spool.held, &spool.results, &spool.refused, &spool.logs] {
@@ -155,6 +159,11 @@ impl Spool {
                 }
             }
         }
+        let left = results_in(&spool.results).map_err(error("read the folder", &spool.results))?;
+        let newest = left.iter().filter_map(|path| millis_of(path)).max();
+        // One more: what has the same time is told apart by numbers that begin anew.
+        let newest = newest.map_or(0, |millis| millis.saturating_add(1));
+        spool.newest.store(newest, Ordering::Relaxed);
         // Found out now rather than after the first hour of building.
         tempfile::tempfile_in(&spool.results)
             .map_err(error("write to the folder", &spool.results))?;
@@ -287,10 +296,9 @@ impl Spool {
 
     /// With the leading zeros the names sort as they were made.
     fn free_name(&self, now: SystemTime) -> String {
-        let millis = now
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let millis = self.newest.fetch_max(now, Ordering::Relaxed).max(now);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         format!("{millis:014}-{}-{count:08}", std::process::id())
     }
@@ -446,14 +454,15 @@ fn read_header(file: &mut fs::File, path: &Path) -> Result<(Header, u64), SpoolE
     if length.is_some_and(|length| skip + length != bytes) {
         return Err(wrong("it is not whole"));
     }
-    let written = path
-        .file_name()
-        .and_then(|n| n.to_str())
-        .and_then(|n| n.split('-').next())
-        .and_then(|n| n.parse().ok())
+    let written = millis_of(path)
         .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
         .ok_or_else(|| wrong("its name is not one of a spooled result"))?;
     Ok((Header { to, written, bytes }, skip))
+}
+
+/// When a file of this name was written, in milliseconds since 1970.
+fn millis_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.split('-').next()?.parse().ok()
 }
 
 /// Where a result goes, and how long its body is where the line says so: agents before
@@ -529,6 +538,23 @@ mod tests {
         let kept = spool.refuse(&second.path).unwrap();
         assert!(kept.exists());
         assert_eq!(spool.pending().unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn the_order_outlives_a_clock_that_is_set_back() {
+        let state = tempfile::tempdir().unwrap();
+        let at = |second: u64| UNIX_EPOCH + Duration::from_secs(second);
+        let mut written = Vec::new();
+        // The years of the clock while two agents run one after the other.
+        for clock in [[2_000_000_000, 0], [1_700_000_000, 5]] {
+            let spool = Spool::open(state.path()).unwrap();
+            for second in clock {
+                let entry = spool.add(&to(Kin::Ours), b"x", at(second)).unwrap();
+                written.push(entry.path);
+            }
+        }
+        let spool = Spool::open(state.path()).unwrap();
+        assert_eq!(spool.pending().unwrap(), written);
     }
 
     #[test]
