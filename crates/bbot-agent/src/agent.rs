@@ -1,152 +1,171 @@
-//! The loop: machines, task, result, and again.
+//! The agent: the driver around the [`crate::supervisor`], which decides, and its
+//! beginning and end.
 //!
 //! ```text
-//!   results that wait --> controllers
-//!   enumerate machines, bootstrap what must be          (inventory)
-//!   ask the controllers, each in its turn               (controller, assignment)
-//!     none has a task: pause
-//!     a task: sign its challenge, fetch its source      (auth, source)
-//!             perform it                                (task)
-//!             result to disk, then to its controller    (delivery)
+//!   signals, commands, time, what has ended --> events --> supervisor
+//!   supervisor --> actions --> futures of their own: a look at the machines
+//!                              (inventory), a request (ask), a task or a bootstrap (work)
 //! ```
 //!
-//! A task that is refused (unexpected challenge, unknown machine) leaves nothing
-//! behind: the next controller is asked, and a turn without a task ends in the
-//! pause, so that a controller that misbehaves is not asked in a hot loop.
+//! All futures share one thread with the driver; what blocks goes to others
+//! ([`crate::blocking`]). A run that is dropped leaves nothing of itself.
+//!
+//! ```text
+//!   agent           opening, what it is made of
+//!   driver          events in, actions out
+//!   ask             one request for a task
+//!   work            one task, one bootstrap
+//!   once            --dump-machines, --fake-request: no controller is asked
+//!   reload          SIGHUP
+//!   steer           commands, and the watch over the host
+//!   show            the status
+//! ```
 
 mod ask;
+mod driver;
+mod once;
+mod reload;
+mod show;
+mod steer;
+mod work;
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use bbot_manifest::{BuildResult, Era, ResultRequest, Status};
+use anyhow::{Context as _, Result};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::assignment::{self, Assignment};
-use crate::auth::Signer;
-use crate::controller::{self, Http, Kin, Link, Url};
-use crate::delivery::Delivery;
-use crate::host::{self, Host};
-use crate::inventory::{self, Inventory, Machine};
-use crate::options::{IDLE_PAUSE, IDLE_PAUSE_HELD, IDLE_PAUSE_OURS, Options};
-use crate::run::Silent;
-use crate::source::{Archive, Cache};
+use crate::auth::Keys;
+use crate::config::Configuration;
+use crate::control::{Signal, Signals};
+use crate::controller::{self, Http, Link, Settings, Url};
+use crate::delivery::{Bounds, Delivery, Handle};
+use crate::host::Host;
+use crate::inventory::{self, Inventory};
+use crate::options::{HOLD, Options};
+use crate::source::Cache;
 use crate::spool::Spool;
-use crate::task::Job;
-use crate::{fake, result, task, version};
-use ask::{Asked, Controller, UnknownMachine};
+use crate::supervisor::{AskId, Config, ControllerConfig, Priority, RunId, Supervisor};
+use crate::suspended::{Bounds as SuspendedBounds, Pool};
+use crate::version;
 
-/// What of the agent can change a build: its version. The controller gets it back
-/// with the next task of the same configuration.
-const AGENT_CHECKSUM: &str = version::OWN;
-
-/// When the agent is stopped over a task, its controller is told within this time; if
-/// that fails, at the next start.
-const GIVE_BACK: Duration = Duration::from_secs(5);
-
-/// Runs the agent until `stop` is cancelled or what it was asked for (a dump, a
-/// fake request) is done. A machine that runs when it is stopped is killed, nothing
-/// of the run is left, and the task is given back to its controller.
+/// Runs an agent that never reads its options again, until `stop` is cancelled or what
+/// it was asked for (a dump, a fake request) is done. Machines that run when it is
+/// stopped are killed, nothing of their runs is left, and the tasks are given back to
+/// their controllers.
 ///
-/// Snapshots block the thread, so the agent wants a current-thread runtime of its
-/// own.
+/// The agent wants a current-thread runtime of its own.
 ///
 /// # Errors
 ///
 /// Wrong options, a key that cannot be used, a directory that is not writable, a
 /// program that is not installed: what the operator must mend.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
-    options.check()?;
-    let mut agent = tokio::select! {
+    serve(Configuration::fixed(options), Signals::from(stop)).await
+}
+
+/// Runs an agent until it is told to end, or what it was asked for is done.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn serve(configuration: Configuration, mut signals: Signals) -> Result<()> {
+    configuration.options().check()?;
+    let opened = tokio::select! {
         biased;
-        () = stop.cancelled() => {
+        () = end(&mut signals) => {
             tracing::info!("agent stopped");
             return Ok(());
         }
-        agent = Agent::open(options) => agent?,
+        opened = Agent::open(configuration) => opened?,
     };
-    agent.until(&stop).await
+    opened.until(&mut signals).await
+}
+
+/// Waits until the agent is told to end.
+async fn end(signals: &mut Signals) {
+    while signals.next().await == Signal::Reload {}
 }
 
 /// What an agent works with besides its options; the tests have others.
 pub(crate) struct Parts {
+    pub(crate) configuration: Configuration,
     pub(crate) host: Host,
     pub(crate) link: Arc<dyn Link>,
-    pub(crate) signer: Option<Signer>,
+    pub(crate) keys: Keys,
     pub(crate) out: Box<dyn Write + Send>,
 }
 
-/// How a turn of the loop ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// Go on at once.
-    Again,
-    /// There was nothing to do.
-    Idle,
-    /// What was asked for is done.
-    Ended,
+/// What runs and requests need. They keep what they began with when the agent reads
+/// its configuration again.
+#[derive(Debug, Clone)]
+struct Context {
+    host: Arc<Host>,
+    link: Arc<dyn Link>,
+    keys: Keys,
+    /// None where no result is posted: dumps and fake requests.
+    results: Option<Handle>,
+    sources: Arc<Cache>,
 }
 
 pub(crate) struct Agent {
-    host: Host,
-    link: Arc<dyn Link>,
-    signer: Option<Signer>,
+    configuration: Configuration,
+    context: Context,
+    allowed_result_urls: Arc<[Url]>,
     out: Box<dyn Write + Send>,
-    controllers: Vec<Controller>,
-    allowed_result_urls: Vec<Url>,
-    /// The controller that is asked first: the one behind the one that gave the
-    /// last task, so that one with much work does not starve the others.
-    first: usize,
+    supervisor: Supervisor,
     inventory: Inventory,
-    /// None where no result is posted: dumps and fake requests.
-    delivery: Option<Delivery>,
-    sources: Cache,
-    had_machines: Option<bool>,
+    /// The machines as they were seen last.
+    machines: HashMap<String, inventory::State>,
+    /// Whether the machines were seen at all.
+    has_looked: bool,
+    /// When they are looked at again without being asked for.
+    look_again: Option<Instant>,
+    /// Tasks that have come, until they are begun or given back.
+    given: HashMap<AskId, ask::Given>,
+    asks: HashMap<AskId, driver::Asking>,
+    runs: BTreeMap<RunId, driver::Run>,
+    jobs: JoinSet<driver::Happened>,
+    /// What each job is for, should it panic.
+    names: HashMap<tokio::task::Id, driver::Job>,
+    suspended: Pool,
+    /// Something has changed that the status tells.
+    changed: Arc<Notify>,
+    seen: show::Seen,
+    steering: steer::Steering,
+    begin: Instant,
+    /// What was asked for (a dump) is done.
+    is_done: bool,
 }
 
 impl Agent {
-    async fn open(options: Options) -> Result<Self> {
-        let signer = match options.default_key() {
-            Some(key) => Some(
-                Signer::open(key, options.openssl.as_deref(), &options.openssl_option)
-                    .await
-                    .context("unable to obtain authentication public key")?,
-            ),
-            None => None,
-        };
-        let link = Arc::new(Http::new(Duration::from_secs(options.request_timeout))?);
-        banner(&options, signer.as_ref());
-        let host = Host::open(options).await?;
-        Self::new(Parts {
+    async fn open(configuration: Configuration) -> Result<Self> {
+        let options = configuration.options();
+        let keys = open_keys(options).await?;
+        let link = open_link(options)?;
+        banner(options, &keys);
+        let host = Host::open(options.clone()).await?;
+        let mut agent = Self::new(Parts {
+            configuration,
             host,
             link,
-            signer,
+            keys,
             out: Box::new(io::stdout()),
-        })
+        })?;
+        agent.steering.open(&agent.context.host.options)?;
+        Ok(agent)
     }
 
+    /// Within a runtime.
     pub(crate) fn new(parts: Parts) -> Result<Self> {
         let options = &parts.host.options;
-        let controller = |text: &String| {
-            Ok(Controller {
-                url: controller::task_url(text)?,
-                kin: Kin::Stranger,
-                trouble: None,
-            })
-        };
-        let controllers = options
-            .controllers
-            .iter()
-            .map(controller)
-            .collect::<Result<_>>()?;
-        let allowed = options
-            .allow_result_url
-            .iter()
-            .map(|text| controller::parse_url(text));
-        let allowed_result_urls = allowed.collect::<Result<_, _>>()?;
+        let config = config_of(options)?;
+        let allowed_result_urls = allowed_result_urls(options)?;
         let state = options.state_dir();
         let hint = || {
             format!(
@@ -161,307 +180,142 @@ impl Agent {
             && !options.dump_task
             && !options.dump_result
             && options.fake_request.is_none();
-        let delivery = if posts {
+        let results = if posts {
             // Agents of several toolchains share the host, and the default.
             let own = state.join(parts.host.toolchain.as_str());
-            Some(Delivery::new(Spool::open(&own).with_context(hint)?))
+            let spool = Spool::open(&own).with_context(hint)?;
+            let bounds = Bounds::of_mib(options.spool_max);
+            Some(Delivery::start(spool, Arc::clone(&parts.link), bounds))
         } else {
             None
         };
-        let sources = Cache::open(&state).with_context(hint)?;
+        let sources = Arc::new(Cache::open(&state).with_context(hint)?);
+        let begin = Instant::now();
         Ok(Self {
-            controllers,
             allowed_result_urls,
-            delivery,
-            sources,
-            host: parts.host,
-            link: parts.link,
-            signer: parts.signer,
+            supervisor: Supervisor::new(config, rand::random()),
+            steering: steer::Steering::new(options, begin),
+            configuration: parts.configuration,
+            context: Context {
+                host: Arc::new(parts.host),
+                link: parts.link,
+                keys: parts.keys,
+                results,
+                sources,
+            },
             out: parts.out,
-            first: 0,
             inventory: Inventory::default(),
-            had_machines: None,
+            machines: HashMap::new(),
+            has_looked: false,
+            look_again: None,
+            given: HashMap::new(),
+            asks: HashMap::new(),
+            runs: BTreeMap::new(),
+            jobs: JoinSet::new(),
+            names: HashMap::new(),
+            suspended: Pool::default(),
+            changed: Arc::new(Notify::new()),
+            seen: show::Seen::default(),
+            begin,
+            is_done: false,
         })
     }
 
-    /// Works until there is nothing more to do, something is at fault, or `stop` is
-    /// cancelled; a task that is not finished then is given back.
-    async fn until(&mut self, stop: &CancellationToken) -> Result<()> {
-        let ended = tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                tracing::info!("agent stopped");
-                Ok(())
+    /// Works until there is nothing more to do, something is at fault, or it is told to
+    /// end; a task that is not finished then is given back.
+    pub(crate) async fn until(mut self, signals: &mut Signals) -> Result<()> {
+        let host = Arc::clone(&self.context.host);
+        // What a run before this one has left goes first.
+        let sweeps = Arc::clone(&host);
+        host.blocking.run(move || inventory::sweep(&sweeps)).await;
+        let options = &host.options;
+        let ended = if options.dump_machines || options.fake_request.is_some() {
+            tokio::select! {
+                biased;
+                () = end(signals) => {
+                    tracing::info!("agent stopped");
+                    Ok(())
+                }
+                ended = self.once() => ended,
             }
-            ended = self.work() => ended,
+        } else {
+            self.drive(signals).await
         };
-        if let Some(delivery) = &mut self.delivery {
-            let posted = tokio::time::timeout(GIVE_BACK, delivery.give_back(&*self.link)).await;
-            if posted.is_err() {
-                tracing::warn!("the controller does not answer; it is told at the next start");
-            }
-        }
+        self.wind_up().await;
         ended
     }
 
-    /// Turns until there is nothing more to do, which for a daemon is never.
-    async fn work(&mut self) -> Result<()> {
-        Inventory::sweep(&self.host);
-        loop {
-            match self.turn().await? {
-                Turn::Again => {}
-                Turn::Ended => return Ok(()),
-                Turn::Idle => tokio::time::sleep(self.pause()).await,
-            }
+    fn suspended_bounds(&self) -> SuspendedBounds {
+        let options = &self.context.host.options;
+        SuspendedBounds {
+            count: usize::try_from(options.suspend_max).unwrap_or(usize::MAX),
+            time: options.suspend_timeout(),
         }
     }
 
-    /// How long to pause when there is nothing to do.
-    pub(crate) fn pause(&self) -> Duration {
-        let all_ours = self.controllers.iter().all(|c| c.kin == Kin::Ours);
-        let idle = match self.host.options.idle_pause {
-            Some(seconds) => Duration::from_secs(seconds),
-            None if self.had_machines == Some(false) => IDLE_PAUSE_OURS,
-            None if all_ours && self.controllers.len() == 1 => IDLE_PAUSE_HELD,
-            None if all_ours => IDLE_PAUSE_OURS,
-            None => IDLE_PAUSE,
-        };
-        match self.delivery.as_ref().and_then(Delivery::next_due) {
-            Some(due) => idle.min(due.saturating_duration_since(Instant::now())),
-            None => idle,
-        }
-    }
-
-    /// One turn of the loop.
-    pub(crate) async fn turn(&mut self) -> Result<Turn> {
-        let options = &self.host.options;
-        if let Some(delivery) = &mut self.delivery {
-            delivery.deliver(&*self.link).await;
-        }
-        let machines = match &options.fake_machine {
-            Some(file) => vec![inventory::fake_machine(&self.host, file)?],
-            None => self.inventory.take(&self.host, &mut Silent).await?,
-        };
-        if options.dump_machines {
-            let mut text = String::new();
-            for machine in &machines {
-                text.push_str(&machine.header().serialize(options.era.into())?);
-            }
-            return self.print(&text);
-        }
-        if machines.is_empty() {
-            if options.fake_request.is_some() {
-                bail!(
-                    "no build machines for toolchain {} in {}",
-                    self.host.toolchain,
-                    options.machines.display()
-                );
-            }
-            if self.had_machines != Some(false) {
-                tracing::warn!("no build machines for toolchain {}", self.host.toolchain);
-            }
-            self.had_machines = Some(false);
-            return Ok(Turn::Idle);
-        }
-        self.had_machines = Some(true);
-
-        let (assignment, from, kin) = match &options.fake_request {
-            Some(file) => {
-                let name = file.display().to_string();
-                let body = std::fs::read(file).with_context(|| format!("unable to read {name}"))?;
-                (assignment::fake(&body, &name)?, name, Kin::Stranger)
-            }
-            None => match self.ask(&machines).await? {
-                Asked::Task(assignment, controller) => {
-                    let Controller { url, kin, .. } = &self.controllers[controller];
-                    (*assignment, url.to_string(), *kin)
-                }
-                // The seed ends so, and says nothing on standard output.
-                Asked::UnknownMachine if self.host.options.dump_task => return Ok(Turn::Ended),
-                Asked::UnknownMachine | Asked::Nothing => {
-                    tracing::debug!("no tasks from any controllers, sleeping");
-                    return Ok(Turn::Idle);
-                }
-            },
-        };
-        let Some(machine) = machines
-            .iter()
-            .find(|m| m.header().name == assignment.task.machine)
-        else {
-            // Only --fake-request comes here: a controller's answer was checked.
-            let machine = assignment.task.machine;
-            let unknown = UnknownMachine { from, machine };
-            if self.host.options.dump_task {
-                tracing::error!("{unknown}");
-                return Ok(Turn::Ended);
-            }
-            return Err(unknown.into());
-        };
-        self.perform(assignment, machine, &from, kin).await
-    }
-
-    async fn perform(
-        &mut self,
-        assignment: Assignment,
-        machine: &Machine,
-        from: &str,
-        kin: Kin,
-    ) -> Result<Turn> {
-        let options = &self.host.options;
-        let mut task = assignment.task;
-        tracing::info!(
-            "task for {}/{} on {} from {from}",
-            task.name,
-            task.version,
-            task.machine
-        );
-        if options.dump_task {
-            let text = task.serialize(assignment.era)?;
-            return self.print(&text);
-        }
-        if !options.trust.is_empty() {
-            task.trust.clone_from(&options.trust);
-        }
-        if assignment.agent_checksum.as_deref() != Some(AGENT_CHECKSUM) {
-            // Another agent built it: what its worker found cannot be relied on.
-            task.worker_checksum = None;
-            task.dependency_checksum = None;
-        }
-        // Before the build: a key that cannot sign makes hours of work worthless.
-        // The set-up is at fault, so this ends the agent, as in the seed.
-        let challenge = match (&assignment.challenge, &self.signer) {
-            (Some(challenge), Some(signer)) => Some(
-                signer
-                    .sign(challenge)
-                    .await
-                    .context("unable to sign task response challenge")?,
-            ),
-            _ => None,
-        };
-        let era = match Era::from(options.era) {
-            Era::Later => Era::Later,
-            Era::Y2017 => assignment.era,
-        };
-        let answer = |result: BuildResult| ResultRequest {
-            session: assignment.session.clone(),
-            challenge: challenge.clone(),
-            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
-            result,
-        };
-        // A stranger of 2017 does not know this status: it gives the task to another
-        // agent when its time is over, as ever.
-        let knows_interrupt = kin == Kin::Ours || era == Era::Later;
-        let held = match (&assignment.result_url, &mut self.delivery) {
-            (Some(url), Some(delivery)) if knows_interrupt => {
-                let given_up = BuildResult::new(&task.name, &task.version, Status::Interrupt);
-                let held = delivery.hold(url, &answer(given_up));
-                // It only makes the controller wait if things go wrong.
-                held.map_err(|e| tracing::warn!("{e:#}")).ok()
-            }
-            _ => None,
-        };
-
-        let performed = if options.fake_machine.is_some() && !options.fake_build {
-            fake::perform(&self.host, &task, assignment.era).await?
-        } else {
-            match self.build(&task, assignment.era, machine, from).await {
-                Ok(result) => result,
-                Err(e) if host::is_at_fault(&e) => return Err(e),
-                Err(e) => {
-                    if is_of_link(&e) {
-                        tracing::error!("build error: {e:#}");
-                    } else {
-                        let pause = self.inventory.penalize(machine).as_secs();
-                        let name = &machine.dir.name;
-                        tracing::error!(
-                            "build error: machine {name}: left alone for {pause} s: {e:#}"
-                        );
-                    }
-                    result::of_agent(&task, Status::Abort, &format!("{e:#}"))
-                }
-            }
-        };
-        if self.host.options.dump_result {
-            return self.print(&performed.serialize(era)?);
-        }
-        let (Some(result_url), Some(delivery)) = (&assignment.result_url, &mut self.delivery)
-        else {
-            tracing::info!("{}/{}: {}", task.name, task.version, performed.status);
-            return Ok(Turn::Ended);
-        };
-        tracing::info!(
-            "built {}/{} on {} for {from}: {}",
-            task.name,
-            task.version,
-            task.machine,
-            performed.status
-        );
-        let request = answer(performed);
-        let kept = match delivery.add(result_url, &request, era) {
-            Ok(()) => true,
-            Err(e) => {
-                // No room on the disk must not cost the result.
-                tracing::error!("{e:#}; uploading the result without keeping it");
-                let body = result::fit(&request, era, result::STRANGERS_LIMIT)?;
-                match self.link.post_result(result_url, body.into_bytes()).await {
-                    controller::Posted::Taken => true,
-                    posted => {
-                        tracing::error!("unable to upload result to {result_url}: {posted:?}");
-                        false
-                    }
-                }
-            }
-        };
-        match held {
-            Some(held) if kept => delivery.release(&held),
-            // The result is lost: somebody else may do the task.
-            Some(_) => delivery.give_back(&*self.link).await,
-            None => {}
-        }
-        delivery.deliver(&*self.link).await;
-        Ok(Turn::Again)
-    }
-
-    async fn build(
-        &self,
-        task: &bbot_manifest::Task,
-        era: Era,
-        machine: &Machine,
-        from: &str,
-    ) -> Result<BuildResult> {
-        let controller = controller::parse_url(from).ok();
-        let archive = controller.and_then(|c| Archive::of_task(&task.repository_url, &c));
-        let source = match &archive {
-            Some(archive) if !self.host.options.fake_build => {
-                Some(self.sources.get(&*self.link, archive).await?)
-            }
-            _ => None,
-        };
-        let job = Job {
-            machine,
-            task,
-            era,
-            source: source.as_ref(),
-        };
-        task::perform(&self.host, &job, &mut Silent).await
-    }
-
-    fn print(&mut self, text: &str) -> Result<Turn> {
-        match self
-            .out
-            .write_all(text.as_bytes())
-            .and_then(|()| self.out.flush())
-        {
+    /// Prints what a dump prints; that was all that was asked for.
+    fn print(&mut self, text: &str) -> Result<()> {
+        self.is_done = true;
+        let written = self.out.write_all(text.as_bytes());
+        match written.and_then(|()| self.out.flush()) {
             // Whoever reads has seen enough.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Turn::Ended),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(e) => Err(e).context("unable to write to standard output"),
-            Ok(()) => Ok(Turn::Ended),
+            Ok(()) => Ok(()),
         }
     }
 }
 
+async fn open_keys(options: &Options) -> Result<Keys> {
+    Keys::open(
+        &options.auth_key,
+        options.openssl.as_deref(),
+        &options.openssl_option,
+    )
+    .await
+    .context("unable to obtain authentication public key")
+}
+
+fn open_link(options: &Options) -> Result<Arc<dyn Link>> {
+    let settings = Settings {
+        timeout: Duration::from_secs(options.request_timeout),
+        ca: options.ca.clone(),
+    };
+    Ok(Arc::new(Http::open(&settings)?))
+}
+
+fn allowed_result_urls(options: &Options) -> Result<Arc<[Url]>> {
+    let urls = options.allow_result_url.iter();
+    let urls = urls.map(|text| controller::parse_url(text));
+    Ok(urls.collect::<Result<Vec<_>, _>>()?.into())
+}
+
+/// What the supervisor is told of the options.
+fn config_of(options: &Options) -> Result<Config> {
+    let controller = |argument: &String| {
+        let (priority, url) = Priority::split(argument)?;
+        Ok(ControllerConfig {
+            url: controller::task_url(url)?.to_string(),
+            priority,
+        })
+    };
+    let controllers = options.controllers.iter().map(controller);
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Config {
+        slots: options.instance_max,
+        cpus: options.cpu,
+        ram_kib: options.ram,
+        cpu_budget: options.host_cpu,
+        ram_budget: Some(options.ram_budget()),
+        host_cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        controllers: controllers.collect::<Result<_>>()?,
+        hold: HOLD.min(Duration::from_secs(options.request_timeout) / 2),
+        idle_pause: options.idle_pause.map(Duration::from_secs),
+    })
+}
+
 /// What a daemon says first (the seed).
-fn banner(options: &Options, signer: Option<&Signer>) {
+fn banner(options: &Options, keys: &Keys) {
     if !options.systemd_daemon {
         return;
     }
@@ -469,8 +323,12 @@ fn banner(options: &Options, signer: Option<&Signer>) {
     let line = |name: &str, value: &dyn std::fmt::Display| {
         tracing::info!("{name:<14} {value}");
     };
-    if let Some(signer) = signer {
-        line("auth key fp", &signer.fingerprint());
+    for argument in &options.controllers {
+        let url = Priority::split(argument).map_or(argument.as_str(), |(_, url)| url);
+        let key = controller::task_url(url).ok().and_then(|url| keys.of(&url));
+        if let Some(signer) = key {
+            line("auth key fp", &signer.fingerprint());
+        }
     }
     line("toolchain name", &options.toolchain_name);
     line("toolchain num", &options.toolchain_num);
@@ -479,20 +337,13 @@ fn banner(options: &Options, signer: Option<&Signer>) {
         "toolchain id",
         &options.toolchain_id.as_deref().unwrap_or_default(),
     );
+    line("instances", &options.instance_max);
     line("CPU(s)", &options.cpu);
     line("RAM(kB)", &options.ram);
+    line("host RAM(kB)", &options.ram_budget());
     for url in &options.controllers {
         line("controller url", url);
     }
-}
-
-/// Whether an error is the controller's, or of the way to it: another task may do better
-/// on the same machine.
-fn is_of_link(error: &anyhow::Error) -> bool {
-    use controller::LinkError;
-    error
-        .downcast_ref::<LinkError>()
-        .is_some_and(|e| !matches!(e, LinkError::Write { .. }))
 }
 
 #[cfg(test)]

@@ -1,23 +1,34 @@
 //! Making a machine ready for builds: it is started with nothing but a toolchain
-//! to fetch, and says what it has become.
+//! to fetch, says what it has become, and takes the place of what there was.
+//!
+//! A revision or toolchain that changes meanwhile makes the bootstrapped machine
+//! worth nothing: it is thrown away, and the next look at the machine says what is
+//! to be done instead.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bbot_machine::durable;
-use bbot_machine::machine::{Disk, ShutdownOutcome, StartSpec, Tftp};
-use bbot_machine::owner::Temporary;
+use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, MachineDir};
+use bbot_machine::machine::{Disk, ShutdownOutcome};
+use bbot_machine::owner::{OwnerError, Temporary};
+use bbot_machine::volume::Volume;
 use bbot_manifest::{
     BootstrapManifest, BootstrappedMachine, Mac, MachineManifest, ToolchainManifest,
 };
-use bbot_tftp::{Event, Limits, Root};
+use bbot_tftp::{Event, Root};
 
+use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
+use crate::inventory::decide::{self, Decision, Why};
+use crate::inventory::{self, MacFile};
 use crate::options::BOOTSTRAP_SHUTDOWN;
-use crate::run::{self, Progress, Stage, Startup, Waited};
+use crate::run::{self, Left, Progress, Running, Share, Stage, Start, Startup, Waited};
 use crate::toolchain::Toolchain;
+use crate::version;
 
 /// The file that the machine uploads when it is done.
 const MANIFEST: &str = "manifest";
@@ -31,179 +42,321 @@ const NO_ID: &str = "bogus";
 /// The card of a machine that was never started (`--fake-bootstrap`).
 pub(crate) const FAKE_MAC: Mac = Mac([0xde, 0xad, 0xbe, 0xef, 0xde, 0xad]);
 
+/// What is to be bootstrapped.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where the machine is in the layout.
+    pub dir: MachineDir,
+    /// Its current revision.
+    pub revision: PathBuf,
+    /// Where the bootstrapped machine goes, `<machine>-<toolchain>`.
+    pub directory: PathBuf,
+    /// The revision's manifest.
+    pub manifest: MachineManifest,
+    /// The address of the bootstrapped machine that is there.
+    pub mac: Option<Mac>,
+    /// With this toolchain. None: nothing is started (`--fake-bootstrap`).
+    pub toolchain: Option<Toolchain>,
+    /// The toolchain's id, as the machine will bear it.
+    pub toolchain_id: Option<String>,
+    /// Why.
+    pub why: Why,
+    /// What its copies are made with.
+    pub volume: Arc<dyn Volume>,
+}
+
 /// How a bootstrap ended.
 #[derive(Debug)]
+pub(crate) struct Bootstrapped {
+    pub(crate) outcome: Outcome,
+    /// Its machine, which is to be ended or kept. None where it has ended in good order.
+    pub(crate) left: Option<Left>,
+}
+
+/// What a bootstrap has come to.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The temporary is the bootstrapped machine, its manifest written.
-    Done(Temporary, Box<BootstrappedMachine>),
-    /// It did not get there; it was told why.
-    Failed,
+    /// The bootstrapped machine is in its place.
+    Done,
+    /// The machine or its toolchain has changed meanwhile: it must be looked at again.
+    Stale(&'static str),
+    /// It did not get there: why.
+    Failed(String),
 }
 
-/// What is to be bootstrapped.
-pub(crate) struct Plan<'a> {
-    /// The machine's manifest.
-    pub(crate) manifest: &'a MachineManifest,
-    /// The address that it had before.
-    pub(crate) mac: Option<Mac>,
-    /// Called with the address that it has, as soon as that is known.
-    pub(crate) keep_mac: &'a mut (dyn FnMut(Mac) + Send),
-    /// With this toolchain.
-    pub(crate) toolchain: &'a Toolchain,
-    /// Makes another copy of the machine: the seed's retries start from what the
-    /// try before has left, ours do not.
-    pub(crate) copy: &'a mut (dyn FnMut() -> Result<Temporary> + Send),
+impl Bootstrapped {
+    fn without_machine(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            left: None,
+        }
+    }
 }
 
-/// Takes a machine as bootstrapped without starting it.
-pub(crate) fn fake(
-    copy: Temporary,
-    manifest: &MachineManifest,
-    toolchain_id: Option<&str>,
-) -> Result<Outcome> {
-    let mut machine = manifest.clone();
-    machine.mac = Some(FAKE_MAC);
-    finish(copy, machine, toolchain_id, BootstrapManifest::ours())
-}
-
-/// Bootstraps a machine in a copy of it.
+/// Bootstraps a machine in a copy of it and puts the copy in its place. Nothing of the
+/// run is left when this is dropped.
 ///
 /// # Errors
 ///
 /// When the run cannot be prepared or the machine cannot be started.
 pub(crate) async fn bootstrap(
     host: &Host,
-    plan: Plan<'_>,
-    first: Temporary,
+    plan: &Plan,
+    share: Share,
     progress: &mut dyn Progress,
-) -> Result<Outcome> {
-    let options = &host.options;
-    let name = &plan.manifest.header.name;
-    let folders = RunFolders::create(host, "bootstrap", &[])?;
-    let startup = options.bootstrap_startup(host.accelerator);
-    let limit = Duration::from_secs(options.bootstrap_timeout);
-    let keep = options.suspend_timeout();
-    let mut mac = plan.manifest.mac.or(plan.mac);
-    let mut copy = first;
-
-    for attempt in 0..=options.bootstrap_retries {
-        if attempt > 0 {
-            copy.delete()?;
-            copy = (plan.copy)()?;
+) -> Result<Bootstrapped> {
+    let name = &plan.dir.name;
+    match plan.why {
+        Why::New => tracing::debug!("bootstrapping {}", plan.directory.display()),
+        why => tracing::debug!("re-bootstrapping {}: {why}", plan.directory.display()),
+    }
+    progress.stage(&Stage::Bootstrapping {
+        machine: name.clone(),
+        why: plan.why.to_string(),
+    });
+    let copy = match copy_of(host, plan).await {
+        Ok(copy) => copy,
+        Err(e) if e.is_race() => {
+            return Ok(Bootstrapped::without_machine(Outcome::Stale(
+                "its revision was replaced",
+            )));
         }
+        Err(e) => return Err(e.into()),
+    };
+    // The copy's own, since the revision may be another one by now.
+    let manifest = inventory::read_machine(&plan.dir, copy.path())?;
+    if manifest.header.id != plan.manifest.header.id {
+        copy.delete().await?;
+        return Ok(Bootstrapped::without_machine(Outcome::Stale(
+            "its revision was replaced",
+        )));
+    }
+    let Some(toolchain) = &plan.toolchain else {
+        let mut machine = manifest;
+        machine.mac = Some(FAKE_MAC);
+        let outcome = finish(host, plan, copy, machine, BootstrapManifest::ours()).await?;
+        return Ok(Bootstrapped::without_machine(outcome));
+    };
+    start_and_watch(host, plan, share, copy, manifest, toolchain, progress).await
+}
+
+async fn start_and_watch(
+    host: &Host,
+    plan: &Plan,
+    share: Share,
+    first: Copied,
+    mut manifest: MachineManifest,
+    toolchain: &Toolchain,
+    progress: &mut dyn Progress,
+) -> Result<Bootstrapped> {
+    let options = &host.options;
+    let name = &plan.dir.name;
+    let folders = RunFolders::create(host, "bootstrap", &[])?;
+    let mac_file = MacFile::of(&plan.dir, host);
+    let mut mac = manifest.mac.or(plan.mac).or_else(|| mac_file.read());
+    let mut copy = first;
+    let mut attempt = 0;
+    let (mut running, alive) = loop {
         progress.stage(&Stage::Starting {
             machine: name.clone(),
             attempt: attempt + 1,
         });
-        let root = Root::new().get_folder(&plan.toolchain.path).put_once(
+        let root = Root::new().get_folder(&toolchain.path).put_once(
             &[MANIFEST],
             folders.path(),
             MANIFEST_LIMIT,
         );
-        let sockets = host.socket_folder()?;
-        let mut machine = host
-            .hypervisor
-            .start(StartSpec {
-                directory: copy.path().to_owned(),
-                manifest: plan.manifest.clone(),
-                mac,
-                cpus: options.cpu,
-                ram_kib: options.ram,
-                network: options.machine_network(),
-                accelerator: host.accelerator,
-                disk: Disk::Kept,
-                tftp: Tftp {
-                    root,
-                    limits: Limits::wire(),
-                },
-                run_dir: sockets.path().to_owned(),
-                user: options.qemu_user.clone(),
-            })
-            .await?;
-        let machine = machine.as_mut();
-        mac = Some(machine.mac());
-        (plan.keep_mac)(machine.mac());
-
+        let start = Start {
+            manifest: &manifest,
+            mac,
+            share,
+            disk: Disk::Kept,
+            root,
+        };
+        let mut running = Running::start(host, copy, start).await?;
+        mac = Some(running.machine.mac());
+        mac_file.write(running.machine.mac());
         // Any request will do: what the original's images fetch first is their
         // own affair.
         let asks = |event: &Event| matches!(event, Event::Requested { .. });
-        if let Startup::MisBoot(why) = run::until_alive(machine, startup, asks).await {
-            if attempt == options.bootstrap_retries {
-                let what = format!("bootstrap startup timeout ({why})");
-                run::suspend(machine, &what, copy.path(), keep).await;
-                return Ok(Outcome::Failed);
+        let limit = options.bootstrap_startup(host.accelerator);
+        let alive = run::until_alive(running.machine.as_mut(), limit, asks).await;
+        match &alive {
+            Startup::MisBoot(why) if attempt < options.bootstrap_retries => {
+                tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
+                running.end().await?;
+                attempt += 1;
+                // The seed's retries start from what the try before has left.
+                copy = copy_of(host, plan).await?;
             }
-            tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
-            run::force_down(machine).await;
-            continue;
+            _ => break (running, alive),
         }
-        progress.stage(&Stage::Working {
-            machine: name.clone(),
-        });
-
-        let path = match run::until_uploaded(machine, limit, &[MANIFEST], |_, _| {}).await {
-            Waited::Uploaded { path, .. } => path,
-            Waited::TimedOut => {
-                run::suspend(machine, "bootstrap timeout", copy.path(), keep).await;
-                return Ok(Outcome::Failed);
-            }
-            Waited::Panicked => {
-                run::suspend(machine, "kernel panic during bootstrap", copy.path(), keep).await;
-                return Ok(Outcome::Failed);
-            }
-            Waited::Ended(exit) => {
-                tracing::error!("machine {name} ended before it was bootstrapped: {exit}");
-                return Ok(Outcome::Failed);
-            }
-        };
-        // What the guest has written must be on its disk.
-        match machine.shutdown(BOOTSTRAP_SHUTDOWN).await? {
-            ShutdownOutcome::Down => {}
-            ShutdownOutcome::TimedOut => {
-                run::suspend(machine, "bootstrap shutdown timeout", copy.path(), keep).await;
-                return Ok(Outcome::Failed);
-            }
+    };
+    let watched = match alive {
+        Startup::MisBoot(why) => Err(Fault::look(format!("bootstrap startup timeout ({why})"))),
+        Startup::HostFull(detail) => Err(Fault::host_full(&detail)),
+        Startup::Alive => {
+            progress.stage(&Stage::Working {
+                machine: name.clone(),
+            });
+            watch(&mut running, name, options.bootstrap_timeout).await?
         }
-        progress.stage(&Stage::Finished {
-            machine: name.clone(),
-        });
-
-        let bytes =
-            fs::read(&path).with_context(|| format!("unable to read {}", path.display()))?;
-        let source = format!("bootstrap manifest of {name}");
-        let versions = match BootstrapManifest::parse(&bytes, &source) {
-            Ok(versions) => versions,
-            Err(e) => {
-                tracing::error!("{e}");
-                return Ok(Outcome::Failed);
-            }
-        };
-        let mut manifest = plan.manifest.clone();
-        manifest.mac = mac;
-        return finish(copy, manifest, plan.toolchain.id.as_deref(), versions);
-    }
-    unreachable!("the last try returns")
+    };
+    let versions = match watched {
+        Ok(versions) => versions,
+        Err(Fault { why, look }) => {
+            return Ok(Bootstrapped {
+                outcome: Outcome::Failed(why.clone()),
+                left: Some(Left {
+                    running,
+                    _folders: folders,
+                    name: name.clone(),
+                    share,
+                    look: look.then_some(why),
+                }),
+            });
+        }
+    };
+    progress.stage(&Stage::Finished {
+        machine: name.clone(),
+    });
+    manifest.mac = mac;
+    let copy = running.into_copy();
+    let outcome = finish(host, plan, copy, manifest, versions).await?;
+    Ok(Bootstrapped::without_machine(outcome))
 }
 
-/// Writes the bootstrapped machine's manifest over the machine's.
-fn finish(
-    copy: Temporary,
+/// Why a bootstrap has failed, and whether there is something to look at.
+struct Fault {
+    why: String,
+    look: bool,
+}
+
+impl Fault {
+    fn look(why: String) -> Self {
+        Self { why, look: true }
+    }
+
+    fn over(why: String) -> Self {
+        Self { why, look: false }
+    }
+
+    fn host_full(detail: &str) -> Self {
+        Self::over(format!(
+            "the build host has no room for what the guest writes: {detail}"
+        ))
+    }
+}
+
+/// Waits for what a guest that is alive uploads, and for its shutdown.
+async fn watch(
+    running: &mut Running,
+    name: &str,
+    limit: u64,
+) -> Result<Result<BootstrapManifest, Fault>> {
+    let machine = running.machine.as_mut();
+    let limit = Duration::from_secs(limit);
+    let path = match run::until_uploaded(machine, limit, &[MANIFEST], |_, _| {}).await {
+        Waited::Uploaded { path, .. } => path,
+        Waited::TimedOut => return Ok(Err(Fault::look("bootstrap timeout".to_owned()))),
+        Waited::Panicked => {
+            let why = "kernel panic during bootstrap".to_owned();
+            return Ok(Err(Fault::look(why)));
+        }
+        Waited::Restarting => {
+            let why = "the guest restarts for ever".to_owned();
+            return Ok(Err(Fault::look(why)));
+        }
+        Waited::HostFull(detail) => return Ok(Err(Fault::host_full(&detail))),
+        Waited::Ended(exit) => {
+            let why = format!("it ended before it was bootstrapped: {exit}");
+            return Ok(Err(Fault::over(why)));
+        }
+    };
+    // What the guest has written must be on its disk.
+    match machine.shutdown(BOOTSTRAP_SHUTDOWN).await? {
+        ShutdownOutcome::Down => {}
+        ShutdownOutcome::TimedOut => {
+            return Ok(Err(Fault::look("bootstrap shutdown timeout".to_owned())));
+        }
+    }
+    let bytes = fs::read(&path).with_context(|| format!("unable to read {}", path.display()))?;
+    let source = format!("bootstrap manifest of {name}");
+    Ok(BootstrapManifest::parse(&bytes, &source).map_err(|e| Fault::over(e.to_string())))
+}
+
+async fn copy_of(host: &Host, plan: &Plan) -> Result<Copied, OwnerError> {
+    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
+    let (volume, dir, revision) = (
+        Arc::clone(&plan.volume),
+        plan.dir.clone(),
+        plan.revision.clone(),
+    );
+    let copy = move || Temporary::snapshot(&instance, &volume, &dir, &toolchain, &revision);
+    Copied::make(&host.blocking, copy).await
+}
+
+/// Writes the bootstrapped machine's manifest over the machine's, and puts it in its
+/// place, unless it is obsolete by now.
+async fn finish(
+    host: &Host,
+    plan: &Plan,
+    copy: Copied,
     machine: MachineManifest,
-    toolchain_id: Option<&str>,
     bootstrap: BootstrapManifest,
 ) -> Result<Outcome> {
+    let toolchain_id = plan.toolchain_id.as_deref().unwrap_or(NO_ID).to_owned();
     let machine = BootstrappedMachine {
         machine,
-        toolchain: ToolchainManifest {
-            id: toolchain_id.unwrap_or(NO_ID).to_owned(),
-        },
+        toolchain: ToolchainManifest { id: toolchain_id },
         bootstrap,
     };
     let text = machine
         .serialize()
         .context("unable to write the bootstrapped machine's manifest")?;
-    write_manifest(&copy.path().join(MANIFEST), &text)?;
-    Ok(Outcome::Done(copy, Box::new(machine)))
+    let path = copy.path().join(MANIFEST);
+    host.blocking
+        .run(move || write_manifest(&path, &text))
+        .await?;
+    if let Some(what) = changed(host, plan) {
+        copy.delete().await?;
+        return Ok(Outcome::Stale(what));
+    }
+    // The old one, and with it its address, was there until now.
+    copy.replace(&plan.directory).await?;
+    let own = version::own();
+    if decide::after_bootstrap(&own, &machine.bootstrap) == Decision::Leave {
+        tracing::warn!(
+            "ignoring {}: its worker is newer than this agent",
+            plan.directory.display()
+        );
+    } else if decide::compare_worker(&machine.bootstrap, &own).is_lt() {
+        tracing::warn!(
+            "bootstrapped {} worker is older than agent; assuming test setup",
+            plan.directory.display()
+        );
+        // Bootstrapped again it would be the same.
+        host.accept_older(&plan.directory, &machine);
+    }
+    Ok(Outcome::Done)
+}
+
+/// What has changed since the bootstrap began.
+fn changed(host: &Host, plan: &Plan) -> Option<&'static str> {
+    let current = layout::resolve_current(&plan.dir, BOOTSTRAP_PROTOCOL)
+        .ok()
+        .flatten();
+    let id = current
+        .and_then(|current| inventory::read_machine(&plan.dir, &current).ok())
+        .map(|manifest| manifest.header.id);
+    if id.as_ref() != Some(&plan.manifest.header.id) {
+        return Some("its revision was replaced");
+    }
+    let now = host.toolchain_now().ok().and_then(|now| now.id);
+    if plan.toolchain.is_some() && now != plan.toolchain_id {
+        return Some("the toolchain was replaced");
+    }
+    None
 }
 
 fn write_manifest(path: &Path, text: &str) -> Result<()> {

@@ -1,18 +1,22 @@
 //! What every run needs to know of its host: the options, the hypervisor, who
 //! we are, and where things are.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use bbot_machine::accel::{self, Accelerator};
+use bbot_machine::bridge;
 use bbot_machine::hypervisor::Hypervisors;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, ToolchainName};
 use bbot_machine::machine::Hypervisor;
 use bbot_machine::nspawn::Nspawn;
 use bbot_machine::owner::Instance;
 use bbot_machine::qemu::Qemu;
+use bbot_manifest::BootstrappedMachine;
 
+use crate::blocking::Blocking;
 use crate::folder::{self, RunFolder};
 use crate::options::Options;
 use crate::toolchain::{self, Toolchain};
@@ -22,7 +26,7 @@ const RUN_PREFIX: &str = "run-";
 const SOCKETS_PREFIX: &str = "bbot-run-";
 
 /// The build host, as one agent sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Host {
     /// What the operator wants.
     pub options: Options,
@@ -34,7 +38,16 @@ pub struct Host {
     pub instance: Instance,
     /// The toolchain's name.
     pub toolchain: ToolchainName,
+    /// What blocks is done there.
+    pub blocking: Blocking,
+    /// Machines with a worker older than the agent that were bootstrapped all the same.
+    pub older: Older,
 }
+
+/// Bootstrapped machines whose worker is older than the agent, with the ids of machine
+/// and toolchain: to bootstrap them again would give the same.
+#[derive(Debug, Clone, Default)]
+pub struct Older(Arc<Mutex<HashMap<PathBuf, (String, String)>>>);
 
 /// The folders of one run below the TFTP root; gone when this is dropped.
 #[derive(Debug)]
@@ -115,6 +128,8 @@ impl Host {
             accelerator,
             instance,
             toolchain,
+            blocking: Blocking::default(),
+            older: Older::default(),
         })
     }
 
@@ -126,6 +141,22 @@ impl Host {
             toolchain.id = Some(id.clone()).filter(|id| !id.is_empty());
         }
         Ok(toolchain)
+    }
+
+    /// Remembers a machine whose worker is older than the agent although it was
+    /// bootstrapped just now.
+    pub(crate) fn accept_older(&self, directory: &Path, machine: &BootstrappedMachine) {
+        let ids = (machine.machine.header.id.clone(), machine.toolchain.id.clone());
+        let mut older = self.older.0.lock().unwrap_or_else(PoisonError::into_inner);
+        older.insert(directory.to_owned(), ids);
+    }
+
+    /// Whether that is so of this one.
+    pub(crate) fn accepts_older(&self, directory: &Path, machine: &BootstrappedMachine) -> bool {
+        let older = self.older.0.lock().unwrap_or_else(PoisonError::into_inner);
+        older.get(directory).is_some_and(|(machine_id, toolchain_id)| {
+            *machine_id == machine.machine.header.id && *toolchain_id == machine.toolchain.id
+        })
     }
 
     /// Finds out whether runs will have a place for their folders.
@@ -157,6 +188,9 @@ impl Host {
             folder::sweep(&parent, SOCKETS_PREFIX);
         }
         Nspawn::sweep();
+        for problem in bridge::sweep(Path::new(bridge::RECORDS)).problems {
+            tracing::warn!("{:#}", anyhow::Error::new(problem));
+        }
     }
 }
 
@@ -174,7 +208,7 @@ fn socket_parents() -> [PathBuf; 2] {
 }
 
 /// Whether an error is the host's and not one machine's: every machine would fail
-/// alike, so the agent ends instead of going through them all.
+/// alike.
 pub(crate) fn is_at_fault(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),

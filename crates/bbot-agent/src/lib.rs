@@ -28,7 +28,10 @@
 mod agent;
 pub mod assignment;
 pub mod auth;
-mod bootstrap;
+pub mod blocking;
+pub mod bootstrap;
+pub mod config;
+pub mod control;
 pub mod controller;
 pub mod delivery;
 pub mod diagnostics;
@@ -49,8 +52,9 @@ pub mod source;
 pub mod spool;
 pub mod status;
 pub mod supervisor;
+pub mod suspended;
 pub mod task;
 pub mod toolchain;
 pub mod version;
 
-pub use agent::run;
+pub use agent::{run, serve};

@@ -3,17 +3,16 @@
 
 use std::process::ExitCode;
 
+use bbot_agent::config::{ConfigError, Configuration};
+use bbot_agent::control::{Control, Signal};
 use bbot_agent::diagnostics::{self, Form};
-use bbot_agent::options::Options;
-use clap::Parser as _;
 use clap::error::ErrorKind;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
-        Ok(options) => options,
-        Err(e) => {
+    let configuration = match Configuration::read(std::env::args_os()) {
+        Ok(configuration) => configuration,
+        Err(ConfigError::CommandLine(e)) => {
             // Nobody to tell when even this fails.
             let _ = e.print();
             return match e.kind() {
@@ -21,15 +20,20 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             };
         }
+        Err(e) => {
+            eprint!("{}", diagnostics::fatal(Form::Plain, &e.to_string()));
+            return ExitCode::FAILURE;
+        }
     };
+    let options = configuration.options();
     if options.version {
         print!("{}", bbot_agent::version::text());
         return ExitCode::SUCCESS;
     }
-    let form = Form::of(&options);
+    let form = Form::of(options);
     diagnostics::install(options.verbose, form);
-    match run(options) {
-        Ok(code) => code,
+    match run(configuration) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprint!("{}", diagnostics::fatal(form, &format!("{e:#}")));
             ExitCode::FAILURE
@@ -37,27 +41,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> anyhow::Result<ExitCode> {
+fn run(configuration: Configuration) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let mut code = ExitCode::SUCCESS;
-        let mut agent = std::pin::pin!(bbot_agent::run(options, stop.clone()));
+        let (control, signals) = Control::new();
         let (mut term, mut int, mut hup) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
             signal(SignalKind::hangup())?,
         );
-        tokio::select! {
-            ended = &mut agent => return ended.map(|()| code),
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-            // The seed's word for a feature that is not there: reloading.
-            _ = hup.recv() => code = ExitCode::from(3),
+        let mut agent = std::pin::pin!(bbot_agent::serve(configuration, signals));
+        let mut is_ending = false;
+        loop {
+            let told = tokio::select! {
+                ended = &mut agent => return ended,
+                _ = term.recv() => match std::mem::replace(&mut is_ending, true) {
+                    false => Signal::Drain,
+                    true => Signal::Stop,
+                },
+                _ = int.recv() => Signal::Stop,
+                _ = hup.recv() => Signal::Reload,
+            };
+            control.send(told);
         }
-        stop.cancel();
-        agent.await.map(|()| code)
     })
 }

@@ -52,6 +52,19 @@ pub fn append_log(result: &mut BuildResult, log: &str) {
     }
 }
 
+/// Puts what a guest said last on its console below the reason for which nothing else
+/// is known of its build.
+pub fn append_console(result: &mut BuildResult, words: &str) {
+    if let (false, Some(last)) = (words.trim().is_empty(), result.operations.last_mut()) {
+        if !last.log.ends_with('\n') {
+            last.log.push('\n');
+        }
+        last.log.push_str("the end of what the machine said on its console:\n\n");
+        last.log.push_str(&log_text(words.as_bytes()));
+        last.log.push('\n');
+    }
+}
+
 fn reason_operation(status: Status, reason: &str) -> OperationResult {
     OperationResult {
         name: AGENT_OPERATION.to_owned(),

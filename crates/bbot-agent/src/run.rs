@@ -6,16 +6,23 @@
 //!      |                         |
 //!      | silent, or ended        | too long, panic        ended
 //!      v                         v                          v
-//!   mis-boot: once more,      suspended for a person,   no suspension: there
-//!   at last suspended         then forced down          is nothing to look at
+//!   mis-boot: once more,      kept for a person         nothing to look at
+//!   at last kept              (crate::suspended)
 //! ```
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bbot_machine::machine::{Exit, Machine, MachineEvent};
-use bbot_tftp::Event;
+use anyhow::Result;
+use bbot_machine::machine::{Disk, Exit, Machine, MachineEvent, StartSpec, Tftp};
+use bbot_machine::owner::OwnerError;
+use bbot_manifest::{Mac, MachineManifest};
+use bbot_tftp::{Event, Limits, Root};
 use tokio::time::{Instant, timeout_at};
+
+use crate::blocking::Copied;
+use crate::folder::RunFolder;
+use crate::host::{Host, RunFolders};
 
 /// What a person at a terminal is told while a run goes on.
 pub trait Progress: Send {
@@ -81,6 +88,8 @@ pub(crate) enum Startup {
     Alive,
     /// It gave no sign of life, and why nothing can be expected any more.
     MisBoot(String),
+    /// The host has no room for what the guest writes: where, and the system's words.
+    HostFull(String),
 }
 
 /// How waiting for an upload went.
@@ -99,6 +108,10 @@ pub(crate) enum Waited {
     Ended(Exit),
     /// The guest's kernel panicked.
     Panicked,
+    /// The guest restarts for ever.
+    Restarting,
+    /// The host has no room for what the guest writes: where, and the system's words.
+    HostFull(String),
 }
 
 /// Waits for the first sign of life.
@@ -122,7 +135,11 @@ pub(crate) async fn until_alive(
             Ok(MachineEvent::Panicked) => {
                 return Startup::MisBoot("the guest's kernel panicked".to_owned());
             }
-            Ok(other) => tracing::trace!("guest: {other:?}"),
+            Ok(MachineEvent::RebootLoop) => {
+                return Startup::MisBoot("the guest restarts for ever".to_owned());
+            }
+            Ok(MachineEvent::DiskFull { detail }) => return Startup::HostFull(detail),
+            Ok(other) => tell(&other),
         }
     }
 }
@@ -151,8 +168,23 @@ pub(crate) async fn until_uploaded(
             }
             Ok(MachineEvent::Exited(exit)) => return Waited::Ended(exit),
             Ok(MachineEvent::Panicked) => return Waited::Panicked,
-            Ok(event) => tracing::trace!("guest: {event:?}"),
+            Ok(MachineEvent::RebootLoop) => return Waited::Restarting,
+            Ok(MachineEvent::DiskFull { detail }) => return Waited::HostFull(detail),
+            Ok(event) => tell(&event),
         }
+    }
+}
+
+/// Tells of an event that changes nothing for the run.
+fn tell(event: &MachineEvent) {
+    match event {
+        MachineEvent::Flooding => {
+            tracing::warn!("the guest floods its wire; it is slowed down");
+        }
+        MachineEvent::InternetLost { detail } => {
+            tracing::warn!("the guest has lost the internet: {detail}");
+        }
+        event => tracing::trace!("guest: {event:?}"),
     }
 }
 
@@ -163,51 +195,106 @@ fn trace(event: &Event) {
     }
 }
 
-/// The seed's soft failure: the machine is suspended so that a person can look at
-/// it, and the run goes on when that person has ended it. New is the bound: after
-/// `keep` it is forced down.
-pub(crate) async fn suspend(
-    machine: &mut dyn Machine,
-    what: &str,
-    directory: &std::path::Path,
-    keep: Duration,
-) {
-    let directory = directory.display();
-    if keep.is_zero() {
-        tracing::error!("{what} for machine {directory}\n{}", machine.info());
-        return force_down(machine).await;
-    }
-    tracing::error!(
-        "{what} for machine {directory}, suspending for {} s\n{}\n{}",
-        keep.as_secs(),
-        machine.info(),
-        end_of_suspension(keep)
-    );
-    match machine.suspend().await {
-        Ok(()) => match tokio::time::timeout(keep, machine.wait()).await {
-            Ok(exit) => {
-                tracing::info!("the suspension of machine {directory} is over: {exit}");
-            }
-            Err(_) => tracing::info!(
-                "machine {directory} was suspended for {} s, forcing it down",
-                keep.as_secs()
-            ),
-        },
-        Err(e) => tracing::warn!(
-            "unable to suspend machine {directory}: {:#}",
-            anyhow::Error::new(e)
-        ),
-    }
-    force_down(machine).await;
+/// What a run gets of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory in KiB.
+    pub ram_kib: u64,
 }
 
-/// The last line of what a person is told of a suspended machine, behind
-/// [`Machine::info`], which names its process.
-fn end_of_suspension(keep: Duration) -> String {
-    format!(
-        "it stays as it is until that process is killed, for {} s at most (--suspend-timeout)",
-        keep.as_secs()
-    )
+/// A machine that runs, and what it runs on. Dropping it leaves nothing of it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    // Dropped in this order.
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) copy: Copied,
+    _sockets: RunFolder,
+}
+
+impl Running {
+    /// Starts a machine in a copy of it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started; then nothing is left of it.
+    pub(crate) async fn start(host: &Host, copy: Copied, of: Start<'_>) -> Result<Self> {
+        let sockets = host.socket_folder()?;
+        let options = &host.options;
+        let spec = StartSpec {
+            directory: copy.path().to_owned(),
+            manifest: of.manifest.clone(),
+            mac: of.mac,
+            cpus: of.share.cpus,
+            ram_kib: of.share.ram_kib,
+            network: options.machine_network(),
+            accelerator: host.accelerator,
+            disk: of.disk,
+            tftp: Tftp {
+                root: of.root,
+                limits: Limits::wire(),
+            },
+            run_dir: sockets.path().to_owned(),
+            user: options.qemu_user.clone(),
+        };
+        let machine = host.hypervisor.start(spec).await?;
+        Ok(Self {
+            machine,
+            copy,
+            _sockets: sockets,
+        })
+    }
+
+    /// Ends the machine, if it has not ended, and deletes its copy.
+    ///
+    /// # Errors
+    ///
+    /// When the copy cannot be deleted; it then stays with its record, for the next sweep.
+    pub(crate) async fn end(mut self) -> Result<(), OwnerError> {
+        force_down(self.machine.as_mut()).await;
+        drop(self.machine);
+        self.copy.delete().await
+    }
+
+    /// The copy of a machine that has ended.
+    pub(crate) fn into_copy(self) -> Copied {
+        drop(self.machine);
+        self.copy
+    }
+}
+
+/// What a machine is started with, besides what its host says.
+pub(crate) struct Start<'a> {
+    pub(crate) manifest: &'a MachineManifest,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) share: Share,
+    pub(crate) disk: Disk,
+    pub(crate) root: Root,
+}
+
+/// What is left of a run that has come to its end.
+#[derive(Debug)]
+pub(crate) struct Left {
+    // Dropped in this order.
+    pub(crate) running: Running,
+    pub(crate) _folders: RunFolders,
+    /// The machine's name.
+    pub(crate) name: String,
+    /// What it has of the host.
+    pub(crate) share: Share,
+    /// Why a person may want to look at it (the seed's soft failures).
+    pub(crate) look: Option<String>,
+}
+
+impl Left {
+    /// Ends the machine, if it has not ended, and removes all of the run. Without a
+    /// clean shutdown: the copy is thrown away.
+    pub(crate) async fn clean_up(self) {
+        if let Err(e) = self.running.end().await {
+            tracing::warn!("{:#}; left for the next sweep", anyhow::Error::new(e));
+        }
+    }
 }
 
 /// Ends a machine. A failure is only told: dropping the machine kills it anyway.

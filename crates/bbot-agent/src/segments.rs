@@ -42,7 +42,6 @@ pub(crate) struct Segments {
 
 impl Segments {
     /// Of a task of this session, whose controller gets them.
-    #[expect(dead_code, reason = "the loop gives no session yet")]
     pub(crate) fn of(session: Session) -> Self {
         Self {
             session: Some(session),

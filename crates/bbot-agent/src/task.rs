@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bbot_machine::durable;
-use bbot_machine::machine::{Disk, StartSpec, Tftp};
+use bbot_machine::machine::Disk;
 use bbot_machine::owner::Temporary;
 use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
-use bbot_tftp::{Event, Kind, Limits, Root};
+use bbot_tftp::{Event, Kind, Root};
 
+use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
 use crate::result::{self, AGENT_OPERATION, Judged};
-use crate::run::{self, Progress, Stage, Startup, Waited};
+use crate::run::{self, Left, Progress, Running, Share, Stage, Start, Startup, Waited};
 use crate::segments::{self, Segments};
+use crate::session::Session;
 use crate::source;
 use crate::version;
 
@@ -41,169 +43,259 @@ const RUN: &str = "run.manifest";
 
 /// What is to be done.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub struct Job {
     /// On this machine.
-    pub machine: &'a Machine,
+    pub machine: Machine,
     /// The task, as the worker gets it.
-    pub task: &'a Task,
+    pub task: Task,
     /// In whose words the worker gets it.
     pub era: Era,
     /// The source, if the agent has it.
-    pub source: Option<&'a source::Ready>,
+    pub source: Option<source::Ready>,
+    /// What the machine gets of the host.
+    pub share: Share,
+    /// Where its log goes while it grows.
+    pub session: Session,
+}
+
+/// What has become of a task.
+#[derive(Debug)]
+pub(crate) struct Performed {
+    /// Its result.
+    pub(crate) result: BuildResult,
+    /// Why the host could not do it, which another one may. The result says so, for
+    /// those who cannot have their task back.
+    pub(crate) host_full: Option<String>,
+    /// Its machine, which is to be ended or kept once the result is on its way. None
+    /// where none was started, or it went with its last try.
+    pub(crate) left: Option<Left>,
 }
 
 /// Performs a task. Whatever becomes of it there is a result; an error means that
-/// the host itself is at fault (no room, no permission).
+/// the host itself is at fault (no room, no permission). Nothing of the run is left
+/// when this is dropped.
 ///
 /// # Errors
 ///
 /// When the run cannot be prepared or its machine cannot be started.
-pub async fn perform(
+pub(crate) async fn perform(
     host: &Host,
-    job: &Job<'_>,
+    job: &Job,
     progress: &mut dyn Progress,
-) -> Result<BuildResult> {
+) -> Result<Performed> {
     let options = &host.options;
-    let task = job.task;
+    let task = &job.task;
     if options.fake_build {
-        return Ok(BuildResult::new(&task.name, &task.version, Status::Abort));
+        return Ok(Performed {
+            result: BuildResult::new(&task.name, &task.version, Status::Abort),
+            host_full: None,
+            left: None,
+        });
     }
     let folders = RunFolders::create(host, "build", &["get", "put"])?;
     let root = prepare(job, folders.path())?;
     let name = &job.machine.dir.name;
     let startup = options.build_startup(host.accelerator);
-    let keep = options.suspend_timeout();
-    let abort = |reason: String| Ok(result::of_agent(task, Status::Abort, &reason));
 
-    // The seed's off by one is not kept: N retries are N + 1 starts.
-    for attempt in 0..=options.build_retries {
+    let mut attempt = 0;
+    let (mut running, alive) = loop {
         progress.stage(&Stage::Starting {
             machine: name.clone(),
             attempt: attempt + 1,
         });
-        let copy = copy_of(host, job.machine)?;
-        let sockets = host.socket_folder()?;
-        let mut machine = host
-            .hypervisor
-            .start(StartSpec {
-                directory: copy.path().to_owned(),
-                manifest: job.machine.manifest.machine.clone(),
-                mac: job.machine.manifest.machine.mac,
-                cpus: options.cpu,
-                ram_kib: options.ram,
-                network: options.machine_network(),
-                accelerator: host.accelerator,
-                disk: Disk::ThrowAway,
-                tftp: Tftp {
-                    root: root.clone(),
-                    limits: Limits::wire(),
-                },
-                run_dir: sockets.path().to_owned(),
-                user: options.qemu_user.clone(),
-            })
-            .await?;
-        let machine = machine.as_mut();
-
+        let copy = copy_of(host, &job.machine).await?;
+        let manifest = &job.machine.manifest.machine;
+        let start = Start {
+            manifest,
+            mac: manifest.mac,
+            share: job.share,
+            disk: Disk::ThrowAway,
+            root: root.clone(),
+        };
+        let mut running = Running::start(host, copy, start).await?;
         // The first request says that the machine has booted and its worker runs.
-        if let Startup::MisBoot(why) = run::until_alive(machine, startup, asks_for_task).await {
-            if attempt == options.build_retries {
-                run::suspend(
-                    machine,
-                    &format!("build startup timeout ({why})"),
-                    copy.path(),
-                    keep,
-                )
-                .await;
-                return abort(format!(
-                    "machine {name} did not start its build in {} tries: {why}",
-                    attempt + 1
-                ));
+        let alive = run::until_alive(running.machine.as_mut(), startup, asks_for_task).await;
+        match &alive {
+            // The seed's off by one is not kept: N retries are N + 1 starts.
+            Startup::MisBoot(why) if attempt < options.build_retries => {
+                tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
+                running.end().await?;
+                attempt += 1;
             }
-            tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
-            run::force_down(machine).await;
-            continue;
+            _ => break (running, alive),
         }
-        progress.stage(&Stage::Working {
-            machine: name.clone(),
-        });
-
-        let limit = Duration::from_secs(options.build_timeout);
-        let mut segments = Segments::default();
-        let cut_short = |status, reason: &str, segments: &Segments| {
-            Ok(result::cut_short(task, status, reason, &segments.text()))
-        };
-        let waited = run::until_uploaded(machine, limit, &RESULT_NAMES, |name, path| {
-            segments.take(name, path, progress);
-        })
-        .await;
-        progress.stage(&Stage::Finished {
-            machine: name.clone(),
-        });
-        return match waited {
-            Waited::Uploaded {
-                name: uploaded,
-                path,
-            } => {
-                let Judged { mut result, fault } = read_result(task, &uploaded, &path);
-                if result.operations.iter().all(|o| o.name == AGENT_OPERATION) {
-                    result::append_log(&mut result, &segments.text());
-                }
-                if let Some(fault) = &fault {
-                    tracing::error!(
-                        "result of {} {} from machine {name}: {fault}",
-                        task.name,
-                        task.version
-                    );
-                }
-                if result.status == Status::Abnormal {
-                    run::suspend(machine, "build terminated abnormally", copy.path(), keep).await;
-                } else {
-                    // No clean shutdown: the copy is thrown away next.
-                    run::force_down(machine).await;
-                }
-                Ok(result)
-            }
-            Waited::TimedOut => {
-                run::suspend(machine, "build timeout", copy.path(), keep).await;
-                let reason = format!("no result within {} s", limit.as_secs());
-                cut_short(Status::Abort, &reason, &segments)
-            }
-            Waited::Panicked => {
-                let what = "the guest's kernel panicked during the build";
-                run::suspend(machine, what, copy.path(), keep).await;
-                let reason = format!("the kernel of machine {name} panicked during the build");
-                cut_short(Status::Abnormal, &reason, &segments)
-            }
-            Waited::Ended(exit) => {
-                let reason = format!("machine {name} ended before it uploaded a result: {exit}");
-                tracing::error!("{reason}");
-                cut_short(Status::Abnormal, &reason, &segments)
-            }
-        };
+    };
+    let ended = match alive {
+        Startup::MisBoot(why) => {
+            let reason = format!(
+                "machine {name} did not start its build in {} tries: {why}",
+                attempt + 1
+            );
+            Ended::look(
+                result::of_agent(task, Status::Abort, &reason),
+                format!("build startup timeout ({why})"),
+            )
+        }
+        Startup::HostFull(detail) => Ended::host_full(task, detail, ""),
+        Startup::Alive => {
+            progress.stage(&Stage::Working {
+                machine: name.clone(),
+            });
+            let ended = watch(host, &mut running, job, progress).await;
+            progress.stage(&Stage::Finished {
+                machine: name.clone(),
+            });
+            ended
+        }
+    };
+    let Ended {
+        mut result,
+        look,
+        host_full,
+    } = ended;
+    if result.operations.iter().all(|o| o.name == AGENT_OPERATION) {
+        // The worker has said nothing: what the guest said last is all there is.
+        result::append_console(&mut result, &running.machine.last_words());
     }
-    unreachable!("the last try returns")
+    Ok(Performed {
+        result,
+        host_full,
+        left: Some(Left {
+            running,
+            _folders: folders,
+            name: name.clone(),
+            share: job.share,
+            look,
+        }),
+    })
+}
+
+/// How a build has come to its end.
+struct Ended {
+    result: BuildResult,
+    /// Why a person may want to look at the machine.
+    look: Option<String>,
+    host_full: Option<String>,
+}
+
+impl Ended {
+    fn over(result: BuildResult) -> Self {
+        Self {
+            result,
+            look: None,
+            host_full: None,
+        }
+    }
+
+    fn look(result: BuildResult, why: String) -> Self {
+        Self {
+            look: Some(why),
+            ..Self::over(result)
+        }
+    }
+
+    fn host_full(task: &Task, detail: String, log: &str) -> Self {
+        let reason = format!("the build host has no room for what the guest writes: {detail}");
+        Self {
+            result: result::cut_short(task, Status::Abort, &reason, log),
+            look: None,
+            host_full: Some(reason),
+        }
+    }
+}
+
+/// Waits for the result of a build that has begun.
+async fn watch(
+    host: &Host,
+    running: &mut Running,
+    job: &Job,
+    progress: &mut dyn Progress,
+) -> Ended {
+    let (task, name) = (&job.task, &job.machine.dir.name);
+    let limit = Duration::from_secs(host.options.build_timeout);
+    let mut segments = Segments::of(job.session.clone());
+    let waited = run::until_uploaded(
+        running.machine.as_mut(),
+        limit,
+        &RESULT_NAMES,
+        |name, path| segments.take(name, path, progress),
+    )
+    .await;
+    let cut_short =
+        |status, reason: &str| result::cut_short(task, status, reason, &segments.text());
+    match waited {
+        Waited::Uploaded {
+            name: uploaded,
+            path,
+        } => {
+            let theirs = task.clone();
+            let read = move || read_result(&theirs, &uploaded, &path);
+            let Judged { mut result, fault } = host.blocking.run(read).await;
+            if result.operations.iter().all(|o| o.name == AGENT_OPERATION) {
+                result::append_log(&mut result, &segments.text());
+            }
+            if let Some(fault) = &fault {
+                tracing::error!(
+                    "result of {} {} from machine {name}: {fault}",
+                    task.name,
+                    task.version
+                );
+            }
+            match result.status {
+                Status::Abnormal => Ended::look(result, "build terminated abnormally".to_owned()),
+                _ => Ended::over(result),
+            }
+        }
+        Waited::TimedOut => {
+            let reason = format!("no result within {} s", limit.as_secs());
+            let result = cut_short(Status::Abort, &reason);
+            Ended::look(result, "build timeout".to_owned())
+        }
+        Waited::Panicked => {
+            let reason = format!("the kernel of machine {name} panicked during the build");
+            let result = cut_short(Status::Abnormal, &reason);
+            let look = "the guest's kernel panicked during the build".to_owned();
+            Ended::look(result, look)
+        }
+        Waited::Restarting => {
+            let reason = format!("machine {name} restarts for ever");
+            Ended::look(cut_short(Status::Abnormal, &reason), reason)
+        }
+        Waited::HostFull(detail) => Ended::host_full(task, detail, &segments.text()),
+        Waited::Ended(exit) => {
+            let reason = format!("machine {name} ended before it uploaded a result: {exit}");
+            tracing::error!("{reason}");
+            // There is nothing to look at.
+            Ended::over(cut_short(Status::Abnormal, &reason))
+        }
+    }
 }
 
 /// A copy of the bootstrapped machine. Another process may put a new one in its
 /// place while it is copied: then once more.
-fn copy_of(host: &Host, machine: &Machine) -> Result<Temporary> {
-    let mut tries = 0;
-    loop {
-        match Temporary::snapshot(
-            &host.instance,
-            &machine.volume,
-            &machine.dir,
-            &host.toolchain,
-            &machine.directory,
-        ) {
-            Err(e) if e.is_race() && tries < COPY_RETRIES => tries += 1,
-            made => return Ok(made?),
+async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
+    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
+    let machine = machine.clone();
+    let copy = move || {
+        let mut tries = 0;
+        loop {
+            match Temporary::snapshot(
+                &instance,
+                &machine.volume,
+                &machine.dir,
+                &toolchain,
+                &machine.directory,
+            ) {
+                Err(e) if e.is_race() && tries < COPY_RETRIES => tries += 1,
+                made => return made,
+            }
         }
-    }
+    };
+    Ok(Copied::make(&host.blocking, copy).await?)
 }
 
 /// Writes what the worker fetches, and says what it may fetch and upload.
-fn prepare(job: &Job<'_>, folders: &Path) -> Result<Root> {
+fn prepare(job: &Job, folders: &Path) -> Result<Root> {
     let (get, put) = (folders.join("get"), folders.join("put"));
     let manifest = get.join("manifest");
     let text = job
@@ -214,7 +306,7 @@ fn prepare(job: &Job<'_>, folders: &Path) -> Result<Root> {
     let offer = RunManifest {
         agent: format!("bbot-agent/{}", version::OWN),
         log_segments: Some(segments::FORMAT),
-        source: job.source.map(|source| Source {
+        source: job.source.as_ref().map(|source| Source {
             name: SOURCE.to_owned(),
             sha256: source.sha256.clone(),
         }),
@@ -227,7 +319,7 @@ fn prepare(job: &Job<'_>, folders: &Path) -> Result<Root> {
     for name in TASK_NAMES {
         root = root.get_file(name, &manifest);
     }
-    if let Some(source) = job.source {
+    if let Some(source) = &job.source {
         root = root.get_file(SOURCE, &source.path);
     }
     // Always: when the build is cut short, this is all there is of its log.

@@ -146,12 +146,11 @@ impl Bench {
     /// A build that takes longer than it may: its log until there is not lost.
     async fn cut_short(&self) {
         let makefile = "all:\n\t@echo 'the last words'\n\tsleep 3600\n";
+        let mut options = self.options.clone();
+        options.build_timeout = 30;
         let bench = Self {
             dir: self.dir.clone(),
-            options: Options {
-                build_timeout: 30,
-                ..self.options.clone()
-            },
+            options,
         };
         let (result, seen) = bench.build("sleepy", &[("Makefile", makefile)]).await;
         assert_eq!(result.status, Status::Abort, "{result:?}");

@@ -1,140 +1,162 @@
-//! Asking the controllers for a task, each in its turn.
+//! Asking one controller for a task.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use bbot_manifest::{Era, MachineHeader, TaskRequest};
+use bbot_manifest::{Era, TaskRequest};
+use tokio_util::sync::CancellationToken;
 
-use super::Agent;
+use super::Context;
 use crate::assignment::{self, Assignment, Terms};
+use crate::auth::Signer;
 use crate::controller::{Kin, Url};
-use crate::delivery::Delivery;
 use crate::inventory::Machine;
-use crate::options::HOLD;
+use crate::supervisor::{Answer, AskId};
 
-/// What asking the controllers has come to.
-pub(super) enum Asked {
-    /// A task, and the number of the controller that gave it.
-    Task(Box<Assignment>, usize),
-    /// No task but one for a machine that was not offered.
-    UnknownMachine,
-    /// No task.
-    Nothing,
-}
+/// How long a controller that holds no request gets to answer one that is given up:
+/// the task that it may give is then given back.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// A task for a machine that was not offered.
-#[derive(Debug, thiserror::Error)]
-#[error("task from {from} for unknown machine {machine}")]
-pub(super) struct UnknownMachine {
-    pub(super) from: String,
-    pub(super) machine: String,
-}
-
-/// A controller as far as it is known.
-pub(super) struct Controller {
+/// A request for a task.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) ask: AskId,
+    /// The controller's URL, with its query.
     pub(super) url: Url,
-    pub(super) kin: Kin,
-    /// The last trouble with it, so that it is told once.
-    pub(super) trouble: Option<String>,
+    /// For how long it may hold the request.
+    pub(super) hold: Duration,
+    pub(super) machines: Vec<Machine>,
+    /// URLs that results may be posted to besides those of their controllers.
+    pub(super) allowed_result_urls: Arc<[Url]>,
+    /// It is given up.
+    pub(super) cancel: CancellationToken,
 }
 
-impl Agent {
-    /// Asks the controllers until one has a task for one of the machines.
-    pub(super) async fn ask(&mut self, machines: &[Machine]) -> Result<Asked> {
-        let options = &self.host.options;
-        let era: Era = options.era.into();
+/// A task that a controller has given.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    pub(super) assignment: Assignment,
+    /// The controller.
+    pub(super) from: String,
+    /// The machine, as it was offered. None: it was not.
+    pub(super) machine: Option<Machine>,
+    /// What signs the challenge.
+    pub(super) signer: Option<Arc<Signer>>,
+}
+
+impl Given {
+    /// Whether its controller knows the status `interrupt`. A stranger of 2017 does
+    /// not: it gives the task to another agent when its time is over, as ever.
+    pub(super) fn knows_interrupt(&self, era: Era) -> bool {
+        self.assignment.kin == Kin::Ours || era == Era::Later
+    }
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) ask: AskId,
+    pub(super) answer: Answer,
+    pub(super) kin: Option<Kin>,
+    pub(super) given: Option<Box<Given>>,
+}
+
+impl Question {
+    /// Asks, until there is an answer or the request is given up.
+    pub(super) async fn ask(self, context: Context) -> Answered {
+        let given_up = async {
+            self.cancel.cancelled().await;
+            if self.hold.is_zero() {
+                tokio::time::sleep(LAST_WORD).await;
+            }
+        };
+        let mut kin = None;
+        let (answer, given) = tokio::select! {
+            biased;
+            answer = self.try_ask(&context, &mut kin) => match answer {
+                Ok(None) => (Answer::Nothing, None),
+                Ok(Some(given)) => {
+                    let machine = given.assignment.task.machine.clone();
+                    (Answer::Task { machine }, Some(given))
+                }
+                Err(Wrong::Silent(why)) => (Answer::Failed(why), None),
+                Err(Wrong::Useless(why)) => (Answer::Refused(why), None),
+            },
+            () = given_up => (Answer::Failed("the request was given up".to_owned()), None),
+        };
+        Answered {
+            ask: self.ask,
+            answer,
+            kin,
+            given: given.map(Box::new),
+        }
+    }
+
+    async fn try_ask(
+        &self,
+        context: &Context,
+        kin: &mut Option<Kin>,
+    ) -> Result<Option<Given>, Wrong> {
+        let signer = context.keys.of(&self.url).cloned();
+        let body = self
+            .body(context, signer.as_deref())
+            .map_err(|e| Wrong::Silent(format!("{e:#}")))?;
+        let answer = context
+            .link
+            .request_task(&self.url, body, self.hold)
+            .await
+            .map_err(|e| Wrong::Silent(format!("unable to request task: {e}")))?;
+        *kin = Some(answer.kin);
+        if let Some(results) = &context.results {
+            results.reached(&self.url);
+        }
+        let terms = Terms {
+            has_key: signer.is_some(),
+            allowed_result_urls: &self.allowed_result_urls,
+        };
+        let assignment = assignment::of_answer(&answer, &self.url, terms)
+            .map_err(|e| Wrong::Useless(format!("unable to take its answer: {e}")))?;
+        Ok(assignment.map(|assignment| Given {
+            from: self.url.to_string(),
+            machine: self
+                .machines
+                .iter()
+                .find(|m| m.header().name == assignment.task.machine)
+                .cloned(),
+            signer,
+            assignment,
+        }))
+    }
+
+    fn body(&self, context: &Context, signer: Option<&Signer>) -> Result<String> {
+        let options = &context.host.options;
         let request = TaskRequest {
             agent: host_name()?,
             toolchain_name: options.toolchain_name.clone(),
             toolchain_version: options.toolchain_version(),
             interactive_mode: None,
             interactive_login: None,
-            fingerprint: self.signer.as_ref().map(|s| s.fingerprint().to_owned()),
+            fingerprint: signer.map(|s| s.fingerprint().to_owned()),
             auxiliary_ram: options.auxiliary_ram,
-            machines: machines.iter().map(|m| m.header().clone()).collect(),
+            machines: self.machines.iter().map(|m| m.header().clone()).collect(),
         };
-        let body = request
-            .serialize(era)
-            .context("unable to write the task request")?;
-        let count = self.controllers.len();
-        let mut asked = Asked::Nothing;
-        for number in (self.first..count).chain(0..self.first) {
-            let url = self.controllers[number].url.clone();
-            match self.ask_one(&url, number, &body, &request.machines).await {
-                Ok(None) => self.trouble(number, None),
-                Ok(Some(assignment)) => {
-                    self.trouble(number, None);
-                    self.first = (number + 1) % count;
-                    return Ok(Asked::Task(Box::new(assignment), number));
-                }
-                Err(e) => {
-                    if e.is::<UnknownMachine>() {
-                        asked = Asked::UnknownMachine;
-                    }
-                    self.trouble(number, Some(format!("{e:#}")));
-                }
-            }
-        }
-        Ok(asked)
-    }
-
-    async fn ask_one(
-        &mut self,
-        url: &Url,
-        number: usize,
-        body: &str,
-        offered: &[MachineHeader],
-    ) -> Result<Option<Assignment>> {
-        // One that is held keeps the others, and results that wait, from their turn.
-        let is_free = self.controllers.len() == 1
-            && self
-                .delivery
-                .as_ref()
-                .and_then(Delivery::next_due)
-                .is_none();
-        let hold = if is_free {
-            HOLD.min(Duration::from_secs(self.host.options.request_timeout) / 2)
-        } else {
-            Duration::ZERO
-        };
-        let answer = self
-            .link
-            .request_task(url, body.to_owned(), hold)
-            .await
-            .with_context(|| format!("unable to request task from {url}"))?;
-        self.controllers[number].kin = answer.kin;
-        let terms = Terms {
-            has_key: self.signer.is_some(),
-            allowed_result_urls: &self.allowed_result_urls,
-        };
-        let assignment = assignment::read(&answer.body, url, terms)
-            .with_context(|| format!("unable to take the answer of {url}"))?;
-        if let Some(assignment) = &assignment
-            && !offered.iter().any(|m| m.name == assignment.task.machine)
-        {
-            return Err(UnknownMachine {
-                from: url.to_string(),
-                machine: assignment.task.machine.clone(),
-            }
-            .into());
-        }
-        Ok(assignment)
-    }
-
-    /// Tells of trouble with a controller when it is new, and when it is over.
-    fn trouble(&mut self, number: usize, now: Option<String>) {
-        let controller = &mut self.controllers[number];
-        match (&controller.trouble, &now) {
-            (Some(before), Some(now)) if before == now => tracing::debug!("{now}"),
-            (_, Some(now)) => tracing::error!("{now}"),
-            (Some(_), None) => tracing::info!("controller {} answers again", controller.url),
-            (None, None) => {}
-        }
-        controller.trouble = now;
+        request
+            .serialize(options.era.into())
+            .context("unable to write the task request")
     }
 }
 
-fn host_name() -> Result<String> {
+/// What is wrong with a controller.
+enum Wrong {
+    /// It did not answer.
+    Silent(String),
+    /// Its answer is of no use.
+    Useless(String),
+}
+
+/// How controllers are told who asks.
+pub(super) fn host_name() -> Result<String> {
     let name = nix::unistd::gethostname().context("unable to obtain hostname")?;
     name.into_string()
         .map_err(|name| anyhow!("the host's name {} is not text", name.display()))

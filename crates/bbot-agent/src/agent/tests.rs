@@ -10,11 +10,14 @@ use std::fs;
 
 use bbot_machine::machine::MachineEvent;
 use bbot_machine::machine::fake::{Button, Call, Script, Step};
-use bbot_manifest::{BootstrappedMachine, TaskRequest};
+use bbot_manifest::{BootstrappedMachine, BuildResult, Era, ResultRequest, Status, TaskRequest};
 
+use super::work::AGENT_CHECKSUM;
 use super::*;
-use crate::controller::{LinkError, Posted, TaskAnswer};
-use crate::options::HOLD;
+use crate::auth::Signer;
+use crate::controller::{Kin, LinkError, Posted, TaskAnswer};
+use crate::options::{IDLE_PAUSE_HELD, IDLE_PAUSE_OURS};
+use crate::run::Silent;
 use crate::result::AGENT_OPERATION;
 use world::*;
 
@@ -26,7 +29,7 @@ fn calls(world: &World) -> Vec<Call> {
 
 async fn build(world: &mut World) -> Turn {
     world.answer(&task_for("linux"));
-    world.agent.turn().await.unwrap()
+    world.turn().await
 }
 
 fn bootstrapped(world: &World) -> BootstrappedMachine {

@@ -102,8 +102,8 @@ pub fn decide(agent: &Agent, current: &MachineHeader, existing: Existing<'_>) ->
 }
 
 /// What to do with a machine that was bootstrapped just now.
-pub fn after_bootstrap(agent: &Agent, bootstrap: &BootstrapManifest) -> Decision {
-    match compare_worker(bootstrap, &agent.version) {
+pub fn after_bootstrap(own: &StandardVersion, bootstrap: &BootstrapManifest) -> Decision {
+    match compare_worker(bootstrap, own) {
         Ordering::Greater => Decision::Leave,
         // The seed: "assuming test setup". Bootstrapping again would give the same.
         Ordering::Less | Ordering::Equal => Decision::Use,
@@ -271,12 +271,12 @@ mod tests {
     #[test]
     fn a_fresh_bootstrap_is_used_unless_newer() {
         let agent = agent(Some("T"));
-        assert_eq!(after_bootstrap(&agent, &ours(["1.2.0"; 4])), Decision::Use);
-        assert_eq!(after_bootstrap(&agent, &ours(["1.1.0"; 4])), Decision::Use);
+        assert_eq!(after_bootstrap(&agent.version, &ours(["1.2.0"; 4])), Decision::Use);
+        assert_eq!(after_bootstrap(&agent.version, &ours(["1.1.0"; 4])), Decision::Use);
         assert_eq!(
-            after_bootstrap(&agent, &ours(["1.3.0"; 4])),
+            after_bootstrap(&agent.version, &ours(["1.3.0"; 4])),
             Decision::Leave
         );
-        assert_eq!(after_bootstrap(&agent, &originals("9.0.0")), Decision::Use);
+        assert_eq!(after_bootstrap(&agent.version, &originals("9.0.0")), Decision::Use);
     }
 }

@@ -1,19 +1,16 @@
-//! Which machines there are: enumeration with its races, and bootstrapping what
-//! must be bootstrapped.
+//! Which machines there are, and what can be done with each.
 //!
-//! For each machine (the seed's plan):
+//! To look changes nothing and starts nothing ([`scan`]): for each machine
 //!
-//! 1. resolve the link to the current revision; none: delete the bootstrapped
-//!    copy and pass the machine over;
-//! 2. [`decide`] by the revision's manifest whether the bootstrapped copy will
-//!    do. New: nothing is copied to find that out;
-//! 3. else copy the revision. If that fails since somebody changed the link and
-//!    removed the revision, begin again, at most ten times, a second apart;
-//! 4. read the manifest in the copy (not in the revision, which may be gone),
-//!    decide again, bootstrap the copy, and put it in the old one's place.
+//! 1. the link to its current revision is resolved; none: a bootstrapped copy is of
+//!    no use any more ([`remove_forsaken`]);
+//! 2. [`decide`] says by the revision's manifest whether the bootstrapped copy will
+//!    do;
+//! 3. else there is a [`Plan`] to bootstrap it, which is another part's business.
 //!
-//! What is wrong with one machine concerns that machine alone: it is told once,
-//! and the machine gets a growing pause before it is tried again.
+//! What is wrong with one machine concerns that machine alone. One that somebody
+//! changes right now is looked at again, at most ten times, a second apart
+//! ([`Inventory`]).
 
 pub mod decide;
 
@@ -35,25 +32,17 @@ use bbot_manifest::{
     MachineRole, ToolchainManifest,
 };
 use rustix::fs::OFlags;
-use tokio::time::Instant;
 
-use crate::bootstrap::{self, FAKE_MAC, Outcome, Plan};
-use crate::host::{self, Host};
-use crate::run::{Progress, Stage};
+use crate::bootstrap::{FAKE_MAC, Plan};
+use crate::host::Host;
 use crate::version;
 use decide::{Agent, Decision, Existing, Why};
 
-/// How often a machine whose revision changes under our hands is tried again.
-const RETRIES: u32 = 10;
+/// How often a machine whose revision changes under our hands is looked at again.
+pub const RETRIES: u32 = 10;
 
-/// The pause between two such tries.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// The first pause of a machine that failed; each further one is twice as long.
-const FIRST_PENALTY: Duration = Duration::from_secs(60);
-
-/// The longest.
-const LONGEST_PENALTY: Duration = Duration::from_secs(60 * 60);
+/// The pause between two such looks.
+pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The largest manifest of a machine.
 const MANIFEST_LIMIT: u64 = 1024 * 1024;
@@ -78,202 +67,114 @@ impl Machine {
     }
 }
 
-/// The machines, and what is known of those that cannot be used.
+/// What there is.
 #[derive(Debug, Default)]
-pub struct Inventory {
-    told: HashSet<String>,
-    penalties: HashMap<String, Penalty>,
+pub struct Scan {
+    /// The machines, by name.
+    pub machines: Vec<Seen>,
+    /// What is wrong that is not one machine's: a volume that cannot be read.
+    pub problems: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
-struct Penalty {
-    /// What failed: another revision or toolchain is another try.
-    of: String,
-    count: u32,
-    until: Instant,
+/// A machine, and what can be done with it.
+#[derive(Debug)]
+pub struct Seen {
+    /// Its name.
+    pub name: String,
+    /// What can be done with it.
+    pub state: State,
 }
 
-/// What trying a machine once has come to.
-enum Tried {
+/// What can be done with a machine.
+#[derive(Debug)]
+pub enum State {
+    /// Tasks can run on it.
     Usable(Box<Machine>),
+    /// It must be bootstrapped first.
+    MustBootstrap(Box<Plan>),
+    /// Nothing, before somebody mends it: what is wrong, and where.
+    Bad(String),
+    /// Somebody changes it right now: it must be looked at again.
+    Changing(String),
+    /// Nothing, and that is in order: there is no current revision, or its worker is
+    /// newer than this agent.
     Passed,
-    /// It failed, and is left alone for this long.
-    Failed(anyhow::Error, Duration),
-    /// The revision changed or went meanwhile.
-    Race(anyhow::Error),
 }
 
-impl Inventory {
-    /// The machines that can be used now, those that must be bootstrapped first.
-    /// What is wrong with the others is told once.
-    ///
-    /// # Errors
-    ///
-    /// When the machines directory itself cannot be read.
-    pub async fn take(&mut self, host: &Host, progress: &mut dyn Progress) -> Result<Vec<Machine>> {
-        let scan = scan(host)?;
-        let mut problems: HashSet<String> = scan.problems.iter().map(ToString::to_string).collect();
-        let mut machines = Vec::new();
-        for dir in scan.machines {
-            let error = match self.machine(host, &dir, progress).await {
-                Ok(Tried::Usable(machine)) => {
-                    machines.push(*machine);
-                    continue;
-                }
-                Ok(Tried::Passed) => continue,
-                Ok(Tried::Failed(e, pause)) => left_alone(e, pause),
-                Ok(Tried::Race(e)) | Err(e) => e,
-            };
-            if host::is_at_fault(&error) {
-                return Err(error);
-            }
-            problems.insert(format!("machine {}: {error:#}", dir.name));
-        }
-        for problem in problems.difference(&self.told) {
-            tracing::error!("{problem}");
-        }
-        self.told = problems;
-        Ok(machines)
-    }
-
-    /// The machine of that name, bootstrapped first if it must be. No other machine
-    /// is looked at.
-    ///
-    /// # Errors
-    ///
-    /// When the machines directory cannot be read, or this machine cannot be used:
-    /// why, and where.
-    pub async fn take_one(
-        &mut self,
-        host: &Host,
-        name: &str,
-        progress: &mut dyn Progress,
-    ) -> Result<Machine> {
-        let scan = scan(host)?;
-        if let Some(dir) = scan.machines.iter().find(|dir| dir.name == name) {
-            match self.machine(host, dir, progress).await {
-                Ok(Tried::Usable(machine)) => return Ok(*machine),
-                Ok(Tried::Passed) => {}
-                Ok(Tried::Failed(e, _) | Tried::Race(e)) | Err(e) => {
-                    // The host's own fault is not the machine's.
-                    if host::is_at_fault(&e) {
-                        return Err(e);
-                    }
-                    return Err(anyhow!("machine {name}: {e:#}"));
-                }
-            }
-        }
-        let of_it = |problem: &&layout::Problem| problem.machine.as_deref() == Some(name);
-        if let Some(problem) = scan.problems.iter().find(of_it) {
-            return Err(anyhow!("{problem}"));
-        }
-        Err(anyhow!(
-            "no machine {name} can be used (looked in {}): see `bbot machine list`, or make one with `bbot machine create`",
-            host.options.machines.display()
-        ))
-    }
-
-    /// Deletes what runs of ours have left whose owners are gone.
-    pub fn sweep(host: &Host) {
-        host.sweep_run_folders();
-        match layout::scan(&host.options.machines) {
-            Ok(scan) => {
-                for problem in owner::sweep(&scan.machines).problems {
-                    tracing::warn!(
-                        "machine {}: {:#}",
-                        problem.machine,
-                        anyhow::Error::new(problem.error)
-                    );
-                }
-            }
-            // Told when the machines are enumerated.
-            Err(e) => tracing::trace!("{e}"),
+/// Looks at all machines. Blocks.
+///
+/// # Errors
+///
+/// When the machines directory itself cannot be read.
+pub fn scan(host: &Host) -> Result<Scan> {
+    let found = scan_layout(host)?;
+    let mut scan = Scan::default();
+    for problem in found.problems {
+        match &problem.machine {
+            Some(name) => scan.machines.push(Seen {
+                name: name.clone(),
+                state: State::Bad(in_short(&problem)),
+            }),
+            None => scan.problems.push(problem.to_string()),
         }
     }
-
-    /// The machine failed: it is not used for a while, for as long as this says.
-    pub fn penalize(&mut self, machine: &Machine) -> Duration {
-        let of = format!("{} {}", machine.header().id, machine.manifest.toolchain.id);
-        self.penalty(&machine.dir.name, of)
+    // Looked at once for all, and served as it was then.
+    let toolchain = Toolchain::now(host);
+    for dir in found.machines {
+        let state = look(host, &dir, &toolchain).unwrap_or_else(|e| State::Bad(format!("{e:#}")));
+        let name = dir.name;
+        scan.machines.push(Seen { name, state });
     }
+    scan.machines.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(scan)
+}
 
-    fn penalty(&mut self, name: &str, of: String) -> Duration {
-        let before = self.penalties.get(name).filter(|p| p.of == of);
-        let count = before.map_or(0, |p| p.count + 1);
-        let pause = FIRST_PENALTY
-            .saturating_mul(1 << count.min(10))
-            .min(LONGEST_PENALTY);
-        let until = Instant::now() + pause;
-        self.penalties
-            .insert(name.to_owned(), Penalty { of, count, until });
-        pause
+/// What is wrong, without the machine's name, which is said anyway.
+fn in_short(problem: &layout::Problem) -> String {
+    let text = problem.to_string();
+    match &problem.machine {
+        Some(name) => text
+            .strip_prefix(&format!("machine {name} "))
+            .unwrap_or(&text)
+            .to_owned(),
+        None => text,
     }
+}
 
-    fn is_penalized(&self, name: &str, of: &str) -> bool {
-        self.penalties
-            .get(name)
-            .is_some_and(|p| p.of == of && p.until > Instant::now())
-    }
-
-    async fn machine(
-        &mut self,
-        host: &Host,
-        dir: &MachineDir,
-        progress: &mut dyn Progress,
-    ) -> Result<Tried> {
-        let mut last = None;
-        for retry in 0..=RETRIES {
-            if retry > 0 {
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            match self.attempt(host, dir, progress).await? {
-                Tried::Race(e) => {
-                    tracing::trace!("machine {}: {e:#}, trying again", dir.name);
-                    last = Some(e);
-                }
-                tried => return Ok(tried),
-            }
+/// Looks at the machine of that name, and at no other. Blocks.
+///
+/// # Errors
+///
+/// When the machines directory cannot be read, or there is no such machine.
+pub fn look_for(host: &Host, name: &str) -> Result<State> {
+    let found = scan_layout(host)?;
+    if let Some(dir) = found.machines.iter().find(|dir| dir.name == name) {
+        let state = look(host, dir, &Toolchain::now(host));
+        // There but of no use: as if it were not there.
+        if !matches!(state, Ok(State::Passed)) {
+            return Ok(state.unwrap_or_else(|e| State::Bad(format!("{e:#}"))));
         }
-        Err(last.unwrap_or_else(|| anyhow!("it changes all the time")))
     }
+    let of_it = |problem: &&layout::Problem| problem.machine.as_deref() == Some(name);
+    if let Some(problem) = found.problems.iter().find(of_it) {
+        return Ok(State::Bad(in_short(problem)));
+    }
+    Err(anyhow!(
+        "no machine {name} can be used (looked in {}): see `bbot machine list`, or make one with `bbot machine create`",
+        host.options.machines.display()
+    ))
+}
 
-    async fn attempt(
-        &mut self,
-        host: &Host,
-        dir: &MachineDir,
-        progress: &mut dyn Progress,
-    ) -> Result<Tried> {
-        let directory = dir.bootstrapped(&host.toolchain);
-        let volume: Arc<dyn Volume> = Arc::from(volume::detect(&dir.path)?);
-        let current = match layout::resolve_current(dir, BOOTSTRAP_PROTOCOL) {
-            Ok(Some(current)) => current,
-            Ok(None) => {
-                if directory.is_dir() {
-                    tracing::debug!(
-                        "deleting {}: the machine has no current revision",
-                        directory.display()
-                    );
-                    Temporary::take(&host.instance, &volume, &directory)?.delete()?;
-                }
-                tracing::trace!(
-                    "skipping {}: no link to a current revision",
-                    dir.path.display()
-                );
-                return Ok(Tried::Passed);
-            }
-            Err(e) if e.is_race() => return Ok(Tried::Race(e.into())),
-            Err(e) => return Err(e.into()),
-        };
-        let manifest = match read_machine(dir, &current) {
-            Ok(manifest) => manifest,
-            Err(e) if !current.is_dir() => return Ok(Tried::Race(e)),
-            Err(e) => return Err(e),
-        };
-        check_kind(&manifest)?;
+/// The toolchain as it is now, and its id.
+struct Toolchain {
+    found: Result<crate::toolchain::Toolchain, crate::toolchain::ToolchainError>,
+    id: Option<String>,
+}
 
-        // The toolchain is looked at once for the decision and for what is served.
-        let toolchain = host.toolchain_now();
-        let toolchain_id = match &toolchain {
+impl Toolchain {
+    fn now(host: &Host) -> Self {
+        let found = host.toolchain_now();
+        let id = match &found {
             Ok(toolchain) => toolchain.id.clone(),
             Err(_) => host
                 .options
@@ -281,145 +182,185 @@ impl Inventory {
                 .clone()
                 .filter(|id| !id.is_empty()),
         };
-        let agent = Agent {
-            toolchain_id: toolchain_id.clone(),
-            version: version::own(),
-        };
-        let there = read_bootstrapped(&directory);
-        if let Err(Some(e)) = &there {
-            tracing::warn!("{e:#}");
-        }
-        let existing = match &there {
-            Ok(there) => Existing::Bootstrapped(there),
-            Err(Some(_)) => Existing::Unreadable,
-            Err(None) => Existing::Nothing,
-        };
-        let why = match decide::decide(&agent, &manifest.header, existing) {
-            Decision::Use => return Ok(self.usable(dir, directory, there, volume)),
-            Decision::Leave => {
-                tracing::trace!(
-                    "ignoring {}: its worker is newer than this agent",
-                    directory.display()
-                );
-                return Ok(Tried::Passed);
-            }
-            Decision::Bootstrap(why) => why,
-        };
-
-        let of = format!(
-            "{} {}",
-            manifest.header.id,
-            toolchain_id.as_deref().unwrap_or_default()
-        );
-        if self.is_penalized(&dir.name, &of) {
-            return Ok(Tried::Passed);
-        }
-        let fake = host.options.fake_bootstrap;
-        if let (Err(e), false) = (&toolchain, fake) {
-            return Err(anyhow!("{e}"));
-        }
-        // Before it is copied, and where it can be mended.
-        if !fake && let Err(e) = hypervisor::require_files(&manifest, &current) {
-            if !current.is_dir() {
-                return Ok(Tried::Race(e.into()));
-            }
-            return Ok(Tried::Failed(e.into(), self.penalty(&dir.name, of)));
-        }
-        let copy = || Temporary::snapshot(&host.instance, &volume, dir, &host.toolchain, &current);
-        let first = match copy() {
-            Ok(copy) => copy,
-            Err(e) if e.is_race() => return Ok(Tried::Race(e.into())),
-            Err(e) => {
-                return Ok(Tried::Failed(e.into(), self.penalty(&dir.name, of)));
-            }
-        };
-        let copied = read_machine(dir, first.path())?;
-        if copied.header.id != manifest.header.id {
-            return Ok(Tried::Race(anyhow!("the revision was replaced")));
-        }
-        match why {
-            Why::New => tracing::debug!("bootstrapping {}", directory.display()),
-            why => tracing::debug!("re-bootstrapping {}: {why}", directory.display()),
-        }
-        progress.stage(&Stage::Bootstrapping {
-            machine: dir.name.clone(),
-            why: why.to_string(),
-        });
-
-        let outcome = if fake {
-            bootstrap::fake(first, &copied, toolchain_id.as_deref())
-        } else {
-            let mac_file = MacFile::of(dir, host);
-            let mac = there
-                .as_ref()
-                .ok()
-                .and_then(|t| t.machine.mac)
-                .or_else(|| mac_file.read());
-            let plan = Plan {
-                manifest: &copied,
-                mac,
-                keep_mac: &mut |mac| mac_file.write(mac),
-                toolchain: toolchain.as_ref().map_err(|e| anyhow!("{e}"))?,
-                copy: &mut || Ok(copy()?),
-            };
-            bootstrap::bootstrap(host, plan, first, progress).await
-        };
-        let (finished, bootstrapped) = match outcome {
-            Ok(Outcome::Done(finished, bootstrapped)) => (finished, *bootstrapped),
-            Ok(Outcome::Failed) => {
-                // What exactly has been told when it happened.
-                let pause = self.penalty(&dir.name, of);
-                return Ok(Tried::Failed(anyhow!("it failed to bootstrap"), pause));
-            }
-            Err(e) => {
-                let pause = self.penalty(&dir.name, of);
-                return Ok(Tried::Failed(e.context("unable to bootstrap"), pause));
-            }
-        };
-        // The old one, and with it its address, was there until now.
-        finished.replace(&directory)?;
-        self.penalties.remove(&dir.name);
-        tracing::info!("bootstrapped {}", dir.name);
-        if decide::after_bootstrap(&agent, &bootstrapped.bootstrap) == Decision::Leave {
-            tracing::warn!(
-                "ignoring {}: its worker is newer than this agent",
-                directory.display()
-            );
-            return Ok(Tried::Passed);
-        }
-        if decide::compare_worker(&bootstrapped.bootstrap, &agent.version).is_lt() {
-            tracing::warn!(
-                "bootstrapped {} worker is older than agent; assuming test setup",
-                directory.display()
-            );
-        }
-        Ok(self.usable(dir, directory, Ok(bootstrapped), volume))
-    }
-
-    fn usable(
-        &self,
-        dir: &MachineDir,
-        directory: PathBuf,
-        manifest: Result<BootstrappedMachine, Option<anyhow::Error>>,
-        volume: Arc<dyn Volume>,
-    ) -> Tried {
-        let Ok(manifest) = manifest else {
-            return Tried::Passed;
-        };
-        let of = format!("{} {}", manifest.machine.header.id, manifest.toolchain.id);
-        if self.is_penalized(&dir.name, &of) {
-            return Tried::Passed;
-        }
-        Tried::Usable(Box::new(Machine {
-            dir: dir.clone(),
-            directory,
-            manifest,
-            volume,
-        }))
+        Self { found, id }
     }
 }
 
-fn scan(host: &Host) -> Result<layout::Scan> {
+/// Looks at one machine.
+fn look(host: &Host, dir: &MachineDir, toolchain: &Toolchain) -> Result<State> {
+    let directory = dir.bootstrapped(&host.toolchain);
+    let current = match layout::resolve_current(dir, BOOTSTRAP_PROTOCOL) {
+        Ok(Some(current)) => current,
+        Ok(None) => return Ok(State::Passed),
+        Err(e) if e.is_race() => return Ok(State::Changing(e.to_string())),
+        Err(e) => return Err(e.into()),
+    };
+    let manifest = match read_machine(dir, &current) {
+        Ok(manifest) => manifest,
+        Err(e) if !current.is_dir() => return Ok(State::Changing(format!("{e:#}"))),
+        Err(e) => return Err(e),
+    };
+    check_kind(&manifest)?;
+    let volume: Arc<dyn Volume> = Arc::from(volume::detect(&dir.path)?);
+    let agent = Agent {
+        toolchain_id: toolchain.id.clone(),
+        version: version::own(),
+    };
+    let there = read_bootstrapped(&directory);
+    if let Err(Some(e)) = &there {
+        tracing::warn!("{e:#}");
+    }
+    let existing = match &there {
+        Ok(there) => Existing::Bootstrapped(there),
+        Err(Some(_)) => Existing::Unreadable,
+        Err(None) => Existing::Nothing,
+    };
+    let why = match decide::decide(&agent, &manifest.header, existing) {
+        Decision::Use => {
+            return Ok(match there {
+                Ok(manifest) => State::Usable(Box::new(Machine {
+                    dir: dir.clone(),
+                    directory,
+                    manifest,
+                    volume,
+                })),
+                // Nothing that is not there is ever used.
+                Err(_) => State::Passed,
+            });
+        }
+        Decision::Leave => {
+            tracing::trace!(
+                "ignoring {}: its worker is newer than this agent",
+                directory.display()
+            );
+            return Ok(State::Passed);
+        }
+        Decision::Bootstrap(why) => why,
+    };
+    if let (Why::NewBbot, Ok(manifest)) = (why, &there)
+        && host.accepts_older(&directory, manifest)
+    {
+        return Ok(State::Usable(Box::new(Machine {
+            dir: dir.clone(),
+            directory,
+            manifest: manifest.clone(),
+            volume,
+        })));
+    }
+    let fake = host.options.fake_bootstrap;
+    let served = match (&toolchain.found, fake) {
+        (_, true) => None,
+        (Ok(found), false) => Some(found.clone()),
+        (Err(e), false) => return Err(anyhow!("{e}")),
+    };
+    // Before it is copied, and where it can be mended.
+    if !fake && let Err(e) = hypervisor::require_files(&manifest, &current) {
+        if !current.is_dir() {
+            return Ok(State::Changing(e.to_string()));
+        }
+        return Err(e.into());
+    }
+    Ok(State::MustBootstrap(Box::new(Plan {
+        dir: dir.clone(),
+        revision: current,
+        directory,
+        manifest,
+        mac: there.ok().and_then(|there| there.machine.mac),
+        toolchain: served,
+        toolchain_id: toolchain.id.clone(),
+        why,
+        volume,
+    })))
+}
+
+/// Deletes the bootstrapped copies of machines that have no current revision any
+/// more. Blocks.
+pub fn remove_forsaken(host: &Host) {
+    // Told when the machines are looked at.
+    let Ok(found) = scan_layout(host) else {
+        return;
+    };
+    for dir in found.machines {
+        let directory = dir.bootstrapped(&host.toolchain);
+        let forsaken = matches!(
+            layout::resolve_current(&dir, BOOTSTRAP_PROTOCOL),
+            Ok(None)
+        );
+        if !forsaken || !directory.is_dir() {
+            continue;
+        }
+        tracing::debug!(
+            "deleting {}: the machine has no current revision",
+            directory.display()
+        );
+        let removed = volume::detect(&dir.path).map_err(anyhow::Error::new).and_then(|volume| {
+            let volume = Arc::from(volume);
+            Temporary::take(&host.instance, &volume, &directory)?.delete()?;
+            Ok(())
+        });
+        if let Err(e) = removed {
+            tracing::warn!("machine {}: {e:#}", dir.name);
+        }
+    }
+}
+
+/// Deletes what runs of ours have left whose owners are gone. Blocks.
+pub fn sweep(host: &Host) {
+    host.sweep_run_folders();
+    match layout::scan(&host.options.machines) {
+        Ok(scan) => {
+            for problem in owner::sweep(&scan.machines).problems {
+                tracing::warn!(
+                    "machine {}: {:#}",
+                    problem.machine,
+                    anyhow::Error::new(problem.error)
+                );
+            }
+        }
+        // Told when the machines are looked at.
+        Err(e) => tracing::trace!("{e}"),
+    }
+}
+
+/// What is known of the machines from one look to the next.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// The problems that were told and are there still.
+    told: HashSet<String>,
+    /// How often a machine was found changing, in a row.
+    changing: HashMap<String, u32>,
+}
+
+impl Inventory {
+    /// Takes note of what was seen. Problems that are no machine's are told when they
+    /// are new; a machine that is changing all the time is bad. Tells whether another
+    /// look is due in [`RETRY_PAUSE`].
+    pub fn note(&mut self, scan: &mut Scan) -> bool {
+        let problems: HashSet<String> = scan.problems.iter().cloned().collect();
+        for problem in problems.difference(&self.told) {
+            tracing::error!("{problem}");
+        }
+        self.told = problems;
+        let mut again = false;
+        let mut changing = HashMap::new();
+        for seen in &mut scan.machines {
+            if let State::Changing(why) = &seen.state {
+                let count = self.changing.get(&seen.name).map_or(1, |count| count + 1);
+                changing.insert(seen.name.clone(), count);
+                tracing::trace!("machine {}: {why}, looking again", seen.name);
+                if count > RETRIES {
+                    seen.state = State::Bad(why.clone());
+                } else {
+                    again = true;
+                }
+            }
+        }
+        self.changing = changing;
+        again
+    }
+}
+
+fn scan_layout(host: &Host) -> Result<layout::Scan> {
     layout::scan(&host.options.machines).with_context(|| {
         format!(
             "no machines can be had from {}: give --machines their directory, or make one with `bbot machine create`",
@@ -463,15 +404,6 @@ pub fn fake_machine(host: &Host, file: &Path) -> Result<Machine> {
     })
 }
 
-/// Why a machine failed, and for how long it is left alone for it: one line.
-fn left_alone(error: anyhow::Error, pause: Duration) -> anyhow::Error {
-    // The host's own fault ends the agent.
-    if host::is_at_fault(&error) {
-        return error;
-    }
-    error.context(format!("left alone for {} s", pause.as_secs()))
-}
-
 fn check_kind(manifest: &MachineManifest) -> Result<()> {
     if manifest.header.role == Some(MachineRole::Auxiliary) {
         return Err(anyhow!(
@@ -481,7 +413,12 @@ fn check_kind(manifest: &MachineManifest) -> Result<()> {
     Ok(())
 }
 
-fn read_machine(dir: &MachineDir, revision: &Path) -> Result<MachineManifest> {
+/// The manifest of the machine in `revision`.
+///
+/// # Errors
+///
+/// When it cannot be read, or is another machine's.
+pub(crate) fn read_machine(dir: &MachineDir, revision: &Path) -> Result<MachineManifest> {
     let path = revision.join("manifest");
     let bytes = open_regular(&path)
         .and_then(read_bounded)
@@ -543,21 +480,21 @@ fn read_bounded(file: fs::File) -> io::Result<Vec<u8>> {
 /// The address of a machine's card, `.<machine>-<toolchain>.mac` beside its
 /// revisions: it survives a bootstrap that fails, and a machine that is gone for
 /// a while.
-struct MacFile(PathBuf);
+pub(crate) struct MacFile(PathBuf);
 
 impl MacFile {
-    fn of(dir: &MachineDir, host: &Host) -> Self {
+    pub(crate) fn of(dir: &MachineDir, host: &Host) -> Self {
         Self(
             dir.path
                 .join(format!(".{}-{}.mac", dir.name, host.toolchain)),
         )
     }
 
-    fn read(&self) -> Option<Mac> {
+    pub(crate) fn read(&self) -> Option<Mac> {
         fs::read_to_string(&self.0).ok()?.trim().parse().ok()
     }
 
-    fn write(&self, mac: Mac) {
+    pub(crate) fn write(&self, mac: Mac) {
         if self.read() != Some(mac)
             && let Err(e) = durable::write(&self.0, format!("{mac}\n").as_bytes())
         {
@@ -592,8 +529,24 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_and_its_pause_are_one_line() {
-        let error = left_alone(anyhow!("no disk"), FIRST_PENALTY);
-        assert_eq!(format!("{error:#}"), "left alone for 60 s: no disk");
+    fn a_machine_that_changes_all_the_time_is_bad_after_ten_looks_more() {
+        let mut inventory = Inventory::default();
+        let look = |state| Scan {
+            machines: vec![Seen {
+                name: "linux".to_owned(),
+                state,
+            }],
+            problems: Vec::new(),
+        };
+        let changing = || look(State::Changing("link".to_owned()));
+        for _ in 0..RETRIES {
+            assert!(inventory.note(&mut changing()));
+        }
+        let mut last = changing();
+        assert!(!inventory.note(&mut last));
+        assert!(matches!(&last.machines[0].state, State::Bad(why) if why == "link"));
+        // One good look, and it starts from the beginning.
+        assert!(!inventory.note(&mut look(State::Passed)));
+        assert!(inventory.note(&mut changing()));
     }
 }

@@ -1,8 +1,9 @@
 //! Tasks and results over real HTTP, with controllers of both eras.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bbot_manifest::{Era, ResultRequest, Status, TaskRequest};
 
@@ -125,8 +126,9 @@ fn a_controller_of_today_gets_its_result() {
     one_task(Era::Later);
 }
 
-#[test]
-fn a_task_is_given_back_when_the_agent_is_stopped() {
+/// The agent while a person plays the machine of a task of ours, told to end by these
+/// signals; what it then posts, and how long it took.
+fn ended_by(signals: &[nix::sys::signal::Signal], more: &[&str]) -> (ResultRequest, Duration) {
     let host = Host::new();
     let header = host.file("header", HEADER);
     let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
@@ -136,30 +138,121 @@ fn a_task_is_given_back_when_the_agent_is_stopped() {
     );
     let ours = "Bbot-Controller: 1\r\n";
     let (tasks, task_server) = serve(vec![answer("200 OK", ours, &task)]);
+    let mut args = vec!["--fake-machine", &header, "--allow-result-url", &results];
+    args.extend(more);
+    args.push(&tasks);
+    let mut child = host.command(&args).spawn().unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let (told, hears) = std::sync::mpsc::channel();
+    let log = std::thread::spawn(move || {
+        let lines = said.lines().map_while(Result::ok);
+        for line in lines {
+            // Whoever waits may have heard enough.
+            let _ = told.send(line);
+        }
+    });
+    appears(&host.path("tftp/build/default/get/manifest"));
+    task_server.join().unwrap();
+    let begin = Instant::now();
+    for (number, signal) in signals.iter().enumerate() {
+        if number > 0 {
+            // The one before has been heard: two at once would be one.
+            let heard = |line: &String| line.contains("no new tasks");
+            hears.iter().find(heard).unwrap();
+        }
+        send(&child, *signal);
+    }
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(begin.elapsed() < BOUND, "still running");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let took = begin.elapsed();
+    assert_eq!(status.code(), Some(0));
+    log.join().unwrap();
+    let posted = result_server.join().unwrap().remove(0);
+    for folder in ["held", "results"] {
+        let left = fs::read_dir(host.path("state/default").join(folder)).unwrap();
+        assert_eq!(left.count(), 0, "{folder}");
+    }
+    assert!(!host.path("tftp/build/default").exists());
+    let posted = ResultRequest::parse(&posted.body, "result").unwrap();
+    assert_eq!(posted.session, "s/1");
+    (posted, took)
+}
+
+#[test]
+fn a_task_is_given_back_when_the_agent_is_stopped() {
+    use nix::sys::signal::{SIGINT, SIGTERM};
+    // At once, at once by the second, and when its time is over.
+    for (signals, more, least) in [
+        (&[SIGINT][..], &[][..], 0),
+        (&[SIGTERM, SIGTERM], &[], 0),
+        (&[SIGTERM, SIGINT], &[], 0),
+        (&[SIGTERM], &["--drain-timeout", "2"], 2),
+    ] {
+        let (posted, took) = ended_by(signals, more);
+        assert_eq!(posted.result.status, Status::Interrupt, "{signals:?}");
+        let range = Duration::from_secs(least)..Duration::from_secs(least + 15);
+        assert!(range.contains(&took), "{signals:?}: {took:?}");
+    }
+}
+
+/// SIGHUP over a running task: another controller is asked from then on, the task goes
+/// on to its result; a file that cannot be read changes nothing.
+#[test]
+fn a_reload_loses_no_task() {
+    let host = Host::new();
+    let header = host.file("header", HEADER);
+    let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
+    let task = format!(
+        ": 1\nsession: s/1\nresult-url: {results}?build-result\n:\n{}",
+        &TASK[4..]
+    );
+    let (first, first_server) = serve(vec![answer("200 OK", "", &task)]);
+    let none = || answer("200 OK", "", ": 1\nsession:\n");
+    let (second, second_server) = serve(vec![none()]);
+    let config = host.file("agent.conf", &format!("controller {first}\n"));
     let args = [
         "--fake-machine",
         &header,
         "--allow-result-url",
         &results,
-        &tasks,
+        "--config",
+        &config,
     ];
-    let child = host.command(&args).spawn().unwrap();
+    let mut child = host.command(&args).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut hear = |what: &str| {
+        let heard = said.by_ref().map_while(Result::ok).find(|line| line.contains(what));
+        assert!(heard.is_some(), "{what}");
+    };
     appears(&host.path("tftp/build/default/get/manifest"));
-    task_server.join().unwrap();
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
-    let output = finish(child);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    first_server.join().unwrap();
+
+    host.file("agent.conf", "controller\n");
+    send(&child, nix::sys::signal::SIGHUP);
+    hear("agent.conf:1: controller needs a URL");
+    host.file("agent.conf", &format!("controller {second}\n"));
+    send(&child, nix::sys::signal::SIGHUP);
+    hear("the configuration was read again");
+    // A writer that makes it whole at once.
+    host.file("result", RESULT);
+    fs::rename(
+        host.path("result"),
+        host.path("tftp/build/default/put/manifest"),
+    )
+    .unwrap();
     let posted = result_server.join().unwrap().remove(0);
     let posted = ResultRequest::parse(&posted.body, "result").unwrap();
-    assert_eq!(
-        (posted.session.as_str(), posted.result.status),
-        ("s/1", Status::Interrupt)
-    );
-    for folder in ["held", "results"] {
-        let left = fs::read_dir(host.path("state/default").join(folder)).unwrap();
-        assert_eq!(left.count(), 0, "{folder}");
-    }
+    assert_eq!(posted.result.status, Status::Success);
+    // And then the new one is asked.
+    second_server.join().unwrap();
+    send(&child, nix::sys::signal::SIGTERM);
+    hear("no new tasks");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// A controller that takes the result only at the second try, after a restart of
@@ -216,4 +309,84 @@ fn a_result_outlives_the_agent() {
             .count(),
         0
     );
+}
+
+/// The calls that put a result on disk, in their order, all before the first byte goes to
+/// its controller: after a loss of power it is there, whole and under its name.
+#[test]
+fn a_result_is_on_disk_before_it_is_posted() {
+    if !testkit::program("strace", "strace") {
+        return;
+    }
+    let host = Host::new();
+    let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
+    let task = format!(
+        ": 1\nsession: s/1\nresult-url: {results}?build-result\n:\n{}",
+        &TASK[4..]
+    );
+    let none = || answer("200 OK", "", ": 1\nsession:\n");
+    let (tasks, task_server) = serve(vec![answer("200 OK", "", &task), none()]);
+    let agent = host.command(&[
+        "--fake-bootstrap",
+        "--fake-build",
+        "--allow-result-url",
+        &results,
+        &tasks,
+    ]);
+    let trace = host.path("trace");
+    let mut traced = Command::new("strace");
+    traced.args([
+        "-f",
+        "-y",
+        "-e",
+        "trace=fsync,rename,renameat,renameat2,connect,unlink",
+    ]);
+    traced.arg("-o").arg(&trace).arg(agent.get_program());
+    traced.args(agent.get_args());
+    traced.stdout(std::process::Stdio::null());
+    traced.stderr(std::process::Stdio::piped());
+    let mut child = traced.spawn().unwrap();
+    result_server.join().unwrap();
+    task_server.join().unwrap();
+    // The agent's file is gone when the result is taken.
+    let begin = std::time::Instant::now();
+    while fs::read_dir(host.path("state/default/results"))
+        .unwrap()
+        .count()
+        > 0
+    {
+        assert!(begin.elapsed() < BOUND, "the result is not taken");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // strace passes it on, and ends with the agent.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+
+    let trace = fs::read_to_string(&trace).unwrap();
+    let port = results.trim_end_matches('/').rsplit(':').next().unwrap();
+    let folder = host.path("state/default/results").display().to_string();
+    let steps: [(&str, &dyn Fn(&str) -> bool); 5] = [
+        ("the file is flushed", &|line| {
+            line.contains("fsync(") && line.contains(&format!("{folder}/"))
+        }),
+        ("it gets its name", &|line| {
+            line.contains("rename")
+                && line.contains(&format!("{folder}/"))
+                && line.contains(".result\"")
+        }),
+        ("its folder is flushed", &|line| {
+            line.contains("fsync(") && line.contains(&format!("{folder}>"))
+        }),
+        ("its controller is called", &|line| {
+            line.contains("connect(") && line.contains(&format!("htons({port})"))
+        }),
+        ("it is removed", &|line| {
+            line.contains("unlink") && line.contains(&format!("{folder}/"))
+        }),
+    ];
+    let mut lines = trace.lines();
+    for (what, is_step) in steps {
+        assert!(lines.any(is_step), "{what}: not in its place in\n{trace}");
+    }
 }

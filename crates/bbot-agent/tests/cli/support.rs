@@ -137,3 +137,8 @@ pub(crate) fn appears(path: &Path) -> String {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+pub(crate) fn send(child: &Child, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
+}

@@ -42,6 +42,11 @@ fn help_and_version() {
         "--build-startup",
         "--bootstrap-startup",
         "--instance-max",
+        "--host-cpu",
+        "--host-ram",
+        "--suspend-max",
+        "--drain-timeout",
+        "--config",
     ] {
         assert!(help.contains(option), "{option}");
     }
@@ -64,9 +69,12 @@ fn wrong_usage_is_a_failure() {
     );
     fails(&host.run(&["--no-such-option"]), &["--no-such-option"]);
     fails(&host.run(&["--cpu", "many", "http://c"]), &["--cpu"]);
+    fails(&host.run(&["--instance-max", "0", "http://c"]), &["--instance-max"]);
+    fails(&host.run(&["1=http://c"]), &["four or five digits"]);
+    let config = host.file("agent.conf", "cpu 2\nno-such-option 3\n");
     fails(
-        &host.run(&["--instance-max", "4", "http://c"]),
-        &["one machine at a time"],
+        &host.run(&["--config", &config, "http://c"]),
+        &["agent.conf:2: ", "no-such-option"],
     );
     fails(
         &host.run(&["--fake-bootstrap", "--fake-build", "ftp://c"]),

@@ -2,9 +2,18 @@
 
 use super::*;
 
+fn asked(world: &World) -> Vec<String> {
+    let mut requests = world.controllers.requests.lock().unwrap();
+    requests.drain(..).map(|(url, _)| url).collect()
+}
+
+const BOTH: [&str; 2] = [
+    "http://c1.example/?build-task",
+    "http://c2.example/?build-task",
+];
+
 #[tokio::test(start_paused = true)]
 async fn a_refused_task_leaves_nothing_behind() {
-    let mut world = World::bootstrapped(&[]).await;
     let challenged = task_for("linux").replace(
         "result-url",
         &format!("challenge: {}\nresult-url", "a".repeat(64)),
@@ -16,45 +25,37 @@ async fn a_refused_task_leaves_nothing_behind() {
         "rubbish".to_owned(),
         String::new(),
     ] {
+        let mut world = World::bootstrapped(&[]).await;
         // The next controller is asked, and when that has nothing either: a pause.
         world.answer(&bad);
-        assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle, "{bad}");
-        assert_eq!(world.agent.pause(), IDLE_PAUSE);
-        let asked: Vec<String> = world
-            .controllers
-            .requests
-            .lock()
-            .unwrap()
-            .drain(..)
-            .map(|(url, _)| url)
-            .collect();
-        assert_eq!(
-            asked,
-            [
-                "http://c1.example/?build-task",
-                "http://c2.example/?build-task"
-            ]
-        );
-    }
-    assert_eq!(world.posted().len(), 0);
-    assert_eq!(calls(&world).len(), 2, "nothing but the bootstrap");
+        assert_eq!(world.turn().await, Turn::Idle, "{bad}");
+        assert_eq!(asked(&world), BOTH);
+        // The one at fault is left alone for half a minute and more, by itself.
+        let pause = world.pause().as_secs();
+        assert!((15..=60).contains(&pause), "{pause} s");
+        assert_eq!(world.posted().len(), 0);
+        assert_eq!(calls(&world).len(), 2, "nothing but the bootstrap");
 
-    // And the next good one is done as if nothing had been.
-    world.builds("manifest", RESULT.as_bytes());
-    assert_eq!(build(&mut world).await, Turn::Again);
-    assert_eq!(world.posted()[0].challenge, None);
+        // And the next good one is done as if nothing had been.
+        world.builds("manifest", RESULT.as_bytes());
+        world.answer(&task_for("linux"));
+        while world.turn().await != Turn::Again {}
+        assert_eq!(world.posted()[0].challenge, None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_is_down_does_not_stop_the_others() {
     let mut world = World::bootstrapped(&[]).await;
     let down = || Err(LinkError::Transport("connection refused".to_owned()));
+    let share = &world.controllers.share_script;
+    share.store(true, std::sync::atomic::Ordering::Relaxed);
     world.controllers.answers.lock().unwrap().extend([
         down(),
         Ok(stranger(&task_for("linux").replace("c1.", "c2."))),
     ]);
     world.builds("manifest", RESULT.as_bytes());
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+    assert_eq!(world.turn().await, Turn::Again);
     assert_eq!(world.posted().len(), 1);
     world
         .controllers
@@ -62,30 +63,27 @@ async fn a_controller_that_is_down_does_not_stop_the_others() {
         .lock()
         .unwrap()
         .extend([down(), down()]);
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+    assert_eq!(world.turn().await, Turn::Idle);
 }
 
 #[tokio::test(start_paused = true)]
-async fn controllers_take_turns() {
-    let mut world = World::bootstrapped(&["--fake-build"]).await;
-    build(&mut world).await;
-    world.controllers.requests.lock().unwrap().clear();
-    world.agent.turn().await.unwrap();
-    let asked: Vec<String> = world
-        .controllers
-        .requests
-        .lock()
-        .unwrap()
-        .drain(..)
-        .map(|(url, _)| url)
-        .collect();
-    assert_eq!(
-        asked,
-        [
-            "http://c2.example/?build-task",
-            "http://c1.example/?build-task"
-        ]
-    );
+async fn equal_controllers_are_asked_in_any_order() {
+    let mut world = World::bootstrapped(&[]).await;
+    drop(asked(&world));
+    world.restart(&["http://c3.example"]).await;
+    let mut first = std::collections::BTreeSet::new();
+    for _ in 0..64 {
+        assert_eq!(world.turn().await, Turn::Idle);
+        let asked = asked(&world);
+        assert_eq!(asked.len(), 3, "{asked:?}");
+        // The preferred one goes first; which of the others follows is chance.
+        assert_eq!(asked[0], BOTH[0]);
+        first.insert(asked[1].clone());
+        if first.len() == 2 {
+            return;
+        }
+    }
+    panic!("always {first:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +98,7 @@ async fn a_challenge_is_answered_and_trust_replaced() {
         .await
         .unwrap();
     let fingerprint = signer.fingerprint().to_owned();
-    world.agent.signer = Some(signer);
+    world.agent().context.keys = Keys::of_one(signer);
 
     let seen: Arc<std::sync::Mutex<String>> = Arc::default();
     let sees = Arc::clone(&seen);
@@ -118,7 +116,7 @@ async fn a_challenge_is_answered_and_trust_replaced() {
     world.answer(
         &task_for("linux").replace("result-url", &format!("challenge: {challenge}\nresult-url")),
     );
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+    assert_eq!(world.turn().await, Turn::Again);
 
     let request = world.controllers.requests.lock().unwrap()[0].1.clone();
     assert!(request.contains(&format!("fingerprint: {fingerprint}")));
@@ -141,77 +139,62 @@ async fn a_later_controller_gets_later_words() {
         format!("{RESULT}worker-checksum: w\n").as_bytes(),
     );
     world.answer(&task_for("linux").replace("repository:", "repository-url:"));
-    world.agent.turn().await.unwrap();
+    world.turn().await;
     let posted = world.posted().remove(0);
     assert_eq!(posted.agent_checksum.as_deref(), Some(AGENT_CHECKSUM));
     assert_eq!(posted.result.worker_checksum.as_deref(), Some("w"));
+}
+
+fn none_of_ours() -> Result<TaskAnswer, LinkError> {
+    Ok(TaskAnswer {
+        kin: Kin::Ours,
+        ..stranger(": 1\nsession:\n")
+    })
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_only_controller_may_hold_a_request() {
     let mut world = World::bootstrapped(&["--fake-build"]).await;
     // Two controllers: the second must have its turn.
-    assert_eq!(
-        world
-            .controllers
-            .holds
-            .lock()
-            .unwrap()
-            .drain(..)
-            .collect::<Vec<_>>(),
-        [Duration::ZERO; 2]
-    );
-    world.agent.controllers.truncate(1);
-    let none = || {
-        Ok(TaskAnswer {
-            kin: Kin::Ours,
-            ..stranger(": 1\nsession:\n")
-        })
+    let holds = |world: &World| -> Vec<Duration> {
+        world.controllers.holds.lock().unwrap().drain(..).collect()
     };
-    world.controllers.answers.lock().unwrap().push_back(none());
-    world.agent.turn().await.unwrap();
-    assert_eq!(world.agent.pause(), IDLE_PAUSE_HELD);
-    // A result that waits must have its turn too.
-    world
-        .controllers
-        .posts
-        .lock()
-        .unwrap()
-        .push_back(Posted::Again("503".to_owned()));
-    build(&mut world).await;
-    world.controllers.answers.lock().unwrap().push_back(none());
-    world.agent.turn().await.unwrap();
-    assert_eq!(
-        *world.controllers.holds.lock().unwrap(),
-        [HOLD, HOLD, Duration::ZERO]
-    );
+    assert_eq!(holds(&world), [Duration::ZERO; 2]);
+    world.restart_alone(&["--fake-build"]).await;
+    let answers = || world.controllers.answers.lock().unwrap();
+    answers().extend([none_of_ours(), none_of_ours(), none_of_ours()]);
+    // Of one that is not known to be ours nothing is wanted.
+    assert_eq!(world.turn().await, Turn::Idle);
+    assert_eq!(world.pause(), IDLE_PAUSE_HELD);
+    // A result that waits holds up nobody.
+    let again = Posted::Again("503".to_owned());
+    world.controllers.posts.lock().unwrap().push_back(again);
+    assert_eq!(world.turn().await, Turn::Idle);
+    assert_eq!(world.turn().await, Turn::Idle);
+    assert_eq!(holds(&world), [Duration::ZERO, HOLD, HOLD]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn ours_are_asked_more_often() {
     let mut world = World::bootstrapped(&[]).await;
-    let none = || {
-        Ok(TaskAnswer {
-            kin: Kin::Ours,
-            ..stranger(": 1\nsession:\n")
-        })
+    let share = &world.controllers.share_script;
+    share.store(true, std::sync::atomic::Ordering::Relaxed);
+    let answers = |world: &World, second| {
+        let mut answers = world.controllers.answers.lock().unwrap();
+        answers.extend([none_of_ours(), second]);
     };
-    world
-        .controllers
-        .answers
-        .lock()
-        .unwrap()
-        .extend([none(), none()]);
-    world.agent.turn().await.unwrap();
-    assert_eq!(world.agent.pause(), IDLE_PAUSE_OURS);
-    world
-        .controllers
-        .answers
-        .lock()
-        .unwrap()
-        .extend([none(), Ok(stranger(": 1\nsession:\n"))]);
-    world.agent.turn().await.unwrap();
-    assert_eq!(world.agent.pause(), IDLE_PAUSE);
+    answers(&world, none_of_ours());
+    world.turn().await;
+    assert_eq!(world.pause(), IDLE_PAUSE_OURS);
+    // A stranger among them has a pause of its own.
+    answers(&world, Ok(stranger(": 1\nsession:\n")));
+    drop(asked(&world));
+    world.turn().await;
+    assert_eq!(asked(&world), BOTH);
+    assert_eq!(world.pause(), IDLE_PAUSE_OURS);
+    world.controllers.answers.lock().unwrap().push_back(none_of_ours());
+    world.turn().await;
+    assert_eq!(asked(&world), BOTH[..1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,10 +203,9 @@ async fn an_archive_of_the_tasks_controller_goes_to_the_worker() {
     let own = format!("http://c1.example/archives/{}.tar.gz", "0".repeat(64));
     let others = own.replace("c1.", "c3.");
     for (repository, fetched) in [(&own, true), (&others, false)] {
-        world.agent.first = 0;
         world.builds("manifest", RESULT.as_bytes());
         world.answer(&task_for("linux").replace("http://r.example/1", repository));
-        assert_eq!(world.agent.turn().await.unwrap(), Turn::Again);
+        assert_eq!(world.turn().await, Turn::Again);
         let offered = format!("{:?}", world.fake.started().last().unwrap().tftp.root);
         assert_eq!(offered.contains("source.tar.gz"), fetched, "{repository}");
     }
@@ -235,10 +217,11 @@ async fn an_archive_of_the_tasks_controller_goes_to_the_worker() {
 #[tokio::test(start_paused = true)]
 async fn a_dumped_task_for_an_unknown_machine_ends_the_agent() {
     let mut world = World::bootstrapped(&["--dump-task"]).await;
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+    assert_eq!(world.turn().await, Turn::Idle);
     world.answer(&task_for("windows"));
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Ended);
+    assert_eq!(world.turn().await, Turn::Ended);
+    world.restart(&["--dump-task"]).await;
     world.answer(&task_for("linux"));
-    assert_eq!(world.agent.turn().await.unwrap(), Turn::Ended);
+    assert_eq!(world.turn().await, Turn::Ended);
     assert_eq!(world.fake.started().len(), 1, "nothing but the bootstrap");
 }

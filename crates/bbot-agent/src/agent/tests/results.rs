@@ -13,17 +13,8 @@ async fn a_result_is_sent_until_it_is_taken() {
         .unwrap()
         .extend([again(), again()]);
     build(&mut world).await;
-    assert_eq!(world.spool("results"), 1);
-    assert_eq!(world.agent.pause(), Duration::from_secs(1));
-    // Not due yet: nothing is sent.
-    world.agent.turn().await.unwrap();
-    assert_eq!(world.posted().len(), 1);
-    tokio::time::sleep(world.agent.pause()).await;
-    world.agent.turn().await.unwrap();
-    assert_eq!((world.posted().len(), world.spool("results")), (2, 1));
-    assert_eq!(world.agent.pause(), Duration::from_secs(2));
-    tokio::time::sleep(world.agent.pause()).await;
-    world.agent.turn().await.unwrap();
+    assert_eq!((world.posted().len(), world.spool("results")), (1, 1));
+    world.goes_on(60).await;
     assert_eq!(
         (
             world.posted().len(),
@@ -32,7 +23,6 @@ async fn a_result_is_sent_until_it_is_taken() {
         ),
         (3, 0, 0)
     );
-    assert_eq!(world.agent.pause(), IDLE_PAUSE);
     let posted = world.posted();
     assert!(posted.iter().all(|p| *p == posted[0]));
 }
@@ -48,22 +38,20 @@ async fn a_result_survives_a_restart() {
         .push_back(Posted::Again("503".to_owned()));
     build(&mut world).await;
     assert_eq!(world.spool("results"), 1);
-    world.restart(&[]);
-    world.agent.turn().await.unwrap();
+    world.restart(&[]).await;
+    world.turn().await;
     assert_eq!((world.posted().len(), world.spool("results")), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn tries_are_bounded_and_the_result_is_kept() {
+async fn what_a_stranger_does_not_take_in_three_hours_is_kept() {
     let mut world = World::bootstrapped(&["--fake-build"]).await;
-    let again = std::iter::repeat_with(|| Posted::Again("503".to_owned())).take(100);
+    let again = std::iter::repeat_with(|| Posted::Again("503".to_owned())).take(1000);
     world.controllers.posts.lock().unwrap().extend(again);
     build(&mut world).await;
-    for _ in 0..40 {
-        tokio::time::sleep(Duration::from_secs(600)).await;
-        world.agent.turn().await.unwrap();
-    }
-    assert_eq!(world.posted().len(), crate::spool::MAX_TRIES as usize);
+    world.goes_on(2 * 60 * 60).await;
+    assert_eq!((world.spool("results"), world.spool("refused")), (1, 0));
+    world.goes_on(2 * 60 * 60).await;
     assert_eq!((world.spool("results"), world.spool("refused")), (0, 1));
 }
 
@@ -77,7 +65,7 @@ async fn a_refused_result_is_kept_and_not_sent_again() {
         .unwrap()
         .push_back(Posted::Refused("400 Bad Request".to_owned()));
     build(&mut world).await;
-    world.agent.turn().await.unwrap();
+    world.turn().await;
     assert_eq!(
         (
             world.posted().len(),
@@ -162,10 +150,10 @@ async fn until_stopped(world: &mut World) {
     let stop = CancellationToken::new();
     let later = stop.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(Duration::from_secs(65)).await;
         later.cancel();
     });
-    world.agent.until(&stop).await.unwrap();
+    world.until(&mut Signals::from(stop)).await;
 }
 
 fn assert_given_back(posted: &ResultRequest) {
@@ -180,8 +168,8 @@ async fn an_agent_that_is_stopped_gives_its_task_back() {
     world.plays(vec![get("manifest")]);
     ours_gives_a_task(&world);
     until_stopped(&mut world).await;
-    assert_eq!(world.fake.calls().last(), Some(&Call::Drop(1)));
-    world.is_clean();
+    assert!(world.fake.calls().contains(&Call::Drop(1)));
+    world.is_clean().await;
     assert_eq!(world.posted().len(), 1);
     assert_given_back(&world.posted()[0]);
     assert_eq!((world.spool("held"), world.spool("results")), (0, 0));
@@ -196,8 +184,8 @@ async fn a_task_that_cannot_be_given_back_now_is_at_the_next_start() {
     ours_gives_a_task(&world);
     until_stopped(&mut world).await;
     assert_eq!((world.spool("held"), world.spool("results")), (0, 1));
-    world.restart(&[]);
-    world.agent.turn().await.unwrap();
+    world.restart(&[]).await;
+    world.turn().await;
     let posted = world.posted();
     assert_eq!((posted.len(), world.spool("results")), (2, 0));
     assert_given_back(&posted[1]);
@@ -208,11 +196,11 @@ async fn the_task_of_an_agent_that_was_killed_is_given_back_at_the_next_start() 
     let mut world = World::bootstrapped(&[]).await;
     world.plays(vec![get("manifest")]);
     ours_gives_a_task(&world);
-    let killed = tokio::time::timeout(Duration::from_secs(5), world.agent.turn()).await;
+    let killed = tokio::time::timeout(Duration::from_secs(65), world.turn()).await;
     assert!(killed.is_err());
     assert_eq!((world.posted().len(), world.spool("held")), (0, 1));
-    world.restart(&[]);
-    world.agent.turn().await.unwrap();
+    world.restart(&[]).await;
+    world.turn().await;
     assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
     assert_given_back(&world.posted()[0]);
 }
@@ -236,15 +224,15 @@ async fn a_result_that_cannot_be_kept_is_posted_or_its_task_given_back() {
         world.builds("manifest", RESULT.as_bytes());
         let results = world.dir.path().join("state/default/results");
         fs::remove_dir(&results).unwrap();
-        world.agent.turn().await.unwrap();
+        world.turn().await;
         let statuses: Vec<Status> = world.posted().iter().map(|p| p.result.status).collect();
         assert_eq!(
             (statuses, world.spool("held")),
             (vec![Status::Success], held)
         );
 
-        world.restart(&[]);
-        world.agent.turn().await.unwrap();
+        world.restart(&[]).await;
+        world.turn().await;
         assert_eq!((world.posted().len(), world.spool("held")), (1 + held, 0));
         if held > 0 {
             assert_given_back(&world.posted()[1]);

@@ -12,11 +12,17 @@ use bbot_machine::accel::Accelerator;
 use bbot_machine::machine::fake::{Fake, Script, Step};
 use bbot_machine::machine::{BoxFuture, Exit, ExitCause, MachineEvent};
 use bbot_machine::owner::Instance;
+use bbot_manifest::ResultRequest;
 use bbot_tftp::{Event, Kind};
 use clap::Parser as _;
 use tempfile::TempDir;
 
 use super::super::*;
+use crate::blocking::Blocking;
+use crate::control::{Control, Signals};
+use crate::host::Older;
+use crate::controller::Kin;
+use crate::supervisor::Event as Told;
 use crate::controller::{Acknowledged, LinkError, Posted, Renewed, TaskAnswer};
 
 /// Controllers that play a script, and what was asked of them.
@@ -33,6 +39,12 @@ pub(super) struct Controllers {
     pub(super) fetches: Mutex<VecDeque<LinkError>>,
     /// How long the task requests might have been held.
     pub(super) holds: Mutex<Vec<Duration>>,
+    /// When the last answer of the script was given.
+    pub(super) given: Mutex<Option<Instant>>,
+    /// Answers to renewals; when there are none left: the task is still ours.
+    pub(super) renewals: Mutex<VecDeque<Renewed>>,
+    /// Whether the script is that of all controllers, and not of the first.
+    pub(super) share_script: std::sync::atomic::AtomicBool,
 }
 
 impl Link for Controllers {
@@ -44,8 +56,20 @@ impl Link for Controllers {
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         self.holds.lock().unwrap().push(hold);
         self.requests.lock().unwrap().push((url.to_string(), body));
-        let answer = self.answers.lock().unwrap().pop_front();
-        Box::pin(async { answer.unwrap_or_else(|| Ok(stranger(": 1\nsession:\n"))) })
+        // The script is that of the first; the others have nothing.
+        let of_script = url.host_str() == Some("c1.example") || self.shares_script();
+        let answer = of_script
+            .then(|| self.answers.lock().unwrap().pop_front())
+            .flatten();
+        if answer.is_some() {
+            *self.given.lock().unwrap() = Some(Instant::now());
+        }
+        Box::pin(async move {
+            match answer {
+                Some(answer) => answer,
+                None => Ok(stranger(": 1\nsession:\n")),
+            }
+        })
     }
 
     fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
@@ -56,7 +80,8 @@ impl Link for Controllers {
     }
 
     fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
-        Box::pin(async { Renewed::Until(None) })
+        let answer = self.renewals.lock().unwrap().pop_front();
+        Box::pin(async { answer.unwrap_or(Renewed::Until(None)) })
     }
 
     fn post_segment<'a>(
@@ -106,16 +131,35 @@ pub(super) fn task_for(machine: &str) -> String {
 pub(super) const RESULT: &str = ": 1\nname: libfoo\nversion: 1.2\nstatus: success\nupdate-status: success\n\
                                  update-log: built\n";
 
+impl Controllers {
+    fn shares_script(&self) -> bool {
+        self.share_script.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// How a turn of the agent has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// A task was done.
+    Again,
+    /// There was nothing to do.
+    Idle,
+    /// The agent has ended.
+    Ended,
+}
+
 pub(super) struct World {
     pub(super) dir: TempDir,
     pub(super) fake: Fake,
     pub(super) controllers: Arc<Controllers>,
-    pub(super) agent: Agent,
+    agent: Option<Agent>,
+    is_begun: bool,
     uploads: u32,
 }
 
 impl World {
-    /// One machine, `linux`, not bootstrapped yet; two controllers.
+    /// One machine, `linux`, not bootstrapped yet; two controllers, the first of which is
+    /// asked first.
     pub(super) fn new(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new();
@@ -129,23 +173,142 @@ impl World {
             dir,
             fake,
             controllers,
-            agent,
+            agent: Some(agent),
+            is_begun: false,
             uploads: 0,
         }
     }
 
-    /// The agent is started again with these options.
-    pub(super) fn restart(&mut self, args: &[&str]) {
-        // The spool's lock goes with the old one.
-        self.agent.delivery = None;
-        self.agent = make_agent(self.dir.path(), &self.fake, &self.controllers, args);
+    pub(super) fn agent(&mut self) -> &mut Agent {
+        self.agent.as_mut().unwrap()
+    }
+
+    /// The agent is gone as if it had been killed, and started again with these options.
+    pub(super) async fn restart(&mut self, args: &[&str]) {
+        self.kill().await;
+        self.agent = Some(make_agent(
+            self.dir.path(),
+            &self.fake,
+            &self.controllers,
+            args,
+        ));
+        self.is_begun = false;
+    }
+
+    /// The same, with the first controller alone.
+    pub(super) async fn restart_alone(&mut self, args: &[&str]) {
+        self.restart(args).await;
+        let agent = self.agent();
+        let mut config = config_of(&agent.context.host.options).unwrap();
+        config.controllers.truncate(1);
+        agent.supervisor = Supervisor::new(config, 0);
+    }
+
+    /// The agent is gone: its runs are dropped, and nothing is said to anybody.
+    pub(super) async fn kill(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.jobs.shutdown().await;
+            agent.context.host.blocking.idle().await;
+        }
+    }
+
+    /// The agent runs until it is told to end.
+    pub(super) async fn until(&mut self, signals: &mut Signals) {
+        let agent = self.agent.take().unwrap();
+        agent.until(signals).await.unwrap();
+    }
+
+    /// The agent works until it has done a task, or has nothing to do.
+    pub(super) async fn turn(&mut self) -> Turn {
+        let nobody = &mut Control::new().1;
+        let is_begun = std::mem::replace(&mut self.is_begun, true);
+        let agent = self.agent.as_mut().unwrap();
+        if !is_begun {
+            let host = Arc::clone(&agent.context.host);
+            host.blocking
+                .run({
+                    let host = Arc::clone(&host);
+                    move || inventory::sweep(&host)
+                })
+                .await;
+            agent.tell(Told::Tick);
+        }
+        let done = |agent: &Agent| {
+            let counters = &agent.seen.counters;
+            counters.interrupts + counters.tasks.values().sum::<u64>()
+        };
+        let before = done(agent);
+        let mut has_worked = false;
+        loop {
+            if agent.act().unwrap() || agent.is_done {
+                return Turn::Ended;
+            }
+            if done(agent) > before {
+                posted(agent).await;
+                return Turn::Again;
+            }
+            let is_idle = agent.jobs.is_empty() && agent.look_again.is_none();
+            if is_idle && has_worked {
+                posted(agent).await;
+                return Turn::Idle;
+            }
+            has_worked |= !agent.jobs.is_empty();
+            agent.step(nobody).await.unwrap();
+        }
+    }
+
+    /// For how long the agent has nothing to do.
+    pub(super) fn pause(&mut self) -> Duration {
+        let due = self.agent().wake().unwrap();
+        due.saturating_duration_since(Instant::now())
+    }
+
+    /// How long it is ago that a controller gave what was in the script.
+    pub(super) fn took(&self) -> u64 {
+        let given = self.controllers.given.lock().unwrap().unwrap();
+        given.elapsed().as_secs()
+    }
+
+    /// The agent goes on for so long.
+    pub(super) async fn goes_on(&mut self, seconds: u64) {
+        let nobody = &mut Control::new().1;
+        let agent = self.agent();
+        let end = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            assert!(!agent.act().unwrap());
+            let step = tokio::time::timeout_at(end, agent.step(nobody)).await;
+            match step {
+                Ok(step) => step.unwrap(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The agent goes on until this is so.
+    pub(super) async fn goes_on_until(&mut self, mut is_so: impl FnMut(&Agent) -> bool) {
+        let nobody = &mut Control::new().1;
+        let agent = self.agent();
+        let end = Instant::now() + Duration::from_secs(24 * 60 * 60);
+        loop {
+            assert!(!agent.act().unwrap());
+            if is_so(agent) {
+                return;
+            }
+            assert!(Instant::now() < end, "it does not come to pass");
+            agent.step(nobody).await.unwrap();
+        }
+    }
+
+    /// The agent goes on until no machine is suspended any more.
+    pub(super) async fn suspensions_end(&mut self) {
+        self.goes_on_until(|agent| agent.suspended.is_empty()).await;
     }
 
     /// One with its machine bootstrapped already.
     pub(super) async fn bootstrapped(args: &[&str]) -> Self {
         let mut world = Self::new(args);
         world.boots();
-        assert_eq!(world.agent.turn().await.unwrap(), Turn::Idle);
+        assert_eq!(world.turn().await, Turn::Idle);
         assert!(
             world
                 .machine("linux")
@@ -228,7 +391,10 @@ impl World {
     }
 
     /// Nothing of a run is left: no snapshot, no record, no folder.
-    pub(super) fn is_clean(&self) {
+    pub(super) async fn is_clean(&mut self) {
+        if let Some(agent) = &self.agent {
+            agent.context.host.blocking.idle().await;
+        }
         let left: Vec<String> = self
             .names("linux")
             .into_iter()
@@ -265,8 +431,25 @@ impl BootstrapManifestText {
     }
 }
 
+/// Waits until what can be posted now is.
+async fn posted(agent: &Agent) {
+    let Some(results) = &agent.context.results else {
+        return;
+    };
+    let mut changes = results.changes();
+    loop {
+        changes.borrow_and_update();
+        let status = results.status();
+        let is_later = |next: Duration| !next.is_zero();
+        if status.waiting == 0 || status.next_try.is_some_and(is_later) {
+            return;
+        }
+        changes.changed().await.unwrap();
+    }
+}
+
 fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&str]) -> Agent {
-    let mut all = vec!["bbot-agent", "http://c1.example", "http://c2.example"];
+    let mut all = vec!["bbot-agent", "0001=http://c1.example", "http://c2.example"];
     all.extend(args);
     let mut options = Options::parse_from(all);
     options.machines = dir.join("machines");
@@ -278,12 +461,15 @@ fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&
         hypervisor: Arc::new(fake.clone()),
         accelerator: Accelerator::Kvm,
         instance: Instance::new("test").unwrap(),
+        blocking: Blocking::default(),
+        older: Older::default(),
     };
     let link = Arc::clone(controllers) as Arc<dyn Link>;
     Agent::new(Parts {
+        configuration: Configuration::fixed(host.options.clone()),
         host,
         link,
-        signer: None,
+        keys: Keys::default(),
         out: Box::new(io::sink()),
     })
     .unwrap()

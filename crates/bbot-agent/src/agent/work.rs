@@ -1,0 +1,549 @@
+//! A run as a future of its own: a task from its arrival to its result on disk, or a
+//! bootstrap.
+//!
+//! ```text
+//!   sign the challenge, hold `interrupt`, fetch the source      (auth, spool, source)
+//!   perform it                                                  (task)
+//!     interrupted: the machine is killed, `interrupt` is the result
+//!   the result to disk, and so to its controller                (delivery)
+//!   only then: the machine is ended, its copy deleted; or it is kept for a person
+//! ```
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use bbot_manifest::{BuildResult, Era, ResultRequest, Status, Task};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use super::ask::Given;
+use crate::assignment::Assignment;
+use crate::bootstrap::{self, Plan};
+use crate::controller::{self, Kin, LinkError, Url};
+use crate::delivery::Handle;
+use crate::host;
+use crate::inventory::Machine;
+use crate::run::{Left, Progress, Share, Stage};
+use crate::session::Session;
+use crate::source::Archive;
+use crate::spool::Held;
+use crate::status::Phase;
+use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
+use crate::task::{self, Job, Performed};
+use crate::{fake, resources, result, version};
+
+/// What of the agent can change a build: its version. The controller gets it back
+/// with the next task of the same configuration.
+pub(super) const AGENT_CHECKSUM: &str = version::OWN;
+
+/// What a run does now, for who looks. Clones are of the same run.
+#[derive(Debug, Clone)]
+pub(super) struct Shown {
+    now: Arc<Mutex<Now>>,
+    changed: Arc<Notify>,
+}
+
+/// What a run does, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) phase: Phase,
+    pub(super) since: Instant,
+    /// How often its machine was started.
+    pub(super) starts: u32,
+    /// When its guest asked for the first time.
+    pub(super) worked: Option<Instant>,
+}
+
+impl Shown {
+    pub(super) fn new(changed: Arc<Notify>) -> Self {
+        let now = Now {
+            phase: Phase::Preparing,
+            since: Instant::now(),
+            starts: 0,
+            worked: None,
+        };
+        Self {
+            now: Arc::new(Mutex::new(now)),
+            changed,
+        }
+    }
+
+    pub(super) fn now(&self) -> Now {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, phase: Phase) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        now.phase = phase;
+        now.since = Instant::now();
+        match phase {
+            Phase::Booting => now.starts += 1,
+            Phase::Working => now.worked = Some(now.since),
+            Phase::Preparing | Phase::Ending => {}
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Progress for Shown {
+    fn stage(&mut self, stage: &Stage) {
+        match stage {
+            Stage::Starting { .. } => self.set(Phase::Booting),
+            Stage::Working { .. } => self.set(Phase::Working),
+            Stage::Finished { .. } => self.set(Phase::Ending),
+            Stage::Bootstrapping { .. } => {}
+        }
+    }
+
+    fn wants_log(&self) -> bool {
+        false
+    }
+
+    fn log(&mut self, _: &str, _: &[u8]) {}
+}
+
+/// A task that is to be run.
+#[derive(Debug)]
+pub(super) struct TaskRun {
+    pub(super) context: Context,
+    pub(super) run: RunId,
+    pub(super) given: Given,
+    pub(super) machine: Machine,
+    pub(super) share: Share,
+    /// It is interrupted.
+    pub(super) stop: CancellationToken,
+    pub(super) shown: Shown,
+}
+
+/// How a task's run has ended; but for a machine that is kept nothing of it is left.
+#[derive(Debug)]
+pub(super) struct TaskEnded {
+    pub(super) run: RunId,
+    pub(super) outcome: Outcome,
+    /// The status of its result.
+    pub(super) status: Option<Status>,
+    /// Its machine, which a person may want to look at.
+    pub(super) keep: Option<Left>,
+    /// What `--dump-result` prints.
+    pub(super) dump: Option<String>,
+}
+
+/// What building a task has come to.
+enum Built {
+    Performed(Performed),
+    /// The host, the machine or the way to the controller is at fault.
+    Failed(anyhow::Error),
+    Interrupted,
+    /// The controller has ended the session.
+    Over,
+}
+
+impl TaskRun {
+    pub(super) async fn perform(mut self) -> TaskEnded {
+        let ended = |outcome, status| TaskEnded {
+            run: self.run,
+            outcome,
+            status,
+            keep: None,
+            dump: None,
+        };
+        let options = &self.context.host.options;
+        let (kept, dumps) = (
+            options.suspend_max > 0 && options.suspend_timeout > 0,
+            options.dump_result,
+        );
+        let task = task_of(&self.context, &self.given);
+        let era = era_of(&self.context, &self.given);
+        let answers = match Answers::new(&self.context, &self.given, era).await {
+            Ok(answers) => answers,
+            Err(e) => {
+                // Hours of work would be worthless; no other task would do better.
+                tracing::error!("{e:#}");
+                return ended(Outcome::HostFailed, None);
+            }
+        };
+        let held = answers.hold(&task).await;
+        let session = answers.session();
+        let what = format!("{}/{} on {}", task.name, task.version, task.machine);
+        tracing::debug!("task for {what} from {}", self.given.from);
+
+        let built = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Built::Interrupted,
+            () = session.cancelled() => Built::Over,
+            built = build(
+                &self.context,
+                &self.given,
+                &task,
+                &self.machine,
+                self.share,
+                session.clone(),
+                &mut self.shown,
+            ) => match built {
+                Ok(performed) => Built::Performed(performed),
+                Err(e) => Built::Failed(e),
+            },
+        };
+        let (performed, outcome) = match built {
+            Built::Interrupted => {
+                answers.give_back(&task, held).await;
+                tracing::info!("gave back {what}: interrupted");
+                return ended(Outcome::Interrupted, None);
+            }
+            Built::Over => {
+                // Nobody wants to hear of it any more.
+                answers.forget(held).await;
+                let why = session.is_over().unwrap_or_default();
+                tracing::info!("dropped {what}: its controller has ended the session: {why}");
+                return ended(Outcome::Interrupted, None);
+            }
+            Built::Performed(Performed {
+                host_full: Some(why),
+                left,
+                result,
+            }) if held.is_some() => {
+                answers.give_back(&task, held).await;
+                tracing::error!("gave back {what}: {why}");
+                clean_up(left).await;
+                drop(result);
+                return ended(Outcome::HostFailed, None);
+            }
+            Built::Performed(performed) => {
+                let outcome = match performed.host_full {
+                    Some(_) => Outcome::HostFailed,
+                    None => Outcome::Done(performed.result.status),
+                };
+                (performed, outcome)
+            }
+            Built::Failed(e) => {
+                tracing::error!("build error: {what}: {e:#}");
+                let performed = Performed {
+                    result: result::of_agent(&task, Status::Abort, &format!("{e:#}")),
+                    host_full: None,
+                    left: None,
+                };
+                (performed, outcome_of(&e))
+            }
+        };
+        let status = performed.result.status;
+        let mut ended = ended(outcome, Some(status));
+        if dumps {
+            match performed.result.serialize(era) {
+                Ok(text) => ended.dump = Some(text),
+                Err(e) => tracing::error!("unable to write the result manifest: {e}"),
+            }
+            clean_up(performed.left).await;
+            return ended;
+        }
+        tracing::info!("built {what} for {}: {status}", self.given.from);
+        answers.post(performed.result, held, session).await;
+        match performed.left {
+            Some(left) if left.look.is_some() && kept => ended.keep = Some(left),
+            left => clean_up(left).await,
+        }
+        ended
+    }
+}
+
+pub(super) async fn clean_up(left: Option<Left>) {
+    if let Some(left) = left {
+        if let Some(why) = &left.look {
+            let info = left.running.machine.info();
+            tracing::error!("{why} for machine {}\n{info}", left.name);
+        }
+        left.clean_up().await;
+    }
+}
+
+/// The task as the worker gets it.
+pub(super) fn task_of(context: &Context, given: &Given) -> Task {
+    let options = &context.host.options;
+    let mut task = given.assignment.task.clone();
+    if !options.trust.is_empty() {
+        task.trust.clone_from(&options.trust);
+    }
+    if given.assignment.agent_checksum.as_deref() != Some(AGENT_CHECKSUM) {
+        // Another agent built it: what its worker found cannot be relied on.
+        task.worker_checksum = None;
+        task.dependency_checksum = None;
+    }
+    task
+}
+
+/// In whose words the controller is answered.
+pub(super) fn era_of(context: &Context, given: &Given) -> Era {
+    match Era::from(context.host.options.era) {
+        Era::Later => Era::Later,
+        Era::Y2017 => given.assignment.era,
+    }
+}
+
+/// Builds a task, with its source if that is one of its controller's.
+pub(super) async fn build(
+    context: &Context,
+    given: &Given,
+    task: &Task,
+    machine: &Machine,
+    share: Share,
+    session: Session,
+    progress: &mut dyn Progress,
+) -> Result<Performed> {
+    let options = &context.host.options;
+    let era = given.assignment.era;
+    if options.fake_machine.is_some() && !options.fake_build {
+        return Ok(Performed {
+            result: fake::perform(&context.host, task, era).await?,
+            host_full: None,
+            left: None,
+        });
+    }
+    let controller = controller::parse_url(&given.from).ok();
+    let archive = controller.and_then(|c| Archive::of_task(&task.repository_url, &c));
+    let source = match &archive {
+        Some(archive) if !options.fake_build => {
+            Some(context.sources.get(&*context.link, archive).await?)
+        }
+        _ => None,
+    };
+    let job = Job {
+        machine: machine.clone(),
+        task: task.clone(),
+        era,
+        source,
+        share,
+        session,
+    };
+    task::perform(&context.host, &job, progress).await
+}
+
+/// Who is at fault when a task could not be run.
+fn outcome_of(error: &anyhow::Error) -> Outcome {
+    let of_link = error
+        .downcast_ref::<LinkError>()
+        .is_some_and(|e| !matches!(e, LinkError::Write { .. }));
+    if of_link {
+        Outcome::LinkFailed
+    } else if host::is_at_fault(error) || resources::is_of_host(error.as_ref()) {
+        Outcome::HostFailed
+    } else {
+        Outcome::MachineFailed
+    }
+}
+
+/// What is said to a task's controller.
+pub(super) struct Answers<'a> {
+    context: &'a Context,
+    given: &'a Given,
+    challenge: Option<Vec<u8>>,
+    era: Era,
+}
+
+impl<'a> Answers<'a> {
+    /// Signs the challenge, before the build: a key that cannot sign makes it worthless.
+    ///
+    /// # Errors
+    ///
+    /// When the key cannot sign.
+    pub(super) async fn new(context: &'a Context, given: &'a Given, era: Era) -> Result<Self> {
+        let challenge = match (&given.assignment.challenge, &given.signer) {
+            (Some(challenge), Some(signer)) => Some(
+                signer
+                    .sign(challenge)
+                    .await
+                    .context("unable to sign task response challenge")?,
+            ),
+            _ => None,
+        };
+        Ok(Self {
+            context,
+            given,
+            challenge,
+            era,
+        })
+    }
+
+    fn request(&self, result: BuildResult) -> ResultRequest {
+        ResultRequest {
+            session: self.given.assignment.session.clone(),
+            challenge: self.challenge.clone(),
+            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
+            result,
+        }
+    }
+
+    fn interrupted(&self, task: &Task) -> ResultRequest {
+        self.request(BuildResult::new(
+            &task.name,
+            &task.version,
+            Status::Interrupt,
+        ))
+    }
+
+    /// Where the result goes, where it goes anywhere.
+    fn to(&self) -> Option<(&'a Url, Kin, &'a Handle)> {
+        let (given, context) = (self.given, self.context);
+        let url = given.assignment.result_url.as_ref()?;
+        Some((url, given.assignment.kin, context.results.as_ref()?))
+    }
+
+    /// Puts on disk that the task is given back should the agent end over it. None:
+    /// the controller does not know that.
+    async fn hold(&self, task: &Task) -> Option<Held> {
+        let (url, kin, results) = self.to()?;
+        if !self.given.knows_interrupt(self.era) {
+            return None;
+        }
+        let held = results.hold(url, kin, &self.interrupted(task)).await;
+        // It only makes the controller wait if things go wrong.
+        held.map_err(|e| tracing::warn!("{e:#}")).ok()
+    }
+
+    /// The session, where the controller knows of such.
+    fn session(&self) -> Session {
+        match (self.given.assignment.session_terms(), self.to()) {
+            (Some(terms), Some((_, _, results))) => results.session(terms),
+            _ => Session::none(),
+        }
+    }
+
+    /// Gives the task back, unless the controller does not know that.
+    async fn give_back(&self, task: &Task, held: Option<Held>) {
+        let Some((url, kin, results)) = self.to() else {
+            return;
+        };
+        if let Some(held) = held {
+            return results.give_back(held).await;
+        }
+        if !self.given.knows_interrupt(self.era) {
+            return;
+        }
+        let request = self.interrupted(task);
+        let added = results.add(url, kin, request, Era::Later, None, None);
+        if let Err(e) = added.await {
+            tracing::error!("{e:#}");
+        }
+    }
+
+    /// Nothing is said to the controller.
+    async fn forget(&self, held: Option<Held>) {
+        if let (Some(held), Some((_, _, results))) = (held, self.to()) {
+            results.release(held).await;
+        }
+    }
+
+    /// Puts the result on disk, to be sent.
+    async fn post(&self, result: BuildResult, held: Option<Held>, session: Session) {
+        let Some((url, kin, results)) = self.to() else {
+            return;
+        };
+        let request = self.request(result);
+        let added = results.add(url, kin, request, self.era, held, Some(session));
+        if let Err(e) = added.await {
+            tracing::error!("{e:#}");
+        }
+    }
+}
+
+/// Gives back a task that is not begun.
+pub(super) async fn give_back(context: Context, given: Given, why: String) {
+    let task = &given.assignment.task;
+    tracing::info!(
+        "giving back {}/{} on {} to {}: {why}",
+        task.name,
+        task.version,
+        task.machine,
+        given.from
+    );
+    let era = era_of(&context, &given);
+    match Answers::new(&context, &given, era).await {
+        Ok(answers) => answers.give_back(task, None).await,
+        Err(e) => tracing::error!("{e:#}"),
+    }
+}
+
+/// A machine that is to be bootstrapped.
+#[derive(Debug)]
+pub(super) struct BootstrapRun {
+    pub(super) context: Context,
+    pub(super) run: RunId,
+    pub(super) plan: Plan,
+    pub(super) share: Share,
+    /// It is interrupted.
+    pub(super) stop: CancellationToken,
+    pub(super) shown: Shown,
+}
+
+/// How a bootstrap has ended; but for a machine that is kept nothing of it is left.
+#[derive(Debug)]
+pub(super) struct BootstrapEnded {
+    pub(super) run: RunId,
+    pub(super) outcome: BootstrapOutcome,
+    /// Its machine, which a person may want to look at.
+    pub(super) keep: Option<Left>,
+}
+
+impl BootstrapRun {
+    pub(super) async fn perform(mut self) -> BootstrapEnded {
+        let name = &self.plan.dir.name;
+        let host = &self.context.host;
+        let bootstrapped = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            ended = bootstrap::bootstrap(host, &self.plan, self.share, &mut self.shown) => {
+                Some(ended)
+            }
+        };
+        let mut keep = None;
+        let outcome = match bootstrapped {
+            None => {
+                tracing::debug!("the bootstrap of {name} was interrupted");
+                BootstrapOutcome::Interrupted
+            }
+            Some(Err(e)) => {
+                BootstrapOutcome::Failed(format!("{:#}", e.context("unable to bootstrap")))
+            }
+            Some(Ok(ended)) => {
+                match ended.left {
+                    Some(left)
+                        if left.look.is_some()
+                            && host.options.suspend_max > 0
+                            && host.options.suspend_timeout > 0 =>
+                    {
+                        keep = Some(left);
+                    }
+                    left => clean_up(left).await,
+                }
+                match ended.outcome {
+                    bootstrap::Outcome::Done => {
+                        tracing::info!("bootstrapped {name}");
+                        BootstrapOutcome::Done
+                    }
+                    bootstrap::Outcome::Stale(why) => {
+                        tracing::info!("the bootstrap of {name} is of no use: {why}");
+                        BootstrapOutcome::Interrupted
+                    }
+                    bootstrap::Outcome::Failed(why) => {
+                        BootstrapOutcome::Failed(format!("it failed to bootstrap: {why}"))
+                    }
+                }
+            }
+        };
+        BootstrapEnded {
+            run: self.run,
+            outcome,
+            keep,
+        }
+    }
+}
+
+/// What `--dump-task` prints.
+///
+/// # Errors
+///
+/// When the task cannot be put into words.
+pub(super) fn task_of_dump(given: &Given) -> Result<String> {
+    let Assignment { task, era, .. } = &given.assignment;
+    task.serialize(*era).context("unable to write the task manifest")
+}
