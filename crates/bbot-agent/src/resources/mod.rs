@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 pub use probe::{Probe, is_of_host, raise_handles};
 
+use crate::supervisor::HostState;
+
 /// How often the host is asked while something runs.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -466,6 +468,14 @@ impl Watch {
     /// Why, a sentence each, the worst first.
     pub fn reasons(&self) -> Vec<String> {
         self.shortages.iter().map(Shortage::to_string).collect()
+    }
+
+    /// For the supervisor: the worst shortage, with how to mend it.
+    pub fn host_state(&self) -> HostState {
+        match self.shortages.first() {
+            None => HostState::Ok,
+            Some(worst) => HostState::Low(worst.to_string()),
+        }
     }
 
     /// For the status.

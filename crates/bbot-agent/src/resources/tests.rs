@@ -281,6 +281,21 @@ fn without_file_handles_what_was_known_remains() {
 }
 
 #[test]
+fn the_supervisor_hears_of_the_worst() {
+    let mut watch = Watch::new(Limits::default());
+    assert_eq!(watch.host_state(), HostState::Ok);
+    let facts = Facts {
+        handles: left(40),
+        ..disk(0)
+    };
+    watch.observe(facts, Duration::ZERO);
+    let HostState::Low(why) = watch.host_state() else {
+        panic!("it is low");
+    };
+    assert!(why.starts_with("0 bytes free on /m"), "{why}");
+}
+
+#[test]
 fn sizes_are_for_people() {
     for (bytes, text) in [
         (0, "0 bytes"),

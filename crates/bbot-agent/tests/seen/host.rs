@@ -119,6 +119,46 @@ fn a_full_btrfs_is_noticed_told_once_and_over_when_it_is() {
     runs_full_and_recovers(mount.path(), 16 * MIB);
 }
 
+/// What is temporary can be removed where there is no byte left.
+fn is_deleted_when_full(volume: &Path) {
+    let machines = bbot_machine::volume::detect(volume).unwrap();
+    let (machine, copy) = (volume.join("machine"), volume.join("copy"));
+    machines.create(&machine).unwrap();
+    fs::create_dir(machine.join("folder")).unwrap();
+    for number in 0..100 {
+        let file = machine.join("folder").join(number.to_string());
+        fs::write(file, vec![b'm'; 10_000]).unwrap();
+    }
+    machines.snapshot(&machine, &copy).unwrap();
+    fs::write(copy.join("disk.img"), vec![b'd'; 1 << 20]).unwrap();
+    let rest = volume.join("rest");
+    fs::create_dir(&rest).unwrap();
+    let full = fill(&rest);
+    assert!(is_of_host(&full), "{full}");
+    machines.delete(&copy).unwrap();
+    assert!(!copy.exists() && machine.exists());
+}
+
+#[test]
+fn a_copy_is_deleted_at_0_bytes_free_on_tmpfs() {
+    if !testkit::require("root", rustix::process::geteuid().is_root()) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mount = Mount::new(&["-t", "tmpfs", "-o", "size=16m", "tmpfs"], folder.path());
+    is_deleted_when_full(mount.path());
+}
+
+#[test]
+fn a_snapshot_is_deleted_at_0_bytes_free_on_btrfs() {
+    if !testkit::btrfs() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mount = Mount::btrfs(folder.path(), 128 * MIB);
+    is_deleted_when_full(mount.path());
+}
+
 /// What the agent does in a process of its own whose limits are set: this test's
 /// program again, with this one test.
 fn limited(test: &str, limits: &[&str]) -> Option<String> {
