@@ -205,11 +205,15 @@ fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
             check(libc::unshare(libc::CLONE_NEWNET))?;
             loopback_up()?;
         }
-        for (resource, limit) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NPROC, PROCESSES)] {
-            let limit = libc::rlimit {
-                rlim_cur: limit,
-                rlim_max: limit,
+        for (resource, most) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NPROC, PROCESSES)] {
+            let mut limit = libc::rlimit {
+                rlim_cur: most,
+                rlim_max: most,
             };
+            check(libc::getrlimit(resource, &raw mut limit))?;
+            // A container may have a lower bound, which its root may not raise.
+            limit.rlim_max = limit.rlim_max.min(most);
+            limit.rlim_cur = limit.rlim_max;
             check(libc::setrlimit(resource, &raw const limit))?;
         }
         libc::umask(0o022);

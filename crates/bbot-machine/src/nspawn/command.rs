@@ -3,8 +3,9 @@
 /// The longest `cmdline` that is read.
 pub(super) const MAX_CMDLINE: u64 = 4096;
 
-/// Processes and threads of one user in a container, where no control group counts them all.
-pub(super) const FALLBACK_PROCESSES: u64 = 4096;
+/// Processes and threads of one user in a container, where no control group counts them all. Not
+/// below the worker's own bound for the build's user, which it could not set then.
+pub(super) const FALLBACK_PROCESSES: u64 = 16_384;
 
 /// Rights that nspawn leaves to a container's root over its own namespaces, and that neither a
 /// bootstrap nor a worker needs. What is left: files and users (CHOWN, DAC_OVERRIDE, FOWNER,

@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod apart;
+mod bounds;
 mod guest;
 mod lifetime;
+mod refusals;
 mod support;
