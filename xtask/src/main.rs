@@ -2,6 +2,8 @@
 
 mod fuzz;
 mod kill;
+mod planted;
+mod simulate;
 mod worker;
 mod workspace;
 
@@ -27,6 +29,11 @@ Usage: cargo xtask <task> [<option>...]
               --instances N  machines at once (2)
               --pause MS     from one kill to the next, on average (3500)
               --keep         keep the logs
+  simulate  play agents and controllers against planted faults in virtual time
+              --seeds N      how many (10000)
+              --first S      the first one (0)
+  planted   plant each listed bug in turn; the simulation must find it
+              <text>         only those whose name contains it
 ";
 
 fn main() -> ExitCode {
@@ -37,6 +44,8 @@ fn main() -> ExitCode {
         (Some("worker"), true) => worker::run(),
         (Some("fuzz"), _) => fuzz::run(rest),
         (Some("kill"), _) => kill::run(rest),
+        (Some("simulate"), _) => simulate::run(&rest),
+        (Some("planted"), _) if rest.len() < 2 => planted::run(&rest),
         (Some("--help" | "-h"), true) => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -53,6 +53,8 @@ pub(super) struct Backoff {
     pub(super) of: String,
     /// How often in a row.
     pub(super) failures: u32,
+    /// When it failed last.
+    pub(super) at: Time,
     pub(super) until: Time,
 }
 
@@ -64,6 +66,7 @@ impl Backoff {
         let next = Self {
             of: of.to_owned(),
             failures: failures.saturating_add(1),
+            at: now,
             until: now.saturating_add(pause),
         };
         (next, pause)

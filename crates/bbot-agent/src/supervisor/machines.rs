@@ -1,6 +1,6 @@
 //! The machines: what is known of each, which are left alone, and who has waited too long for room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::api::{MachineState, MachineView, Report, Time};
@@ -27,6 +27,8 @@ pub(super) struct Machines {
     waits: BTreeMap<String, Time>,
     /// When each was bootstrapped last.
     bootstrapped: BTreeMap<String, Time>,
+    /// Those whose bootstrap has ended since they were looked at: what was seen then is not so any more.
+    unseen: BTreeSet<String>,
     /// The problem of each that was told.
     told: BTreeMap<String, String>,
 }
@@ -45,6 +47,7 @@ impl Machines {
             all.insert(machine.name.clone(), machine);
         }
         self.all = all;
+        self.unseen.clear();
         self.backoffs.retain(|name, _| self.all.contains_key(name));
         self.waits.retain(|name, _| self.all.contains_key(name));
         self.bootstrapped
@@ -81,7 +84,9 @@ impl Machines {
     /// Those to be bootstrapped now, as far as they are concerned.
     pub(super) fn to_bootstrap(&self, now: Time) -> impl Iterator<Item = &MachineView> {
         self.all.values().filter(move |m| {
-            matches!(m.state, MachineState::MustBootstrap { .. }) && !self.is_left_alone(m, now)
+            matches!(m.state, MachineState::MustBootstrap { .. })
+                && !self.unseen.contains(&m.name)
+                && !self.is_left_alone(m, now)
         })
     }
 
@@ -93,6 +98,11 @@ impl Machines {
     pub(super) fn bootstraps(&mut self, name: &str, now: Time) {
         self.bootstrapped.insert(name.to_owned(), now);
         self.waits.remove(name);
+    }
+
+    /// Its bootstrap has ended; what it is now the next enumeration says.
+    pub(super) fn bootstrap_ended(&mut self, name: &str) {
+        self.unseen.insert(name.to_owned());
     }
 
     /// When it was bootstrapped last.
@@ -118,14 +128,18 @@ impl Machines {
         let backoff = Backoff {
             of: identity.to_owned(),
             failures,
+            at: now,
             until: now.saturating_add(OVERTAKEN_PAUSE),
         };
         self.backoffs.insert(name.to_owned(), backoff);
     }
 
-    /// A machine did what it should.
-    pub(super) fn well(&mut self, name: &str) {
-        self.backoffs.remove(name);
+    /// A machine that was started at that time did what it should. This says nothing of what failed since: a copy
+    /// of the old revision may run while the new one cannot be bootstrapped.
+    pub(super) fn well(&mut self, name: &str, started: Time) {
+        if self.backoffs.get(name).is_some_and(|b| b.at <= started) {
+            self.backoffs.remove(name);
+        }
     }
 
     /// The operator asks for another try of each.

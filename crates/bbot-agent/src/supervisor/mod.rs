@@ -405,7 +405,7 @@ impl Supervisor {
             // A guest that crashed, or that nobody heard of in time, proves nothing about its machine.
             Outcome::Done(Status::Abort | Status::Abnormal | Status::Interrupt) => {}
             Outcome::Done(_) => {
-                self.machines.well(&run.machine);
+                self.machines.well(&run.machine, run.since);
                 self.host.failures = 0;
                 let controller = run
                     .task
@@ -433,8 +433,9 @@ impl Supervisor {
 
     fn bootstrap_ended(&mut self, id: RunId, outcome: BootstrapOutcome) {
         let Some(run) = self.ended(id) else { return };
+        self.machines.bootstrap_ended(&run.machine);
         match outcome {
-            BootstrapOutcome::Done => self.machines.well(&run.machine),
+            BootstrapOutcome::Done => self.machines.well(&run.machine, run.since),
             BootstrapOutcome::Failed(why) => self.machine_failed(&run, &why),
             BootstrapOutcome::Interrupted if run.is_interrupted => {}
             BootstrapOutcome::Interrupted => {
@@ -541,9 +542,7 @@ impl Supervisor {
     /// where there is nothing that could be.
     fn must_enumerate(&self) -> bool {
         let Some(at) = self.enumerated else {
-            let slots = room::Limits::of(&self.config).slots;
-            let is_free = slots.is_none_or(|most| self.runs.used().slots < most);
-            return is_free || self.is_anybody_to_be_asked();
+            return self.is_slot_free() || self.is_anybody_to_be_asked();
         };
         let is_stale = at.saturating_add(FRESH) <= self.now;
         let would_bootstrap = || self.situation().bootstrap(Turn::Bootstrap, &[]).is_some();
@@ -557,13 +556,20 @@ impl Supervisor {
         due.any(|c| !situation.is_held_back(c.priority) && !situation.offers(c.priority).is_empty())
     }
 
-    /// When it is to be looked whether there are machines now.
+    fn is_slot_free(&self) -> bool {
+        let slots = room::Limits::of(&self.config).slots;
+        slots.is_none_or(|most| self.runs.used().slots < most)
+    }
+
+    /// When it is to be looked whether there are other machines now, where nothing can be done with those that
+    /// there are.
     fn look_again(&self) -> Option<Time> {
-        let is_any = self.machines.usable(self.now).next().is_some()
-            || self.machines.to_bootstrap(self.now).next().is_some();
+        let at = self.enumerated.filter(|_| self.is_slot_free())?;
+        let situation = self.situation();
+        let could = !situation.offers(Priority::default()).is_empty()
+            || situation.bootstrap(Turn::Bootstrap, &[]).is_some();
         let pause = self.config.idle_pause.unwrap_or(IDLE_PAUSE_OURS);
-        let at = self.enumerated.filter(|_| !is_any)?;
-        Some(at.saturating_add(pause))
+        (!could).then_some(at.saturating_add(pause))
     }
 
     fn start_waiting(&mut self) {

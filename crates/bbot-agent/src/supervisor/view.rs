@@ -1,8 +1,13 @@
 //! How things stand, for the status.
 
-use super::{ControllerView, MachineStatus, RunView, Supervisor, View, room::Limits};
+use super::{ControllerView, MachineStatus, RunId, RunView, Supervisor, View, room::Limits};
 
 impl Supervisor {
+    /// What runs, as far as the supervisor knows.
+    pub fn running(&self) -> impl Iterator<Item = RunId> {
+        self.runs.iter().map(|(id, _)| id)
+    }
+
     /// How things stand.
     #[must_use]
     pub fn view(&self) -> View {

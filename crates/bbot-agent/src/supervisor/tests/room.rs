@@ -114,6 +114,34 @@ fn a_machine_is_bootstrapped_once_at_a_time_and_not_offered() {
 }
 
 #[test]
+fn a_bootstrap_that_ended_while_a_task_is_asked_for_is_not_done_twice() {
+    let mut bench = Bench::new(config(3), &[usable("a"), unready("b")]);
+    assert_eq!(bench.words(), ["bootstrap b", "ask c a"]);
+    bench.bootstrap_ends("b", BootstrapOutcome::Done);
+    bench.after(5);
+    assert_eq!(bench.words(), [""; 0]);
+    bench.answer(Answer::Nothing);
+    bench.machines(&[usable("a"), usable("b")]);
+    assert_eq!(bench.words(), ["enumerate", "ask c a,b"]);
+}
+
+#[test]
+fn where_nothing_fits_new_machines_are_looked_for() {
+    let config = Config {
+        ram_budget: Some(4000),
+        ..config(1)
+    };
+    let mut bench = Bench::new(config, &[large("big", 5000)]);
+    bench.tick();
+    assert_eq!(
+        (bench.now.as_secs(), bench.words()),
+        (5, vec!["enumerate".to_owned()])
+    );
+    bench.machines(&[large("big", 5000), usable("a")]);
+    assert_eq!(bench.words(), ["ask c a"]);
+}
+
+#[test]
 fn a_large_machine_to_bootstrap_does_not_wait_for_ever() {
     let config = Config {
         ram_budget: Some(4000),

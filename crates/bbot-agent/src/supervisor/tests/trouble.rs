@@ -89,6 +89,26 @@ fn a_machine_that_cannot_run_tasks_is_not_offered_for_a_while() {
 }
 
 #[test]
+fn a_copy_of_the_old_revision_proves_nothing_of_the_new_one() {
+    let mut bench = Bench::new(config(3), &[usable("b")]);
+    bench.task("b");
+    bench.answer(Answer::Nothing);
+    bench.after(60);
+    bench.machines(&[unready("b")]);
+    let bootstrap = bench.supervisor.runs.bootstraps().next().unwrap().0;
+    bench.after(10);
+    let outcome = BootstrapOutcome::Failed("no sign of life".to_owned());
+    bench.event(Event::BootstrapEnded {
+        run: bootstrap,
+        outcome,
+    });
+    bench.machines(&[unready("b")]);
+    bench.is_built("b");
+    bench.machines(&[unready("b")]);
+    assert!(!bench.supervisor.runs.is_bootstrapping("b"));
+}
+
+#[test]
 fn the_operator_may_ask_for_another_try() {
     let mut bench = Bench::new(config(1), &[unready("b")]);
     bench.bootstrap_ends("b", BootstrapOutcome::Failed("x".to_owned()));
