@@ -44,8 +44,7 @@ pub struct Options {
     #[arg(long, value_name = "ERA", default_value = "auto", value_parser = clap::value_parser!(EraChoice))]
     pub era: EraChoice,
 
-    /// Seconds that an agent of the original, which does not renew its lease, may take for a task before it is given
-    /// to another one
+    /// Seconds that an agent may take for a task in all before it is given to another one
     #[arg(long, value_name = "SECONDS", default_value_t = 10_800, value_parser = clap::value_parser!(u64).range(1..))]
     pub result_timeout: u64,
 

@@ -138,6 +138,7 @@ mod tests {
             path: session,
             until: Millis(i64::MAX),
             renews: true,
+            latest: Millis(i64::MAX),
             agent: "a",
             fingerprint: None,
             challenge: None,
@@ -185,7 +186,12 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "text");
         // One that is taken back all the same is refused: its agent has shown that it is there.
         app.store
-            .renew("s3", Millis(i64::MAX), Millis(0))
+            .renew(
+                "s3",
+                std::time::Duration::from_secs(1),
+                Millis(0),
+                Millis(0),
+            )
             .await
             .unwrap();
         let mut late = HandOut::begin(&app, "s3");

@@ -344,9 +344,10 @@ fn note(app: &App, build: &Build) -> Option<String> {
         queue::State::Building if build.again => {
             Some("A rebuild is asked for: it is queued again when this attempt is done.".to_owned())
         }
-        queue::State::Building => Some(match (&build.agent, build.lease_until) {
-            (Some(agent), Some(until)) => format!(
-                "{agent} builds it. When nothing is heard of it until {}, another agent gets it.",
+        queue::State::Building => Some(match (&build.agent, build.started, build.lease_until) {
+            (Some(agent), Some(started), Some(until)) => format!(
+                "{agent} builds it, for {} now. When nothing is heard of it until {}, another agent gets it.",
+                parts::duration(started, app.now()),
                 parts::time(until)
             ),
             _ => "An agent builds it.".to_owned(),

@@ -50,7 +50,7 @@ fn unknown() -> Problem {
 fn over() -> Problem {
     Problem::new(
         StatusCode::GONE,
-        "the session is over: its task was given away again, or is built",
+        "the session is over: its task was given away again, is built, or took too long",
     )
 }
 
@@ -69,8 +69,10 @@ pub(super) async fn lease(
         app.config.lease,
         app.config.result_timeout,
     );
-    let until = app.steady().plus(terms.lease);
-    let (renewal, facts) = app.store.renew(&path, until, app.now()).await?;
+    let (renewal, facts) = app
+        .store
+        .renew(&path, terms.lease, app.steady(), app.now())
+        .await?;
     heard(&app, facts.as_ref());
     match renewal {
         Renewal::Renew => {

@@ -247,6 +247,7 @@ async fn find(
             path: &path,
             until: app.steady().plus(terms.lease),
             renews: terms.renew.is_some(),
+            latest: app.steady().plus(app.config.result_timeout),
             agent: &request.agent,
             fingerprint,
             challenge: challenge.as_deref(),

@@ -70,6 +70,18 @@ pub fn renew(session: SessionState) -> Renewal {
     }
 }
 
+/// Until when a renewal at this time makes a lease last; `None` when its time is over for good, at `latest`. An agent
+/// that hangs, or lies, must not keep its task for ever by saying that it lives.
+#[must_use]
+pub fn renewed_until(now: Millis, lease: Duration, latest: Option<Millis>) -> Option<Millis> {
+    let until = now.plus(lease);
+    match latest {
+        Some(latest) if latest <= now => None,
+        Some(latest) => Some(until.min(latest)),
+        None => Some(until),
+    }
+}
+
 /// What follows when the lease of a build lapses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
@@ -155,6 +167,22 @@ mod tests {
         ];
         for (session, expected) in SESSIONS.into_iter().zip(expected) {
             assert_eq!(renew(session), expected, "{session:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_renews_for_ever() {
+        let lease = Duration::from_millis(60);
+        for (now, latest, expected) in [
+            (0, None, Some(60)),
+            (0, Some(1000), Some(60)),
+            (950, Some(1000), Some(1000)),
+            (999, Some(1000), Some(1000)),
+            (1000, Some(1000), None),
+            (2000, Some(1000), None),
+        ] {
+            let until = renewed_until(Millis(now), lease, latest.map(Millis));
+            assert_eq!(until, expected.map(Millis), "{now} {latest:?}");
         }
     }
 

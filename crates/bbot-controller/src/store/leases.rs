@@ -23,6 +23,8 @@ pub struct NewLease<'a> {
     pub until: Millis,
     /// Whether the agent renews its lease.
     pub renews: bool,
+    /// Until when it can renew at most, in steady time.
+    pub latest: Millis,
     /// Name of the agent.
     pub agent: &'a str,
     /// Fingerprint of the agent's key, where it must prove itself.
@@ -127,8 +129,8 @@ impl Store {
         .doing(DOING)?;
         sqlx::query(
             "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
-             machine_summary, toolchain_name, toolchain_version) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+             machine_summary, toolchain_name, toolchain_version, latest) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(new.session)
         .bind(new.build)
@@ -143,6 +145,7 @@ impl Store {
         .bind(new.machine_summary)
         .bind(new.toolchain_name)
         .bind(new.toolchain_version)
+        .bind(new.latest.0)
         .execute(&mut *transaction)
         .await
         .doing(DOING)?;
@@ -177,15 +180,16 @@ impl Store {
         row.as_ref().map(results::facts).transpose()
     }
 
-    /// Renews the lease of the session whose URL ends with `path` until `until`, if it may be; `now` is for the
-    /// record. What became of it, with what is known of the session.
+    /// Renews the lease of the session whose URL ends with `path` for `lease` from `steady` on, if it may be; `now` is
+    /// for the record. What became of it, with what is known of the session.
     ///
     /// # Errors
     /// The store cannot be written.
     pub async fn renew(
         &self,
         path: &str,
-        until: Millis,
+        lease: Duration,
+        steady: Millis,
         now: Millis,
     ) -> Result<(Renewal, Option<SessionFacts>), StoreError> {
         const DOING: &str = "renew a lease";
@@ -199,6 +203,9 @@ impl Store {
             return Ok((Renewal::Unknown, None));
         };
         let renewal = lease::renew(facts.state);
+        let Some(until) = lease::renewed_until(steady, lease, facts.latest) else {
+            return Ok((Renewal::Over, Some(facts)));
+        };
         match renewal {
             Renewal::Renew => {
                 sqlx::query("UPDATE builds SET lease_until = $2 WHERE id = $1")

@@ -42,6 +42,8 @@ pub struct SessionFacts {
     pub agent: Option<String>,
     /// When the agent showed first that the task has arrived.
     pub confirmed: Option<Millis>,
+    /// Until when its lease can be renewed at most, in steady time.
+    pub latest: Option<Millis>,
     /// Where the session stands.
     pub state: SessionState,
     /// Fingerprint of the key that has to answer the challenge.
@@ -58,7 +60,8 @@ macro_rules! facts_where {
         concat!(
             "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, ",
             "s.attempt AS session_attempt, s.id AS session_id, s.ended AS session_ended, ",
-            "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed ",
+            "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed, ",
+            "s.latest AS session_latest ",
             "FROM sessions s JOIN builds b ON b.id = s.build WHERE ",
             $condition
         )
@@ -92,6 +95,10 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
         agent: row.try_get("session_agent").doing(DOING)?,
         confirmed: row
             .try_get::<Option<i64>, _>("session_confirmed")
+            .doing(DOING)?
+            .map(Millis),
+        latest: row
+            .try_get::<Option<i64>, _>("session_latest")
             .doing(DOING)?
             .map(Millis),
         state,

@@ -14,6 +14,9 @@ use proptest::prelude::*;
 /// How long a lease lasts in the model.
 const LEASE: i64 = 10;
 
+/// How long it can be renewed at most.
+const LATEST: i64 = 35;
+
 #[derive(Debug, Clone)]
 enum Event {
     Submit,
@@ -93,6 +96,7 @@ struct Session {
     build: i64,
     end: End,
     confirmed: bool,
+    latest: i64,
 }
 
 async fn run(events: Vec<Event>) {
@@ -155,6 +159,7 @@ async fn run(events: Vec<Event>) {
                     path: &format!("p{}", sessions.len()),
                     until: Millis(now + LEASE),
                     renews: true,
+                    latest: Millis(now + LATEST),
                     agent: "a",
                     fingerprint: None,
                     challenge: None,
@@ -183,11 +188,17 @@ async fn run(events: Vec<Event>) {
                     build: id,
                     end: End::Open,
                     confirmed: false,
+                    latest: now + LATEST,
                 });
             }
             Event::Renew { session } => {
                 let (renewal, _) = store
-                    .renew(&format!("p{session}"), Millis(now + LEASE), Millis(now))
+                    .renew(
+                        &format!("p{session}"),
+                        std::time::Duration::from_millis(LEASE.unsigned_abs()),
+                        Millis(now),
+                        Millis(now),
+                    )
                     .await
                     .unwrap();
                 let Some(s) = sessions.get_mut(session) else {
@@ -195,16 +206,17 @@ async fn run(events: Vec<Event>) {
                     continue;
                 };
                 let m = model.get_mut(&s.build).unwrap();
-                if m.session != Some(session) {
+                let until = (now + LEASE).min(s.latest);
+                if m.session != Some(session) || s.latest <= now {
                     assert_eq!(renewal, Renewal::Over);
                 } else if m.state == State::Queued {
                     assert_eq!(renewal, Renewal::Revive);
                     m.lapses = m.lapses.saturating_sub(1);
-                    (m.state, m.until) = (State::Building, now + LEASE);
+                    (m.state, m.until) = (State::Building, until);
                     (s.end, s.confirmed) = (End::Open, true);
                 } else {
                     assert_eq!(renewal, Renewal::Renew);
-                    (m.until, s.confirmed) = (now + LEASE, true);
+                    (m.until, s.confirmed) = (until, true);
                 }
             }
             Event::TakeBack { session } => {

@@ -128,6 +128,28 @@ fn a_lease_is_renewed_or_lapses() {
     assert_eq!(controller.build(&id)["state"], "building");
 }
 
+/// An agent that hangs, or lies, must not keep its task for ever.
+#[test]
+fn nobody_renews_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |c| {
+        c.result_timeout = Duration::from_secs(100);
+    });
+    let id = controller.submit("foo", "1").remove(0);
+    let task = Task::take(&controller);
+    for _ in 0..3 {
+        controller.clock.advance_seconds(30);
+        assert_eq!(task.renew().status, 204);
+    }
+    controller.clock.advance_seconds(10);
+    assert_eq!(task.renew().status, 410);
+    let next = Task::take(&controller);
+    assert_eq!(next.renew().status, 204);
+    // Late is late: who brings a result first has it.
+    assert_eq!(task.result(&controller, "success"), 200);
+    assert_eq!(controller.build(&id)["attempts"][0]["late"], true);
+}
+
 #[test]
 fn a_task_that_ends_its_agents_ends_as_abort() {
     let dir = tempfile::tempdir().unwrap();

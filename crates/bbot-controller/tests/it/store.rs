@@ -42,6 +42,7 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
         path: session,
         until: Millis(until),
         renews: true,
+        latest: Millis(i64::MAX),
         agent: "a",
         fingerprint: None,
         challenge: None,
