@@ -32,8 +32,8 @@ mod temporary;
 
 pub use instance::Instance;
 pub use record::{Facts, Lock, Process, Reason, Record, Verdict, is_gone};
+pub use sweep::{AllSwept, Kept, SweepProblem, Swept, sweep, sweep_all};
 pub(crate) use sweep::{Examined, examine};
-pub use sweep::{Kept, SweepProblem, Swept, sweep};
 pub use temporary::Temporary;
 pub(crate) use temporary::{LockedRecord, remove_record, write_record};
 

@@ -84,6 +84,8 @@ pub(super) struct QemuMachine {
     words: Words,
     /// How often the guest has restarted itself.
     resets: u32,
+    /// That the host is full was told, and the guest halted since.
+    disk_full_told: bool,
     /// Events that came while something else was waited for.
     backlog: VecDeque<MachineEvent>,
     /// The guest powered off, says QEMU.
@@ -115,6 +117,7 @@ impl QemuMachine {
             sockets: parts.sockets,
             words: parts.words,
             resets: 0,
+            disk_full_told: false,
             backlog: VecDeque::new(),
             powered_off: false,
             forced: false,
@@ -176,11 +179,18 @@ impl QemuMachine {
             }
             // QEMU halts a guest whose disk has no room on the host
             // (`werror=enospc`); other errors are the guest's to deal with.
-            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" && !self.disk_full_told => {
+                // Other writes that were under way fail as well; that is the
+                // same halt, until the guest goes on.
+                self.disk_full_told = true;
                 self.state = State::DiskFull;
                 Some(MachineEvent::DiskFull {
                     detail: disk_error(&event.data),
                 })
+            }
+            "RESUME" => {
+                self.disk_full_told = false;
+                None
             }
             "GUEST_PANICKED" => {
                 self.state = State::Panicked;

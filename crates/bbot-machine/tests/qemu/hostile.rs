@@ -33,8 +33,9 @@ async fn a_full_host_halts_the_guest_and_is_told() {
     drop(disk);
     spec.directory = at.clone();
     let mut guest = Guest::start(folder, spec).await;
-    let MachineEvent::DiskFull { detail } = guest.other_event().await else {
-        panic!("{}", guest.console())
+    let detail = match guest.other_event().await {
+        MachineEvent::DiskFull { detail } => detail,
+        other => panic!("{other:?}: {}", guest.console()),
     };
     assert!(detail.contains("No space left on device"), "{detail}");
     assert!(
