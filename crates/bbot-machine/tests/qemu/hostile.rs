@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bbot_machine::machine::{Error, ExitCause, Hypervisor, MAX_RESETS, MachineEvent};
+use bbot_machine::machine::{Error, ExitCause, Hypervisor, MAX_RESETS, MachineEvent, Network};
 use bbot_machine::qemu::Qemu;
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::Mount;
@@ -142,4 +142,43 @@ async fn a_qemu_that_is_stuck_is_bounded() {
     tokio::time::resume();
     guest.machine.force_down().await.unwrap();
     assert_eq!(guest.machine.wait().await.cause, ExitCause::Forced);
+}
+
+/// Children of this process with that name.
+fn children(name: &str) -> Vec<i32> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("stat")).ok())
+        .filter_map(|stat| {
+            let (pid, rest) = stat.split_once(" (")?;
+            let (comm, rest) = rest.rsplit_once(") ")?;
+            let parent = rest.split(' ').nth(1)?;
+            (comm.starts_with(name) && parent == std::process::id().to_string())
+                .then(|| pid.parse().unwrap())
+        })
+        .collect()
+}
+
+/// The way to the internet ends: the run is told, and the guest goes on without.
+#[tokio::test]
+async fn the_end_of_passt_is_told_and_the_guest_goes_on() {
+    if must_skip() || !testkit::program("passt", "passt") {
+        return;
+    }
+    let script = "while :; do tftp -p -r up -l /init 196.254.111.222; sleep 1; done";
+    let (folder, mut spec) = prepare(script, None);
+    spec.network = Network::User;
+    let mut guest = Guest::start(folder, spec).await;
+    guest.uploaded("up").await;
+    let passt = children("passt");
+    assert_eq!(passt.len(), 1, "{passt:?}");
+    kill_process(Pid::from_raw(passt[0]).unwrap(), Signal::KILL).unwrap();
+    let MachineEvent::InternetLost { detail } = guest.other_event().await else {
+        panic!("{}", guest.console())
+    };
+    assert!(detail.contains("passt: signal 9"), "{detail}");
+    // Told once, and the wire is as it was.
+    guest.uploaded("up").await;
+    guest.uploaded("up").await;
+    guest.machine.force_down().await.unwrap();
 }
