@@ -1,6 +1,7 @@
 //! Seeing and steering an agent: the status socket, the metrics, the host that runs
 //! out, each for real.
 
+mod clock;
 mod exposition;
 mod host;
 mod metrics;
