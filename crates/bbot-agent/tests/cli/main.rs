@@ -11,4 +11,5 @@ mod http;
 #[path = "../../src/controller/scripted.rs"]
 mod scripted;
 mod support;
+mod tls;
 mod usage;
