@@ -1,5 +1,6 @@
 //! `bbot agent` and the commands for suspended machines, against an agent whose driver is
 //! the test: its socket is the real one.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

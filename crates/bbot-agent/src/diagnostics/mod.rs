@@ -262,8 +262,7 @@ mod tests {
         let sink: Sink = Box::new(move |line| sink.lock().unwrap().push_str(line));
         let subscriber = tracing_subscriber::registry().with(layer(verbose, form, sink));
         tracing::subscriber::with_default(subscriber, act);
-        let text = text.lock().unwrap().clone();
-        text
+        std::mem::take(&mut *text.lock().unwrap())
     }
 
     #[test]
