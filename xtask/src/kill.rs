@@ -294,6 +294,13 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
         test.tasks.look()?;
         Ok((test.tasks.progress().1 == 0).then_some(()))
     })?;
+    let first = test.tasks.all()?;
+    ensure!(
+        first
+            .iter()
+            .all(|build| build.status.as_deref() == Some("success")),
+        "not all builds succeed before anything is killed: {first:?}"
+    );
     let mut problems = Vec::new();
     test.stop(&mut problems)?;
     let before = world.inventory()?;

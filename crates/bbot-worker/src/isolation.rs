@@ -344,6 +344,30 @@ pub(crate) fn first_to_go(pid: u32) {
 mod tests {
     use super::*;
 
+    /// A container's root may not raise the number of processes that it may have.
+    #[test]
+    fn a_lower_bound_on_processes_stays() {
+        if !testkit::root() {
+            return;
+        }
+        let kept = in_child(|| {
+            let low = libc::rlimit {
+                rlim_cur: 4096,
+                rlim_max: 4096,
+            };
+            let mut after = low;
+            // SAFETY: system calls with numbers and pointers to locals.
+            let is_low = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const low) == 0 };
+            if !is_low || become_builder(54_322, 54_322, Network::Guarded).is_err() {
+                return 2;
+            }
+            // SAFETY: a system call with a number and a pointer to a local.
+            let is_told = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut after) == 0 };
+            i32::from(is_told && after.rlim_cur == 4096 && after.rlim_max == 4096)
+        });
+        assert_eq!(kept.unwrap(), 1);
+    }
+
     /// A build that stops whatever has its user must not stop who is to kill it.
     #[test]
     fn the_killer_kills_and_cannot_be_stopped() {
