@@ -12,7 +12,6 @@
 //! go to it. What goes when is [`plan`]'s decision; here are the disk and the link. All
 //! that the agent needs is in the [`Handle`].
 
-mod old;
 pub mod plan;
 mod post;
 
@@ -26,8 +25,6 @@ use bbot_manifest::{Era, ResultRequest};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-
-pub use old::Delivery;
 
 use crate::controller::{Kin, Link, Url};
 use crate::result;
@@ -97,6 +94,10 @@ pub struct Way {
     /// Why the last one was not taken.
     pub error: Option<String>,
 }
+
+/// The beginning of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery;
 
 impl Delivery {
     /// Starts with what is in the spool: the tasks that an agent before this one was

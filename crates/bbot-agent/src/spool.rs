@@ -20,9 +20,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::controller::{Kin, Url, parse_url};
 
-/// How many results are tried at most, each, in one life of the agent.
-pub const MAX_TRIES: u32 = 30;
-
 /// How many refused results are kept; the oldest go first.
 const REFUSED_KEPT: usize = 100;
 

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bbot_manifest::{Era, ResultRequest};
 use tokio::task::JoinSet;
 
-use super::old::cut;
 use super::plan::{Fate, Id, Verdict};
 use super::{Inner, Place};
 use crate::controller::Posted;
+use crate::result;
 use crate::spool::{Destination, Entry};
+
+/// A result that does not even fit into this is refused for good after a 413.
+const SMALLEST: usize = 16 * 1024;
 
 /// Posts until it is aborted.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -275,4 +279,16 @@ async fn replace(inner: &Arc<Inner>, id: Id, to: &Destination, body: &[u8]) -> R
         Err(e) => return Err(e.to_string()),
     }
     Ok(())
+}
+
+/// The body with its logs cut so that it has half its length.
+fn cut(body: &[u8]) -> Option<Vec<u8>> {
+    let limit = body.len() / 2;
+    if limit < SMALLEST {
+        return None;
+    }
+    let request = ResultRequest::parse(body, "spooled result").ok()?;
+    // Whatever its era is, it holds no field that was not in it before.
+    let cut = result::fit(&request, Era::Later, limit).ok()?.into_bytes();
+    (cut.len() < body.len()).then_some(cut)
 }
