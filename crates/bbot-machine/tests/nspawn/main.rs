@@ -7,7 +7,9 @@
 
 mod apart;
 mod bounds;
+mod copies;
 mod guest;
+mod internet;
 mod lifetime;
 mod refusals;
 mod support;
