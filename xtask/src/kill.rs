@@ -43,7 +43,10 @@ const AHEAD: usize = 6;
 /// How long nothing may get done before this is a failure: longer than a lost lease and a machine that does not start.
 const STALL: Duration = Duration::from_secs(300);
 
-/// How often things are looked at.
+/// How finely the moments of kills are kept.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How often the tasks are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
 struct Options {
@@ -382,26 +385,22 @@ impl Test<'_> {
                 STALL.as_secs(),
                 progress.0
             );
-            match next {
-                Some((number, kill)) => {
-                    if self.back.is_empty()
-                        && last_kill.elapsed() >= kill.after
-                        && self.kill(number, kill)?
-                    {
-                        killed[kill.victim.index()] += 1;
-                        last_kill = Instant::now();
-                        next = plan.next();
-                    }
-                }
-                None if self.back.is_empty()
-                    && self.tasks.submitted() >= tasks
-                    && self.tasks.progress().1 == 0 =>
-                {
+            let is_quiet = self.back.is_empty();
+            let done = self.tasks.submitted() >= tasks && self.tasks.progress().1 == 0;
+            let Some((number, kill)) = next else {
+                if is_quiet && done {
                     return Ok(killed);
                 }
-                None => {}
+                std::thread::sleep(TICK);
+                continue;
+            };
+            let is_due = is_quiet && last_kill.elapsed() >= kill.after;
+            if is_due && self.kill(number, kill)? {
+                killed[kill.victim.index()] += 1;
+                last_kill = Instant::now();
+                next = plan.next();
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(TICK);
         }
     }
 

@@ -48,13 +48,6 @@ pub(super) const BUGS: &[Bug] = &[
         new: "self.fits(beside, machine)",
     },
     Bug {
-        name: "offer-not-kept",
-        sentence: "a bootstrap takes the room that was offered to a controller a moment ago",
-        file: DECIDE,
-        old: "builds_are_left_room && offered_fit",
-        new: "builds_are_left_room",
-    },
-    Bug {
         name: "late-answer-lost",
         sentence: "a task that comes while the agent drains is neither started nor given back",
         file: SUPERVISOR,
