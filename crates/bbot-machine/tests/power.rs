@@ -83,9 +83,12 @@ fn traced(place: &Place) -> Vec<Call> {
         .collect()
 }
 
+/// A call that is looked for: its names, and whether its arguments are right.
+type Wanted<'a> = (&'a str, &'a dyn Fn(&str) -> bool);
+
 /// Looks for calls in this order, each after the one before; gives where the last is.
 #[track_caller]
-fn in_order(calls: &[Call], from: usize, wanted: &[(&str, &dyn Fn(&str) -> bool)]) -> usize {
+fn in_order(calls: &[Call], from: usize, wanted: &[Wanted<'_>]) -> usize {
     let mut at = from;
     for (number, (names, is_it)) in wanted.iter().enumerate() {
         let found = calls[at..].iter().position(|call| {

@@ -115,7 +115,8 @@ impl Attached {
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", records.display()))
             })?;
-        let instance = Instance::new(&format!("agent with machine {machine}")).map_err(in_words)?;
+        let instance = Instance::new(&format!("agent with machine {machine}"))
+            .map_err(|error| in_words(&error))?;
         for number in 0..MAX_TAPS {
             let name: InterfaceName = format!("bbot{number}").parse().map_err(io::Error::other)?;
             // Somebody else's, perhaps: its name is taken.
@@ -125,7 +126,9 @@ impl Attached {
             let table = format!("bbot-{}", durable::random_hex()?);
             let more = sweep::more(&table)?;
             let path = records.join(name.as_str());
-            if let Some(record) = write_record(&instance, &path, &more).map_err(in_words)? {
+            if let Some(record) =
+                write_record(&instance, &path, &more).map_err(|error| in_words(&error))?
+            {
                 let attached = Self {
                     name,
                     table,
@@ -183,7 +186,7 @@ impl Attached {
         if self.is_loaded {
             command::run("nft", &["-f", "-"], &rules::unload(&self.table))?;
         }
-        remove_record(&record.path).map_err(in_words)
+        remove_record(&record.path).map_err(|error| in_words(&error))
     }
 }
 
@@ -208,8 +211,8 @@ fn host_address(guest: Mac) -> Mac {
 }
 
 /// The error with its cause.
-pub(super) fn in_words(error: OwnerError) -> io::Error {
-    let error: &dyn std::error::Error = &error;
+pub(super) fn in_words(error: &OwnerError) -> io::Error {
+    let error: &dyn std::error::Error = error;
     let cause = error.source().map(|cause| format!(": {cause}"));
     io::Error::other(format!("{error}{}", cause.unwrap_or_default()))
 }

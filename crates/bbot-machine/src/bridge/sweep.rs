@@ -118,17 +118,17 @@ enum Outcome {
 
 fn sweep_one(records: &Path, tap: &str) -> io::Result<Outcome> {
     let record = record_of(records, tap);
-    match examine(&records.join(tap)).map_err(in_words)? {
+    match examine(&records.join(tap)).map_err(|error| in_words(&error))? {
         Examined::Nothing => Ok(Outcome::Nothing),
         // The tap and its rules are made later.
         Examined::Unfilled { .. } => {
-            remove_record(&record).map_err(in_words)?;
+            remove_record(&record).map_err(|error| in_words(&error))?;
             Ok(Outcome::Nothing)
         }
         Examined::Kept(owner) => Ok(Outcome::Kept(owner)),
         Examined::Gone { reason, text, .. } => {
             let malformed = |reason: &str| {
-                in_words(OwnerError::Record {
+                in_words(&OwnerError::Record {
                     path: record.clone(),
                     reason: reason.to_owned(),
                 })
@@ -154,7 +154,7 @@ fn sweep_one(records: &Path, tap: &str) -> io::Result<Outcome> {
                 command::run("nft", &["-f", "-"], &rules::unload(table))?;
                 delete_tap(name, table)?;
             }
-            remove_record(&record).map_err(in_words)?;
+            remove_record(&record).map_err(|error| in_words(&error))?;
             Ok(Outcome::Removed(reason))
         }
     }

@@ -192,7 +192,7 @@ mod tests {
         let (output, mut input) = io::pipe().unwrap();
         let console = Console::start(output.into(), &path).unwrap();
         let mut first = UnixStream::connect(&path).unwrap();
-        let mut read = |stream: &mut UnixStream, text: &str| {
+        let read = |stream: &mut UnixStream, text: &str| {
             let mut got = vec![0; text.len()];
             stream.read_exact(&mut got).unwrap();
             assert_eq!(got, text.as_bytes());

@@ -356,20 +356,22 @@ impl Relay {
             {
                 return Err(io::Error::other("passt has ended"));
             }
-            if card.contains(PollFlags::IN) && out.is_empty() && paused.is_none() {
-                if let Some(length) = self.card.receive(&mut buffer[..])? {
-                    let now = Instant::now();
-                    paused = self.bucket.spend(1, now);
-                    if paused.is_some() && !told_flood {
-                        told_flood = true;
-                        tracing::warn!("a guest floods its internet card, and is slowed down");
-                    }
-                    let frame = &buffer[..length];
-                    if is_allowed(frame, self.host.now(now)) {
-                        // An Ethernet frame: far below 4 GiB.
-                        out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
-                        out.extend_from_slice(frame);
-                    }
+            if card.contains(PollFlags::IN)
+                && out.is_empty()
+                && paused.is_none()
+                && let Some(length) = self.card.receive(&mut buffer[..])?
+            {
+                let now = Instant::now();
+                paused = self.bucket.spend(1, now);
+                if paused.is_some() && !told_flood {
+                    told_flood = true;
+                    tracing::warn!("a guest floods its internet card, and is slowed down");
+                }
+                let frame = &buffer[..length];
+                if is_allowed(frame, self.host.now(now)) {
+                    // An Ethernet frame: far below 4 GiB.
+                    out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
+                    out.extend_from_slice(frame);
                 }
             }
             if !out.is_empty() {
