@@ -73,6 +73,10 @@ pub struct Limits {
     pub connections: usize,
     /// Clients that follow a log at once.
     pub followers: usize,
+    /// A follower hears something so often, so that both ends notice a dead connection.
+    pub heartbeat: Duration,
+    /// A follower that takes nothing for so long is cut off: it may come back.
+    pub slow_follower: Duration,
     /// How much of the raw log of one run is kept.
     pub run_log: Bounds,
 }
@@ -90,6 +94,8 @@ impl Default for Limits {
             connections: 512,
             // A quarter of the connections: agents must always get one.
             followers: 128,
+            heartbeat: Duration::from_secs(15),
+            slow_follower: Duration::from_secs(60),
             run_log: Bounds::default(),
         }
     }

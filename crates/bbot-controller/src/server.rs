@@ -80,6 +80,9 @@ pub enum RunError {
 /// A client has this long to send a request's head; slow ones must not hold connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// A client that takes nothing of an answer for so long is cut off.
+const STALLED: Duration = Duration::from_secs(120);
+
 /// Requests that are under way at the end have this long to finish.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -255,6 +258,19 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     }
 }
 
+/// Has the kernel end a connection whose other end is gone without a word, or takes nothing any more: it would hold its
+/// place for ever, and an agent's held request would get a task.
+fn notice_dead_peers(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    // All of these only make it better: a system without them still serves.
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(20));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10));
+    let _ = sockopt::set_tcp_keepcnt(stream, 3);
+    let timeout = u32::try_from(STALLED.as_millis()).unwrap_or(u32::MAX);
+    let _ = sockopt::set_tcp_user_timeout(stream, timeout);
+}
+
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
@@ -264,6 +280,7 @@ async fn serve(
     let Ok(local) = stream.local_addr() else {
         return;
     };
+    notice_dead_peers(&stream);
     // Answers are short: without this, the second write of one waits for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let service = Service {

@@ -7,7 +7,6 @@
 use std::fmt::Write as _;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -21,12 +20,6 @@ use super::{App, body};
 use crate::queue::State;
 use crate::segments::{Piece, Position, RunLog};
 use crate::store::Build;
-
-/// A line that says nothing is sent so often, so that both ends notice a dead connection.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-
-/// Who takes nothing for so long is cut off: he may come back.
-const SLOW: Duration = Duration::from_secs(60);
 
 /// Where a follower stands: in which run, and where in its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +190,7 @@ impl Follower {
                 () = &mut grown => return Ok(()),
                 () = self.app.shutdown.cancelled() => return Err(Gone),
                 () = self.sender.closed() => return Err(Gone),
-                () = tokio::time::sleep(HEARTBEAT) => self.send(":\n\n".to_owned()).await?,
+                () = tokio::time::sleep(self.app.config.limits.heartbeat) => self.send(":\n\n".to_owned()).await?,
             }
         }
     }
@@ -276,10 +269,11 @@ impl Follower {
     }
 
     async fn send(&self, text: String) -> Result<(), Gone> {
+        let slow = self.app.config.limits.slow_follower;
         tokio::select! {
             // Not while we end: whoever does not read would hold it up.
             () = self.app.shutdown.cancelled() => Err(Gone),
-            sent = tokio::time::timeout(SLOW, self.sender.send(Ok(Bytes::from(text)))) => match sent {
+            sent = tokio::time::timeout(slow, self.sender.send(Ok(Bytes::from(text)))) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) | Err(_) => Err(Gone),
             },

@@ -348,3 +348,41 @@ fn the_end_of_the_controller_ends_the_streams() {
     );
     assert!(follower.next().is_none(), "no event `end`: ask again");
 }
+
+#[test]
+fn silence_and_slowness_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |c| {
+        c.limits.heartbeat = Duration::from_millis(100);
+        c.limits.slow_follower = Duration::from_secs(1);
+        c.limits.followers = 1;
+    });
+    let id = controller.submit("foo", "1").remove(0);
+    let path = format!("/api/v1/builds/{id}/log?follow=1");
+    let mut follower = Follower::new(&controller, &id, "");
+    follower.expect("state");
+    let mut comments = 0;
+    while comments < 3 {
+        let mut line = String::new();
+        assert!(follower.stream.read_line(&mut line).unwrap() > 0);
+        comments += usize::from(line == ":\n");
+    }
+    // It reads no more, and more comes than lies between: it loses its place, and nobody else waits for it.
+    let task = Task::take(&controller);
+    let body = [b"update\n".to_vec(), vec![b'x'; 65_536]].concat();
+    let begun = Instant::now();
+    let mut number = 0;
+    loop {
+        let refused = Follower::connect(&controller, &path)
+            .head
+            .starts_with("HTTP/1.1 503 ");
+        if !refused {
+            break;
+        }
+        assert!(begun.elapsed() < BOUND);
+        number += 1;
+        assert_eq!(task.log(number, &body).status, 204);
+    }
+    assert!(number > 10, "it was not cut off for nothing: {number}");
+    drop(follower);
+}
