@@ -126,6 +126,27 @@ fn a_bootstrap_that_ended_while_a_task_is_asked_for_is_not_done_twice() {
 }
 
 #[test]
+fn room_that_is_offered_is_kept_until_the_answer() {
+    let config = Config {
+        ram_budget: Some(4000),
+        ..config(0)
+    };
+    let machines = [usable("a"), large("big", 3500), unready("x")];
+    let mut bench = Bench::new(config, &machines);
+    assert_eq!(bench.words(), ["bootstrap x", "ask c a"]);
+    let failed = BootstrapOutcome::Failed("no sign of life".to_owned());
+    bench.bootstrap_ends("x", failed);
+    bench.answer(Answer::Nothing);
+    bench.machines(&machines);
+    assert_eq!(bench.words(), ["enumerate", "ask c a,big"]);
+    // It could be tried again, and `a` would still fit beside it, but not what was offered.
+    bench.after(100);
+    assert_eq!(bench.words(), [""; 0]);
+    bench.task("big");
+    assert_eq!(bench.words()[0], "task big");
+}
+
+#[test]
 fn where_nothing_fits_new_machines_are_looked_for() {
     let config = Config {
         ram_budget: Some(4000),
