@@ -28,8 +28,8 @@ const PLACES: &str = "Places";
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "To begin: `bbot machine create debian-12`, then `bbot build DIR`, or `bbot up` and `bbot submit --wait DIR`.\n\n\
-        Exit status: 0 done, 1 failed, 2 wrong usage; `build` and `submit --wait` exit with 3 when \
-        the build itself did not succeed."
+        Exit status: 0 done, 1 failed, 2 wrong usage; `build`, `submit --wait` and `log --follow` \
+        exit with 3 when the build itself did not succeed."
 )]
 struct Options {
     /// The folder with machines, toolchains and state [default: /var/lib/bbot for root, else

@@ -285,3 +285,60 @@ fn everything_is_there_after_a_restart() {
         assert_eq!(next, id + 1, "numbers go on");
     });
 }
+
+/// A store of the version before leases were renewed, with a task that is out: its result is still taken.
+#[test]
+fn an_older_store_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("migrations");
+    std::fs::create_dir(&old).unwrap();
+    for name in ["0001_first.sql", "0002_interrupts.sql"] {
+        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+        std::fs::copy(from.join(name), old.join(name)).unwrap();
+    }
+    runtime().block_on(async {
+        let url = format!("sqlite://{}?mode=rwc", dir.path().join("s.sqlite").display());
+        sqlx::any::install_default_drivers();
+        let pool = sqlx::AnyPool::connect(&url).await.unwrap();
+        let migrations = sqlx::migrate::Migrator::new(old).await.unwrap();
+        migrations.run(&pool).await.unwrap();
+        for statement in [
+            "INSERT INTO submissions VALUES (1, 'a', '1', '{\"archive\":\"0\"}', 0)",
+            "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
+             again, queued, started, attempt, operations, session, lease_until, agent, machine, interrupts) \
+             VALUES (1, 1, 'a', '1', 'c', 't', '', 'building', 1, 0, 0, 5, 0, '[]', 'now', 100, 'host', 'm', 2)",
+            "INSERT INTO sessions (id, build, issued) VALUES ('before', 1, 1), ('now', 1, 5)",
+            "UPDATE counters SET value = 1",
+        ] {
+            sqlx::query(statement).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
+
+        let store = open(&dir).await;
+        let facts = store.session("now").await.unwrap().unwrap();
+        assert_eq!((facts.agent.as_deref(), facts.run), (Some("host"), None));
+        let lapsed = store.requeue_lapsed(Millis(100), Millis(100)).await.unwrap();
+        assert_eq!((lapsed.len(), lapsed[0].0.interrupts), (1, 2));
+        let decide = |facts: &bbot_controller::store::SessionFacts| {
+            use bbot_controller::queue::outcome::{Facts, Identity, Proof, decide};
+            decide(Facts {
+                session: facts.state,
+                proof: Proof::Good,
+                identity: Identity::Same,
+                status: Status::Success,
+                again: facts.again,
+                interrupts: facts.build.interrupts,
+                lapses: facts.build.lapses,
+            })
+        };
+        let result = result("log");
+        let before = store.take_result("before", &result, Millis(101), decide).await.unwrap();
+        assert!(matches!(before, Some(Verdict::Drop(_))), "{before:?}");
+        let now = store.take_result("now", &result, Millis(101), decide).await.unwrap();
+        assert_eq!(now, Some(Verdict::Keep(State::Built)));
+        let attempt = store.attempt(1, 1).await.unwrap().unwrap();
+        assert_eq!((attempt.agent.as_deref(), attempt.late), (Some("host"), true));
+        assert_eq!(attempt.started, Some(Millis(5)));
+        store.close().await;
+    });
+}
