@@ -13,3 +13,4 @@ mod internet;
 mod lifetime;
 mod refusals;
 mod support;
+mod worker;
