@@ -8,6 +8,7 @@
 mod apart;
 mod bounds;
 mod copies;
+mod created;
 mod guest;
 mod internet;
 mod lifetime;
