@@ -49,3 +49,22 @@ pub fn require_files(manifest: &MachineManifest, directory: &Path) -> Result<(),
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_files_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |kind: &str| {
+            let text = format!(": 1\nid: m-1\nname: m\nsummary: m\ntype: {kind}\n");
+            let manifest = MachineManifest::parse(text.as_bytes(), "manifest").unwrap();
+            require_files(&manifest, directory.path())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(said("kvm").contains("disk.img"));
+        assert!(said("nspawn").contains("rootfs"));
+    }
+}

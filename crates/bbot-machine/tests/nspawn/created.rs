@@ -42,7 +42,10 @@ async fn a_debian_is_made_bootstraps_and_powers_off() {
     assert_eq!(fs::metadata(&machine).unwrap().mode() & 0o7777, 0o700);
     assert!(!machine.join("rootfs/usr/lib/modules").exists());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains("/.disk "), "the disk image is still mounted");
+    assert!(
+        !mounts.contains("/.disk "),
+        "the disk image is still mounted"
+    );
 
     let (folder, mut spec) = prepare("");
     spec.directory = machine;
@@ -61,10 +64,7 @@ async fn a_debian_is_made_bootstraps_and_powers_off() {
         .put_any(folder.path().join("put"), 1 << 20);
     let mut guest = Guest::start(folder, spec).await;
     let told = guest.uploaded("told").await;
-    assert_eq!(
-        told,
-        "host 196.254.111.222 user 0 build 1000\ncompiled 7\n"
-    );
+    assert_eq!(told, "host 196.254.111.222 user 0 build 1000\ncompiled 7\n");
     // While it waits, as the agent does after a bootstrap.
     let down = guest.machine.shutdown(PATIENCE).await.unwrap();
     assert_eq!(down, ShutdownOutcome::Down, "{}", guest.console());
