@@ -213,6 +213,15 @@ impl Groups {
         Self::make_in(&found(), bounds, &fresh_name())
     }
 
+    /// None at all.
+    pub(super) fn none() -> Self {
+        Self {
+            directories: Vec::new(),
+            freezer: None,
+            missing: vec!["memory", "pids", "cpu"],
+        }
+    }
+
     fn make_in(hierarchies: &[Hierarchy], bounds: &Bounds, name: &str) -> Self {
         let mut groups = Self {
             directories: Vec::new(),

@@ -67,6 +67,7 @@ const PROCESSES: u64 = 4096;
 pub struct Nspawn {
     program: OsString,
     processes: u64,
+    has_groups: bool,
 }
 
 impl Default for Nspawn {
@@ -82,6 +83,7 @@ impl Nspawn {
         Self {
             program: "systemd-nspawn".into(),
             processes: PROCESSES,
+            has_groups: true,
         }
     }
 
@@ -98,6 +100,14 @@ impl Nspawn {
     #[must_use]
     pub fn with_processes(mut self, processes: u64) -> Self {
         self.processes = processes;
+        self
+    }
+
+    /// Makes no control groups, as on a host that has none: containers are bounded in the processes
+    /// of each user alone.
+    #[must_use]
+    pub fn without_control_groups(mut self) -> Self {
+        self.has_groups = false;
         self
     }
 
@@ -190,11 +200,16 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
     )))?;
 
     let users = Range::take().map_err(trying(format!("find users for machine {name}")))?;
-    let groups = Groups::make(&Bounds {
+    let bounds = Bounds {
         ram_kib: spec.ram_kib,
         cpus: spec.cpus,
         processes: nspawn.processes,
-    });
+    };
+    let groups = if nspawn.has_groups {
+        Groups::make(&bounds)
+    } else {
+        Groups::none()
+    };
     tell_missing(&groups.missing);
     let folder = Folder::create(&spec.run_dir).map_err(trying(format!(
         "make a folder in {}",

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bbot_machine::machine::{ExitCause, MachineEvent, ShutdownOutcome};
+use bbot_machine::nspawn::Nspawn;
 
 use super::support::{Guest, PATIENCE, must_skip, prepare};
 
@@ -135,16 +136,16 @@ async fn a_first_program_that_fails_is_a_crash_with_its_last_words() {
     drop(folder);
 }
 
-#[tokio::test]
-async fn a_suspended_container_does_nothing_until_it_is_resumed() {
+/// By the freezer, and by signals where there is none.
+async fn does_nothing_while_suspended(nspawn: &Nspawn) {
     if must_skip() {
         return;
     }
-    let mut guest = Guest::boot(&format!(
+    let (folder, spec) = prepare(&format!(
         "(while :; do echo tick; sleep 0.05; done) &\n{UP}while :; do sleep 0.1; \
          tftp -g -r go -l /go 196.254.111.222 2>/dev/null; done\n"
-    ))
-    .await;
+    ));
+    let mut guest = Guest::start_in(nspawn, folder, spec).await;
     guest.uploaded("up").await;
     guest.machine.suspend().await.unwrap();
     assert!(
@@ -170,6 +171,16 @@ async fn a_suspended_container_does_nothing_until_it_is_resumed() {
     assert_eq!(guest.machine.wait().await.cause, ExitCause::Forced);
     assert!(guest.machine.suspend().await.is_err());
     assert!(guest.machine.resume().await.is_err());
+}
+
+#[tokio::test]
+async fn a_suspended_container_does_nothing_until_it_is_resumed() {
+    does_nothing_while_suspended(&Nspawn::new()).await;
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_frozen_is_stopped_by_signals() {
+    does_nothing_while_suspended(&Nspawn::new().without_control_groups()).await;
 }
 
 #[tokio::test]
