@@ -18,6 +18,8 @@ pub(super) struct Inventory(BTreeSet<String>);
 pub(super) struct Places<'a> {
     /// Where every name counts: machines, folders of runs, the spool, temporary files.
     pub(super) folders: &'a [&'a Path],
+    /// Beginnings of names of control groups: the host's are everybody's, so only those of our own agents count.
+    pub(super) groups: &'a [String],
     /// A process that does not count with those below it: the test itself.
     pub(super) ours: u32,
 }
@@ -59,7 +61,16 @@ impl Inventory {
                 .filter_map(|line| line.split_whitespace().nth(7))
                 .map(|path| format!("socket {path}")),
         );
-        names(Path::new("/run/netns"), 1, &mut found)?;
+        let mut groups = BTreeSet::new();
+        names(Path::new("/sys/fs/cgroup"), 4, &mut groups)?;
+        let is_ours = |path: &&String| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            places
+                .groups
+                .iter()
+                .any(|begin| name.starts_with(begin.as_str()))
+        };
+        found.extend(groups.iter().filter(is_ours).cloned());
         // Only where there is such a program can there be such rules.
         if let Ok(rules) = Command::new("nft").args(["list", "tables"]).output() {
             found.extend(
@@ -115,6 +126,7 @@ mod tests {
         assert_eq!(after.len(), 5, "four levels and the socket: {after:?}");
         let places = Places {
             folders: &[],
+            groups: &[],
             ours: std::process::id(),
         };
         let inventory = Inventory::take(places).unwrap();

@@ -42,6 +42,17 @@ impl Running {
         self.child.id()
     }
 
+    /// Its id, and when it started in the kernel's ticks (proc(5), field 22): as names of what it makes tell it.
+    pub(super) fn identity(&self) -> anyhow::Result<String> {
+        let path = format!("/proc/{}/stat", self.id());
+        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let started = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+            .with_context(|| format!("{path} is not as proc(5) has it"))?;
+        Ok(format!("{}-{started}", self.id()))
+    }
+
     /// Its exit status, if it has ended.
     pub(super) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         self.child
@@ -181,6 +192,17 @@ mod tests {
                 .iter()
                 .any(|process| process.id == std::process::id())
         );
+    }
+
+    #[test]
+    fn a_process_tells_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sleep = Command::new("sleep");
+        let running = Running::start("sleep", sleep.arg("60"), &dir.path().join("log")).unwrap();
+        let identity = running.identity().unwrap();
+        let (id, started) = identity.split_once('-').unwrap();
+        assert_eq!(id.parse(), Ok(running.id()));
+        assert!(started.parse::<u64>().unwrap() > 0);
     }
 
     #[test]

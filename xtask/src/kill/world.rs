@@ -1,5 +1,6 @@
 //! The world of the test: machines, a toolchain, a controller and an agent, all below one folder.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -44,6 +45,8 @@ pub(super) struct World {
     /// Where the machines are: on btrfs, where that can be had.
     machines: PathBuf,
     volume: Option<Mount>,
+    /// What control groups of the agents that were started are called.
+    groups: RefCell<Vec<String>>,
 }
 
 impl World {
@@ -66,6 +69,7 @@ impl World {
             kinds,
             machines,
             volume,
+            groups: RefCell::default(),
         };
         for folder in ["tmp", "state", "controller"] {
             make_folder(&home.join(folder))?;
@@ -138,7 +142,10 @@ impl World {
     pub(super) fn start_agent(&self) -> anyhow::Result<Running> {
         let mut command = self.agent();
         command.arg(format!("http://{}", self.address()));
-        Running::start("agent", &mut command, &self.log("agent"))
+        let agent = Running::start("agent", &mut command, &self.log("agent"))?;
+        let group = format!("bbot-nspawn-{}-", agent.identity()?);
+        self.groups.borrow_mut().push(group);
+        Ok(agent)
     }
 
     /// Bootstraps the machine, so that every list that is taken later has it.
@@ -203,11 +210,12 @@ impl World {
             self.home.join("tftp"),
             self.home.join("state"),
             self.home.join("tmp"),
-            PathBuf::from("/run/bbot-agent"),
+            PathBuf::from("/run"),
         ];
         let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
         Inventory::take(Places {
             folders: &folders,
+            groups: &self.groups.borrow(),
             ours: std::process::id(),
         })
     }
@@ -217,7 +225,7 @@ impl World {
         for folder in ["tftp", "state", "tmp"] {
             make_old(&self.home.join(folder), 5)?;
         }
-        Ok(())
+        make_old(Path::new("/run"), 3)
     }
 }
 
