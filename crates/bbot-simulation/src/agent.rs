@@ -46,8 +46,11 @@ pub(crate) struct Run {
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
     Task(Assigned, Outcome),
-    /// Of this revision.
-    Bootstrap(u32),
+    /// Of this revision; the supervisor has seen that one, maybe a moment before.
+    Bootstrap {
+        revision: u32,
+        seen: u32,
+    },
 }
 
 /// A machine on the agent's disk.
@@ -71,6 +74,8 @@ pub(crate) struct Agent {
     pub(crate) since: Time,
     pub(crate) config: Config,
     pub(crate) machines: Vec<Machine>,
+    /// The revisions that the last enumeration saw.
+    pub(crate) seen: BTreeMap<String, u32>,
 
     pub(crate) spool: BTreeMap<u64, Spooled>,
     pub(crate) held: BTreeMap<u64, Spooled>,
@@ -145,6 +150,7 @@ impl Agent {
                 idle_pause: host.idle_pause,
             },
             machines,
+            seen: BTreeMap::new(),
             spool: BTreeMap::new(),
             held: BTreeMap::new(),
             plan: Plan::new(0),

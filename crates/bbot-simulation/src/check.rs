@@ -97,13 +97,9 @@ pub(crate) fn action(world: &mut World, number: usize, action: &Action) -> Check
                 format!("{machine} is bootstrapped twice at once")
             })?;
             let failed = a.failed.get(machine);
-            let revision = a
-                .machines
-                .iter()
-                .find(|m| m.name == *machine)
-                .map(|m| m.revision);
+            let seen = a.seen.get(machine);
             let is_early =
-                failed.is_some_and(|(at, of)| now < *at + LEFT_ALONE && Some(*of) == revision);
+                failed.is_some_and(|(at, of)| now < *at + LEFT_ALONE && Some(of) == seen);
             rule(!is_early, || {
                 format!("{machine} failed and is bootstrapped again at once")
             })?;
@@ -147,7 +143,7 @@ pub(crate) fn action(world: &mut World, number: usize, action: &Action) -> Check
 fn is_bootstrapping(a: &Agent, machine: &str) -> bool {
     a.runs
         .values()
-        .any(|r| r.machine == machine && matches!(r.work, Work::Bootstrap(_)))
+        .any(|r| r.machine == machine && matches!(r.work, Work::Bootstrap { .. }))
 }
 
 /// What starts must be within the slots and budgets, and a machine that may run once runs once.

@@ -328,7 +328,7 @@ impl World {
             What::Fault(n) => {
                 self.figures.faults += 1;
                 let fault = self.faults[n].1.clone();
-                self.fault(fault)?;
+                self.fault(&fault)?;
             }
             What::AgentStarts(agent) => self.start(agent)?,
             What::ControllerStarts(n) => {
@@ -381,6 +381,12 @@ impl World {
                 if self.agents[agent].life == life {
                     self.agents[agent].is_enumerating = false;
                     let views = self.agents[agent].views(self.now);
+                    let a = &mut self.agents[agent];
+                    a.seen = a
+                        .machines
+                        .iter()
+                        .map(|m| (m.name.clone(), m.revision))
+                        .collect();
                     self.tell(agent, Event::Enumerated(views))?;
                 }
             }
@@ -456,7 +462,7 @@ impl World {
                 }
             }
             What::Posted(agent, life, entry, verdict) => {
-                self.posted(agent, life, entry, verdict)?
+                self.posted(agent, life, entry, verdict)?;
             }
             What::Lapse(controller) => {
                 self.controllers[controller].lapse = None;
@@ -717,7 +723,8 @@ impl World {
                     .machine(&machine)
                     .map_or(0, |m| m.revision);
                 let takes = Duration::from_millis(self.random.gen_range(5_000..300_000));
-                let work = Work::Bootstrap(revision);
+                let seen = self.agents[agent].seen.get(&machine).copied().unwrap_or(0);
+                let work = Work::Bootstrap { revision, seen };
                 self.begin(
                     agent,
                     run,
@@ -840,7 +847,7 @@ impl World {
                     outcome,
                 }
             }
-            Work::Bootstrap(revision) => {
+            Work::Bootstrap { revision, seen } => {
                 self.agents[agent].runs.remove(&id);
                 let mut failed = None;
                 let outcome = match self.agents[agent].machine(&run.machine) {
@@ -857,7 +864,7 @@ impl World {
                 };
                 if let Some(machine) = failed {
                     let now = self.now;
-                    self.agents[agent].failed.insert(machine, (now, revision));
+                    self.agents[agent].failed.insert(machine, (now, seen));
                 }
                 Event::BootstrapEnded {
                     run: RunId(id),
@@ -1019,9 +1026,9 @@ impl World {
 
     // What goes wrong.
 
-    fn fault(&mut self, fault: Fault) -> Result<(), String> {
+    fn fault(&mut self, fault: &Fault) -> Result<(), String> {
         let now = self.now;
-        match fault {
+        match *fault {
             Fault::AgentCrash { agent, down } => self.crash(agent, down),
             Fault::AgentCrashAt { agent, point } => self.agents[agent].crash_at = Some(point),
             Fault::ControllerCrash { controller, down } => {
@@ -1037,16 +1044,16 @@ impl World {
             Fault::Lossy { controller, lasts } => self.ways[controller].lossy_until = now + lasts,
             Fault::Slow { controller, lasts } => self.ways[controller].slow_until = now + lasts,
             Fault::Duplicates { controller, lasts } => {
-                self.ways[controller].twice_until = now + lasts
+                self.ways[controller].twice_until = now + lasts;
             }
             Fault::Rubbish { controller, lasts } => {
-                self.controllers[controller].rubbish_until = now + lasts
+                self.controllers[controller].rubbish_until = now + lasts;
             }
             Fault::Confused { controller, lasts } => {
-                self.controllers[controller].confused_until = now + lasts
+                self.controllers[controller].confused_until = now + lasts;
             }
             Fault::Busy { controller, lasts } => {
-                self.controllers[controller].busy_until = now + lasts
+                self.controllers[controller].busy_until = now + lasts;
             }
             Fault::ClockJump {
                 controller,

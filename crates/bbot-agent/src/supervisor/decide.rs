@@ -36,6 +36,14 @@ pub(super) enum Wait {
     Ends,
 }
 
+/// Whether those who have waited too long for room go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Kept,
+    /// The room was promised before.
+    Passed,
+}
+
 /// How a task gets its room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
@@ -88,8 +96,11 @@ impl Situation<'_> {
     }
 
     /// Whether a machine can run beside what is taken. Whoever has waited too long for room gets it first.
-    fn starts(&self, runs: &Runs, machine: &MachineView) -> bool {
+    fn starts(&self, runs: &Runs, machine: &MachineView, line: Line) -> bool {
         let used = self.base().plus(runs.used());
+        if line == Line::Passed {
+            return !runs.occupies(machine) && self.fits(used, machine);
+        }
         let is_bootstrapping = self.runs.bootstraps().next().is_some();
         let line = self.machines.line(self.now);
         // What other bootstraps take they give back by themselves, so builds need not stand aside for that.
@@ -104,14 +115,14 @@ impl Situation<'_> {
     }
 
     /// How a task on a machine would get its room: what has to end first.
-    pub(super) fn way(&self, machine: &MachineView, priority: Priority) -> Way {
+    pub(super) fn way(&self, machine: &MachineView, priority: Priority, line: Line) -> Way {
         let cleared = self.runs.cleared_by(priority);
         let rest = self.runs.without(&cleared);
-        if self.starts(&rest, machine) {
+        if self.starts(&rest, machine, line) {
             return Way::After(cleared);
         }
         for victim in rest.victims(priority) {
-            if self.starts(&rest.without(&[victim]), machine) {
+            if self.starts(&rest.without(&[victim]), machine, line) {
                 let mut gone = cleared;
                 gone.push(victim);
                 return Way::After(gone);
@@ -124,7 +135,7 @@ impl Situation<'_> {
     pub(super) fn offers(&self, priority: Priority) -> Vec<&MachineView> {
         self.machines
             .usable(self.now)
-            .filter(|m| self.way(m, priority) != Way::None)
+            .filter(|m| self.way(m, priority, Line::Kept) != Way::None)
             .collect()
     }
 
@@ -144,7 +155,9 @@ impl Situation<'_> {
             .machines
             .to_bootstrap(self.now)
             .filter(|m| head.is_none_or(|head| head.name == m.name))
-            .filter(|m| !self.runs.is_bootstrapping(&m.name) && self.starts(self.runs, m))
+            .filter(|m| {
+                !self.runs.is_bootstrapping(&m.name) && self.starts(self.runs, m, Line::Kept)
+            })
             .collect();
         candidates.sort_by_key(|m| self.machines.last_bootstrapped(&m.name));
         candidates.into_iter().find(|m| {

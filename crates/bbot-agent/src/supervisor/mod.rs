@@ -43,7 +43,7 @@ use rand::rngs::StdRng;
 
 pub use api::*;
 use controllers::{Controllers, Fault};
-use decide::{Situation, Turn, Wait, Way};
+use decide::{Line, Situation, Turn, Wait, Way};
 use machines::Machines;
 pub use priority::{Priority, PriorityError};
 use room::Room;
@@ -349,7 +349,7 @@ impl Supervisor {
             .machines
             .usable(self.now)
             .find(|m| m.name == machine)
-            .map(|m| self.situation().way(m, ask.priority));
+            .map(|m| self.situation().way(m, ask.priority, Line::Passed));
         let victims = match (refusal, way) {
             (None, Some(Way::After(victims))) => victims,
             (Some(why), _) => return self.act(Action::GiveBack { ask: ask.id, why }),
@@ -582,8 +582,8 @@ impl Supervisor {
             .find(|m| m.name == waiting.machine);
         let situation = self.situation();
         let can_start = machine.filter(|_| self.block().is_none()).filter(|m| {
-            // Who waits for room too long keeps what is left; this task's room was promised before.
-            matches!(situation.way(m, waiting.priority), Way::After(first) if first.is_empty())
+            let way = situation.way(m, waiting.priority, Line::Passed);
+            matches!(way, Way::After(first) if first.is_empty())
         });
         let Some(machine) = can_start.cloned() else {
             let why = format!("machine {} cannot be started any more", waiting.machine);
