@@ -21,9 +21,16 @@ fuzz_target!(|data: &[u8]| {
             assert!(tab.configurations().len() <= text.lines().count());
             for (index, configuration) in tab.configurations().iter().enumerate() {
                 assert!(!configuration.name.is_empty() && !configuration.target.is_empty());
-                assert!(configuration.name.chars().all(|c| !c.is_control() && c != ' ' && c != '/'));
+                assert!(
+                    configuration
+                        .name
+                        .chars()
+                        .all(|c| !c.is_control() && c != ' ' && c != '/')
+                );
                 assert!((1..=text.lines().count()).contains(&configuration.line));
-                let again = |c: &buildtab::Configuration| c.name == configuration.name && c.target == configuration.target;
+                let again = |c: &buildtab::Configuration| {
+                    c.name == configuration.name && c.target == configuration.target
+                };
                 assert!(!tab.configurations()[..index].iter().any(again));
                 // Whether it does is for the pattern's own tests: here it has to end.
                 let _ = configuration.takes(&machine);
@@ -31,8 +38,13 @@ fuzz_target!(|data: &[u8]| {
         }
         Err(error) => {
             let lines: Vec<&str> = text.lines().collect();
-            let line = lines.get(error.line.wrapping_sub(1)).expect("the error is on a line that is there");
-            assert!((1..=line.chars().count() + 1).contains(&error.column), "{error}");
+            let line = lines
+                .get(error.line.wrapping_sub(1))
+                .expect("the error is on a line that is there");
+            assert!(
+                (1..=line.chars().count() + 1).contains(&error.column),
+                "{error}"
+            );
         }
     }
 });

@@ -3,8 +3,8 @@
 #![no_main]
 
 use bbot_manifest::{
-    Introducer, Manifest, PackageVersion, StandardVersion, Style, cut_middle, json, log_text, merge_comment, parse,
-    quoting, sanitize, serialize, split_comment, validate_value,
+    Introducer, Manifest, PackageVersion, StandardVersion, Style, cut_middle, json, log_text,
+    merge_comment, parse, quoting, sanitize, serialize, split_comment, validate_value,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -21,24 +21,34 @@ fn read(data: &[u8]) {
                 let (value, comment) = split_comment(&pair.value);
                 assert!(value.len() + comment.len() <= pair.value.len());
                 // Merged, they come apart as they were: what is split once stays.
-                assert_eq!(split_comment(&merge_comment(&value, &comment)), (value, comment));
+                assert_eq!(
+                    split_comment(&merge_comment(&value, &comment)),
+                    (value, comment)
+                );
             }
             for introducer in [Introducer::Old, Introducer::New] {
                 for long_lines in [false, true] {
-                    let style = Style { introducer, long_lines };
+                    let style = Style {
+                        introducer,
+                        long_lines,
+                    };
                     let text = serialize(&manifests, style).expect("what was read can be written");
                     let again = parse(text.as_bytes()).expect("what was written can be read");
                     assert!(same(&manifests, &again), "{text}");
                     assert_eq!(serialize(&again, style).as_ref(), Ok(&text));
                 }
             }
-            let back = json::from_json(&json::to_json(&manifests)).expect("our own JSON can be read");
+            let back =
+                json::from_json(&json::to_json(&manifests)).expect("our own JSON can be read");
             assert!(same(&manifests, &back));
         }
         Err(error) => {
             let lines = data.iter().filter(|b| matches!(b, b'\n' | b'\r')).count() as u64;
             assert!((1..=lines + 1).contains(&error.line), "{error}");
-            assert!((1..=data.len() as u64 + 1).contains(&error.column), "{error}");
+            assert!(
+                (1..=data.len() as u64 + 1).contains(&error.column),
+                "{error}"
+            );
         }
     }
 }
@@ -57,13 +67,22 @@ fn words(data: &[u8]) {
         assert_eq!(quoting::split(&quoting::join(&list)).as_ref(), Ok(&list));
     }
     if let Ok(manifests) = json::from_json(&text) {
-        assert!(same(&manifests, &json::from_json(&json::to_json(&manifests)).expect("our own JSON can be read")));
+        assert!(same(
+            &manifests,
+            &json::from_json(&json::to_json(&manifests)).expect("our own JSON can be read")
+        ));
     }
     if let Ok(version) = StandardVersion::parse(&text) {
-        assert_eq!(StandardVersion::parse(&version.to_string()).as_ref(), Ok(&version));
+        assert_eq!(
+            StandardVersion::parse(&version.to_string()).as_ref(),
+            Ok(&version)
+        );
     }
     if let Ok(version) = PackageVersion::parse(&text) {
-        assert_eq!(PackageVersion::parse(&version.to_string()).as_ref(), Ok(&version));
+        assert_eq!(
+            PackageVersion::parse(&version.to_string()).as_ref(),
+            Ok(&version)
+        );
     }
 }
 

@@ -22,14 +22,32 @@ fuzz_target!(|data: &[u8]| {
     let lock = [Lock::Held, Lock::Free, Lock::Unknown][usize::from(facts & 3).min(2)];
     let started = record.start_time ^ u64::from(facts >> 4 & 1);
     let process = match facts >> 2 & 3 {
-        0 => Process::Running { start_time: started },
+        0 => Process::Running {
+            start_time: started,
+        },
         1 => Process::Ended,
         _ => Process::Unknown,
     };
     let same_boot = facts & 32 == 0;
-    let boot_id = if same_boot { record.boot_id.clone() } else { format!("{}x", record.boot_id) };
-    let verdict = is_gone(&record, &Facts { boot_id, lock, process });
-    let may_live = same_boot && (process == Process::Unknown || process == Process::Running { start_time: record.start_time });
+    let boot_id = if same_boot {
+        record.boot_id.clone()
+    } else {
+        format!("{}x", record.boot_id)
+    };
+    let verdict = is_gone(
+        &record,
+        &Facts {
+            boot_id,
+            lock,
+            process,
+        },
+    );
+    let may_live = same_boot
+        && (process == Process::Unknown
+            || process
+                == Process::Running {
+                    start_time: record.start_time,
+                });
     match lock {
         Lock::Held => assert_eq!(verdict, Verdict::Present),
         Lock::Free => assert_ne!(verdict, Verdict::Present),

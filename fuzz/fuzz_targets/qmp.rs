@@ -27,8 +27,13 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(cut, lines(stream, stream.len().max(1)));
     for line in cut {
         match parse(&line) {
-            Line::Answer { result: Ok(value), .. } => assert!(value.to_string().len() <= 8 * line.len() + 8),
-            Line::Answer { result: Err((class, words)), .. } => assert!(class.len() + words.len() <= 2 * line.len() + 14),
+            Line::Answer {
+                result: Ok(value), ..
+            } => assert!(value.to_string().len() <= 8 * line.len() + 8),
+            Line::Answer {
+                result: Err((class, words)),
+                ..
+            } => assert!(class.len() + words.len() <= 2 * line.len() + 14),
             Line::Event(event) => assert!(event.name.len() <= line.len()),
             Line::Greeting | Line::Unknown => {}
         }

@@ -9,8 +9,9 @@ use libfuzzer_sys::fuzz_target;
 
 static CONTROLLER: LazyLock<Url> =
     LazyLock::new(|| controller::task_url("http://c.example:8080/bot").expect("this is a URL"));
-static ALLOWED: LazyLock<Vec<Url>> =
-    LazyLock::new(|| vec![controller::parse_url("https://r.example/results/").expect("this is a URL")]);
+static ALLOWED: LazyLock<Vec<Url>> = LazyLock::new(|| {
+    vec![controller::parse_url("https://r.example/results/").expect("this is a URL")]
+});
 
 fn is_fine(url: &Url) {
     assert!(matches!(url.scheme(), "http" | "https") && url.has_host() && url.fragment().is_none());
@@ -18,7 +19,10 @@ fn is_fine(url: &Url) {
 }
 
 fn answer(data: &[u8], has_key: bool) {
-    let terms = Terms { has_key, allowed_result_urls: &ALLOWED };
+    let terms = Terms {
+        has_key,
+        allowed_result_urls: &ALLOWED,
+    };
     let Ok(Some(assignment)) = assignment::read(data, &CONTROLLER, terms) else {
         return;
     };
@@ -26,7 +30,11 @@ fn answer(data: &[u8], has_key: bool) {
     assert!(!assignment.task.machine.is_empty());
     if let Some(challenge) = &assignment.challenge {
         let text = challenge.to_string();
-        assert!(has_key && text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+        assert!(
+            has_key
+                && text.len() == 64
+                && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        );
     }
     let url = assignment.result_url.expect("a session brings its URL");
     is_fine(&url);
@@ -38,7 +46,10 @@ fuzz_target!(|data: &[u8]| {
     answer(data, false);
     answer(data, true);
     let text = String::from_utf8_lossy(data);
-    for url in [controller::parse_url(&text), controller::task_url(&text)].into_iter().flatten() {
+    for url in [controller::parse_url(&text), controller::task_url(&text)]
+        .into_iter()
+        .flatten()
+    {
         is_fine(&url);
     }
     if let Ok(to) = controller::redirected(&CONTROLLER, &text) {

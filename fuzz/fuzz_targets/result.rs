@@ -9,7 +9,10 @@ use libfuzzer_sys::fuzz_target;
 
 fn check(task: &Task, uploaded: &[u8], limit: usize) {
     let judged = judge(task, uploaded);
-    assert_eq!((&judged.result.name, &judged.result.version), (&task.name, &task.version));
+    assert_eq!(
+        (&judged.result.name, &judged.result.version),
+        (&task.name, &task.version)
+    );
     if judged.fault.is_some() {
         assert_eq!(judged.result.status, Status::Abnormal);
     }
@@ -22,14 +25,32 @@ fn check(task: &Task, uploaded: &[u8], limit: usize) {
     for era in [Era::Y2017, Era::Later] {
         let bare = {
             let mut bare = request.clone();
-            bare.result.operations.iter_mut().for_each(|operation| operation.log.clear());
-            bare.serialize(era).expect("what was judged can be written").len()
+            bare.result
+                .operations
+                .iter_mut()
+                .for_each(|operation| operation.log.clear());
+            bare.serialize(era)
+                .expect("what was judged can be written")
+                .len()
         };
         let body = fit(&request, era, limit).expect("what was judged can be written");
         // Only logs are cut: less than the rest takes is not to be had.
-        assert!(body.len() < limit.max(bare + 1), "{} of {limit}", body.len());
-        let back = ResultRequest::parse(body.as_bytes(), "post").expect("what was written can be read").result;
-        assert_eq!((back.name, back.version, back.status), (task.name.clone(), task.version.clone(), request.result.status));
+        assert!(
+            body.len() < limit.max(bare + 1),
+            "{} of {limit}",
+            body.len()
+        );
+        let back = ResultRequest::parse(body.as_bytes(), "post")
+            .expect("what was written can be read")
+            .result;
+        assert_eq!(
+            (back.name, back.version, back.status),
+            (
+                task.name.clone(),
+                task.version.clone(),
+                request.result.status
+            )
+        );
         assert_eq!(back.operations.len(), request.result.operations.len());
     }
 }

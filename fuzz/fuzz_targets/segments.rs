@@ -18,6 +18,8 @@ fuzz_target!(|data: &[u8]| {
             assert!(text.len() <= log.len());
             assert_eq!(validate_value(text.as_bytes(), ""), Ok(()));
         }
-        None => assert!(first.is_none_or(|end| end >= 256 || std::str::from_utf8(&data[..end]).is_err())),
+        None => assert!(
+            first.is_none_or(|end| end >= 256 || std::str::from_utf8(&data[..end]).is_err())
+        ),
     }
 });

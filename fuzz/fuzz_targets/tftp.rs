@@ -11,12 +11,25 @@ use bbot_tftp::{Event, Limits, REQUEST_PORT, Root, Server};
 use libfuzzer_sys::fuzz_target;
 
 const PUT_LIMIT: u64 = 3000;
-const NAMES: [&str; 8] = ["manifest", "task.manifest", "small", "log.1", "log.2", "result.manifest", "../x", "nothing"];
+const NAMES: [&str; 8] = [
+    "manifest",
+    "task.manifest",
+    "small",
+    "log.1",
+    "log.2",
+    "result.manifest",
+    "../x",
+    "nothing",
+];
 
 /// A packet: any bytes at all, or one that is almost right, as a fuzzer alone would seldom make it.
 fn packet(input: &mut Input<'_>, block: u16) -> Vec<u8> {
     let kind = input.byte();
-    let near = |input: &mut Input<'_>| block.wrapping_add(u16::from(input.byte() & 3)).wrapping_sub(1);
+    let near = |input: &mut Input<'_>| {
+        block
+            .wrapping_add(u16::from(input.byte() & 3))
+            .wrapping_sub(1)
+    };
     match kind & 7 {
         0 => input.short().to_vec(),
         1 | 2 => {
@@ -72,7 +85,10 @@ fn serve(mut input: Input<'_>) {
         .get_bytes("small", vec![3; 10])
         .put_once(&["manifest", "result.manifest"], folder.path(), PUT_LIMIT)
         .put_numbered("log.", folder.path(), PUT_LIMIT);
-    let limits = Limits { max_sessions: 4, ..Limits::wire() };
+    let limits = Limits {
+        max_sessions: 4,
+        ..Limits::wire()
+    };
     let window = usize::from(limits.max_window);
     let mut server = Server::new(root, limits.clone());
     let mut clock = Clock::new();
@@ -108,7 +124,9 @@ fn serve(mut input: Input<'_>) {
             let Some(who) = (0..4).find(|who| peer(*who) == outgoing.peer) else {
                 panic!("sent to a stranger: {}", outgoing.peer)
             };
-            assert!(outgoing.payload.len() <= usize::from(limits.max_block_size) + packet::DATA_HEADER);
+            assert!(
+                outgoing.payload.len() <= usize::from(limits.max_block_size) + packet::DATA_HEADER
+            );
             assert!(Packet::decode(&outgoing.payload).is_ok());
             if outgoing.local_port != REQUEST_PORT {
                 ports[who] = outgoing.local_port;
@@ -117,7 +135,10 @@ fn serve(mut input: Input<'_>) {
                 blocks[who] = block;
             }
         }
-        assert!(sent <= may_send + limits.max_sessions * (1 + window), "{sent} packets at once");
+        assert!(
+            sent <= may_send + limits.max_sessions * (1 + window),
+            "{sent} packets at once"
+        );
         while let Some(event) = server.poll_event() {
             if let Event::Uploaded { name, path, bytes } = event {
                 assert!(bytes <= PUT_LIMIT && path == folder.path().join(&name));
@@ -140,7 +161,10 @@ fn serve(mut input: Input<'_>) {
     for entry in std::fs::read_dir(folder.path()).expect("the folder is there") {
         let name = entry.expect("it can be read").file_name();
         let name = name.to_str().expect("only names that we know");
-        assert!(matches!(name, "manifest" | "result.manifest") || name.starts_with("log."), "{name} is left");
+        assert!(
+            matches!(name, "manifest" | "result.manifest") || name.starts_with("log."),
+            "{name} is left"
+        );
     }
 }
 
@@ -167,7 +191,14 @@ fn ask(mut input: Input<'_>, is_get: bool) {
     let mut client = if is_get {
         Client::get(server, "manifest", &mut got, &options, clock.0)
     } else {
-        Client::put(server, "manifest", &mut from, Some(40_000), &options, clock.0)
+        Client::put(
+            server,
+            "manifest",
+            &mut from,
+            Some(40_000),
+            &options,
+            clock.0,
+        )
     };
     let mut block = 0;
     let mut sent = 0_usize;
@@ -185,19 +216,28 @@ fn ask(mut input: Input<'_>, is_get: bool) {
         let step = input.byte();
         if step & 7 == 7 {
             clock.pass(u16::from(input.byte()));
-            client.tick(clock.0, &mut |to, payload| out(to, payload, &mut block, &mut sent));
+            client.tick(clock.0, &mut |to, payload| {
+                out(to, payload, &mut block, &mut sent)
+            });
         } else {
             let payload = packet(&mut input, block);
             let port = if step & 8 == 0 { 50_000 } else { 50_001 };
             let from = SocketAddr::new(server.ip(), port);
-            client.handle(from, &payload, clock.0, &mut |to, payload| out(to, payload, &mut block, &mut sent));
+            client.handle(from, &payload, clock.0, &mut |to, payload| {
+                out(to, payload, &mut block, &mut sent)
+            });
         }
-        assert!(sent <= 1 + usize::from(options.window), "{sent} packets at once");
+        assert!(
+            sent <= 1 + usize::from(options.window),
+            "{sent} packets at once"
+        );
     }
     let mut waits = 0;
     while let Some(deadline) = client.deadline() {
         clock.0 = clock.0.max(deadline);
-        client.tick(clock.0, &mut |to, payload| out(to, payload, &mut block, &mut sent));
+        client.tick(clock.0, &mut |to, payload| {
+            out(to, payload, &mut block, &mut sent)
+        });
         waits += 1;
         assert!(waits < 1000, "a transfer that never ends");
     }

@@ -4,8 +4,9 @@
 use std::fmt::Debug;
 
 use bbot_manifest::{
-    BootstrapManifest, BootstrappedMachine, BuildResult, Era, MachineHeader, MachineManifest, ManifestError,
-    ResultRequest, RunManifest, SerializeError, Task, TaskRequest, TaskResponse, ToolchainManifest,
+    BootstrapManifest, BootstrappedMachine, BuildResult, Era, MachineHeader, MachineManifest,
+    ManifestError, ResultRequest, RunManifest, SerializeError, Task, TaskRequest, TaskResponse,
+    ToolchainManifest,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -16,7 +17,11 @@ fn check<T: PartialEq + Debug>(
 ) {
     if let Ok(value) = parse(data, "input") {
         let text = serialize(&value).expect("what was read can be written");
-        assert_eq!(parse(text.as_bytes(), "written").as_ref(), Ok(&value), "{text}");
+        assert_eq!(
+            parse(text.as_bytes(), "written").as_ref(),
+            Ok(&value),
+            "{text}"
+        );
     }
 }
 
@@ -44,6 +49,10 @@ fuzz_target!(|data: &[u8]| {
     check(data, MachineManifest::parse, MachineManifest::serialize);
     check(data, ToolchainManifest::parse, ToolchainManifest::serialize);
     check(data, BootstrapManifest::parse, BootstrapManifest::serialize);
-    check(data, BootstrappedMachine::parse, BootstrappedMachine::serialize);
+    check(
+        data,
+        BootstrappedMachine::parse,
+        BootstrappedMachine::serialize,
+    );
     check(data, RunManifest::parse, RunManifest::serialize);
 });

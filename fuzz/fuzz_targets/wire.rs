@@ -13,18 +13,38 @@ const CARD: ethernet::Address = [2, 0, 0, 0, 0, 1];
 /// A frame: any bytes at all, or a payload in headers whose checksums are right.
 fn frame(input: &mut Input<'_>) -> Option<Vec<u8>> {
     let kind = input.byte();
-    let to = if kind & 8 == 0 { AGENT_MAC } else { ethernet::BROADCAST };
+    let to = if kind & 8 == 0 {
+        AGENT_MAC
+    } else {
+        ethernet::BROADCAST
+    };
     let packet = match kind & 7 {
         0 => return Some(input.long().to_vec()),
         1 => return Some(ethernet::build(to, CARD, ethernet::ARP, input.short())),
         2 => ipv4::build(GUEST, AGENT, input.byte(), input.long())?,
         3 => ipv4::build(GUEST, AGENT, ipv4::ICMP, &checked(input.long()))?,
-        4 => udp::build((Ipv4Addr::UNSPECIFIED, dhcp::CLIENT_PORT), (Ipv4Addr::BROADCAST, dhcp::SERVER_PORT), &lease(input))?,
-        5 => udp::build((GUEST, 2000 + u16::from(input.byte())), (AGENT, 69), input.long())?,
-        6 => udp::build((GUEST, 2000 + u16::from(input.byte())), (AGENT, input.number()), input.long())?,
+        4 => udp::build(
+            (Ipv4Addr::UNSPECIFIED, dhcp::CLIENT_PORT),
+            (Ipv4Addr::BROADCAST, dhcp::SERVER_PORT),
+            &lease(input),
+        )?,
+        5 => udp::build(
+            (GUEST, 2000 + u16::from(input.byte())),
+            (AGENT, 69),
+            input.long(),
+        )?,
+        6 => udp::build(
+            (GUEST, 2000 + u16::from(input.byte())),
+            (AGENT, input.number()),
+            input.long(),
+        )?,
         _ => {
             let source = Ipv4Addr::from([196, 254, 111, input.byte()]);
-            udp::build((source, input.number()), (AGENT, input.number()), input.short())?
+            udp::build(
+                (source, input.number()),
+                (AGENT, input.number()),
+                input.short(),
+            )?
         }
     };
     Some(ethernet::build(to, CARD, ethernet::IPV4, &packet))

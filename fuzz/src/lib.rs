@@ -82,7 +82,10 @@ pub struct Clock(pub Instant);
 impl Clock {
     /// Begins now.
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "a clock that starts is no default")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a clock that starts is no default"
+    )]
     pub fn new() -> Self {
         Self(Instant::now())
     }
