@@ -252,8 +252,7 @@ impl Inner {
         };
         let done: HashSet<_> = results.iter().filter_map(key).collect();
         for path in held {
-            if key(&path).is_some_and(|key| done.contains(&key))
-            {
+            if key(&path).is_some_and(|key| done.contains(&key)) {
                 self.release(&Held(path));
             }
         }
@@ -606,6 +605,18 @@ impl Handle {
     /// Changes whenever [`Handle::status`] does, but for the passing of time and segments.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.inner().changed.subscribe()
+    }
+
+    /// Returns when there is no more room for results, or is again: when [`Status::full`]
+    /// is there or is not there, as asked.
+    pub async fn until_full_is(&self, full: bool) {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.status().full.is_some() == full || changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Tries everything that waits once more, and returns when that is done, at most after

@@ -107,6 +107,7 @@ impl Agent {
         self.steering.progress();
         let wake = self.wake();
         let changed = Arc::clone(&self.changed);
+        let (results, is_full) = (self.context.results.clone(), self.steering.is_full);
         tokio::select! {
             biased;
             signal = signals.next() => self.signal(signal).await,
@@ -117,6 +118,15 @@ impl Agent {
                 Ok(())
             }
             () = changed.notified() => Ok(()),
+            () = async {
+                match &results {
+                    Some(results) => results.until_full_is(!is_full).await,
+                    None => std::future::pending().await,
+                }
+            } => {
+                self.tell_host_state();
+                Ok(())
+            }
             () = async {
                 match wake {
                     Some(wake) => sleep_until(wake).await,
@@ -223,11 +233,7 @@ impl Agent {
         Ok(false)
     }
 
-    fn spawn(
-        &mut self,
-        job: Job,
-        work: impl Future<Output = Happened> + Send + 'static,
-    ) {
+    fn spawn(&mut self, job: Job, work: impl Future<Output = Happened> + Send + 'static) {
         let handle = self.jobs.spawn(work);
         self.names.insert(handle.id(), job);
     }
@@ -273,7 +279,10 @@ impl Agent {
             self.look_again = Some(Instant::now() + RETRY_PAUSE);
         }
         let exclusive = self.is_exclusive();
-        let views = scan.machines.iter().filter_map(|seen| view(seen, exclusive));
+        let views = scan
+            .machines
+            .iter()
+            .filter_map(|seen| view(seen, exclusive));
         let views = views.collect();
         let machines = scan.machines.into_iter();
         self.machines = machines.map(|seen| (seen.name, seen.state)).collect();
@@ -338,13 +347,7 @@ impl Agent {
         self.tell(Event::Answered { ask, answer, kin });
     }
 
-    fn start_task(
-        &mut self,
-        run: RunId,
-        ask: AskId,
-        machine: &str,
-        share: Share,
-    ) -> Result<()> {
+    fn start_task(&mut self, run: RunId, ask: AskId, machine: &str, share: Share) -> Result<()> {
         let Some(given) = self.given.remove(&ask) else {
             bail!("{run} has no task ({ask})");
         };
@@ -626,8 +629,7 @@ impl Agent {
             );
             newest.stop.cancel();
         }
-        let state = self.steering.host_state();
-        self.tell(Event::Resources(state));
+        self.tell_host_state();
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Steering {
     is_measuring: bool,
     measure_at: Option<Instant>,
     pub(super) drained: Option<Drained>,
+    /// Whether no more tasks are asked for since the spool is full.
+    pub(super) is_full: bool,
     /// When what runs is interrupted, or `Some(None)`: at once; set when the agent ends.
     pub(super) stopping: Option<Instant>,
     begin: Instant,
@@ -66,6 +68,7 @@ impl Steering {
             is_measuring: false,
             measure_at: None,
             drained: None,
+            is_full: false,
             stopping: None,
             begin,
         }
@@ -258,8 +261,15 @@ impl Agent {
         }
     }
 
-    fn tell_host_state(&mut self) {
-        let state = self.steering.host_state();
+    pub(super) fn tell_host_state(&mut self) {
+        let results = self.context.results.as_ref();
+        let full = results.and_then(|results| results.status().full);
+        self.steering.is_full = full.is_some();
+        let state = match self.steering.host_state() {
+            // Rather no more tasks than results that nobody keeps.
+            HostState::Ok => full.map_or(HostState::Ok, HostState::Low),
+            low @ HostState::Low(_) => low,
+        };
         self.tell(Event::Resources(state));
     }
 
@@ -271,7 +281,10 @@ impl Agent {
         if drained.until.is_some_and(|until| until <= now) {
             drained.until = None;
             for run in self.runs.values() {
-                tracing::info!("machine {} is interrupted: the agent is drained", run.machine);
+                tracing::info!(
+                    "machine {} is interrupted: the agent is drained",
+                    run.machine
+                );
                 run.stop.cancel();
             }
         }

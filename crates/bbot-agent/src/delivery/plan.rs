@@ -44,6 +44,9 @@ const LONGEST_OURS: Duration = Duration::from_secs(60);
 /// The same at a stranger's.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// A controller that was tried so shortly before the agent's end is not tried again.
+const JUST_NOW: Duration = Duration::from_millis(50);
+
 /// A result, by the order in which it was added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub u64);
@@ -121,6 +124,8 @@ pub struct Plan {
 struct Origin {
     waiting: BTreeMap<Id, Waiting>,
     in_flight: Option<Id>,
+    /// When the last post to it ended.
+    last_try: Option<Time>,
     /// Failures in a row to reach it, and until when it is left alone for them.
     unreached: Pause,
     /// The same for answers to results that are in order ...
@@ -262,6 +267,7 @@ impl Plan {
         if origin.in_flight == Some(id) {
             origin.in_flight = None;
         }
+        origin.last_try = Some(now);
         let Some(entry) = origin.waiting.get_mut(&id) else {
             return Fate::Forget;
         };
@@ -336,9 +342,13 @@ impl Plan {
         }
     }
 
-    /// The agent is about to end: every controller gets one more try now.
+    /// The agent is about to end: every controller gets one more try now, unless it has
+    /// just had one.
     pub fn hurry(&mut self, now: Time) {
         for origin in self.origins.values_mut() {
+            if origin.last_try.is_some_and(|at| now < at + JUST_NOW) {
+                continue;
+            }
             for pause in [&mut origin.unreached, &mut origin.fresh, &mut origin.behind] {
                 pause.until = pause.until.min(now);
             }

@@ -136,31 +136,38 @@ async fn post(inner: Arc<Inner>, id: Id) {
     }
 }
 
-/// The result is done with.
+/// The result is done with. It counts as waiting until that is so on disk too.
 async fn end(inner: &Arc<Inner>, id: Id, is_taken: bool) {
-    let Some(item) = inner.state().items.remove(&id) else {
-        return;
+    let (to, place, held) = {
+        let mut state = inner.state();
+        let Some(item) = state.items.get_mut(&id) else {
+            return;
+        };
+        (item.to.clone(), item.place.clone(), item.held.take())
     };
-    let inner = inner.clone();
+    let on_disk = inner.clone();
     let ended = tokio::task::spawn_blocking(move || {
-        if let Some(held) = &item.held {
-            inner.release(held);
+        if let Some(held) = &held {
+            on_disk.release(held);
         }
-        match &item.place {
+        match &place {
             Place::Disk(path) if is_taken => {
-                if let Err(e) = inner.spool.taken(path) {
+                if let Err(e) = on_disk.spool.taken(path) {
                     tracing::error!("{:#}", anyhow::Error::new(e));
                 }
             }
-            Place::Disk(path) => inner.set_aside(path),
+            Place::Disk(path) => on_disk.set_aside(path),
             Place::Memory(_) if is_taken => {}
-            Place::Memory(body) => match inner.spool.add(&item.to, body, SystemTime::now()) {
-                Ok(entry) => inner.set_aside(&entry.path),
+            Place::Memory(body) => match on_disk.spool.add(&to, body, SystemTime::now()) {
+                Ok(entry) => on_disk.set_aside(&entry.path),
                 Err(e) => tracing::error!("the result is lost: {:#}", anyhow::Error::new(e)),
             },
         }
     });
     let _ = ended.await;
+    let item = inner.state().items.remove(&id);
+    // With it goes its session, and what is left of that on disk.
+    drop(item);
 }
 
 /// The result waits on. One that is in memory alone is put on disk, if that is possible

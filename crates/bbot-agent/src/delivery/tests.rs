@@ -415,11 +415,15 @@ async fn a_full_spool_asks_for_no_more_tasks_and_loses_nothing() {
     for n in 1..10 {
         world.add(A, &format!("s/{n}")).await;
     }
+    world.handle().until_full_is(true).await;
     let full = world.handle().status().full.unwrap();
     assert!(full.contains("--spool-max"), "{full}");
     assert_eq!(world.files("results"), 10);
     world.link.posts.lock().unwrap().clear();
+    moment().await;
     world.settle().await;
+    // Whoever waits for that is told.
+    world.handle().until_full_is(false).await;
     assert_eq!(world.handle().status().full, None);
 
     world.restart_with(Bounds {

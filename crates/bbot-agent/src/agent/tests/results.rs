@@ -178,17 +178,20 @@ async fn an_agent_that_is_stopped_gives_its_task_back() {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_cannot_be_given_back_now_is_at_the_next_start() {
     let mut world = World::bootstrapped(&[]).await;
-    let again = Posted::Again("connection refused".to_owned());
-    world.controllers.posts.lock().unwrap().push_back(again);
+    let again = || Posted::Unreachable("connection refused".to_owned());
+    let posts = || world.controllers.posts.lock().unwrap();
+    posts().extend(std::iter::repeat_with(again).take(100));
     world.plays(vec![get("manifest")]);
     ours_gives_a_task(&world);
     until_stopped(&mut world).await;
     assert_eq!((world.spool("held"), world.spool("results")), (0, 1));
+    let before = world.posted().len();
+    world.controllers.posts.lock().unwrap().clear();
     world.restart(&[]).await;
     world.turn().await;
     let posted = world.posted();
-    assert_eq!((posted.len(), world.spool("results")), (2, 0));
-    assert_given_back(&posted[1]);
+    assert_eq!((posted.len(), world.spool("results")), (before + 1, 0));
+    assert_given_back(&posted[before]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -247,4 +250,26 @@ async fn a_controller_of_2017_is_not_told_what_it_does_not_know() {
     world.answer(&task_for("linux"));
     until_stopped(&mut world).await;
     assert_eq!((world.posted().len(), world.spool("held")), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_spool_takes_no_more_tasks_until_there_is_room() {
+    let mut world = World::bootstrapped(&["--fake-build"]).await;
+    let results = world.dir.path().join("state/default/results");
+    fs::remove_dir(&results).unwrap();
+    let again = std::iter::repeat_with(|| Posted::Again("503".to_owned())).take(1000);
+    world.controllers.posts.lock().unwrap().extend(again);
+    build(&mut world).await;
+    assert_eq!(world.posted().len(), 1);
+    world.controllers.requests.lock().unwrap().clear();
+    world.answer(&task_for("linux"));
+    world.goes_on(600).await;
+    assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+    assert!(world.posted().len() > 3, "but what there is is sent");
+    // The disk takes results again.
+    fs::create_dir(&results).unwrap();
+    world.controllers.posts.lock().unwrap().clear();
+    world.goes_on(1200).await;
+    assert!(!world.controllers.requests.lock().unwrap().is_empty());
+    assert_eq!((world.spool("results"), world.spool("refused")), (0, 0));
 }

@@ -236,10 +236,15 @@ fn at_the_end_everything_is_tried_once_more() {
     let mut plan = plan(&[A, B]);
     round(&mut plan, secs(0), |_| Verdict::Unreachable);
     assert!(plan.is_idle(secs(0)));
-    plan.hurry(secs(0));
-    assert!(!plan.is_idle(secs(0)));
-    assert_eq!(round(&mut plan, secs(0), |_| Verdict::Busy), [0, 1]);
-    assert!(plan.is_idle(secs(0)));
+    let soon = Duration::from_millis(40);
+    plan.hurry(soon);
+    assert!(plan.is_idle(soon), "they have just been tried");
+    let now = Duration::from_millis(60);
+    assert_eq!(plan.next(now), None);
+    plan.hurry(now);
+    assert!(!plan.is_idle(now));
+    assert_eq!(round(&mut plan, now, |_| Verdict::Busy), [0, 1]);
+    assert!(plan.is_idle(now));
 }
 
 #[test]
