@@ -5,7 +5,6 @@
 //! dropped, since its run was dropped, is deleted there as well; [`Blocking::idle`]
 //! waits until all of that is over.
 
-
 use std::path::Path;
 
 use bbot_machine::owner::{OwnerError, Temporary};
@@ -49,7 +48,6 @@ impl Blocking {
             Err(_) => work(),
         }
     }
-
 
     /// Waits until nothing is going on.
     pub(crate) async fn idle(&self) {

@@ -271,7 +271,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.conf");
         fs::write(&path, "cpu 2\n").unwrap();
-        let arguments = [OsString::from("bbot-agent"), "--config".into(), path.clone().into()];
+        let arguments = [
+            OsString::from("bbot-agent"),
+            "--config".into(),
+            path.clone().into(),
+        ];
         let configuration = Configuration::read(arguments).unwrap();
         fs::write(&path, "cpu 3\n").unwrap();
         assert_eq!(configuration.options().cpu, 2);

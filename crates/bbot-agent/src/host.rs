@@ -146,7 +146,10 @@ impl Host {
     /// Remembers a machine whose worker is older than the agent although it was
     /// bootstrapped just now.
     pub(crate) fn accept_older(&self, directory: &Path, machine: &BootstrappedMachine) {
-        let ids = (machine.machine.header.id.clone(), machine.toolchain.id.clone());
+        let ids = (
+            machine.machine.header.id.clone(),
+            machine.toolchain.id.clone(),
+        );
         let mut older = self.older.0.lock().unwrap_or_else(PoisonError::into_inner);
         older.insert(directory.to_owned(), ids);
     }
@@ -154,9 +157,11 @@ impl Host {
     /// Whether that is so of this one.
     pub(crate) fn accepts_older(&self, directory: &Path, machine: &BootstrappedMachine) -> bool {
         let older = self.older.0.lock().unwrap_or_else(PoisonError::into_inner);
-        older.get(directory).is_some_and(|(machine_id, toolchain_id)| {
-            *machine_id == machine.machine.header.id && *toolchain_id == machine.toolchain.id
-        })
+        older
+            .get(directory)
+            .is_some_and(|(machine_id, toolchain_id)| {
+                *machine_id == machine.machine.header.id && *toolchain_id == machine.toolchain.id
+            })
     }
 
     /// Finds out whether runs will have a place for their folders.

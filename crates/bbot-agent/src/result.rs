@@ -59,7 +59,8 @@ pub fn append_console(result: &mut BuildResult, words: &str) {
         if !last.log.ends_with('\n') {
             last.log.push('\n');
         }
-        last.log.push_str("the end of what the machine said on its console:\n\n");
+        last.log
+            .push_str("the end of what the machine said on its console:\n\n");
         last.log.push_str(&log_text(words.as_bytes()));
         last.log.push('\n');
     }

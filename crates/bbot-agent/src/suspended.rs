@@ -92,13 +92,13 @@ pub fn too_many(kept: usize, count: usize) -> usize {
 /// How many of the oldest machines, with this memory each, must go so that all of them
 /// together have no more than `room`.
 pub fn too_large(memory: impl DoubleEndedIterator<Item = u64> + Clone, room: u64) -> usize {
-    let mut sum: u64 = memory.clone().fold(0, u64::saturating_add);
+    let mut sum: u128 = memory.clone().map(u128::from).sum();
     let mut go = 0;
     for ram in memory {
-        if sum <= room {
+        if sum <= u128::from(room) {
             break;
         }
-        sum = sum.saturating_sub(ram);
+        sum -= u128::from(ram);
         go += 1;
     }
     go

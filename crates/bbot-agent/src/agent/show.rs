@@ -208,9 +208,7 @@ impl Agent {
                     (Phase::Booting, true) => Some(options.build_startup(accelerator)),
                     (Phase::Booting, false) => Some(options.bootstrap_startup(accelerator)),
                     (Phase::Working, true) => Some(Duration::from_secs(options.build_timeout)),
-                    (Phase::Working, false) => {
-                        Some(Duration::from_secs(options.bootstrap_timeout))
-                    }
+                    (Phase::Working, false) => Some(Duration::from_secs(options.bootstrap_timeout)),
                     (Phase::Preparing | Phase::Ending, _) => None,
                 };
                 let until = limit.and_then(|limit| now.since.checked_add(limit));

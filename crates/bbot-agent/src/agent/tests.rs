@@ -3,6 +3,8 @@
 mod controllers;
 mod machines;
 mod results;
+mod slots;
+mod steering;
 mod tasks;
 mod world;
 
@@ -17,8 +19,8 @@ use super::*;
 use crate::auth::Signer;
 use crate::controller::{Kin, LinkError, Posted, TaskAnswer};
 use crate::options::{IDLE_PAUSE_HELD, IDLE_PAUSE_OURS};
-use crate::run::Silent;
 use crate::result::AGENT_OPERATION;
+use crate::run::Silent;
 use world::*;
 
 /// Every call but drops, which come with the rest.

@@ -545,5 +545,6 @@ impl BootstrapRun {
 /// When the task cannot be put into words.
 pub(super) fn task_of_dump(given: &Given) -> Result<String> {
     let Assignment { task, era, .. } = &given.assignment;
-    task.serialize(*era).context("unable to write the task manifest")
+    task.serialize(*era)
+        .context("unable to write the task manifest")
 }

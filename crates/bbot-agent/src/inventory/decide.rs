@@ -271,12 +271,21 @@ mod tests {
     #[test]
     fn a_fresh_bootstrap_is_used_unless_newer() {
         let agent = agent(Some("T"));
-        assert_eq!(after_bootstrap(&agent.version, &ours(["1.2.0"; 4])), Decision::Use);
-        assert_eq!(after_bootstrap(&agent.version, &ours(["1.1.0"; 4])), Decision::Use);
+        assert_eq!(
+            after_bootstrap(&agent.version, &ours(["1.2.0"; 4])),
+            Decision::Use
+        );
+        assert_eq!(
+            after_bootstrap(&agent.version, &ours(["1.1.0"; 4])),
+            Decision::Use
+        );
         assert_eq!(
             after_bootstrap(&agent.version, &ours(["1.3.0"; 4])),
             Decision::Leave
         );
-        assert_eq!(after_bootstrap(&agent.version, &originals("9.0.0")), Decision::Use);
+        assert_eq!(
+            after_bootstrap(&agent.version, &originals("9.0.0")),
+            Decision::Use
+        );
     }
 }

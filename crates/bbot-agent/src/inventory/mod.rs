@@ -282,10 +282,7 @@ pub fn remove_forsaken(host: &Host) {
     };
     for dir in found.machines {
         let directory = dir.bootstrapped(&host.toolchain);
-        let forsaken = matches!(
-            layout::resolve_current(&dir, BOOTSTRAP_PROTOCOL),
-            Ok(None)
-        );
+        let forsaken = matches!(layout::resolve_current(&dir, BOOTSTRAP_PROTOCOL), Ok(None));
         if !forsaken || !directory.is_dir() {
             continue;
         }
@@ -293,11 +290,13 @@ pub fn remove_forsaken(host: &Host) {
             "deleting {}: the machine has no current revision",
             directory.display()
         );
-        let removed = volume::detect(&dir.path).map_err(anyhow::Error::new).and_then(|volume| {
-            let volume = Arc::from(volume);
-            Temporary::take(&host.instance, &volume, &directory)?.delete()?;
-            Ok(())
-        });
+        let removed = volume::detect(&dir.path)
+            .map_err(anyhow::Error::new)
+            .and_then(|volume| {
+                let volume = Arc::from(volume);
+                Temporary::take(&host.instance, &volume, &directory)?.delete()?;
+                Ok(())
+            });
         if let Err(e) = removed {
             tracing::warn!("machine {}: {e:#}", dir.name);
         }

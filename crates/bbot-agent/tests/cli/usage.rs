@@ -69,7 +69,10 @@ fn wrong_usage_is_a_failure() {
     );
     fails(&host.run(&["--no-such-option"]), &["--no-such-option"]);
     fails(&host.run(&["--cpu", "many", "http://c"]), &["--cpu"]);
-    fails(&host.run(&["--instance-max", "0", "http://c"]), &["--instance-max"]);
+    fails(
+        &host.run(&["--instance-max", "0", "http://c"]),
+        &["--instance-max"],
+    );
     fails(&host.run(&["1=http://c"]), &["four or five digits"]);
     let config = host.file("agent.conf", "cpu 2\nno-such-option 3\n");
     fails(

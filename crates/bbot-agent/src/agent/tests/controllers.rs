@@ -192,7 +192,12 @@ async fn ours_are_asked_more_often() {
     world.turn().await;
     assert_eq!(asked(&world), BOTH);
     assert_eq!(world.pause(), IDLE_PAUSE_OURS);
-    world.controllers.answers.lock().unwrap().push_back(none_of_ours());
+    world
+        .controllers
+        .answers
+        .lock()
+        .unwrap()
+        .push_back(none_of_ours());
     world.turn().await;
     assert_eq!(asked(&world), BOTH[..1]);
 }

@@ -112,14 +112,16 @@ async fn a_failed_bootstrap_loses_neither_address_nor_machine() {
     let before = bootstrapped(&world);
     assert_eq!(before.toolchain.id, "one");
     // Another toolchain, and a guest that never gets there.
-    world.restart(&[
-        "--toolchain-id",
-        "two",
-        "--bootstrap-timeout",
-        "9",
-        "--suspend-timeout",
-        "0",
-    ]).await;
+    world
+        .restart(&[
+            "--toolchain-id",
+            "two",
+            "--bootstrap-timeout",
+            "9",
+            "--suspend-timeout",
+            "0",
+        ])
+        .await;
     world.plays(vec![get("bootstrap")]);
     assert_eq!(world.turn().await, Turn::Idle);
     assert_eq!(world.fake.started()[1].mac, before.machine.mac);

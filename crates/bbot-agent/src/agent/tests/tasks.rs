@@ -174,7 +174,7 @@ async fn a_machine_that_ends_in_a_build_is_noticed_at_once() {
         "{}",
         result.operations[0].log
     );
-    assert_eq!(calls(&world)[2..], [Call::Start(1)]);
+    assert_eq!(calls(&world)[2..], [Call::Start(1), Call::ForceDown(1)]);
     world.is_clean().await;
 }
 
@@ -366,9 +366,10 @@ async fn a_local_build_shows_its_log_as_it_grows() {
     assert!(!result.operations[0].log.contains("the end"), "{result:?}");
 
     let elsewhere = bbot_manifest::Task::new("libfoo", "1.2", "dir:.", "windows", "x");
-    let error = crate::local::build_on(&world.agent().context.host, &elsewhere, &archive, &mut seen)
-        .await
-        .unwrap_err();
+    let error =
+        crate::local::build_on(&world.agent().context.host, &elsewhere, &archive, &mut seen)
+            .await
+            .unwrap_err();
     assert!(error.to_string().contains("bbot machine list"), "{error}");
 }
 

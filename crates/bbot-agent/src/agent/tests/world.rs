@@ -20,10 +20,10 @@ use tempfile::TempDir;
 use super::super::*;
 use crate::blocking::Blocking;
 use crate::control::{Control, Signals};
-use crate::host::Older;
 use crate::controller::Kin;
-use crate::supervisor::Event as Told;
 use crate::controller::{Acknowledged, LinkError, Posted, Renewed, TaskAnswer};
+use crate::host::Older;
+use crate::supervisor::Event as Told;
 
 /// Controllers that play a script, and what was asked of them.
 #[derive(Debug, Default)]
@@ -221,18 +221,8 @@ impl World {
     /// The agent works until it has done a task, or has nothing to do.
     pub(super) async fn turn(&mut self) -> Turn {
         let nobody = &mut Control::new().1;
-        let is_begun = std::mem::replace(&mut self.is_begun, true);
+        self.begin();
         let agent = self.agent.as_mut().unwrap();
-        if !is_begun {
-            let host = Arc::clone(&agent.context.host);
-            host.blocking
-                .run({
-                    let host = Arc::clone(&host);
-                    move || inventory::sweep(&host)
-                })
-                .await;
-            agent.tell(Told::Tick);
-        }
         let done = |agent: &Agent| {
             let counters = &agent.seen.counters;
             counters.interrupts + counters.tasks.values().sum::<u64>()
@@ -257,6 +247,12 @@ impl World {
         }
     }
 
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            self.agent().tell(Told::Tick);
+        }
+    }
+
     /// For how long the agent has nothing to do.
     pub(super) fn pause(&mut self) -> Duration {
         let due = self.agent().wake().unwrap();
@@ -272,6 +268,7 @@ impl World {
     /// The agent goes on for so long.
     pub(super) async fn goes_on(&mut self, seconds: u64) {
         let nobody = &mut Control::new().1;
+        self.begin();
         let agent = self.agent();
         let end = Instant::now() + Duration::from_secs(seconds);
         loop {
@@ -287,6 +284,7 @@ impl World {
     /// The agent goes on until this is so.
     pub(super) async fn goes_on_until(&mut self, mut is_so: impl FnMut(&Agent) -> bool) {
         let nobody = &mut Control::new().1;
+        self.begin();
         let agent = self.agent();
         let end = Instant::now() + Duration::from_secs(24 * 60 * 60);
         loop {
@@ -442,7 +440,8 @@ async fn posted(agent: &Agent) {
         let status = results.status();
         let is_later = |next: Duration| !next.is_zero();
         if status.waiting == 0 || status.next_try.is_some_and(is_later) {
-            return;
+            // Time stands still until the disk is done with it, too.
+            return tokio::time::sleep(Duration::from_millis(1)).await;
         }
         changes.changed().await.unwrap();
     }

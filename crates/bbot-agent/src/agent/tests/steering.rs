@@ -1,0 +1,263 @@
+//! Draining, stopping, reading the configuration again; suspended machines.
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::control::{Control, Signal, Signals};
+use crate::status::{Command, Mode};
+
+fn ours() -> TaskAnswer {
+    TaskAnswer {
+        kin: Kin::Ours,
+        ..stranger(&task_for("linux"))
+    }
+}
+
+fn builds_for(world: &mut World, seconds: u64) {
+    let Step::Now(done) = world.upload("manifest", RESULT.as_bytes()) else {
+        unreachable!("an upload happens at once")
+    };
+    world.plays(vec![get("manifest"), after(seconds, done)]);
+}
+
+fn give(world: &World, answer: TaskAnswer) {
+    let mut script = world.controllers.answers.lock().unwrap();
+    script.push_back(Ok(answer));
+}
+
+/// The agent runs, and hears these signals so many seconds after the task has come.
+async fn ended_by(world: &mut World, told: &[(u64, Signal)]) -> u64 {
+    let (control, mut signals) = Control::new();
+    let told = told.to_vec();
+    let controllers = Arc::clone(&world.controllers);
+    tokio::spawn(async move {
+        while controllers.given.lock().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let begin = Instant::now();
+        for (seconds, signal) in told {
+            tokio::time::sleep_until(begin + Duration::from_secs(seconds)).await;
+            control.send(signal);
+        }
+        std::future::pending::<()>().await;
+    });
+    world.until(&mut signals).await;
+    world.took()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_a_task_finish() {
+    let mut world = World::bootstrapped(&["--drain-timeout", "100"]).await;
+    builds_for(&mut world, 50);
+    give(&world, ours());
+    give(&world, ours());
+    assert_eq!(ended_by(&mut world, &[(10, Signal::Drain)]).await, 50);
+    assert_eq!(world.posted().len(), 1);
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!((world.spool("held"), world.spool("results")), (0, 0));
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_takes_too_long_gives_the_task_back() {
+    let mut world = World::bootstrapped(&["--drain-timeout", "100"]).await;
+    builds_for(&mut world, 500);
+    give(&world, ours());
+    assert_eq!(ended_by(&mut world, &[(10, Signal::Drain)]).await, 110);
+    assert_eq!(world.posted()[0].result.status, Status::Interrupt);
+    assert_eq!((world.spool("held"), world.spool("results")), (0, 0));
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let mut world = World::bootstrapped(&["--drain-timeout", "100"]).await;
+    builds_for(&mut world, 500);
+    give(&world, ours());
+    let told = [(10, Signal::Drain), (20, Signal::Stop)];
+    assert_eq!(ended_by(&mut world, &told).await, 20);
+    assert_eq!(world.posted()[0].result.status, Status::Interrupt);
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_the_build_and_adds_a_machine_and_a_controller() {
+    let mut world = World::new(&["--instance-max", "1"]);
+    let file = world.dir.path().join("agent.conf");
+    let path = |name: &str| world.dir.path().join(name).display().to_string();
+    let text = |more: &str| {
+        format!(
+            "machines {}\ntftp {}\nstate {}\nnetwork none\ncontroller 0001=http://c1.example\n{more}",
+            path("machines"),
+            path("tftp"),
+            path("state")
+        )
+    };
+    let (first, second) = (text(""), text("controller http://c2.example\n"));
+    fs::write(&file, first).unwrap();
+    let arguments = ["bbot-agent".into(), "--config".into(), file.clone().into()];
+    world.agent().configuration = Configuration::read(arguments).unwrap();
+    world.boots();
+    assert_eq!(world.turn().await, Turn::Idle);
+    world.agent().reload().await;
+    let urls = |world: &mut World| -> Vec<String> {
+        let view = world.agent().supervisor.view();
+        view.controllers.into_iter().map(|c| c.url).collect()
+    };
+    assert_eq!(urls(&mut world), ["http://c1.example/?build-task"]);
+
+    builds_for(&mut world, 500);
+    give(&world, ours());
+    world.goes_on_until(|agent| agent.runs.len() == 1).await;
+    world.add_machine("windows", "windows-1.1");
+    fs::write(&file, second).unwrap();
+    world.agent().reload().await;
+    assert_eq!(urls(&mut world).len(), 2);
+    assert_eq!(world.agent().runs.len(), 1, "the build goes on");
+    // What cannot be read changes nothing.
+    fs::write(&file, "instance-max none\n").unwrap();
+    world.agent().reload().await;
+    assert_eq!(urls(&mut world).len(), 2);
+    world.boots();
+    world
+        .goes_on_until(|agent| agent.seen.counters.bootstraps == 2)
+        .await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert!(world.machine("windows").join("windows-default").exists());
+    world.controllers.requests.lock().unwrap().clear();
+    world.goes_on(70).await;
+    let requests = world.controllers.requests.lock().unwrap().clone();
+    assert!(requests.iter().any(|(url, _)| url.contains("c2.example")));
+    let last = TaskRequest::parse(requests.last().unwrap().1.as_bytes(), "request").unwrap();
+    assert_eq!(last.machines.len(), 2);
+}
+
+/// A build that ends abnormally, whose machine is suspended then.
+async fn suspend_one(world: &mut World) {
+    world.builds("manifest", b"rubbish");
+    let posted = world.posted().len();
+    world.answer(&task_for("linux"));
+    while world.turn().await != Turn::Again {}
+    assert_eq!(
+        world.posted().len(),
+        posted + 1,
+        "the result is sent at once"
+    );
+}
+
+fn ids(world: &mut World) -> Vec<String> {
+    let list = world.agent().suspended.list();
+    list.map(|entry| entry.id.clone()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspended_machines_are_bounded_in_number_and_time() {
+    let mut world = World::bootstrapped(&["--suspend-timeout", "1000"]).await;
+    for expected in [&["s1"][..], &["s1", "s2"], &["s2", "s3"]] {
+        suspend_one(&mut world).await;
+        world
+            .goes_on_until(|agent| agent.suspended.list().count() <= 2)
+            .await;
+        assert_eq!(ids(&mut world), expected);
+    }
+    // And the agent goes on building beside them.
+    world.builds("manifest", RESULT.as_bytes());
+    world.answer(&task_for("linux"));
+    while world.turn().await != Turn::Again {}
+    assert_eq!(world.posted()[3].result.status, Status::Success);
+    world.goes_on(1001).await;
+    assert_eq!(ids(&mut world), Vec::<String>::new());
+    assert_eq!(world.agent().seen.counters.suspensions, 3);
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_a_suspended_machine_goes_to_a_task_that_needs_it() {
+    let args = ["--ram", "1000000", "--host-ram", "1500000"];
+    let mut world = World::bootstrapped(&args).await;
+    suspend_one(&mut world).await;
+    assert_eq!(ids(&mut world), ["s1"]);
+    builds_for(&mut world, 30);
+    world.answer(&task_for("linux"));
+    world.goes_on_until(|agent| agent.runs.len() == 1).await;
+    world.goes_on(1).await;
+    assert_eq!(ids(&mut world), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_lets_a_suspended_machine_go_on_and_ends_it() {
+    let mut world = World::bootstrapped(&[]).await;
+    suspend_one(&mut world).await;
+    let attach = |id: &str, reply| Command::Attach {
+        id: id.to_owned(),
+        reply,
+    };
+    let (reply, answer) = oneshot::channel();
+    world.agent().command(attach("s1", reply));
+    assert!(answer.await.unwrap().unwrap().info.contains("linux"));
+    let (reply, answer) = oneshot::channel();
+    world.agent().command(attach("s7", reply));
+    assert!(answer.await.unwrap().unwrap_err().contains("s7"));
+
+    let (reply, answer) = oneshot::channel();
+    let id = "linux".to_owned();
+    let resume = Command::SuspendedResume { id, reply };
+    world.agent().command(resume);
+    world.goes_on(1).await;
+    answer.await.unwrap().unwrap();
+    assert!(calls(&world).contains(&Call::Resume(1)));
+    assert!(world.agent().suspended.list().all(|entry| entry.resumed));
+
+    let (reply, answer) = oneshot::channel();
+    let id = "s1".to_owned();
+    let kill = Command::SuspendedKill { id, reply };
+    world.agent().command(kill);
+    answer.await.unwrap().unwrap();
+    world.suspensions_end().await;
+    assert!(calls(&world).contains(&Call::ForceDown(1)));
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_drains_the_agent_and_lets_it_work_again() {
+    let mut world = World::bootstrapped(&[]).await;
+    builds_for(&mut world, 50);
+    give(&world, ours());
+    world.goes_on_until(|agent| agent.runs.len() == 1).await;
+    let (reply, answer) = oneshot::channel();
+    let within = Some(Duration::from_secs(20));
+    world.agent().command(Command::Drain { within, reply });
+    answer.await.unwrap().unwrap();
+    let mode = |world: &mut World| {
+        let view = world.agent().supervisor.view();
+        world.agent().status(&view).mode
+    };
+    assert!(matches!(
+        mode(&mut world),
+        Mode::Draining { until: Some(_) }
+    ));
+    give(&world, ours());
+    world.goes_on(1000).await;
+    // Interrupted when its time was over, and nothing new was asked for.
+    assert_eq!(world.posted().len(), 1);
+    assert_eq!(world.posted()[0].result.status, Status::Interrupt);
+    assert_eq!(world.controllers.answers.lock().unwrap().len(), 1);
+    let (reply, answer) = oneshot::channel();
+    world.agent().command(Command::Resume { reply });
+    answer.await.unwrap().unwrap();
+    assert_eq!(mode(&mut world), Mode::Running);
+    world.builds("manifest", RESULT.as_bytes());
+    while world.turn().await != Turn::Again {}
+    assert_eq!(world.posted()[1].result.status, Status::Success);
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspended_machines_end_with_the_agent() {
+    let mut world = World::bootstrapped(&[]).await;
+    suspend_one(&mut world).await;
+    let stop = CancellationToken::new();
+    stop.cancel();
+    world.until(&mut Signals::from(stop)).await;
+    assert!(calls(&world).contains(&Call::ForceDown(1)));
+    world.is_clean().await;
+}
