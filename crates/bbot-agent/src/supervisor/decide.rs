@@ -1,6 +1,8 @@
 //! What can start now: which machines a controller is offered, what has to go for a task, which machine is
 //! bootstrapped.
 
+use std::borrow::Cow;
+
 use super::api::{Config, MachineState, MachineView, RunId, Time};
 use super::machines::Machines;
 use super::priority::Priority;
@@ -117,7 +119,11 @@ impl Situation<'_> {
     /// How a task on a machine would get its room: what has to end first.
     pub(super) fn way(&self, machine: &MachineView, priority: Priority, line: Line) -> Way {
         let cleared = self.runs.cleared_by(priority);
-        let rest = self.runs.without(&cleared);
+        let rest = if cleared.is_empty() {
+            Cow::Borrowed(self.runs)
+        } else {
+            Cow::Owned(self.runs.without(&cleared))
+        };
         if self.starts(&rest, machine, line) {
             return Way::After(cleared);
         }

@@ -205,6 +205,9 @@ impl Machines {
 
     /// The machines that have waited too long for room, the first in line first.
     pub(super) fn line(&self, now: Time) -> Vec<&MachineView> {
+        if self.waits.is_empty() {
+            return Vec::new();
+        }
         let ends = self
             .all
             .values()
