@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::machine::LAST_WORDS;
+
 /// How much of the end is kept.
 const TAIL: usize = 64 << 10;
 /// How many may look at once.
@@ -56,6 +58,14 @@ impl Console {
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// The end of what was printed, for people.
+    pub(super) fn last_words(&self) -> String {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = tail.len().saturating_sub(LAST_WORDS);
+        // A terminal's control sequences and what is cut off at the front do no harm as text.
+        bbot_manifest::log_text(&tail[start..])
     }
 
     /// The last lines, as one line for people.

@@ -5,11 +5,13 @@
 //! are there and delegated (`Delegate=yes` in a unit), else in version 1. A bound that cannot be had
 //! is told once and is not there; the container runs all the same.
 //!
-//! The owner record of a group is its name: the agent's process and the time it started. A group
-//! whose owner is gone is removed by [`sweep`]; the kernel has ended its processes already.
+//! The owner record of a group is its name, the agent's process and the time it started, and a lock
+//! that the agent holds on the directory: an agent in another process namespace does not see that
+//! process. A group whose owner is gone is removed by [`sweep`]; the kernel has ended its processes
+//! already.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -201,6 +203,8 @@ fn values_one(bounds: &Bounds) -> Vec<Value> {
 #[derive(Debug)]
 pub(super) struct Groups {
     directories: Vec<PathBuf>,
+    /// Held: whose groups these are lives.
+    locks: Vec<File>,
     /// The one of version 2, which can freeze.
     freezer: Option<PathBuf>,
     /// Controllers whose bounds could not be had.
@@ -217,6 +221,7 @@ impl Groups {
     pub(super) fn none() -> Self {
         Self {
             directories: Vec::new(),
+            locks: Vec::new(),
             freezer: None,
             missing: vec!["memory", "pids", "cpu"],
         }
@@ -225,6 +230,7 @@ impl Groups {
     fn make_in(hierarchies: &[Hierarchy], bounds: &Bounds, name: &str) -> Self {
         let mut groups = Self {
             directories: Vec::new(),
+            locks: Vec::new(),
             freezer: None,
             missing: Vec::new(),
         };
@@ -248,6 +254,12 @@ impl Groups {
                 continue;
             }
             groups.directories.push(directory.clone());
+            // Nobody else knows it yet, so that the lock is free.
+            if let Ok(lock) = File::open(&directory)
+                && lock.try_lock().is_ok()
+            {
+                groups.locks.push(lock);
+            }
             if hierarchy.version == Version::Two && directory.join("cgroup.freeze").exists() {
                 groups.freezer = Some(directory.clone());
             }
@@ -385,7 +397,9 @@ fn sweep_in(parent: &Path, start_time: impl Fn(u32) -> Option<u64>) {
         let Some((pid, started)) = name.to_str().and_then(owner) else {
             continue;
         };
-        if start_time(pid) == Some(started) {
+        let is_locked =
+            || File::open(entry.path()).is_ok_and(|directory| directory.try_lock().is_err());
+        if start_time(pid) == Some(started) || is_locked() {
             continue;
         }
         match remove(&entry.path()) {

@@ -1,6 +1,7 @@
 //! One running container.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::launch::{Launch, Started};
 use crate::mac::Mac;
-use crate::machine::{BoxFuture, Error, Exit, ExitCause, Machine, MachineEvent, ShutdownOutcome};
+use crate::machine::{
+    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
+};
 use crate::qemu::internet::Internet;
 use crate::qemu::process;
 use crate::wire::thread::WireThread;
@@ -64,6 +67,7 @@ pub(super) struct NspawnMachine {
     started: Started,
     /// The start after a restart, while it goes on.
     restart: Option<BoxFuture<'static, Result<Started, Error>>>,
+    restarts: u32,
     suspended: Suspended,
     wire: WireThread,
     wire_over: bool,
@@ -96,6 +100,7 @@ impl NspawnMachine {
             mac: parts.mac,
             started: parts.started,
             restart: None,
+            restarts: 0,
             suspended: Suspended::No,
             wire: parts.wire,
             wire_over: false,
@@ -167,6 +172,12 @@ impl NspawnMachine {
     fn ended(&mut self, status: Result<ExitStatus, std::io::Error>) {
         let code = status.as_ref().ok().and_then(ExitStatus::code);
         if !self.forced && code == Some(RESTART) {
+            self.restarts += 1;
+            if self.restarts > MAX_RESETS {
+                let detail = format!("it restarted more than {MAX_RESETS} times");
+                self.settle(ExitCause::Crashed, &detail);
+                return;
+            }
             let launch = Arc::clone(&self.launch);
             self.restart = Some(Box::pin(async move { launch.start().await }));
             self.backlog.push_back(MachineEvent::Reset);
@@ -381,6 +392,18 @@ impl Machine for NspawnMachine {
                 self.step(Listen::No).await;
             }
         })
+    }
+
+    fn process(&self) -> Option<u32> {
+        self.exit.is_none().then(|| self.started.process.id())
+    }
+
+    fn console(&self) -> Option<PathBuf> {
+        Some(self.launch.folder.console())
+    }
+
+    fn last_words(&self) -> String {
+        self.console.last_words()
     }
 
     fn info(&self) -> String {

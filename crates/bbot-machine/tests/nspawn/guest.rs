@@ -41,6 +41,13 @@ async fn it_fetches_and_uploads_over_its_wire() {
     };
     assert_eq!(exit.cause, ExitCause::Forced, "{exit}");
     assert!(guest.console().contains("eth0: ip=196.254.111.2"));
+    assert!(
+        guest
+            .machine
+            .last_words()
+            .contains("eth0: ip=196.254.111.2")
+    );
+    assert_eq!(guest.machine.process(), None);
     drop(guest.machine);
     assert!(!run.exists());
 }

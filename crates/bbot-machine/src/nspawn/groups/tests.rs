@@ -129,7 +129,12 @@ fn only_what_is_left_of_ours_is_swept() {
             "somebody",
         ]
     );
-    // A number that another process has now.
+    // A number that another process has now; but somebody holds the lock.
+    let lock = File::open(top.path().join("bbot-nspawn-10-500-0")).unwrap();
+    lock.try_lock().unwrap();
+    sweep_in(top.path(), |_| Some(501));
+    assert!(top.path().join("bbot-nspawn-10-500-0").exists());
+    drop(lock);
     sweep_in(top.path(), |_| Some(501));
     assert!(!top.path().join("bbot-nspawn-10-500-0").exists());
 }
