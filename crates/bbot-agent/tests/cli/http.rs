@@ -375,7 +375,8 @@ fn a_result_is_on_disk_before_it_is_posted() {
     child.kill().unwrap();
     child.wait().unwrap();
     let port = results.trim_end_matches('/').rsplit(':').next().unwrap();
-    let steps: [(&str, &dyn Fn(&str) -> bool); 5] = [
+    type Step<'a> = (&'a str, &'a dyn Fn(&str) -> bool);
+    let steps: [Step<'_>; 5] = [
         ("the file is flushed", &|line| {
             line.contains("fsync(") && line.contains(&format!("{folder}/"))
         }),

@@ -43,7 +43,7 @@ impl Authority {
     fn server(&self, params: &CertificateParams, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        config(certificate, &key, alpn)
+        config(&certificate, &key, alpn)
     }
 
     fn http(&self) -> Http {
@@ -55,7 +55,7 @@ impl Authority {
     }
 }
 
-fn config(certificate: rcgen::Certificate, key: &KeyPair, alpn: &[&str]) -> Arc<ServerConfig> {
+fn config(certificate: &rcgen::Certificate, key: &KeyPair, alpn: &[&str]) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -130,7 +130,7 @@ async fn a_bad_certificate_is_refused_with_what_is_wrong() {
     let elsewhere = CertificateParams::new(vec!["other.example".to_owned()]).unwrap();
     let stranger = Authority::new();
     let key = KeyPair::generate().unwrap();
-    let own = config(good().self_signed(&key).unwrap(), &key, &[]);
+    let own = config(&good().self_signed(&key).unwrap(), &key, &[]);
     for (config, expected) in [
         (authority.server(&expired, &[]), &["expired", "Expired"][..]),
         (
