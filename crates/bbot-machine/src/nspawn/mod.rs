@@ -1,4 +1,4 @@
-//! Machines in containers, by systemd-nspawn (`docs/decisions/0010-containers.md`).
+//! Machines in containers, by systemd-nspawn (`docs/decisions/0014-containers.md`).
 //!
 //! A container's files are in `rootfs/`, its first program is named in `cmdline` (`init=/path`) or
 //! is the system's own. It sees what a virtual machine sees: a card whose other end is the agent.
