@@ -152,7 +152,13 @@ impl Bench {
             dir: self.dir.clone(),
             options,
         };
-        let (result, seen) = bench.build("sleepy", &[("Makefile", makefile)]).await;
+        // And when nobody has seen it, at the same time.
+        let archive = package(&bench.dir, "unseen", &[("Makefile", makefile)]);
+        let task = Task::new("unseen", "1.0", "dir:.", "debian-12", "x86_64-linux-gnu");
+        let mut silent = Silent;
+        let unseen = local::build(bench.options.clone(), &task, &archive, &mut silent);
+        let files = [("Makefile", makefile)];
+        let ((result, seen), unseen) = tokio::join!(bench.build("sleepy", &files), unseen);
         assert_eq!(result.status, Status::Abort, "{result:?}");
         let shown = String::from_utf8_lossy(&seen.log).into_owned();
         assert!(shown.contains("\nthe last words\n"), "{shown}");
@@ -161,12 +167,7 @@ impl Bench {
         };
         assert_eq!(agent.log, "no result within 30 s\n");
 
-        // And when nobody has seen it.
-        let archive = bench.dir.join("sleepy.tar.gz");
-        let task = Task::new("sleepy", "1.0", "dir:.", "debian-12", "x86_64-linux-gnu");
-        let result = local::build(bench.options, &task, &archive, &mut Silent)
-            .await
-            .unwrap();
+        let result = unseen.unwrap();
         assert_eq!(result.status, Status::Abort, "{result:?}");
         let [agent] = &result.operations[..] else {
             panic!("one operation: {result:?}");
@@ -188,9 +189,17 @@ impl Bench {
         let all: String = first.operations.iter().map(|o| o.log.as_str()).collect();
         assert!(all.contains("hello from the guest"), "{all}");
 
-        // What the first has written is not there for the second.
-        let (second, seen) = self.build("hello", &files).await;
-        assert_eq!(second.status, Status::Success, "{second:?}");
+        // What the first has written is not there for the second; and two clones of
+        // one machine run at once, with one address on wires of their own.
+        let begin = Instant::now();
+        let ((second, seen), (third, third_seen)) =
+            tokio::join!(self.build("hello", &files), self.build("hello2", &files));
+        println!("two builds at once took {:?}", begin.elapsed());
+        for result in [&second, &third] {
+            assert_eq!(result.status, Status::Success, "{result:?}");
+        }
+        let log = String::from_utf8_lossy(&third_seen.log).into_owned();
+        assert!(log.contains("hello from the guest"), "{log}");
         assert!(
             !seen
                 .stages

@@ -506,6 +506,8 @@ impl Agent {
                 if let Some(text) = ended.dump {
                     self.print(&text)?;
                 }
+                // Its result may have been one too many for the spool.
+                self.tell_host_state();
                 self.tell(Event::RunEnded {
                     run: ended.run,
                     outcome: ended.outcome,

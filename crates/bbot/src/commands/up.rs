@@ -42,6 +42,9 @@ pub(crate) struct Up {
     /// The URL that people use for the page, when a proxy is in front of it
     #[arg(long, value_name = "URL")]
     external_url: Option<String>,
+    /// Most machines to run at once
+    #[arg(long, value_name = "NUM", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    instance_max: u32,
     #[command(flatten)]
     machine: MachineOptions,
 }
@@ -132,9 +135,16 @@ pub(crate) async fn run(options: Up, home: &Home) -> Result<Exit> {
     if machine::usable(&home.machines())?.is_empty() {
         println!("there is no machine yet: make one with `bbot machine create debian-12`");
     }
-    let agent = options
-        .machine
-        .agent(home, &["--auth-key".into(), key.into(), url.into()])?;
+    let agent = options.machine.agent(
+        home,
+        &[
+            "--instance-max".into(),
+            options.instance_max.to_string().into(),
+            "--auth-key".into(),
+            key.into(),
+            url.into(),
+        ],
+    )?;
     let result = bbot_agent::run(agent, shutdown.clone()).await;
 
     end_controller.cancel();

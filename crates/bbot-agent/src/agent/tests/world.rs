@@ -253,10 +253,12 @@ impl World {
         }
     }
 
-    /// For how long the agent has nothing to do.
+    /// For how long the agent has nothing to do, in whole seconds.
     pub(super) fn pause(&mut self) -> Duration {
         let due = self.agent().wake().unwrap();
-        due.saturating_duration_since(Instant::now())
+        let pause = due.saturating_duration_since(Instant::now());
+        // A turn ends a moment later than it has nothing to do.
+        Duration::from_secs((pause + Duration::from_millis(500)).as_secs())
     }
 
     /// How long it is ago that a controller gave what was in the script.
