@@ -566,7 +566,7 @@ impl Options {
 /// The host's memory in KiB.
 fn physical_ram_kib() -> u64 {
     let info = rustix::system::sysinfo();
-    let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
+    let total: u64 = info.totalram;
     total.saturating_mul(u64::from(info.mem_unit)) / 1024
 }
 

@@ -136,7 +136,7 @@ pub(crate) async fn perform(
                 format!("build startup timeout ({why})"),
             )
         }
-        Startup::HostFull(detail) => Ended::host_full(task, detail, ""),
+        Startup::HostFull(detail) => Ended::host_full(task, &detail, ""),
         Startup::Alive => {
             progress.stage(&Stage::Working {
                 machine: name.clone(),
@@ -194,7 +194,7 @@ impl Ended {
         }
     }
 
-    fn host_full(task: &Task, detail: String, log: &str) -> Self {
+    fn host_full(task: &Task, detail: &str, log: &str) -> Self {
         let reason = format!("the build host has no room for what the guest writes: {detail}");
         Self {
             result: result::cut_short(task, Status::Abort, &reason, log),
@@ -261,7 +261,7 @@ async fn watch(
             let reason = format!("machine {name} restarts for ever");
             Ended::look(cut_short(Status::Abnormal, &reason), reason)
         }
-        Waited::HostFull(detail) => Ended::host_full(task, detail, &segments.text()),
+        Waited::HostFull(detail) => Ended::host_full(task, &detail, &segments.text()),
         Waited::Ended(exit) => {
             let reason = format!("machine {name} ended before it uploaded a result: {exit}");
             tracing::error!("{reason}");

@@ -132,7 +132,7 @@ pub(super) struct TaskEnded {
 
 /// What building a task has come to.
 enum Built {
-    Performed(Performed),
+    Performed(Box<Performed>),
     /// The host, the machine or the way to the controller is at fault.
     Failed(anyhow::Error),
     Interrupted,
@@ -182,7 +182,7 @@ impl TaskRun {
                 session.clone(),
                 &mut self.shown,
             ) => match built {
-                Ok(performed) => Built::Performed(performed),
+                Ok(performed) => Built::Performed(Box::new(performed)),
                 Err(e) => Built::Failed(e),
             },
         };
@@ -199,15 +199,11 @@ impl TaskRun {
                 tracing::info!("dropped {what}: its controller has ended the session: {why}");
                 return ended(Outcome::Interrupted, None);
             }
-            Built::Performed(Performed {
-                host_full: Some(why),
-                left,
-                result,
-            }) if held.is_some() => {
+            Built::Performed(performed) if performed.host_full.is_some() && held.is_some() => {
                 answers.give_back(&task, held).await;
+                let why = performed.host_full.unwrap_or_default();
                 tracing::error!("gave back {what}: {why}");
-                clean_up(left).await;
-                drop(result);
+                clean_up(performed.left).await;
                 return ended(Outcome::HostFailed, None);
             }
             Built::Performed(performed) => {
@@ -215,7 +211,7 @@ impl TaskRun {
                     Some(_) => Outcome::HostFailed,
                     None => Outcome::Done(performed.result.status),
                 };
-                (performed, outcome)
+                (*performed, outcome)
             }
             Built::Failed(e) => {
                 tracing::error!("build error: {what}: {e:#}");
