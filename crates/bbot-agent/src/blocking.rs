@@ -1,9 +1,9 @@
 //! What blocks goes to other threads: copies of machines, their deletion, scans.
 //!
 //! The agent's loop and all its runs share one thread, so whatever may take more than
-//! some milliseconds is done elsewhere ([`Blocking`]). A [`Copied`] machine that is
-//! dropped, since its run was dropped, is deleted there as well; [`Blocking::idle`]
-//! waits until all of that is over.
+//! some milliseconds is done elsewhere ([`Blocking`]). A copy of a machine that is
+//! dropped, since its run was dropped, is deleted there as well; the agent waits for
+//! all of that before it ends.
 
 use std::path::Path;
 
