@@ -63,6 +63,13 @@ else
 fi
 cargo test --workspace --doc --quiet
 
+step "promises"
+scripts/promises
+
+step "simulation"
+cargo xtask simulate
+[ -z "$full" ] || cargo xtask planted
+
 step "fuzzing"
 cargo xtask fuzz --seconds "$([ -n "$full" ] && echo 600 || echo 20)"
 
