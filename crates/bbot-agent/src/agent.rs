@@ -279,6 +279,7 @@ async fn open_keys(options: &Options) -> Result<Keys> {
 fn open_link(options: &Options) -> Result<Arc<dyn Link>> {
     let settings = Settings {
         timeout: Duration::from_secs(options.request_timeout),
+        connect_timeout: Duration::from_secs(options.connect_timeout),
         ca: options.ca.clone(),
     };
     Ok(Arc::new(Http::open(&settings)?))

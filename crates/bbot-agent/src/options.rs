@@ -133,7 +133,7 @@ pub struct Options {
     pub cpu: u32,
 
     /// Memory of a machine, in KiB
-    #[arg(long, value_name = "KiB", default_value_t = 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..))]
+    #[arg(long, alias = "build-ram", value_name = "KiB", default_value_t = 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..))]
     pub ram: u64,
 
     /// Where the machines are: VOLUME/MACHINE/ below it
@@ -190,6 +190,10 @@ pub struct Options {
     /// Seconds that a request to a controller may take
     #[arg(long, value_name = "sec", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout: u64,
+
+    /// Seconds that making the connection for it may take
+    #[arg(long, value_name = "sec", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub connect_timeout: u64,
 
     /// Seconds to pause when there is nothing to do. Default: 60; 5 where every
     /// controller is one of ours, 1 where it is the only one
@@ -271,6 +275,24 @@ pub struct Options {
     /// Most machines to run at once, bootstraps included
     #[arg(long, value_name = "num", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub instance_max: u32,
+
+    /// Later releases of the original have several agents of one toolchain, by
+    /// number. Accepted for their service files: one agent runs all its machines
+    #[arg(long, value_name = "num")]
+    pub instance: Option<u32>,
+
+    /// The same releases' bound on tries of a request. Accepted for their service
+    /// files: what passes is tried again anyway
+    #[arg(long, value_name = "num")]
+    pub request_retries: Option<u32>,
+
+    /// Builds that stop for a person: not there yet, so only false is taken
+    #[arg(long, value_name = "false", value_parser = interactive)]
+    pub interactive: Option<()>,
+
+    /// Seconds that such a build may take. Accepted with --interactive false
+    #[arg(long, alias = "intactive-timeout", value_name = "sec")]
+    pub interactive_timeout: Option<u64>,
 
     /// Virtual processors of all machines together. Default: no bound, since the
     /// host shares its processors out
@@ -366,6 +388,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+fn interactive(text: &str) -> Result<(), String> {
+    match text {
+        "false" => Ok(()),
+        _ => Err(
+            "interactive builds are not there yet; give false or leave the option out".to_owned(),
+        ),
+    }
 }
 
 fn standard_version(text: &str) -> Result<StandardVersion, String> {
@@ -615,6 +646,41 @@ mod tests {
         assert_eq!(o.tftp, PathBuf::from("/build/tftp/"));
         assert!(o.openssl.is_none() && o.toolchain_id.is_none());
         assert_eq!(o.toolchain_version(), crate::version::own());
+    }
+
+    #[test]
+    fn service_files_of_later_releases_are_taken() {
+        let later = [
+            "--instance",
+            "2",
+            "--request-retries",
+            "4",
+            "--build-ram",
+            "2048",
+            "--connect-timeout",
+            "7",
+        ];
+        let o = parse(
+            &[
+                &later[..],
+                &[
+                    "--interactive",
+                    "false",
+                    "--intactive-timeout",
+                    "10800",
+                    "u",
+                ],
+            ]
+            .concat(),
+        );
+        let o = o.unwrap();
+        assert_eq!((o.ram, o.connect_timeout, o.instance), (2048, 7, Some(2)));
+        let refused = parse(&["--interactive", "both", "u"]).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("interactive builds are not there")
+        );
     }
 
     #[test]

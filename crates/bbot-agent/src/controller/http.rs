@@ -41,15 +41,13 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How many redirects within one origin are followed.
 const REDIRECTS: u32 = 5;
 
-/// The longest that making a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The longest that a log segment may take; it is sent again.
 const SEGMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection that nothing was sent over for so long is closed: less than the common
-/// proxies keep them, so that a request does not meet one that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A connection that nothing was sent over for so long is closed: less than our controller
+/// (15 s, which is also how often a lease is renewed) and the common proxies keep them, so
+/// that a request does not meet one that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many connections to a controller are kept while nothing is sent.
 const IDLE_CONNECTIONS: usize = 4;
@@ -70,6 +68,8 @@ pub struct Settings {
     /// The longest that a request may take. An archive that is fetched may take longer,
     /// but not pause for longer.
     pub timeout: Duration,
+    /// The longest that making the connection for it may take.
+    pub connect_timeout: Duration,
     /// PEM file with the certificates of the authorities that are trusted in place of
     /// the system's.
     pub ca: Option<PathBuf>,
@@ -84,6 +84,7 @@ pub struct Http {
     /// In place of the system's.
     authorities: Option<Vec<Certificate>>,
     timeout: Duration,
+    connect_timeout: Duration,
 }
 
 /// What is sent.
@@ -103,7 +104,11 @@ impl Http {
     ///
     /// As [`Http::open`].
     pub fn new(timeout: Duration) -> Result<Self, LinkError> {
-        Self::open(&Settings { timeout, ca: None })
+        Self::open(&Settings {
+            timeout,
+            connect_timeout: timeout,
+            ca: None,
+        })
     }
 
     /// Reads the file of `--ca`; to read it again, open another.
@@ -115,12 +120,14 @@ impl Http {
         // An error says that the program that embeds us has chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authorities = settings.ca.as_deref().map(read_ca).transpose()?;
+        let connect_timeout = settings.connect_timeout.min(settings.timeout);
         Ok(Self {
             // It never speaks TLS, and so needs nobody's certificates.
-            plain: client(settings.timeout, Some(&[]))?,
+            plain: client(connect_timeout, Some(&[]))?,
             secure: Arc::new(OnceLock::new()),
             authorities,
             timeout: settings.timeout,
+            connect_timeout,
         })
     }
 
@@ -131,7 +138,7 @@ impl Http {
         if let Some(client) = self.secure.get() {
             return Ok(client);
         }
-        let made = client(self.timeout, self.authorities.as_deref())?;
+        let made = client(self.connect_timeout, self.authorities.as_deref())?;
         Ok(self.secure.get_or_init(|| made))
     }
 
@@ -339,7 +346,10 @@ impl Link for Http {
 const MANIFEST: &str = "text/manifest";
 const BYTES: &str = "application/octet-stream";
 
-fn client(timeout: Duration, authorities: Option<&[Certificate]>) -> Result<Client, LinkError> {
+fn client(
+    connect_timeout: Duration,
+    authorities: Option<&[Certificate]>,
+) -> Result<Client, LinkError> {
     let mut builder = Client::builder()
         .user_agent(concat!("bbot-agent/", env!("CARGO_PKG_VERSION")))
         // A redirect that is followed blindly makes a GET of a POST, and
@@ -348,7 +358,7 @@ fn client(timeout: Duration, authorities: Option<&[Certificate]>) -> Result<Clie
         // What is packed can be a thousand times as large unpacked; what controllers say
         // is small, and archives are packed already.
         .no_gzip()
-        .connect_timeout(timeout.min(CONNECT_TIMEOUT))
+        .connect_timeout(connect_timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .tcp_keepalive(KEEP_ALIVE);

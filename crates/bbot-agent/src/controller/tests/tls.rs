@@ -49,6 +49,7 @@ impl Authority {
     fn http(&self) -> Http {
         let settings = Settings {
             timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
             ca: Some(self.file.clone()),
         };
         Http::open(&settings).unwrap()
@@ -178,6 +179,7 @@ async fn what_speaks_no_tls_is_an_error() {
     let url = parse_url(&format!("https://{}/", silent.local_addr().unwrap())).unwrap();
     let settings = Settings {
         timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
         ca: Some(authority.file.clone()),
     };
     let error = ask(&Http::open(&settings).unwrap(), &url)
@@ -193,6 +195,7 @@ fn a_file_that_is_no_authority_is_named_with_the_remedy() {
     let open = || {
         let settings = Settings {
             timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
             ca: Some(file.clone()),
         };
         Http::open(&settings).unwrap_err().to_string()
@@ -314,6 +317,7 @@ async fn http_2_as_nobody_should_speak_it_is_an_error_in_time() {
         let url = h2_server(&authority, serve);
         let settings = Settings {
             timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(2),
             ca: Some(authority.file.clone()),
         };
         let begin = std::time::Instant::now();
