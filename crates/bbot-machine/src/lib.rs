@@ -14,5 +14,6 @@ pub mod machine;
 pub mod nspawn;
 pub mod owner;
 pub mod qemu;
+mod socket_folder;
 pub mod volume;
 pub mod wire;

@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
-use bbot_manifest::MachineManifest;
+use bbot_manifest::{MachineKind, MachineManifest};
 
 use crate::accel::Accelerator;
 use crate::bridge::Bridge;
 use crate::mac::Mac;
-use crate::wire::thread::WireEvent;
+use crate::wire::thread::{End, WireEvent, WireThread};
+use crate::wire::{MAX_BLKSIZE, Wire};
 
 /// A boxed future, so that the traits here are object safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -40,14 +41,24 @@ pub enum Network {
     /// A second card with internet by way of `passt`, an ordinary process; the
     /// host itself cannot be reached over it.
     User,
-    /// No wire: the one card is a tap on a bridge of the host's, where the agent's
-    /// TFTP server is found too.
+    /// No wire: the one card is on a bridge of the host's, where the agent's TFTP
+    /// server is found too.
     Bridge(Bridge),
 }
 
 impl Network {
-    /// Whether a machine with this network may run only once at a time: on a
-    /// bridge clones would have one hardware address.
+    /// What a machine of this kind gets of it: one that needs no bridge is put on
+    /// one only when that was asked for.
+    #[must_use]
+    pub fn of(self, kind: MachineKind) -> Self {
+        match (self, kind) {
+            (Self::Bridge(bridge), MachineKind::Nspawn) if bridge.by_default => Self::None,
+            (network, _) => network,
+        }
+    }
+
+    /// Whether a machine with this network ([`Network::of`] its kind) may run only
+    /// once at a time: on a bridge clones would have one hardware address.
     #[must_use]
     pub fn is_exclusive(self) -> bool {
         matches!(self, Self::Bridge(_))
@@ -72,6 +83,16 @@ pub struct Tftp {
     /// Bounds. A block size above 1468 is never agreed to, so that nothing is
     /// fragmented on the wire.
     pub limits: bbot_tftp::Limits,
+}
+
+impl Tftp {
+    /// Serves it on a wire of the machine's own.
+    pub(crate) fn serve_on(&self, end: End) -> std::io::Result<WireThread> {
+        let mut limits = self.limits.clone();
+        limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
+        let server = bbot_tftp::Server::new(self.root.clone(), limits);
+        WireThread::start_over(Wire::new(server), end)
+    }
 }
 
 /// All that is needed to start a machine.
@@ -194,6 +215,12 @@ pub trait Machine: Send + fmt::Debug {
 
     /// The UNIX socket of its screen, which speaks VNC (RFB).
     fn screen(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// The command that opens a shell in it, for root of the host. None where only the
+    /// guest itself can open one.
+    fn shell(&self) -> Option<Vec<String>> {
         None
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use bbot_machine::machine::Network;
+use bbot_manifest::MachineKind;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ const LAST_CLEANING: Duration = Duration::from_secs(60);
 /// A request on its way.
 #[derive(Debug)]
 pub(super) struct Asking {
+    pub(super) controller: String,
     pub(super) cancel: CancellationToken,
     pub(super) since: Instant,
     pub(super) is_held: bool,
@@ -278,11 +279,10 @@ impl Agent {
         if self.inventory.note(&mut scan) {
             self.look_again = Some(Instant::now() + RETRY_PAUSE);
         }
-        let exclusive = self.is_exclusive();
         let views = scan
             .machines
             .iter()
-            .filter_map(|seen| view(seen, exclusive));
+            .filter_map(|seen| view(seen, |kind| self.is_exclusive(kind)));
         let views = views.collect();
         let machines = scan.machines.into_iter();
         self.machines = machines.map(|seen| (seen.name, seen.state)).collect();
@@ -290,11 +290,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether copies of one machine must not run at once.
-    fn is_exclusive(&self) -> bool {
+    /// Whether copies of one machine of this kind must not run at once.
+    fn is_exclusive(&self, kind: MachineKind) -> bool {
         let options = &self.context.host.options;
         // One person plays the one machine.
-        options.fake_machine.is_some() || matches!(options.machine_network(), Network::Bridge(_))
+        options.fake_machine.is_some() || options.machine_network().of(kind).is_exclusive()
     }
 
     fn ask(
@@ -315,6 +315,7 @@ impl Agent {
             cancel: cancel.clone(),
         };
         let asking = Asking {
+            controller: controller.to_owned(),
             cancel,
             since: Instant::now(),
             is_held: !hold.is_zero(),
@@ -340,7 +341,8 @@ impl Agent {
             kin,
             given,
         } = answered;
-        self.seen.answered(self.asks.remove(&ask), &answer);
+        let now = self.now();
+        self.seen.answered(self.asks.remove(&ask), &answer, now);
         if let Some(given) = given {
             self.given.insert(ask, *given);
         }
@@ -636,18 +638,18 @@ impl Agent {
 }
 
 /// What the supervisor is told of a machine. None: there is nothing to be done with it.
-fn view(seen: &inventory::Seen, exclusive: bool) -> Option<MachineView> {
+fn view(seen: &inventory::Seen, is_exclusive: impl Fn(MachineKind) -> bool) -> Option<MachineView> {
     let (header, toolchain, kind, state) = match &seen.state {
         State::Usable(machine) => (
             machine.header(),
             Some(machine.manifest.toolchain.id.as_str()),
-            Some(machine.manifest.machine.kind),
+            machine.manifest.machine.kind,
             MachineState::Usable,
         ),
         State::MustBootstrap(plan) => (
             &plan.manifest.header,
             plan.toolchain_id.as_deref(),
-            Some(plan.manifest.kind),
+            plan.manifest.kind,
             MachineState::MustBootstrap {
                 why: plan.why.to_string(),
             },
@@ -661,7 +663,8 @@ fn view(seen: &inventory::Seen, exclusive: bool) -> Option<MachineView> {
                 state: MachineState::Bad {
                     problem: problem.clone(),
                 },
-                exclusive,
+                // It does not run at all.
+                exclusive: false,
                 kind: String::new(),
             });
         }
@@ -673,8 +676,8 @@ fn view(seen: &inventory::Seen, exclusive: bool) -> Option<MachineView> {
         ram_minimum: header.ram_minimum,
         ram_maximum: header.ram_maximum,
         state,
-        exclusive,
-        kind: kind.map(|kind| kind.to_string()).unwrap_or_default(),
+        exclusive: is_exclusive(kind),
+        kind: kind.to_string(),
     })
 }
 

@@ -1,9 +1,10 @@
 //! A machine's place on a bridge, as one guard.
 
+use std::fmt::Write as _;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,16 @@ pub const RECORDS: &str = "/run/bbot/bridge";
 /// The most taps at once.
 const MAX_TAPS: u16 = 4096;
 
+/// What the machine's card is to be.
+#[derive(Debug)]
+pub enum GuestEnd {
+    /// Whatever a tap is handed to: QEMU.
+    Tap,
+    /// `eth0` in this network namespace, down. The tap is then one end of a pair, which goes with
+    /// that namespace.
+    In(OwnedFd),
+}
+
 /// A tap on a bridge with its rules and its port, and the owner record of both. Dropping it takes
 /// all of it away; what cannot be taken away stays with its record, for the next [`sweep()`].
 ///
@@ -35,19 +46,27 @@ pub struct Attached {
     table: String,
     is_loaded: bool,
     tap: Option<OwnedFd>,
+    /// The tap is one end of a pair, and may be there.
+    is_pair: bool,
     socket: Option<UdpSocket>,
     net: Net,
     record: Option<LockedRecord>,
 }
 
 impl Attached {
-    /// Puts a machine on a bridge. `guest` is the address of its card. The record is made below
+    /// Puts a machine on a bridge. `guest` is the address of its `card`. The record is made below
     /// `records`, normally [`RECORDS`]. Blocks for some ten milliseconds.
     ///
     /// # Errors
     ///
     /// When any of it cannot be made; nothing is left then.
-    pub fn new(bridge: Bridge, machine: &str, guest: Mac, records: &Path) -> Result<Self, Error> {
+    pub fn new(
+        bridge: Bridge,
+        machine: &str,
+        guest: Mac,
+        card: &GuestEnd,
+        records: &Path,
+    ) -> Result<Self, Error> {
         let on = format!("machine {machine} on bridge {}", bridge.name);
         let trying = |what: String| {
             let on = on.clone();
@@ -93,8 +112,25 @@ impl Attached {
              and ip)"
                 .to_owned(),
         ))?;
-        attached.tap = Some(tap::make(name).map_err(trying(format!("make tap {name}")))?);
-        let batch = format!(
+        let mut batch = String::new();
+        match card {
+            GuestEnd::Tap => {
+                let tap = tap::make(name).map_err(trying(format!("make tap {name}")))?;
+                attached.tap = Some(tap);
+            }
+            GuestEnd::In(namespace) => {
+                attached.is_pair = true;
+                // The path is for ip, which is another process.
+                batch = format!(
+                    "link add name {name} type veth peer name eth0 address {guest} \
+                     netns /proc/{}/fd/{}\n",
+                    std::process::id(),
+                    namespace.as_raw_fd()
+                );
+            }
+        }
+        let _ = write!(
+            batch,
             "link set dev {name} alias {} address {host} addrgenmode none\n\
              link set dev {name} master {}\n\
              link set dev {name} type bridge_slave isolated on\n\
@@ -134,6 +170,7 @@ impl Attached {
                     table,
                     is_loaded: false,
                     tap: None,
+                    is_pair: false,
                     socket: None,
                     net,
                     record: Some(record),
@@ -157,7 +194,7 @@ impl Attached {
         Some(self.socket.as_ref()?.local_addr().ok()?.port())
     }
 
-    /// The tap, for QEMU. None: it was taken already.
+    /// The tap, for QEMU. None: it was taken already, or there is a pair instead.
     pub fn take_tap(&mut self) -> Option<OwnedFd> {
         self.tap.take()
     }
@@ -183,6 +220,10 @@ impl Attached {
         let Some(record) = self.record.take() else {
             return Ok(());
         };
+        if self.is_pair {
+            // It goes with the namespace too, but a moment later.
+            sweep::delete_tap(self.name, &self.table)?;
+        }
         if self.is_loaded {
             command::run("nft", &["-f", "-"], &rules::unload(&self.table))?;
         }
@@ -197,6 +238,37 @@ impl Drop for Attached {
             tracing::warn!(tap = %name, "unable to take away what tap {name} had: {error}; left for the next sweep");
         }
     }
+}
+
+/// Puts a machine on a bridge and serves it there. On a thread of its own, since it waits for
+/// programs.
+///
+/// # Errors
+///
+/// Those of [`Attached::new`] and [`Attached::serve`].
+pub(crate) async fn attach(
+    bridge: Bridge,
+    name: &str,
+    mac: Mac,
+    card: GuestEnd,
+    tftp: Tftp,
+) -> Result<(Attached, WireThread), Error> {
+    let failed = |source| Error::Io {
+        what: format!("put machine {name} on bridge {}", bridge.name),
+        source,
+    };
+    let machine = name.to_owned();
+    let attaching = move || {
+        let mut attached = Attached::new(bridge, &machine, mac, &card, Path::new(RECORDS))?;
+        let thread = attached.serve(&tftp).map_err(|source| Error::Io {
+            what: format!("serve machine {machine} on bridge {}", bridge.name),
+            source,
+        })?;
+        Ok((attached, thread))
+    };
+    // Who gives up waiting drops what it makes, and so undoes it.
+    let attached = tokio::task::spawn_blocking(attaching).await;
+    attached.map_err(io::Error::other).map_err(failed)?
 }
 
 /// The tap's own hardware address: high, so that a bridge that takes its lowest port's does not

@@ -2,7 +2,8 @@
 //!
 //! The machine's one card is a tap on the bridge. Whoever serves the bridge gives it an address and
 //! the way out; the agent serves TFTP for it at a port of the bridge's address, to which
-//! 196.254.111.222, UDP port 69, is mapped for packets from that tap alone.
+//! 196.254.111.222, UDP port 69, is mapped for packets from that tap alone. What is called a tap here
+//! is one end of a pair (veth) for a container, whose other end is the container's card.
 //!
 //! ```text
 //!   plan      whether machines are put on a bridge: a pure function
@@ -24,7 +25,8 @@ mod server;
 mod sweep;
 mod tap;
 
-pub use attached::{Attached, RECORDS};
+pub(crate) use attached::attach;
+pub use attached::{Attached, GuestEnd, RECORDS};
 pub use host::facts;
 pub use name::{BadName, InterfaceName, LONGEST};
 pub use plan::{DEFAULT_BRIDGE, Facts, Interface, Plan, Unusable, Wanted, decide};
@@ -38,4 +40,7 @@ pub struct Bridge {
     pub name: InterfaceName,
     /// The first UDP port to try for a machine's TFTP; the next free one is taken.
     pub port: u16,
+    /// It is used because it is there; nobody asked for it. Then only machines that an original's
+    /// agent could run are put on it.
+    pub by_default: bool,
 }

@@ -123,7 +123,11 @@ pub fn decide(wanted: Wanted, facts: &Facts, port: u16) -> Result<Plan, Unusable
         Wanted::Bridge(name) => (name, true),
     };
     match (check(name, facts), must) {
-        (Ok(()), _) => Ok(Plan::Bridge(Bridge { name, port })),
+        (Ok(()), must) => Ok(Plan::Bridge(Bridge {
+            name,
+            port,
+            by_default: !must,
+        })),
         (Err(why), true) => Err(why),
         (Err(Unusable::Missing(_)), false) => Ok(Plan::Wire),
         (Err(why), false) => Ok(Plan::WireSince(why)),
@@ -250,9 +254,19 @@ mod tests {
             assert_eq!(told, Ok(expected));
             assert_eq!(decide(Wanted::Wire, &facts, 1), Ok(Plan::Wire));
         }
-        let bridge = Ok(Plan::Bridge(Bridge { name, port: 23401 }));
-        assert_eq!(decide(Wanted::IfUsable(name), &good(), 23401), bridge);
-        assert_eq!(decide(Wanted::Bridge(name), &good(), 23401), bridge);
+        for (wanted, by_default) in [
+            (Wanted::IfUsable(name), true),
+            (Wanted::Bridge(name), false),
+        ] {
+            let port = 23401;
+            let bridge = Bridge {
+                name,
+                port,
+                by_default,
+            };
+            let plan = decide(wanted, &good(), port);
+            assert_eq!(plan, Ok(Plan::Bridge(bridge)));
+        }
         assert_eq!(decide(Wanted::Wire, &good(), 23401), Ok(Plan::Wire));
     }
 }

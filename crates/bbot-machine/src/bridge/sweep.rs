@@ -161,7 +161,7 @@ fn sweep_one(records: &Path, tap: &str) -> io::Result<Outcome> {
 }
 
 /// Deletes the tap if it is still there, and that one: another may have got its name.
-fn delete_tap(name: InterfaceName, table: &str) -> io::Result<()> {
+pub(super) fn delete_tap(name: InterfaceName, table: &str) -> io::Result<()> {
     let is_ours = |link: &serde_json::Value| link["ifalias"] == table;
     if !host::link(name)?.as_ref().is_some_and(is_ours) {
         return Ok(());

@@ -11,6 +11,7 @@
 //! already.
 
 use std::collections::BTreeSet;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -377,20 +378,28 @@ fn remove(directory: &Path) -> io::Result<()> {
 
 /// Removes the groups that agents which are gone have left. Those of others stay.
 pub(super) fn sweep() {
+    let mut removed = BTreeSet::new();
     for hierarchy in found() {
         let mut parents = vec![hierarchy.own.clone()];
         parents.extend(hierarchy.own.parent().map(Path::to_owned));
         for parent in parents {
             if parent.starts_with(&hierarchy.mount) {
-                sweep_in(&parent, start_time);
+                removed.extend(sweep_in(&parent, start_time));
             }
         }
     }
+    // One container has a group in each hierarchy.
+    if !removed.is_empty() {
+        let names: Vec<String> = removed.into_iter().collect();
+        tracing::info!("removed control groups, left behind: {}", names.join(", "));
+    }
 }
 
-fn sweep_in(parent: &Path, start_time: impl Fn(u32) -> Option<u64>) {
+/// The names of the groups that are gone now.
+fn sweep_in(parent: &Path, start_time: impl Fn(u32) -> Option<u64>) -> Vec<String> {
+    let mut removed = Vec::new();
     let Ok(entries) = fs::read_dir(parent) else {
-        return;
+        return removed;
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -403,16 +412,14 @@ fn sweep_in(parent: &Path, start_time: impl Fn(u32) -> Option<u64>) {
             continue;
         }
         match remove(&entry.path()) {
-            Ok(()) => tracing::info!(
-                "removed the control group {}, left behind",
-                entry.path().display()
-            ),
+            Ok(()) => removed.push(name.to_string_lossy().into_owned()),
             Err(error) => tracing::warn!(
                 "unable to remove the control group {}, left behind: {error}",
                 entry.path().display()
             ),
         }
     }
+    removed
 }
 
 fn fresh_name() -> String {

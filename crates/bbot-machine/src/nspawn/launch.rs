@@ -10,12 +10,12 @@ use tokio::net::UnixDatagram;
 
 use super::command::WRAPPER;
 use super::enclosure;
-use super::folder::Folder;
 use super::groups::Groups;
 use super::signals::Leader;
 use super::users::Range;
 use crate::machine::Error;
 use crate::qemu::process::{self, Process};
+use crate::socket_folder::SocketFolder;
 
 /// How long nspawn may take until the container runs; it takes a tenth of a second unless the host
 /// is swamped, or files have to be given away one by one.
@@ -36,7 +36,7 @@ pub(super) struct Launch {
     // Dropped in this order: the groups are empty before the numbers are free.
     pub(super) groups: Groups,
     pub(super) _users: Range,
-    pub(super) folder: Folder,
+    pub(super) folder: SocketFolder,
 }
 
 /// A container that runs.
@@ -61,7 +61,7 @@ impl Launch {
             .doors()
             .map_err(doing(format!("open the control groups of machine {name}")))?;
         let mut arguments: Vec<OsString> = ["-c".into(), WRAPPER.into()].into();
-        arguments.push(self.folder.notify().into_os_string());
+        arguments.push(self.folder.path().join(super::NOTIFY).into_os_string());
         arguments.push(self.program.clone());
         arguments.extend(self.arguments.iter().map(OsString::from));
         tracing::debug!(

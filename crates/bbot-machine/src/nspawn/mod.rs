@@ -24,7 +24,6 @@
 mod command;
 mod console;
 mod enclosure;
-mod folder;
 mod groups;
 mod launch;
 mod network;
@@ -43,21 +42,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bbot_manifest::MachineKind;
 use tokio::net::UnixDatagram;
 
+use crate::bridge::{self, GuestEnd};
 use crate::machine::{BoxFuture, Error, Hypervisor, Machine, Network, StartSpec};
 use crate::qemu::internet::Internet;
 use crate::qemu::process::{self, Credentials};
 use crate::qemu::{choose_mac, second_mac};
-use crate::wire::thread::{End, WireThread};
-use crate::wire::{MAX_BLKSIZE, Wire};
+use crate::socket_folder::SocketFolder;
+use crate::wire::thread::End;
 
 use command::Plan;
 use console::Console;
-use folder::Folder;
 use groups::{Bounds, Groups};
 use launch::Launch;
 use network::Cards;
 use running::{NspawnMachine, Parts};
 use users::Range;
+
+/// The socket that shows the console.
+const CONSOLE: &str = "console";
+/// The socket on which nspawn tells that the container runs.
+const NOTIFY: &str = "notify";
 
 /// Processes and threads of a container: enough for any build, too few to choke the host.
 const PROCESSES: u64 = 4096;
@@ -211,25 +215,37 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
         Groups::none()
     };
     tell_missing(&groups.missing);
-    let folder = Folder::create(&spec.run_dir).map_err(trying(format!(
-        "make a folder in {}",
-        spec.run_dir.display()
-    )))?;
+    let folder = SocketFolder::create(&spec.run_dir, "nspawn", &[CONSOLE, NOTIFY])?;
+    let (console_path, notify_path) = (folder.path().join(CONSOLE), folder.path().join(NOTIFY));
     // nspawn makes it too; here it is mounted over.
     std::fs::create_dir_all(enclosure::OWN_FOLDER)
         .map_err(trying(format!("make {}", enclosure::OWN_FOLDER)))?;
-    let notify = UnixDatagram::bind(folder.notify())
-        .map_err(trying(format!("make {}", folder.notify().display())))?;
+    let notify = UnixDatagram::bind(&notify_path)
+        .map_err(trying(format!("make {}", notify_path.display())))?;
     let (output, input) =
         io::pipe().map_err(trying(format!("make the console of machine {name}")))?;
-    let console = Console::start(output.into(), &folder.console())
-        .map_err(trying(format!("make {}", folder.console().display())))?;
+    let console = Console::start(output.into(), &console_path)
+        .map_err(trying(format!("make {}", console_path.display())))?;
 
-    let second = (spec.network == Network::User).then(|| second_mac(mac));
-    let cards = Cards::make(mac, second)
-        .map_err(trying(format!("make the network cards of machine {name}")))?;
-    let wire =
-        serve(&spec, cards.wire).map_err(trying(format!("serve the wire of machine {name}")))?;
+    let network = spec.network.of(MachineKind::Nspawn);
+    let first = (!matches!(network, Network::Bridge(_))).then_some(mac);
+    let second = (network == Network::User).then(|| second_mac(mac));
+    let making = || trying(format!("make the network cards of machine {name}"));
+    let cards = Cards::make(first, second).map_err(making())?;
+    let (wire, bridge) = match (network, cards.wire) {
+        (Network::Bridge(bridge), _) => {
+            let card = GuestEnd::In(cards.namespace.try_clone().map_err(making())?);
+            let tftp = spec.tftp.clone();
+            let (attached, wire) = bridge::attach(bridge, &name, mac, card, tftp).await?;
+            (wire, Some(attached))
+        }
+        (_, Some(card)) => {
+            let wire = spec.tftp.serve_on(End::Tap(card));
+            let wire = wire.map_err(trying(format!("serve the wire of machine {name}")))?;
+            (wire, None)
+        }
+        (_, None) => return Err(making()(io::Error::other("there is none for its wire"))),
+    };
     let internet = match cards.internet {
         None => None,
         Some(card) => {
@@ -274,16 +290,10 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
         launch,
         started,
         wire,
+        bridge,
         internet,
         console,
     }))
-}
-
-fn serve(spec: &StartSpec, card: OwnedFd) -> io::Result<WireThread> {
-    let mut limits = spec.tftp.limits.clone();
-    limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
-    let tftp = bbot_tftp::Server::new(spec.tftp.root.clone(), limits);
-    WireThread::start_over(Wire::new(tftp), End::Tap(card))
 }
 
 /// The processors for the next container.

@@ -27,7 +27,7 @@ const ARPHRD_ETHER: libc::sa_family_t = 1;
 pub(super) struct Cards {
     pub(super) namespace: OwnedFd,
     /// Our end of the card on the wire.
-    pub(super) wire: OwnedFd,
+    pub(super) wire: Option<OwnedFd>,
     /// Our end of the card for the internet.
     pub(super) internet: Option<OwnedFd>,
 }
@@ -38,7 +38,7 @@ impl Cards {
     /// # Errors
     ///
     /// When the kernel does not make them: `/dev/net/tun` is not there or there are no network namespaces.
-    pub(super) fn make(wire: Mac, internet: Option<Mac>) -> io::Result<Self> {
+    pub(super) fn make(wire: Option<Mac>, internet: Option<Mac>) -> io::Result<Self> {
         // The thread is the namespace's first user, and its only one.
         let thread = std::thread::Builder::new()
             .name("cards".to_owned())
@@ -46,7 +46,7 @@ impl Cards {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 Ok(Self {
                     namespace: File::open("/proc/thread-self/ns/net")?.into(),
-                    wire: tap(WIRE, wire)?,
+                    wire: wire.map(|mac| tap(WIRE, mac)).transpose()?,
                     internet: internet.map(|mac| tap(INTERNET, mac)).transpose()?,
                 })
             })?;

@@ -1,5 +1,6 @@
 //! One running container.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -10,13 +11,14 @@ use tokio::time::Instant;
 
 use super::console::Console;
 use super::launch::{Launch, Started};
+use crate::bridge::Attached;
 use crate::mac::Mac;
 use crate::machine::{
     BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
 };
-use crate::qemu::internet::Internet;
+use crate::qemu::internet::{self, Internet};
 use crate::qemu::process;
-use crate::wire::thread::WireThread;
+use crate::wire::thread::{WireEvent, WireThread};
 
 /// nspawn's exit status when the container has asked for a restart.
 const RESTART: i32 = 133;
@@ -33,6 +35,7 @@ pub(super) struct Parts {
     pub(super) launch: Launch,
     pub(super) started: Started,
     pub(super) wire: WireThread,
+    pub(super) bridge: Option<Attached>,
     pub(super) internet: Option<Internet>,
     pub(super) console: Console,
 }
@@ -56,9 +59,11 @@ enum Listen {
 
 enum Happened {
     /// None: the wire's thread has ended.
-    OnWire(Option<bbot_tftp::Event>),
+    OnWire(Option<WireEvent>),
     Ended(std::io::Result<ExitStatus>),
     Restarted(Result<Started, Error>),
+    /// How the way to the internet has ended.
+    InternetLost(String),
 }
 
 /// A container. Dropping it kills it.
@@ -71,7 +76,11 @@ pub(super) struct NspawnMachine {
     suspended: Suspended,
     wire: WireThread,
     wire_over: bool,
-    _internet: Option<Internet>,
+    /// After the wire, whose port it has mapped.
+    _bridge: Option<Attached>,
+    internet: Option<Internet>,
+    /// Its end was told.
+    internet_over: bool,
     console: Console,
     // After the process, which is in its groups.
     launch: Arc<Launch>,
@@ -104,7 +113,9 @@ impl NspawnMachine {
             suspended: Suspended::No,
             wire: parts.wire,
             wire_over: false,
-            _internet: parts.internet,
+            _bridge: parts.bridge,
+            internet: parts.internet,
+            internet_over: false,
             console: parts.console,
             launch: Arc::new(parts.launch),
             backlog: VecDeque::new(),
@@ -135,6 +146,8 @@ impl NspawnMachine {
             started,
             restart,
             wire,
+            internet,
+            internet_over,
             ..
         } = self;
         let process = async {
@@ -145,14 +158,22 @@ impl NspawnMachine {
         };
         let happened = tokio::select! {
             biased;
-            event = wire.next_event(), if listens => Happened::OnWire(event),
+            event = wire.next(), if listens => Happened::OnWire(event),
             happened = process => happened,
+            detail = internet::lost(internet.as_mut()), if !*internet_over => {
+                Happened::InternetLost(detail)
+            }
         };
         match happened {
-            Happened::OnWire(Some(event)) => self.backlog.push_back(MachineEvent::Tftp(event)),
+            Happened::OnWire(Some(event)) => self.backlog.push_back(event.into()),
             // It has told why in the log; the guest is cut off.
             Happened::OnWire(None) => self.wire_over = true,
             Happened::Ended(status) => self.ended(status),
+            Happened::InternetLost(detail) => {
+                self.internet_over = true;
+                self.backlog
+                    .push_back(MachineEvent::InternetLost { detail });
+            }
             Happened::Restarted(restarted) => {
                 self.restart = None;
                 match restarted {
@@ -172,15 +193,15 @@ impl NspawnMachine {
     fn ended(&mut self, status: Result<ExitStatus, std::io::Error>) {
         let code = status.as_ref().ok().and_then(ExitStatus::code);
         if !self.forced && code == Some(RESTART) {
-            self.restarts += 1;
-            if self.restarts > MAX_RESETS {
-                let detail = format!("it restarted more than {MAX_RESETS} times");
-                self.settle(ExitCause::Crashed, &detail);
-                return;
-            }
+            self.restarts = self.restarts.saturating_add(1);
             let launch = Arc::clone(&self.launch);
             self.restart = Some(Box::pin(async move { launch.start().await }));
-            self.backlog.push_back(MachineEvent::Reset);
+            match self.restarts.cmp(&MAX_RESETS) {
+                Ordering::Less => self.backlog.push_back(MachineEvent::Reset),
+                Ordering::Equal => self.backlog.push_back(MachineEvent::RebootLoop),
+                // Told; whoever lets it go on need not hear of each.
+                Ordering::Greater => {}
+            }
             return;
         }
         let how = match &status {
@@ -238,8 +259,8 @@ impl NspawnMachine {
                 }
                 // All that the guest had sent counts, and comes first.
                 if !self.wire_over {
-                    if let Some(event) = self.wire.next_event().await {
-                        return MachineEvent::Tftp(event);
+                    if let Some(event) = self.wire.next().await {
+                        return event.into();
                     }
                     self.wire_over = true;
                 }
@@ -309,6 +330,10 @@ impl NspawnMachine {
     }
 
     async fn stop(&mut self) -> Result<(), Error> {
+        // One that is between two lives can be stopped in the next.
+        while self.restart.is_some() {
+            self.step(Listen::No).await;
+        }
         if self.exit.is_some() || self.started.process.has_ended() {
             return Err(self.ended_error());
         }
@@ -399,7 +424,7 @@ impl Machine for NspawnMachine {
     }
 
     fn console(&self) -> Option<PathBuf> {
-        Some(self.launch.folder.console())
+        Some(self.launch.folder.path().join(super::CONSOLE))
     }
 
     fn last_words(&self) -> String {
@@ -413,7 +438,7 @@ impl Machine for NspawnMachine {
             (None, Suspended::Frozen) => "suspended".to_owned(),
             (None, Suspended::Stopped) => "suspended (its processes are stopped)".to_owned(),
         };
-        let console = self.launch.folder.console();
+        let console = self.launch.folder.path().join(super::CONSOLE);
         let mut text = format!(
             "machine {} (nspawn): {state}\n\
              process {}, in {}\n\
@@ -423,15 +448,17 @@ impl Machine for NspawnMachine {
             self.launch.directory.display(),
             console.display(),
         );
-        if let Some(leader) = &self.started.leader
-            && self.exit.is_none()
-        {
-            text.push_str(&format!(
-                "\nlook:    nsenter --target {} --all --root --wd sh",
-                leader.pid
-            ));
+        if let Some(shell) = self.shell() {
+            text.push_str(&format!("\nshell:   {}", shell.join(" ")));
         }
         text
+    }
+
+    fn shell(&self) -> Option<Vec<String>> {
+        let leader = self.started.leader.as_ref()?;
+        let command = format!("nsenter --target {} --all --root --wd sh", leader.pid);
+        let words = command.split(' ').map(str::to_owned).collect();
+        self.exit.is_none().then_some(words)
     }
 }
 

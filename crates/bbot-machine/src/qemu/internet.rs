@@ -176,6 +176,14 @@ impl Internet {
     }
 }
 
+/// The end of the way to the internet; never, when there is none.
+pub(crate) async fn lost(internet: Option<&mut Internet>) -> String {
+    match internet {
+        Some(internet) => internet.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Drop for Internet {
     fn drop(&mut self) {
         self.stop = None;

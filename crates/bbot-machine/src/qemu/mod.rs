@@ -23,20 +23,17 @@ mod words;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bbot_manifest::MachineKind;
 
-use crate::bridge::{self, Attached, Bridge};
+use crate::bridge::{self, GuestEnd};
 use crate::mac::{self, Mac};
-use crate::machine::{
-    BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec, Tftp,
-};
-use crate::wire::thread::WireThread;
-use crate::wire::{MAX_BLKSIZE, Wire};
+use crate::machine::{BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec};
+use crate::socket_folder::SocketFolder;
+use crate::wire::thread::{End, WireThread};
 
 use command::{CardEnd, CommandLine, Plan, SecondCard};
 use files::Handed;
@@ -145,7 +142,15 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let sockets_fd = hand(&mut inherited, sockets.open()?);
 
     let (wire_thread, card, bridge) = if let Network::Bridge(bridge) = spec.network {
-        let (attached, tap, thread) = attach(bridge, &name, mac, spec.tftp.clone()).await?;
+        let (mut attached, thread) =
+            bridge::attach(bridge, &name, mac, GuestEnd::Tap, spec.tftp.clone()).await?;
+        let tap = attached
+            .take_tap()
+            .ok_or_else(|| io::Error::other("its tap is gone"))
+            .map_err(trying(format!(
+                "put machine {name} on bridge {}",
+                bridge.name
+            )))?;
         (
             thread,
             CardEnd::Tap(hand(&mut inherited, tap)),
@@ -250,39 +255,11 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
 fn own_wire(name: &str, spec: &StartSpec) -> Result<(WireThread, OwnedFd), Error> {
     let (ours, its) = crate::wire::thread::socket_pair()
         .map_err(trying(format!("make the wire of machine {name}")))?;
-    let mut limits = spec.tftp.limits.clone();
-    limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
-    let tftp = bbot_tftp::Server::new(spec.tftp.root.clone(), limits);
-    let thread = WireThread::start(Wire::new(tftp), ours)
+    let thread = spec
+        .tftp
+        .serve_on(End::Socket(ours))
         .map_err(trying(format!("serve the wire of machine {name}")))?;
     Ok((thread, its))
-}
-
-/// Puts a machine on a bridge; gives the tap and the running server too. On a
-/// thread of its own, since it waits for programs.
-async fn attach(
-    bridge: Bridge,
-    name: &str,
-    mac: Mac,
-    tftp: Tftp,
-) -> Result<(Attached, OwnedFd, WireThread), Error> {
-    let machine = name.to_owned();
-    let attaching = move || {
-        let mut attached = Attached::new(bridge, &machine, mac, Path::new(bridge::RECORDS))?;
-        let serving = || format!("serve machine {machine} on bridge {}", bridge.name);
-        let thread = attached.serve(&tftp).map_err(trying(serving()))?;
-        let tap = attached
-            .take_tap()
-            .ok_or_else(|| io::Error::other("its tap is gone"))
-            .map_err(trying(serving()))?;
-        Ok((attached, tap, thread))
-    };
-    // Who gives up waiting drops what it makes, and so undoes it.
-    let attached = tokio::task::spawn_blocking(attaching).await;
-    attached.map_err(io::Error::other).map_err(trying(format!(
-        "put machine {name} on bridge {}",
-        bridge.name
-    )))?
 }
 
 /// Keeps a descriptor for the child and gives its number.
@@ -358,79 +335,38 @@ pub(crate) fn second_mac(first: Mac) -> Mac {
     Mac(octets)
 }
 
-/// The private folder of a run's sockets, for console and screen. Removed when dropped.
+/// The private folder of console and screen. Only the agent comes through the run's folder; QEMU
+/// gets this one itself as a descriptor.
 #[derive(Debug)]
-struct Sockets {
-    path: PathBuf,
-    /// The run's folder, when it was made here.
-    made: Option<PathBuf>,
-}
+struct Sockets(SocketFolder);
 
 impl Sockets {
-    /// Makes the folder below `run_dir`. Only the agent comes through `run_dir`;
-    /// QEMU gets the folder itself as a descriptor.
     fn create(run_dir: &Path, credentials: Option<&Credentials>) -> Result<Self, Error> {
-        let path = run_dir.join("qemu");
-        let doing = |what: &str, path: &Path| trying(format!("{what} {}", path.display()));
-        let mut private = std::fs::DirBuilder::new();
-        private.mode(0o700);
-        let made = match private.create(run_dir) {
-            Ok(()) => Some(run_dir.to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // Someone's sockets are in here soon: nobody else comes in.
-                std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
-                    .map_err(doing("make private", run_dir))?;
-                None
-            }
-            Err(error) => return Err(doing("make the folder", run_dir)(error)),
-        };
-        let sockets = Self { path, made };
-        match std::fs::remove_dir_all(&sockets.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(doing("remove the leftover folder", &sockets.path)(error));
-            }
-            _ => {}
-        }
-        private
-            .create(&sockets.path)
-            .map_err(doing("make the folder", &sockets.path))?;
+        let names = [command::CONSOLE_SOCKET, command::SCREEN_SOCKET];
+        let folder = SocketFolder::create(run_dir, "qemu", &names)?;
         if let Some(credentials) = credentials {
-            std::os::unix::fs::chown(&sockets.path, Some(credentials.uid), Some(credentials.gid))
-                .map_err(doing("give away the folder", &sockets.path))?;
+            folder.give_to(credentials.uid, credentials.gid)?;
         }
-        Ok(sockets)
+        Ok(Self(folder))
     }
 
     fn open(&self) -> Result<OwnedFd, Error> {
         use rustix::fs::{Mode, OFlags};
+        let path = self.0.path();
         rustix::fs::open(
-            &self.path,
+            path,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )
-        .map_err(|error| trying(format!("open {}", self.path.display()))(error.into()))
+        .map_err(|error| trying(format!("open {}", path.display()))(error.into()))
     }
 
     fn console(&self) -> PathBuf {
-        self.path.join(command::CONSOLE_SOCKET)
+        self.0.path().join(command::CONSOLE_SOCKET)
     }
 
     fn screen(&self) -> PathBuf {
-        self.path.join(command::SCREEN_SOCKET)
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("unable to remove {}: {error}", self.path.display());
-        }
-        if let Some(made) = &self.made {
-            // Not empty: then someone else has use for it.
-            let _ = std::fs::remove_dir(made);
-        }
+        self.0.path().join(command::SCREEN_SOCKET)
     }
 }
 

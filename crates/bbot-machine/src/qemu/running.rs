@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::events;
-use super::internet::Internet;
+use super::internet::{self, Internet};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
 use super::words::Words;
@@ -280,7 +280,7 @@ impl QemuMachine {
                     None => self.events_over = true,
                 },
                 status = self.process.ended() => self.settle(status).await,
-                detail = lost(self.internet.as_mut()), if !self.internet_over => {
+                detail = internet::lost(self.internet.as_mut()), if !self.internet_over => {
                     self.internet_over = true;
                     return MachineEvent::InternetLost { detail };
                 }
@@ -431,14 +431,6 @@ impl Machine for QemuMachine {
 
     fn last_words(&self) -> String {
         self.words.text()
-    }
-}
-
-/// The end of the way to the internet; never, when there is none.
-async fn lost(internet: Option<&mut Internet>) -> String {
-    match internet {
-        Some(internet) => internet.ended().await,
-        None => std::future::pending().await,
     }
 }
 

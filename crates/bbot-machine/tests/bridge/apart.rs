@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bbot_machine::bridge::{Attached, RECORDS};
+use bbot_machine::bridge::{Attached, GuestEnd, RECORDS};
 use bbot_machine::mac::Mac;
 use bbot_machine::machine::Tftp;
 use bbot_machine::wire::AGENT;
@@ -28,8 +28,14 @@ struct Run {
 
 fn run(number: u8) -> Run {
     let mac = Mac([2, 0, 0, 0, 0, number]);
-    let mut attached =
-        Attached::new(br1(), &format!("m{number}"), mac, Path::new(RECORDS)).unwrap();
+    let mut attached = Attached::new(
+        br1(),
+        &format!("m{number}"),
+        mac,
+        &GuestEnd::Tap,
+        Path::new(RECORDS),
+    )
+    .unwrap();
     let port = attached.port().unwrap();
     let put = tempfile::tempdir().unwrap();
     let root = Root::new()

@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use bbot_machine::bridge::{self, Attached, Facts, Interface, Plan, RECORDS, Unusable, Wanted};
+use bbot_machine::bridge::{
+    self, Attached, Facts, GuestEnd, Interface, Plan, RECORDS, Unusable, Wanted,
+};
 use bbot_machine::mac::Mac;
 use bbot_machine::owner::Reason;
 
@@ -15,7 +17,7 @@ use super::namespace::{br1, inside, records, said, tables, taps};
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 
 fn attach(name: &str) -> Attached {
-    Attached::new(br1(), name, MAC, Path::new(RECORDS)).unwrap()
+    Attached::new(br1(), name, MAC, &GuestEnd::Tap, Path::new(RECORDS)).unwrap()
 }
 
 const ROLE: &str = "BBOT_TEST_HOLDS_A_TAP";
@@ -277,7 +279,8 @@ fn a_place_that_cannot_be_had_leaves_nothing() {
         assert!(records().is_empty(), "{:?}", records());
     };
     let refused = |bridge| {
-        let error = Attached::new(bridge, "m", MAC, Path::new(RECORDS)).unwrap_err();
+        let error =
+            Attached::new(bridge, "m", MAC, &GuestEnd::Tap, Path::new(RECORDS)).unwrap_err();
         let source = std::error::Error::source(&error);
         let text = format!(
             "{error}: {}",

@@ -7,8 +7,12 @@
 
 mod apart;
 mod cleanup;
+mod containers;
 mod guests;
 mod namespace;
+#[path = "../nspawn/support.rs"]
+#[expect(dead_code, reason = "shared with the tests of containers")]
+mod nspawn;
 #[path = "../qemu/support.rs"]
 #[expect(dead_code, reason = "shared with the tests of QEMU")]
 mod support;

@@ -75,6 +75,7 @@ pub(crate) fn br1() -> Bridge {
     Bridge {
         name: "br1".parse().unwrap(),
         port: 23401,
+        by_default: false,
     }
 }
 
