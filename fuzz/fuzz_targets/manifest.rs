@@ -20,11 +20,10 @@ fn read(data: &[u8]) {
                 assert_eq!(validate_value(pair.value.as_bytes(), ""), Ok(()));
                 let (value, comment) = split_comment(&pair.value);
                 assert!(value.len() + comment.len() <= pair.value.len());
-                // Merged, they come apart as they were: what is split once stays.
-                assert_eq!(
-                    split_comment(&merge_comment(&value, &comment)),
-                    (value, comment)
-                );
+                // Merged, they come apart as they were, but for blanks at the end of what becomes one line.
+                let again = split_comment(&merge_comment(&value, &comment));
+                assert_eq!(again.0.trim_end(), value.trim_end());
+                assert_eq!(again.1.trim(), comment.trim());
             }
             for introducer in [Introducer::Old, Introducer::New] {
                 for long_lines in [false, true] {
