@@ -213,6 +213,7 @@ async fn start_and_watch(
                     name: name.clone(),
                     share,
                     look: look.then_some(why),
+                    span: tracing::Span::current(),
                 }),
             });
         }

@@ -285,9 +285,23 @@ pub(crate) struct Left {
     pub(crate) share: Share,
     /// Why a person may want to look at it (the seed's soft failures).
     pub(crate) look: Option<String>,
+    /// The run's: what is said of the machine later is of its session, too.
+    pub(crate) span: tracing::Span,
 }
 
 impl Left {
+    /// Stops the machine, so that a person finds it as it was. None: it could not be
+    /// stopped, and nothing of it is left.
+    pub(crate) async fn suspend(mut self) -> Option<Self> {
+        if let Err(e) = self.running.machine.suspend().await {
+            let e = anyhow::Error::new(e);
+            tracing::warn!("unable to suspend machine {}: {e:#}", self.name);
+            self.clean_up().await;
+            return None;
+        }
+        Some(self)
+    }
+
     /// Ends the machine, if it has not ended, and removes all of the run. Without a
     /// clean shutdown: the copy is thrown away.
     pub(crate) async fn clean_up(self) {

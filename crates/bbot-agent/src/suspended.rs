@@ -115,9 +115,10 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// Keeps a machine; the oldest are ended where there would be too many. Tells its
+    /// Keeps a machine that is stopped; the oldest are ended where there would be too many. Tells its
     /// short name.
     pub(crate) fn add(&mut self, left: Left, bounds: Bounds) -> String {
+        let span = left.span.clone();
         let living: Vec<u64> = self.living().collect();
         for number in &living[..too_many(living.len(), bounds.count).min(living.len())] {
             self.end(*number, "to make room for another suspended machine");
@@ -138,11 +139,12 @@ impl Pool {
             reach: Attachment {
                 console: machine.console(),
                 screen: machine.screen(),
-                command: None,
+                command: machine.shell(),
                 info: machine.info(),
             },
         };
         tracing::error!(
+            parent: &span,
             "{} for machine {}, suspended as {id} for {} s at most (--suspend-timeout)\n{}\n\
              `bbot machine attach {id}` looks at it, `resume` lets it go on, `kill` ends it",
             entry.why,
@@ -152,7 +154,7 @@ impl Pool {
         );
         let (orders, receiver) = mpsc::channel(8);
         let keeper = keep(number, left, entry.until, receiver);
-        self.keepers.spawn(keeper.in_current_span());
+        self.keepers.spawn(keeper.instrument(span));
         self.kept.insert(
             number,
             Kept {
@@ -205,7 +207,9 @@ impl Pool {
             .collect();
         match named[..] {
             [number] => Ok(number),
-            [] => Err(format!("there is no suspended machine {id}")),
+            [] => Err(format!(
+                "there is no suspended machine {id}: `bbot machine list --suspended` shows what there is"
+            )),
             [..] => Err(format!(
                 "several machines {id} are suspended: name one by its id"
             )),
@@ -297,11 +301,6 @@ async fn keep(
 ) -> u64 {
     let id = format!("s{number}");
     let machine = left.running.machine.as_mut();
-    if let Err(e) = machine.suspend().await {
-        tracing::warn!("unable to suspend {id}: {:#}", anyhow::Error::new(e));
-        left.clean_up().await;
-        return number;
-    }
     let mut resumed = false;
     loop {
         let order = tokio::select! {

@@ -2,7 +2,7 @@
 //! TFTP, the result comes back the same way, and nothing else remains.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -92,8 +92,15 @@ pub(crate) async fn perform(
             left: None,
         });
     }
-    let folders = RunFolders::create(host, "build", &["get", "put"])?;
-    let root = prepare(job, folders.path())?;
+    let offer = Offer::of(job)?;
+    let theirs = host.clone();
+    // It is synced to a disk that others may keep busy.
+    let prepared = host.blocking.run(move || {
+        let folders = RunFolders::create(&theirs, "build", &["get", "put"])?;
+        let root = offer.write(folders.path())?;
+        anyhow::Ok((folders, root))
+    });
+    let (folders, root) = prepared.await?;
     let name = &job.machine.dir.name;
     let startup = options.build_startup(host.accelerator);
 
@@ -166,6 +173,7 @@ pub(crate) async fn perform(
             name: name.clone(),
             share: job.share,
             look,
+            span: tracing::Span::current(),
         }),
     })
 }
@@ -294,39 +302,51 @@ async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
     Ok(Copied::make(&host.blocking, copy).await?)
 }
 
-/// Writes what the worker fetches, and says what it may fetch and upload.
-fn prepare(job: &Job, folders: &Path) -> Result<Root> {
-    let (get, put) = (folders.join("get"), folders.join("put"));
-    let manifest = get.join("manifest");
-    let text = job
-        .task
-        .serialize(job.era)
-        .context("unable to write the task manifest")?;
-    durable::write(&manifest, text.as_bytes())?;
-    let offer = RunManifest {
-        agent: format!("bbot-agent/{}", version::OWN),
-        log_segments: Some(segments::FORMAT),
-        source: job.source.as_ref().map(|source| Source {
-            name: SOURCE.to_owned(),
-            sha256: source.sha256.clone(),
-        }),
-    };
-    let offer = offer
-        .serialize()
-        .context("unable to write the run manifest")?;
+/// What the worker fetches.
+struct Offer {
+    task: String,
+    run: String,
+    source: Option<PathBuf>,
+}
 
-    let mut root = Root::new().get_bytes(RUN, offer.into_bytes());
-    for name in TASK_NAMES {
-        root = root.get_file(name, &manifest);
+impl Offer {
+    fn of(job: &Job) -> Result<Self> {
+        let run = RunManifest {
+            agent: format!("bbot-agent/{}", version::OWN),
+            log_segments: Some(segments::FORMAT),
+            source: job.source.as_ref().map(|source| Source {
+                name: SOURCE.to_owned(),
+                sha256: source.sha256.clone(),
+            }),
+        };
+        Ok(Self {
+            task: job
+                .task
+                .serialize(job.era)
+                .context("unable to write the task manifest")?,
+            run: run.serialize().context("unable to write the run manifest")?,
+            source: job.source.as_ref().map(|source| source.path.clone()),
+        })
     }
-    if let Some(source) = &job.source {
-        root = root.get_file(SOURCE, &source.path);
+
+    /// Writes it, and says what the worker may fetch and upload.
+    fn write(self, folders: &Path) -> Result<Root> {
+        let (get, put) = (folders.join("get"), folders.join("put"));
+        let manifest = get.join("manifest");
+        durable::write(&manifest, self.task.as_bytes())?;
+        let mut root = Root::new().get_bytes(RUN, self.run.into_bytes());
+        for name in TASK_NAMES {
+            root = root.get_file(name, &manifest);
+        }
+        if let Some(source) = &self.source {
+            root = root.get_file(SOURCE, source);
+        }
+        // Always: when the build is cut short, this is all there is of its log.
+        Ok(root
+            .put_numbered(segments::PREFIX, &put, segments::LIMIT)
+            .put_once(&RESULT_NAMES, &put, RESULT_LIMIT)
+            .put_once(&["upload.tar"], &put, UPLOAD_LIMIT))
     }
-    // Always: when the build is cut short, this is all there is of its log.
-    Ok(root
-        .put_numbered(segments::PREFIX, &put, segments::LIMIT)
-        .put_once(&RESULT_NAMES, &put, RESULT_LIMIT)
-        .put_once(&["upload.tar"], &put, UPLOAD_LIMIT))
 }
 
 fn asks_for_task(event: &Event) -> bool {

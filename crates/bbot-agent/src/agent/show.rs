@@ -16,7 +16,8 @@ use crate::status::{
     RunKind, Slots, Spool, Status, Suspended, Trouble,
 };
 use crate::supervisor::{
-    Answer, BootstrapOutcome, MachineState as Seen_, MachineStatus, Mode as Doing, Outcome, View,
+    Answer, BootstrapOutcome, MachineState as Seen_, MachineStatus, Mode as Doing, Outcome, Time,
+    View,
 };
 use crate::version;
 
@@ -26,12 +27,14 @@ pub(super) struct Seen {
     pub(super) counters: Counters,
     /// Why a machine failed last.
     failures: HashMap<String, String>,
+    /// When each controller answered last, and what in a word.
+    answers: HashMap<String, (Moment, &'static str)>,
     /// What systemd was told last.
     told: String,
 }
 
 impl Seen {
-    pub(super) fn answered(&mut self, asking: Option<Asking>, answer: &Answer) {
+    pub(super) fn answered(&mut self, asking: Option<Asking>, answer: &Answer, now: Time) {
         let word = match answer {
             Answer::Nothing => "nothing",
             Answer::Task { .. } => "task",
@@ -39,8 +42,14 @@ impl Seen {
             Answer::Failed(_) => "failed",
         };
         Counters::count(&mut self.counters.asks, word);
-        if let Some(asking) = asking.filter(|asking| !asking.is_held) {
+        let Some(asking) = asking else { return };
+        if !asking.is_held {
             self.counters.ask_seconds.record(asking.since.elapsed());
+        }
+        // One that was given up, or did not come through, is no answer.
+        if !matches!(answer, Answer::Failed(_)) {
+            let at = (Moment::from(now), word);
+            self.answers.insert(asking.controller, at);
         }
     }
 
@@ -62,7 +71,11 @@ impl Seen {
     pub(super) fn bootstrap_ended(&mut self, run: Option<Run>, outcome: &BootstrapOutcome) {
         let name = run.as_ref().map(|run| run.machine.clone());
         match outcome {
-            BootstrapOutcome::Done => self.counters.bootstraps += 1,
+            BootstrapOutcome::Done => {
+                self.counters.bootstraps += 1;
+                // Should it fail as a build's machine, this is not why.
+                self.failures.remove(&name.unwrap_or_default());
+            }
             BootstrapOutcome::Failed(why) => {
                 self.counters.bootstraps_failed += 1;
                 if let Some(name) = name {
@@ -74,6 +87,11 @@ impl Seen {
         if let Some(run) = run {
             self.started(&run);
         }
+    }
+
+    /// What is remembered of machines that are gone is forgotten.
+    pub(super) fn machines_are(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.failures.retain(|name, _| is_there(name));
     }
 
     fn started(&mut self, run: &Run) {
@@ -237,7 +255,11 @@ impl Agent {
                 },
                 ours: (controller.trouble.is_none()).then_some(controller.kin == Kin::Ours),
                 asking: view.asking.as_ref() == Some(&controller.url),
-                last_answer: None,
+                last_answer: self
+                    .seen
+                    .answers
+                    .get(&controller.url)
+                    .map(|(at, word)| (*at, (*word).to_owned())),
                 trouble: controller.trouble.clone(),
                 next_ask: Some(Moment::from(controller.next)),
             })
@@ -300,7 +322,10 @@ impl Agent {
     fn counters(&self) -> Counters {
         let mut counters = self.seen.counters.clone();
         if let Some(results) = &self.context.results {
-            counters.results_refused = counters.results_refused.max(results.status().refused);
+            let status = results.status();
+            counters.results_refused = counters.results_refused.max(status.refused);
+            counters.results_taken = status.taken;
+            counters.sends_failed = status.failed;
         }
         counters
     }

@@ -115,6 +115,30 @@ pub(super) struct TaskRun {
     /// It is interrupted.
     pub(super) stop: CancellationToken,
     pub(super) shown: Shown,
+    pub(super) pledge: Pledge,
+}
+
+/// What is held on disk for a run's task. The driver has a clone: should the run come
+/// to an end that nobody thought of, the task is given back all the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pledge(Arc<Mutex<Option<Held>>>);
+
+impl Pledge {
+    fn put(&self, held: Option<Held>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// Whoever has it must see to it.
+    fn take(&self) -> Option<Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives the task back, if nobody has done anything for it yet.
+    pub(super) async fn redeem(&self, results: &Handle) {
+        if let Some(held) = self.take() {
+            results.give_back(held).await;
+        }
+    }
 }
 
 /// How a task's run has ended; but for a machine that is kept nothing of it is left.
@@ -164,7 +188,7 @@ impl TaskRun {
                 return ended(Outcome::HostFailed, None);
             }
         };
-        let held = answers.hold(&task).await;
+        self.pledge.put(answers.hold(&task).await);
         let session = answers.session();
         let what = format!("{}/{} on {}", task.name, task.version, task.machine);
         tracing::debug!("task for {what} from {}", self.given.from);
@@ -186,6 +210,7 @@ impl TaskRun {
                 Err(e) => Built::Failed(e),
             },
         };
+        let held = self.pledge.take();
         let (performed, outcome) = match built {
             Built::Interrupted => {
                 answers.give_back(&task, held).await;
@@ -236,7 +261,7 @@ impl TaskRun {
         tracing::info!("built {what} for {}: {status}", self.given.from);
         answers.post(performed.result, held, session).await;
         match performed.left {
-            Some(left) if left.look.is_some() && kept => ended.keep = Some(left),
+            Some(left) if left.look.is_some() && kept => ended.keep = left.suspend().await,
             left => clean_up(left).await,
         }
         ended
@@ -507,7 +532,7 @@ impl BootstrapRun {
                             && host.options.suspend_max > 0
                             && host.options.suspend_timeout > 0 =>
                     {
-                        keep = Some(left);
+                        keep = left.suspend().await;
                     }
                     left => clean_up(left).await,
                 }

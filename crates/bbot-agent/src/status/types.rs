@@ -140,7 +140,7 @@ pub struct Slots {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Budgets {
-    /// Virtual processors that may be given out.
+    /// Virtual processors that may be given out; 0: no bound.
     pub cpus: u32,
     /// Virtual processors that are.
     pub cpus_used: u32,
@@ -298,7 +298,8 @@ pub struct Controller {
     pub ours: Option<bool>,
     /// Whether it is being asked now.
     pub asking: bool,
-    /// When it last answered, and what in a word: `nothing`, `task`.
+    /// When it last answered, and what in a word: `nothing`, `task`, `refused` (what is of
+    /// no use).
     pub last_answer: Option<(Moment, String)>,
     /// What is wrong with it.
     pub trouble: Option<String>,

@@ -11,7 +11,6 @@
 //! already.
 
 use std::collections::BTreeSet;
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+
+use crate::owner::Process;
 
 /// How a container's group is called.
 const PREFIX: &str = "bbot-nspawn-";
@@ -440,15 +441,10 @@ fn owner(name: &str) -> Option<(u32, u64)> {
 
 /// When a process started, in the kernel's ticks since it booted; None: there is no such process.
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22; the second, a name in parentheses, may hold blanks (proc(5)).
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    // A zombie has ended.
-    if fields.next()? == "Z" {
-        return None;
+    match crate::owner::process(pid) {
+        Process::Running { start_time } => Some(start_time),
+        Process::Ended | Process::Unknown => None,
     }
-    fields.nth(18)?.parse().ok()
 }
 
 fn found() -> Vec<Hierarchy> {
