@@ -7,8 +7,8 @@ use bbot_agent::{
     options::Options as AgentOptions,
     resources::{Level, size},
     status::{
-        Client, ClientError, Controller, Machine, MachineState, Mode, Moment, Place, Request,
-        RunKind, Status, Suspended, known_sockets,
+        Client, ClientError, Machine, MachineState, Mode, Moment, Place, Request, RunKind, Status,
+        Suspended, known_sockets,
     },
 };
 use clap::{Args, Subcommand};
@@ -127,7 +127,7 @@ fn drain(options: &Drain, home: &Home) -> Result<()> {
     if options.wait {
         let running = client.status().map_or(0, |status| status.runs.len());
         if running > 0 {
-            eprintln!("the agent takes no more tasks; waiting for the {running} that run");
+            eprintln!("the agent takes no more tasks; waiting for what runs ({running})");
         }
         client.wait_drained().context("the agent is not drained")?;
         eprintln!("the agent is drained: nothing runs");
@@ -162,7 +162,7 @@ fn show(status: &Status) -> Result<()> {
     }
     if !status.controllers.is_empty() {
         println!("\ncontrollers");
-        controllers(&status.controllers, now).print()?;
+        controllers(status).print()?;
     }
     println!("\n{}", spool(status));
     println!("{}", host(status));
@@ -193,7 +193,7 @@ fn summary(status: &Status) -> String {
     };
     let (slots, budgets) = (status.slots, status.budgets);
     let mut line = format!(
-        "{} {} (toolchain {}, process {}): {mode}, for {}\nslots {} of {}, processors {} of {}, memory {} of {}",
+        "{} {} (toolchain {}, process {}): {mode}, for {}\nslots {} of {}, processors {}{}, memory {} of {}",
         plain(&status.agent),
         status.version,
         plain(&status.toolchain),
@@ -202,7 +202,10 @@ fn summary(status: &Status) -> String {
         slots.used,
         slots.total,
         budgets.cpus_used,
-        budgets.cpus,
+        match budgets.cpus {
+            0 => String::new(),
+            cpus => format!(" of {cpus}"),
+        },
         size(budgets.ram_kib_used.saturating_mul(1024)),
         size(budgets.ram_kib.saturating_mul(1024)),
     );
@@ -270,7 +273,9 @@ fn machines(machines: &[Machine], now: Moment) -> Table {
     table
 }
 
-fn controllers(controllers: &[Controller], now: Moment) -> Table {
+fn controllers(status: &Status) -> Table {
+    let now = status.uptime;
+    let slots = status.slots;
     let mut table = Table::new(&[
         "controller",
         "priority",
@@ -279,7 +284,7 @@ fn controllers(controllers: &[Controller], now: Moment) -> Table {
         "next",
         "trouble",
     ]);
-    for controller in controllers {
+    for controller in &status.controllers {
         let kin = match controller.ours {
             Some(true) => "ours",
             Some(false) => "stranger",
@@ -289,10 +294,12 @@ fn controllers(controllers: &[Controller], now: Moment) -> Table {
             .last_answer
             .as_ref()
             .map(|(at, word)| format!("{word}, {} ago", span(at.before(now))));
-        let next = match (controller.asking, controller.next_ask) {
-            (true, _) => "asked now".to_string(),
-            (false, Some(at)) => format!("in {}", span(at.after(now))),
-            (false, None) => String::new(),
+        let next = match controller.next_ask {
+            _ if controller.asking => "asked now".to_string(),
+            _ if status.mode != Mode::Running => "not now".to_string(),
+            Some(at) if at > now => format!("in {}", span(at.after(now))),
+            _ if slots.used >= slots.total => "with a free slot".to_string(),
+            _ => "soon".to_string(),
         };
         table.row([
             controller.url.clone(),

@@ -64,8 +64,8 @@ pub(crate) struct Submit {
     /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
-    /// With --wait: print each log as it grows, one build after the other
-    #[arg(long, short, requires = "wait", conflicts_with = "json")]
+    /// As --wait, but print each log as it grows, one build after the other
+    #[arg(long, short, conflicts_with = "json")]
     follow: bool,
     /// Print the builds as JSON
     #[arg(long)]
@@ -137,7 +137,7 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
             );
         }
     }
-    if options.wait && options.follow {
+    if options.follow {
         for build in &mut builds {
             *build = follow::follow(&api, &build.id, None).await?;
             log::print_summary(build);
@@ -148,7 +148,8 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&builds)?);
     }
-    let failed = options.wait && builds.iter().any(|build| !build.succeeded());
+    let waited = options.wait || options.follow;
+    let failed = waited && builds.iter().any(|build| !build.succeeded());
     Ok(if failed {
         Exit::BuildFailed
     } else {

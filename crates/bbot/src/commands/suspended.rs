@@ -29,7 +29,7 @@ use crate::home::Home;
 /// Ctrl-]: leaves a console, as with telnet.
 const LEAVE: u8 = 0x1d;
 
-/// Attach to the console or screen of a suspended machine.
+/// Attach to the console or screen of a suspended machine; open a shell in a container.
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
     /// Its id, or its machine's name
@@ -136,12 +136,13 @@ fn wanted(reach: &Attachment, screen: bool) -> Result<Wanted> {
             None => bail!("it has no screen\n{}", reach.info),
         };
     }
-    if let Some(path) = &reach.console {
-        return Ok(Wanted::Console(path.clone()));
-    }
-    match reach.command.as_deref() {
-        Some([program, arguments @ ..]) => Ok(Wanted::Command(program.clone(), arguments.to_vec())),
-        _ => bail!("it has no console\n{}", reach.info),
+    // A container has both, and its console takes no input.
+    match (reach.command.as_deref(), &reach.console) {
+        (Some([program, arguments @ ..]), _) => {
+            Ok(Wanted::Command(program.clone(), arguments.to_vec()))
+        }
+        (_, Some(path)) => Ok(Wanted::Console(path.clone())),
+        (_, None) => bail!("it has no console\n{}", reach.info),
     }
 }
 
@@ -314,6 +315,7 @@ mod tests {
             info: "machine m".to_string(),
         };
         let container = Attachment {
+            console: Some("/c".into()),
             command: Some(vec!["nsenter".to_string(), "--all".to_string()]),
             info: "container c".to_string(),
             ..Attachment::default()
