@@ -24,6 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::controller::{Acknowledged, Link, Renewed, Url, parse_url};
 use crate::delivery::plan::pause_after;
@@ -172,13 +173,16 @@ impl Session {
         let Terms { url, renew, name } = terms;
         let log = SegmentLog::new(dir, url.clone(), log::LIMIT);
         let inner = Arc::new(Inner::new(name, log));
-        let lease = tokio::spawn(renew_lease(
-            inner.clone(),
-            link.clone(),
-            url.clone(),
-            renew.unwrap_or(RENEW),
-        ));
-        let log = tokio::spawn(post_log(inner.clone(), link, url));
+        let lease = tokio::spawn(
+            renew_lease(
+                inner.clone(),
+                link.clone(),
+                url.clone(),
+                renew.unwrap_or(RENEW),
+            )
+            .in_current_span(),
+        );
+        let log = tokio::spawn(post_log(inner.clone(), link, url).in_current_span());
         let tasks = vec![lease.abort_handle(), log.abort_handle()];
         Self(Some(Arc::new(Guard { inner, tasks })))
     }
