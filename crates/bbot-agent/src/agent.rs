@@ -227,9 +227,17 @@ impl Agent {
         let host = Arc::clone(&self.context.host);
         // What a run before this one has left goes first.
         let sweeps = Arc::clone(&host);
-        host.blocking.run(move || inventory::sweep(&sweeps)).await;
+        let sweep = host.blocking.run(move || inventory::sweep(&sweeps));
+        let is_told = tokio::select! {
+            biased;
+            () = end(signals) => true,
+            () = sweep => false,
+        };
         let options = &host.options;
-        let ended = if options.dump_machines || options.fake_request.is_some() {
+        let ended = if is_told {
+            tracing::info!("agent stopped");
+            Ok(())
+        } else if options.dump_machines || options.fake_request.is_some() {
             tokio::select! {
                 biased;
                 () = end(signals) => {

@@ -74,6 +74,10 @@ pub struct Status {
     pub held: usize,
     /// Results that were refused or given up, and are kept for a person.
     pub refused: u64,
+    /// Results that were taken since the start.
+    pub taken: u64,
+    /// Posts since the start that were not taken: refused, put off or without an answer.
+    pub failed: u64,
     /// Results that the disk did not take, and that are in memory alone.
     pub unkept: usize,
     /// By controller (origin): how many wait, and why the last was not taken.
@@ -116,7 +120,10 @@ impl Delivery {
                 items: HashMap::new(),
                 errors: BTreeMap::new(),
                 sessions: Vec::new(),
+                left: Vec::new(),
                 refused: 0,
+                taken: 0,
+                failed: 0,
                 held: 0,
                 busy: 0,
                 last: 0,
@@ -175,7 +182,11 @@ struct State {
     errors: BTreeMap<String, String>,
     /// Those of running tasks; the ones that are over are dropped now and then.
     sessions: Vec<session::Watch>,
+    /// Logs that an earlier agent has left, while they are sent.
+    left: Vec<session::Left>,
     refused: u64,
+    taken: u64,
+    failed: u64,
     held: usize,
     /// Posts that have not ended, or whose end is not on disk yet.
     busy: usize,
@@ -280,8 +291,12 @@ impl Inner {
         let header = match self.spool.header(&path) {
             Ok(header) => header,
             Err(e) => {
+                let is_of_file = e.is_of_file();
                 tracing::error!("{:#}", anyhow::Error::new(e));
-                self.set_aside(&path);
+                // One that cannot be read now stays for the next start.
+                if is_of_file {
+                    self.set_aside(&path);
+                }
                 return None;
             }
         };
@@ -358,10 +373,13 @@ impl Inner {
             next_try: state.plan.deadline().map(|at| at.saturating_sub(now)),
             held: state.held,
             refused: state.refused,
+            taken: state.taken,
+            failed: state.failed,
             ..Status::default()
         };
-        for session in &state.sessions {
-            let (count, bytes) = session.waiting();
+        let sessions = state.sessions.iter().map(session::Watch::waiting);
+        let left = state.left.iter().map(session::Left::waiting);
+        for (count, bytes) in sessions.chain(left) {
             status.segments += count;
             status.bytes += bytes;
         }
@@ -404,10 +422,18 @@ impl Inner {
 /// after a while, the tasks are given back, which ends their sessions.
 async fn recover_logs(inner: Arc<Inner>, left: Vec<PathBuf>, given: Vec<Id>) {
     let mut tasks = tokio::task::JoinSet::new();
-    for folder in left {
-        tasks.spawn(session::recover(folder, inner.link()));
+    // They count for what waits, as those of running builds do.
+    let left: Vec<_> = left
+        .iter()
+        .filter_map(|dir| session::Left::open(dir))
+        .collect();
+    inner.state().left.clone_from(&left);
+    inner.tell();
+    for log in left {
+        tasks.spawn(log.send(inner.link()));
     }
     while tasks.join_next().await.is_some() {}
+    inner.state().left.clear();
     inner.open_gate(&given);
 }
 

@@ -266,37 +266,54 @@ impl Watch {
     }
 }
 
-/// Sends what an earlier agent has left of a session's log, for a while; then it is
-/// removed.
-pub(crate) async fn recover(dir: PathBuf, link: Arc<dyn Link>) {
-    let log = match SegmentLog::recover(&dir) {
-        Ok(log) => log,
-        Err(e) => {
-            tracing::warn!("a log in {} is lost: {e}", dir.display());
-            if let Err(e) = std::fs::remove_dir_all(&dir) {
-                tracing::warn!("unable to remove {}: {e}", dir.display());
+/// What an earlier agent has left of a session's log. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Left(Arc<Inner>);
+
+impl Left {
+    /// Reads what is there. None: it is of no use, and removed.
+    pub(crate) fn open(dir: &Path) -> Option<Self> {
+        let log = match SegmentLog::recover(dir) {
+            Ok(log) => log,
+            Err(e) => {
+                tracing::warn!("a log in {} is lost: {e}", dir.display());
+                if let Err(e) = std::fs::remove_dir_all(dir) {
+                    tracing::warn!("unable to remove {}: {e}", dir.display());
+                }
+                return None;
             }
-            return;
-        }
-    };
-    let url = log.url().clone();
-    let inner = Arc::new(Inner::new(format!("session {url}"), log));
-    if inner.log().len() > 0 {
-        tracing::info!(
-            "sending {} segment(s) of a log that an earlier agent has left to {}",
-            inner.log().len(),
-            url.origin().ascii_serialization()
-        );
+        };
+        let name = format!("session {}", log.url());
+        Some(Self(Arc::new(Inner::new(name, log))))
     }
-    let mut waiting = inner.waiting.subscribe();
-    tokio::select! {
-        _ = waiting.wait_for(|(count, _)| *count == 0) => {}
-        () = post_log(inner.clone(), link, url) => {}
-        () = sleep(RECOVER) => {
-            tracing::warn!("{}: giving the rest of its log up", inner.name);
-        }
+
+    /// How many segments wait, and their bytes.
+    pub(crate) fn waiting(&self) -> (usize, u64) {
+        *self.0.waiting.borrow()
     }
-    inner.log().close();
+
+    /// Sends it, for a while; then it is removed.
+    pub(crate) async fn send(self, link: Arc<dyn Link>) {
+        let inner = self.0;
+        let url = inner.log().url().clone();
+        let mut waiting = inner.waiting.subscribe();
+        let count = waiting.borrow().0;
+        if count > 0 {
+            tracing::info!(
+                "sending {count} segment(s) of a log that an earlier agent has left to {}",
+                url.origin().ascii_serialization()
+            );
+        }
+        tokio::select! {
+            _ = waiting.wait_for(|(count, _)| *count == 0) => {}
+            () = post_log(inner.clone(), link, url) => {}
+            () = sleep(RECOVER) => {
+                tracing::warn!("{}: giving the rest of its log up", inner.name);
+            }
+        }
+        inner.log().close();
+        inner.tell();
+    }
 }
 
 async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every: Duration) {

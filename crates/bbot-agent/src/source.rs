@@ -99,8 +99,8 @@ fn sha256_of(file: &mut File) -> io::Result<String> {
     Ok(hex::encode(sum.finalize()))
 }
 
-/// The archives that were fetched.
-#[derive(Debug)]
+/// The archives that were fetched. Clones are the same cache.
+#[derive(Debug, Clone)]
 pub struct Cache {
     dir: PathBuf,
     limit: u64,
@@ -142,15 +142,24 @@ impl Cache {
                 .with_context(|| format!("unable to fetch the source {}", archive.url))?;
             // Its hash was checked on the way. Another agent may have tidied it away
             // before it was locked: once more.
-            let Some(lock) = self
-                .open_locked(&path)
+            let (cache, theirs) = (self.clone(), path.clone());
+            let opened = tokio::task::spawn_blocking(move || {
+                let lock = cache.open_locked(&theirs)?;
+                if lock.is_some()
+                    && let Err(e) = cache.prune(&theirs)
+                {
+                    tracing::warn!("unable to tidy {}: {e}", cache.dir.display());
+                }
+                Ok::<_, io::Error>(lock)
+            });
+            let Some(lock) = opened
+                .await
+                .map_err(io::Error::other)
+                .flatten()
                 .with_context(|| format!("unable to open {}", path.display()))?
             else {
                 continue;
             };
-            if let Err(e) = self.prune(&path) {
-                tracing::warn!("unable to tidy {}: {e}", self.dir.display());
-            }
             return Ok(Ready {
                 path,
                 sha256: archive.sha256.clone(),
@@ -166,26 +175,23 @@ impl Cache {
 
     /// The archive that is here, locked; none when it is missing or damaged.
     async fn whole(&self, path: &Path, sha256: &str) -> Option<File> {
-        let file = match self.open_locked(path) {
-            Ok(file) => file?,
-            Err(e) => {
-                tracing::warn!("unable to open {}: {e}; fetching it anew", path.display());
-                return None;
-            }
-        };
-        // Touched, so that it is not what goes next.
-        let _ = file.set_modified(SystemTime::now());
+        // Another agent may hold the gate, and the archive may be large.
+        let (cache, theirs) = (self.clone(), path.to_owned());
         let hashed = tokio::task::spawn_blocking(move || {
-            let mut file = file;
-            sha256_of(&mut file).map(|sum| (file, sum))
+            let Some(mut file) = cache.open_locked(&theirs)? else {
+                return Ok(None);
+            };
+            // Touched, so that it is not what goes next.
+            let _ = file.set_modified(SystemTime::now());
+            sha256_of(&mut file).map(|sum| Some((file, sum)))
         });
-        let why = match hashed.await {
-            Ok(Ok((file, sum))) if sum == sha256 => return Some(file),
-            Ok(Ok((_, sum))) => format!("its SHA-256 is {sum}"),
-            Ok(Err(e)) => e.to_string(),
+        let why = match hashed.await.map_err(io::Error::other).flatten() {
+            Ok(None) => return None,
+            Ok(Some((file, sum))) if sum == sha256 => return Some(file),
+            Ok(Some((_, sum))) => format!("its SHA-256 is {sum}"),
             Err(e) => e.to_string(),
         };
-        tracing::warn!("{} is damaged ({why}); fetching it anew", path.display());
+        tracing::warn!("{} is of no use ({why}); fetching it anew", path.display());
         None
     }
 

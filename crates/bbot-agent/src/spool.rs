@@ -44,6 +44,20 @@ pub struct SpoolError {
     source: io::Error,
 }
 
+impl SpoolError {
+    /// Whether the file itself is at fault and will never be read: it is damaged, or it
+    /// is not there. All else (no file handle left, a disk that fails) may pass.
+    pub fn is_of_file(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::InvalidData
+                | io::ErrorKind::NotFound
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::IsADirectory
+        )
+    }
+}
+
 fn error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> SpoolError + 'a {
     move |source| SpoolError {
         what,

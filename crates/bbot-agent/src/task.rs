@@ -324,7 +324,9 @@ impl Offer {
                 .task
                 .serialize(job.era)
                 .context("unable to write the task manifest")?,
-            run: run.serialize().context("unable to write the run manifest")?,
+            run: run
+                .serialize()
+                .context("unable to write the run manifest")?,
             source: job.source.as_ref().map(|source| source.path.clone()),
         })
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::ask::{Answered, Question};
-use super::work::{self, BootstrapEnded, BootstrapRun, Shown, TaskEnded, TaskRun};
+use super::work::{self, BootstrapEnded, BootstrapRun, Pledge, Shown, TaskEnded, TaskRun};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
 use crate::controller;
@@ -50,6 +50,7 @@ pub(super) struct Run {
     pub(super) since: Instant,
     pub(super) stop: CancellationToken,
     pub(super) shown: Shown,
+    pub(super) pledge: Pledge,
 }
 
 /// What a job is for.
@@ -286,6 +287,8 @@ impl Agent {
         let views = views.collect();
         let machines = scan.machines.into_iter();
         self.machines = machines.map(|seen| (seen.name, seen.state)).collect();
+        let machines = &self.machines;
+        self.seen.machines_are(|name| machines.contains_key(name));
         self.tell(Event::Enumerated(views));
         Ok(())
     }
@@ -380,7 +383,7 @@ impl Agent {
             machine = %machine.dir.name,
             run = run.0,
         );
-        let (stop, shown) = self.begin_run(run, what, &machine.dir.name, share);
+        let (stop, shown, pledge) = self.begin_run(run, what, &machine.dir.name, share);
         let task = TaskRun {
             context: self.context.clone(),
             run,
@@ -389,6 +392,7 @@ impl Agent {
             share,
             stop,
             shown,
+            pledge,
         };
         let work = async move { Happened::TaskEnded(Box::new(task.perform().await)) };
         self.spawn(Job::Task(run), work.instrument(span));
@@ -406,7 +410,7 @@ impl Agent {
         let plan = (**plan).clone();
         self.make_room(share);
         let span = tracing::info_span!("bootstrap", machine = %machine, run = run.0);
-        let (stop, shown) = self.begin_run(run, RunKind::Bootstrap, machine, share);
+        let (stop, shown, _) = self.begin_run(run, RunKind::Bootstrap, machine, share);
         let bootstrap = BootstrapRun {
             context: self.context.clone(),
             run,
@@ -425,10 +429,11 @@ impl Agent {
         what: RunKind,
         machine: &str,
         share: Share,
-    ) -> (CancellationToken, Shown) {
-        let (stop, shown) = (
+    ) -> (CancellationToken, Shown, Pledge) {
+        let (stop, shown, pledge) = (
             CancellationToken::new(),
             Shown::new(Arc::clone(&self.changed)),
+            Pledge::default(),
         );
         let begun = Run {
             what,
@@ -437,9 +442,10 @@ impl Agent {
             since: Instant::now(),
             stop: stop.clone(),
             shown: shown.clone(),
+            pledge: pledge.clone(),
         };
         self.runs.insert(run, begun);
-        (stop, shown)
+        (stop, shown, pledge)
     }
 
     /// Suspended machines have what memory the runs leave them: the oldest goes when
@@ -545,7 +551,14 @@ impl Agent {
                 given: None,
             }),
             Some(Job::Task(run)) => {
-                self.runs.remove(&run);
+                let pledge = self.runs.remove(&run).map(|run| run.pledge);
+                if let (Some(pledge), Some(results)) = (pledge, self.context.results.clone()) {
+                    let work = async move {
+                        pledge.redeem(&results).await;
+                        Happened::GaveBack
+                    };
+                    self.spawn(Job::GiveBack, work);
+                }
                 self.tell(Event::RunEnded {
                     run,
                     outcome: Outcome::MachineFailed,
@@ -613,7 +626,7 @@ impl Agent {
         }
     }
 
-    fn measured(&mut self, facts: crate::resources::Facts) {
+    pub(super) fn measured(&mut self, facts: crate::resources::Facts) {
         let is_busy = !self.runs.is_empty();
         let now = self.now();
         let observed = self.steering.measured(facts, now, is_busy);

@@ -44,7 +44,7 @@ impl Agent {
         if let Some(results) = &self.context.results {
             results.set_link(Arc::clone(&link));
         }
-        self.steering.set_limits(options.resource_limits());
+        self.steering.reloaded(&options);
         self.context.host = Arc::new(Host {
             options,
             ..(*self.context.host).clone()

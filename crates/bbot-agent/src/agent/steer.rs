@@ -110,13 +110,16 @@ impl Steering {
         let notify = Notify::from_env();
         let watchdog = Watchdog::from_env(&notify);
         self.systemd = Some((notify, watchdog));
-        let folders: [PathBuf; 3] = [
-            options.machines.clone(),
-            options.tftp.clone(),
-            options.state_dir(),
-        ];
-        self.probe = Some(Probe::new(folders));
+        self.probe = Some(probe_of(options));
         Ok(())
+    }
+
+    /// The options were read again.
+    pub(super) fn reloaded(&mut self, options: &Options) {
+        self.watch.set_limits(options.resource_limits());
+        if self.probe.is_some() {
+            self.probe = Some(probe_of(options));
+        }
     }
 
     pub(super) async fn next_command(&mut self) -> Command {
@@ -171,10 +174,6 @@ impl Steering {
         }
     }
 
-    pub(super) fn set_limits(&mut self, limits: resources::Limits) {
-        self.watch.set_limits(limits);
-    }
-
     /// Whether the host is to be asked now.
     pub(super) fn is_measuring_due(&self, now: Instant) -> bool {
         self.measure_at.is_some_and(|at| at <= now)
@@ -215,6 +214,16 @@ impl Steering {
             Level::Low | Level::Critical => HostState::Low(self.watch.reasons().join("; ")),
         }
     }
+}
+
+/// What asks the host for what is left on the volumes that the agent writes to.
+fn probe_of(options: &Options) -> Probe {
+    let folders: [PathBuf; 3] = [
+        options.machines.clone(),
+        options.tftp.clone(),
+        options.state_dir(),
+    ];
+    Probe::new(folders)
 }
 
 pub(super) fn tell_news(news: &News) {

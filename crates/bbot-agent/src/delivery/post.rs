@@ -111,6 +111,10 @@ async fn post(inner: Arc<Inner>, id: Id) {
     {
         let mut state = inner.state();
         match verdict {
+            Verdict::Taken => state.taken += 1,
+            _ => state.failed += 1,
+        }
+        match verdict {
             Verdict::Taken => state.errors.remove(&origin),
             _ => state.errors.insert(origin, why.clone()),
         };
@@ -202,7 +206,7 @@ async fn keep(inner: &Arc<Inner>, id: Id) {
 async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Verdict, String) {
     let mut body = match read(inner, &place).await {
         Ok(body) => body,
-        Err(why) => return (Verdict::Refused, why),
+        Err(unread) => return unread,
     };
     loop {
         let length = body.len();
@@ -215,7 +219,7 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
         }
         let whole = match read(inner, &current(inner, id, &place)).await {
             Ok(body) => body,
-            Err(why) => return (Verdict::Refused, why),
+            Err(unread) => return unread,
         };
         let smaller = tokio::task::spawn_blocking(move || cut(&whole)).await;
         let Ok(Some(smaller)) = smaller else {
@@ -240,7 +244,9 @@ fn current(inner: &Inner, id: Id, place: &Place) -> Place {
     item.map_or_else(|| place.clone(), |item| item.place.clone())
 }
 
-async fn read(inner: &Arc<Inner>, place: &Place) -> Result<Vec<u8>, String> {
+/// The body; what its post has come to when it cannot be read. A disk or a process that
+/// is at its limits may recover, and must not cost the result.
+async fn read(inner: &Arc<Inner>, place: &Place) -> Result<Vec<u8>, (Verdict, String)> {
     match place {
         Place::Memory(body) => Ok(body.to_vec()),
         Place::Disk(path) => {
@@ -248,8 +254,14 @@ async fn read(inner: &Arc<Inner>, place: &Place) -> Result<Vec<u8>, String> {
             let read = tokio::task::spawn_blocking(move || inner.spool.read(&path));
             match read.await {
                 Ok(Ok(entry)) => Ok(entry.body),
-                Ok(Err(e)) => Err(format!("{:#}", anyhow::Error::new(e))),
-                Err(e) => Err(e.to_string()),
+                Ok(Err(e)) => {
+                    let verdict = match e.is_of_file() {
+                        true => Verdict::Refused,
+                        false => Verdict::Busy,
+                    };
+                    Err((verdict, format!("{:#}", anyhow::Error::new(e))))
+                }
+                Err(e) => Err((Verdict::Busy, e.to_string())),
             }
         }
     }

@@ -120,6 +120,15 @@ fn away() -> Posted {
     Posted::Unreachable("connection refused".to_owned())
 }
 
+/// What waits, without what there was.
+fn waits(world: &World) -> Status {
+    Status {
+        taken: 0,
+        failed: 0,
+        ..world.handle().status()
+    }
+}
+
 /// Less than any pause, and until nothing is to be done meanwhile.
 async fn moment() {
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -139,7 +148,8 @@ async fn results_are_taken_in_order() {
     assert_eq!(world.sessions(), ["s/1", "s/2", "s/3"]);
     assert_eq!((world.files("results"), world.files("refused")), (0, 0));
     let status = world.handle().status();
-    assert_eq!(status, Status::default());
+    assert_eq!((status.taken, status.failed), (3, 0));
+    assert_eq!(waits(&world), Status::default());
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +174,7 @@ async fn a_result_is_on_disk_before_it_is_posted_and_survives_the_agent() {
     );
     world.settle().await;
     assert_eq!((world.sessions().len(), world.files("results")), (3, 0));
-    assert_eq!(world.handle().status(), Status::default());
+    assert_eq!(waits(&world), Status::default());
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,6 +339,46 @@ async fn a_file_that_is_damaged_while_it_waits_is_set_aside() {
     assert_eq!((world.files("results"), world.files("refused")), (0, 1));
 }
 
+/// No file handle left, a disk that fails for a moment: neither costs a result.
+#[tokio::test(start_paused = true)]
+async fn a_result_that_cannot_be_read_for_now_is_sent_later() {
+    let mut world = World::new();
+    world.link.answer(A, away());
+    world.add(A, "s/1").await;
+    moment().await;
+    let results = world.dir.path().join("results");
+    let path = fs::read_dir(&results)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let away = world.dir.path().join("away");
+    let hide = || {
+        fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+    };
+    let show = || {
+        fs::remove_file(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+    };
+    hide();
+    seconds(30).await;
+    let status = world.handle().status();
+    assert_eq!((status.waiting, status.refused), (1, 0));
+    assert!(status.failed > 1, "{status:?}");
+    // The same when an agent starts.
+    world.restart();
+    world.settle().await;
+    assert_eq!((world.sessions().len(), world.files("refused")), (1, 0));
+    show();
+    world.restart();
+    world.settle().await;
+    assert_eq!(world.sessions(), ["s/1", "s/1"]);
+    assert_eq!(world.handle().status().taken, 1);
+    assert_eq!((world.files("results"), world.files("refused")), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_held_is_posted_only_when_its_task_is_given_up() {
     let world = World::new();
@@ -352,10 +402,7 @@ async fn what_is_held_is_posted_only_when_its_task_is_given_up() {
     world.handle().give_back_all().await;
     world.settle().await;
     assert_eq!(world.sessions().last().unwrap(), "s/4");
-    assert_eq!(
-        (world.files("held"), world.handle().status()),
-        (0, Status::default())
-    );
+    assert_eq!((world.files("held"), waits(&world)), (0, Status::default()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -453,10 +500,7 @@ async fn a_result_that_the_disk_does_not_take_is_posted_all_the_same() {
     assert_eq!(world.files("held"), 1);
     seconds(5).await;
     assert_eq!(world.sessions(), ["s/1", "s/1"]);
-    assert_eq!(
-        (world.files("held"), world.handle().status()),
-        (0, Status::default())
-    );
+    assert_eq!((world.files("held"), waits(&world)), (0, Status::default()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -606,7 +650,12 @@ async fn what_is_left_of_a_dead_agents_log_goes_before_its_task_is_given_back() 
     world.restart();
     moment().await;
     assert_eq!(world.sessions(), Vec::<String>::new());
+    // It counts for what waits, as if its agent still lived.
+    let status = world.handle().status();
+    assert_eq!(status.segments, 1);
+    assert!(status.bytes >= "update\none".len() as u64, "{status:?}");
     world.settle().await;
+    assert_eq!(world.handle().status().segments, 0);
     assert_eq!(world.link.log.lock().unwrap().len(), 2);
     assert_eq!(
         (world.sessions(), world.files("logs")),

@@ -260,6 +260,12 @@ async fn a_worker_is_not_held_up_by_a_controller_that_takes_nothing() {
     );
 }
 
+async fn recover(dir: &std::path::Path, world: &World) {
+    if let Some(left) = Left::open(dir) {
+        left.send(world.link.clone()).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_an_earlier_agent_left_is_sent_or_dropped() {
     let world = World::new();
@@ -277,7 +283,7 @@ async fn what_an_earlier_agent_left_is_sent_or_dropped() {
     drop(session);
     assert_eq!(world.sent(), []);
     world.segments([again(), Acknowledged::Taken, Acknowledged::Gap(3)]);
-    recover(dir.clone(), world.link.clone()).await;
+    recover(&dir, &world).await;
     assert_eq!(
         world.sent(),
         [(1, false), (1, false), (2, false), (3, false)]
@@ -287,14 +293,14 @@ async fn what_an_earlier_agent_left_is_sent_or_dropped() {
     for (file, content) in [("session", "damaged"), ("1", "update\nx")] {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(file), content).unwrap();
-        recover(dir.clone(), world.link.clone()).await;
+        recover(&dir, &world).await;
         assert!(!dir.exists());
     }
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("session"), "bbot-session 1 http://c.example/s/1\n").unwrap();
     fs::write(dir.join("4"), "update\nx").unwrap();
     world.segments([Acknowledged::Over("410 Gone".to_owned())]);
-    recover(dir.clone(), world.link.clone()).await;
+    recover(&dir, &world).await;
     assert!(!dir.exists());
 }
 

@@ -61,6 +61,8 @@ pub struct Script {
     pub steps: Vec<Step>,
     /// How it answers the power button.
     pub button: Button,
+    /// What it says on its console.
+    pub last_words: String,
 }
 
 /// How a scripted machine answers the power button.
@@ -156,6 +158,7 @@ impl Hypervisor for Fake {
                 spec,
                 steps: script.steps.into(),
                 button: script.button,
+                last_words: script.last_words,
                 since: Instant::now(),
                 ended: None,
                 told: false,
@@ -172,6 +175,7 @@ struct FakeMachine {
     spec: StartSpec,
     steps: VecDeque<Step>,
     button: Button,
+    last_words: String,
     since: Instant,
     ended: Option<Exit>,
     told: bool,
@@ -231,6 +235,10 @@ impl FakeMachine {
 impl Machine for FakeMachine {
     fn mac(&self) -> Mac {
         self.mac
+    }
+
+    fn last_words(&self) -> String {
+        self.last_words.clone()
     }
 
     fn next_event(&mut self) -> BoxFuture<'_, MachineEvent> {

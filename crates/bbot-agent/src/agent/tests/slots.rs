@@ -236,6 +236,22 @@ async fn a_task_that_its_controller_has_ended_is_dropped_and_nothing_posted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_task_of_a_run_that_a_fault_of_this_program_ends_is_given_back() {
+    let mut world = World::bootstrapped(&[]).await;
+    let planted = |_: &bbot_machine::machine::StartSpec| panic!("planted");
+    world.plays(vec![
+        get("manifest"),
+        Step::Do(bbot_machine::machine::fake::Action(Box::new(planted))),
+    ]);
+    give(&world, [ours(1, "linux")]);
+    world.goes_on(100).await;
+    assert_eq!(statuses(&world), [("s/1".to_owned(), Status::Interrupt)]);
+    assert_eq!((world.spool("held"), world.spool("results")), (0, 0));
+    assert_eq!(tasks(world.agent()), 0);
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fault_of_this_program_in_a_run_is_that_runs_alone() {
     let mut world = World::bootstrapped(&[]).await;
     world.agent().jobs.spawn(async { panic!("planted") });

@@ -4,6 +4,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::control::{Control, Signal, Signals};
+use crate::resources::Facts;
 use crate::status::{Command, Mode};
 
 fn ours() -> TaskAnswer {
@@ -249,6 +250,77 @@ async fn a_person_drains_the_agent_and_lets_it_work_again() {
     world.builds("manifest", RESULT.as_bytes());
     while world.turn().await != Turn::Again {}
     assert_eq!(world.posted()[1].result.status, Status::Success);
+}
+
+/// The request that is on its way may bring one more: it is not kept.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_comes_after_a_persons_drain_is_given_back_at_once() {
+    let mut world = World::bootstrapped(&[]).await;
+    *world.controllers.answer_after.lock().unwrap() = Duration::from_secs(5);
+    give(&world, ours());
+    world
+        .goes_on_until(|agent| {
+            agent
+                .asks
+                .values()
+                .any(|ask| ask.controller.contains("c1."))
+        })
+        .await;
+    let (reply, answer) = oneshot::channel();
+    let within = None;
+    world.agent().command(Command::Drain { within, reply });
+    answer.await.unwrap().unwrap();
+    world.goes_on(6).await;
+    assert_eq!(world.posted().len(), 1);
+    assert_eq!(world.posted()[0].result.status, Status::Interrupt);
+    assert_eq!(world.agent().runs.len(), 0);
+    assert_eq!(world.agent().seen.counters.given_back, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_runs_out_takes_no_task_and_gives_the_newest_back() {
+    let mut world = World::bootstrapped(&["--instance-max", "3"]).await;
+    for _ in 0..2 {
+        builds_for(&mut world, 500);
+        give(&world, ours());
+    }
+    world.goes_on_until(|agent| agent.runs.len() == 2).await;
+    // Until the others have said that they have none.
+    world.goes_on(1).await;
+    let memory = |mib: u64| Facts {
+        memory_available: Some(mib << 20),
+        ..Facts::default()
+    };
+    let low = |world: &mut World| {
+        let view = world.agent().supervisor.view();
+        let resources = world.agent().status(&view).resources;
+        !resources.reasons.is_empty()
+    };
+    // Little: what runs goes on, and a third is not asked for.
+    world.agent().measured(memory(128));
+    assert!(low(&mut world));
+    world.controllers.requests.lock().unwrap().clear();
+    world.goes_on(200).await;
+    assert_eq!(world.agent().runs.len(), 2);
+    // Too little: the newest goes, and its task is given back.
+    let newest = *world.agent().runs.keys().next_back().unwrap();
+    world.agent().measured(memory(16));
+    world.goes_on(10).await;
+    let left: Vec<_> = world.agent().runs.keys().copied().collect();
+    assert_eq!(left.len(), 1);
+    assert!(left[0] < newest);
+    let statuses = |world: &World| -> Vec<Status> {
+        let posted = world.posted().into_iter();
+        posted.map(|posted| posted.result.status).collect()
+    };
+    assert_eq!(statuses(&world), [Status::Interrupt]);
+    assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+    // Enough: the other has gone on, and there is asking again.
+    world.agent().measured(memory(4096));
+    assert!(!low(&mut world));
+    world.goes_on(500).await;
+    assert_eq!(statuses(&world), [Status::Interrupt, Status::Success]);
+    assert!(!world.controllers.requests.lock().unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

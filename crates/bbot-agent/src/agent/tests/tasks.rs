@@ -223,6 +223,41 @@ async fn a_build_that_is_cut_short_has_its_log_until_there() {
     }
 }
 
+/// Where the worker has said nothing, what the guest said last is all there is.
+#[tokio::test(start_paused = true)]
+async fn what_a_guest_said_last_is_in_the_result() {
+    let words = "Booting\n\nKernel panic - not syncing: no init\n";
+    for (steps, says) in [
+        (vec![after(3, MachineEvent::Panicked)], "2 tries"),
+        (vec![Step::Silence], "2 tries"),
+        (vec![after(3, MachineEvent::RebootLoop)], "restarts"),
+        (
+            vec![get("manifest"), after(3, MachineEvent::Panicked)],
+            "panicked",
+        ),
+        (vec![get("manifest"), after(3, crash())], "signal 9"),
+        (vec![get("manifest")], "no result within"),
+    ] {
+        let mut world =
+            World::bootstrapped(&["--suspend-timeout", "0", "--build-retries", "1"]).await;
+        let is_misboot = says != "panicked" && !matches!(steps[0], Step::After(Duration::ZERO, _));
+        let first = is_misboot.then(|| vec![Step::Now(crash())]);
+        for steps in first.into_iter().chain([steps]) {
+            world.fake.add(Script {
+                steps,
+                last_words: words.to_owned(),
+                ..Script::default()
+            });
+        }
+        build(&mut world).await;
+        let result = world.posted().remove(0).result;
+        let log = &result.operations[0].log;
+        assert!(log.contains(says), "{says}: {log}");
+        assert!(log.contains("Kernel panic - not syncing"), "{says}: {log}");
+        world.is_clean().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_result_that_cannot_be_read_has_the_log_that_came() {
     let mut world = World::bootstrapped(&["--suspend-timeout", "0"]).await;

@@ -32,6 +32,8 @@ pub(super) struct Controllers {
     pub(super) answers: Mutex<VecDeque<Result<TaskAnswer, LinkError>>>,
     /// Answers to results; when there are none left: taken.
     pub(super) posts: Mutex<VecDeque<Posted>>,
+    /// How long each answer of the script is held.
+    pub(super) answer_after: Mutex<Duration>,
     /// URL and body of what was posted, task requests and results.
     pub(super) requests: Mutex<Vec<(String, String)>>,
     pub(super) results: Mutex<Vec<(String, String)>>,
@@ -64,7 +66,11 @@ impl Link for Controllers {
         if answer.is_some() {
             *self.given.lock().unwrap() = Some(Instant::now());
         }
+        let after = *self.answer_after.lock().unwrap();
         Box::pin(async move {
+            if answer.is_some() && !after.is_zero() {
+                tokio::time::sleep(after).await;
+            }
             match answer {
                 Some(answer) => answer,
                 None => Ok(stranger(": 1\nsession:\n")),
