@@ -193,7 +193,7 @@ fn summary(status: &Status) -> String {
     };
     let (slots, budgets) = (status.slots, status.budgets);
     let mut line = format!(
-        "{} {} (toolchain {}, process {}): {mode}, for {}\nslots {} of {}, processors {}{}, memory {} of {}",
+        "{} {} (toolchain {}, process {}): {mode}, up {}\nslots {} of {}, processors {}{}, memory {} of {}",
         plain(&status.agent),
         status.version,
         plain(&status.toolchain),

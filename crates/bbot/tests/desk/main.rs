@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod farm;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -105,8 +107,13 @@ impl Desk {
     }
 
     fn up(&self) -> Up {
+        self.up_with(&[])
+    }
+
+    fn up_with(&self, more: &[&str]) -> Up {
         let mut child = Command::new(BBOT)
             .args(["up", "--listen", "127.0.0.1:0", "--accel", "tcg"])
+            .args(more)
             .env("BBOT_HOME", self.home.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
