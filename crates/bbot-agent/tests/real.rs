@@ -10,6 +10,9 @@
     reason = "what is not as it should be fails the test"
 )]
 
+#[path = "real/steered.rs"]
+mod steered;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -147,7 +150,7 @@ impl Bench {
     async fn cut_short(&self) {
         let makefile = "all:\n\t@echo 'the last words'\n\tsleep 3600\n";
         let mut options = self.options.clone();
-        options.build_timeout = 30;
+        options.build_timeout = 15;
         let bench = Self {
             dir: self.dir.clone(),
             options,
@@ -165,7 +168,7 @@ impl Bench {
         let [agent] = &result.operations[..] else {
             panic!("one operation: {result:?}");
         };
-        assert!(agent.log.starts_with("no result within 30 s\n"));
+        assert!(agent.log.starts_with("no result within 15 s\n"));
         assert!(!agent.log.contains("the last words"), "{}", agent.log);
         assert!(agent.log.contains("on its console"), "{}", agent.log);
 
@@ -175,7 +178,7 @@ impl Bench {
             panic!("one operation: {result:?}");
         };
         assert_eq!(agent.name, "agent");
-        assert!(agent.log.starts_with("no result within 30 s\n"));
+        assert!(agent.log.starts_with("no result within 15 s\n"));
         assert!(agent.log.contains("\nthe last words\n"), "{}", agent.log);
     }
 
