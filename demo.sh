@@ -53,7 +53,7 @@ done
 url=$(sed -n 's/^bbot is up at //p' "$log" | head -n 1)
 
 result=0
-"$bbot" submit --wait examples/hello || result=$?
+"$bbot" submit --follow examples/hello || result=$?
 if [ "$result" != 0 ]; then
   kill -0 "$up" 2>/dev/null || cat "$log" >&2
   echo "the log of controller and agent is $log" >&2
@@ -63,7 +63,7 @@ fi
 if [ -n "$serve" ]; then
   echo
   echo "the page:  $url"
-  echo "to use:    $bbot submit --wait DIR"
+  echo "to use:    $bbot submit --follow DIR"
   echo "the log:   $log"
   echo "Ctrl-C ends it."
   wait "$up"
