@@ -13,6 +13,7 @@
 //! ```text
 //!   agent           opening, what it is made of
 //!   driver          events in, actions out
+//!   begin           what actions begin, and what follows when it ends
 //!   ask             one request for a task
 //!   work            one task, one bootstrap
 //!   once            --dump-machines, --fake-request: no controller is asked
@@ -22,6 +23,7 @@
 //! ```
 
 mod ask;
+mod begin;
 mod driver;
 mod once;
 mod reload;

@@ -1,0 +1,323 @@
+//! What actions begin: looks at the machines, requests, tasks, bootstraps; and what
+//! follows when they have ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use bbot_manifest::MachineKind;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::Agent;
+use super::ask::{Answered, Question};
+use super::driver::{Asking, Happened, Job, Run};
+use super::work::{self, BootstrapRun, Pledge, Shown, TaskRun};
+use crate::controller;
+use crate::inventory::{self, Machine, RETRY_PAUSE, Scan, State};
+use crate::run::{Left, Share};
+use crate::status::RunKind;
+use crate::supervisor::{
+    AskId, BootstrapOutcome, Event, MachineState, MachineView, Outcome, RunId,
+};
+
+impl Agent {
+    /// Looks at the machines.
+    pub(super) fn look(&mut self) {
+        let host = Arc::clone(&self.context.host);
+        if let Some(file) = host.options.fake_machine.clone() {
+            let work = async move {
+                Happened::Looked(inventory::fake_machine(&host, &file).map(|machine| Scan {
+                    machines: vec![inventory::Seen {
+                        name: machine.dir.name.clone(),
+                        state: State::Usable(Box::new(machine)),
+                    }],
+                    problems: Vec::new(),
+                }))
+            };
+            return self.spawn(Job::Look, work);
+        }
+        let work = async move {
+            let looks = Arc::clone(&host);
+            let look = move || {
+                inventory::remove_forsaken(&looks);
+                inventory::scan(&looks)
+            };
+            Happened::Looked(host.blocking.run(look).await)
+        };
+        self.spawn(Job::Look, work);
+    }
+
+    pub(super) fn looked(&mut self, scan: Result<Scan>) -> Result<()> {
+        let mut scan = match scan {
+            Ok(scan) => scan,
+            // The operator is there.
+            Err(e) if !self.has_looked => return Err(e),
+            Err(e) => Scan {
+                machines: Vec::new(),
+                problems: vec![format!("{e:#}")],
+            },
+        };
+        self.has_looked = true;
+        if self.inventory.note(&mut scan) {
+            self.look_again = Some(Instant::now() + RETRY_PAUSE);
+        }
+        let views = scan
+            .machines
+            .iter()
+            .filter_map(|seen| view(seen, |kind| self.is_exclusive(kind)));
+        let views = views.collect();
+        let machines = scan.machines.into_iter();
+        self.machines = machines.map(|seen| (seen.name, seen.state)).collect();
+        let machines = &self.machines;
+        self.seen.machines_are(|name| machines.contains_key(name));
+        self.tell(Event::Enumerated(views));
+        Ok(())
+    }
+
+    /// Whether copies of one machine of this kind must not run at once.
+    fn is_exclusive(&self, kind: MachineKind) -> bool {
+        let options = &self.context.host.options;
+        // One person plays the one machine.
+        options.fake_machine.is_some() || options.machine_network().of(kind).is_exclusive()
+    }
+
+    pub(super) fn ask(
+        &mut self,
+        ask: AskId,
+        controller: &str,
+        machines: &[String],
+        hold: Duration,
+    ) -> Result<()> {
+        let usable = machines.iter().filter_map(|name| self.usable(name));
+        let cancel = CancellationToken::new();
+        let question = Question {
+            ask,
+            url: controller::parse_url(controller)?,
+            hold,
+            machines: usable.cloned().collect(),
+            allowed_result_urls: Arc::clone(&self.allowed_result_urls),
+            cancel: cancel.clone(),
+        };
+        let asking = Asking {
+            controller: controller.to_owned(),
+            cancel,
+            since: Instant::now(),
+            is_held: !hold.is_zero(),
+        };
+        self.asks.insert(ask, asking);
+        let context = self.context.clone();
+        let work = async move { Happened::Answered(question.ask(context).await) };
+        self.spawn(Job::Ask(ask), work);
+        Ok(())
+    }
+
+    fn usable(&self, name: &str) -> Option<&Machine> {
+        match self.machines.get(name) {
+            Some(State::Usable(machine)) => Some(machine),
+            _ => None,
+        }
+    }
+
+    pub(super) fn answered(&mut self, answered: Answered) {
+        let Answered {
+            ask,
+            answer,
+            kin,
+            given,
+        } = answered;
+        let now = self.now();
+        self.seen.answered(self.asks.remove(&ask), &answer, now);
+        if let Some(given) = given {
+            self.given.insert(ask, *given);
+        }
+        self.tell(Event::Answered { ask, answer, kin });
+    }
+
+    pub(super) fn start_task(
+        &mut self,
+        run: RunId,
+        ask: AskId,
+        machine: &str,
+        share: Share,
+    ) -> Result<()> {
+        let Some(given) = self.given.remove(&ask) else {
+            bail!("{run} has no task ({ask})");
+        };
+        let offered = given.machine.clone();
+        let Some(machine) = offered.or_else(|| self.usable(machine).cloned()) else {
+            bail!("{run} has no machine {machine}");
+        };
+        if self.context.host.options.dump_task {
+            let task = work::task_of_dump(&given)?;
+            self.print(&task)?;
+            self.tell(Event::RunEnded {
+                run,
+                outcome: Outcome::Interrupted,
+            });
+            return Ok(());
+        }
+        self.make_room(share);
+        let assignment = &given.assignment;
+        let what = RunKind::Task {
+            name: assignment.task.name.clone(),
+            version: assignment.task.version.clone(),
+            session: assignment.session.clone(),
+            controller: given.from.clone(),
+        };
+        let span = tracing::info_span!(
+            "task",
+            session = %assignment.session,
+            machine = %machine.dir.name,
+            run = run.0,
+        );
+        let (stop, shown, pledge) = self.begin_run(run, what, &machine.dir.name, share);
+        let task = TaskRun {
+            context: self.context.clone(),
+            run,
+            given,
+            machine,
+            share,
+            stop,
+            shown,
+            pledge,
+        };
+        let work = async move { Happened::TaskEnded(Box::new(task.perform().await)) };
+        self.spawn(Job::Task(run), work.instrument(span));
+        Ok(())
+    }
+
+    pub(super) fn start_bootstrap(&mut self, run: RunId, machine: &str, share: Share) {
+        let Some(State::MustBootstrap(plan)) = self.machines.get(machine) else {
+            // Overtaken by another look.
+            return self.tell(Event::BootstrapEnded {
+                run,
+                outcome: BootstrapOutcome::Interrupted,
+            });
+        };
+        let plan = (**plan).clone();
+        self.make_room(share);
+        let span = tracing::info_span!("bootstrap", machine = %machine, run = run.0);
+        let (stop, shown, _) = self.begin_run(run, RunKind::Bootstrap, machine, share);
+        let bootstrap = BootstrapRun {
+            context: self.context.clone(),
+            run,
+            plan,
+            share,
+            stop,
+            shown,
+        };
+        let work = async move { Happened::BootstrapEnded(Box::new(bootstrap.perform().await)) };
+        self.spawn(Job::Bootstrap(run), work.instrument(span));
+    }
+
+    fn begin_run(
+        &mut self,
+        run: RunId,
+        what: RunKind,
+        machine: &str,
+        share: Share,
+    ) -> (CancellationToken, Shown, Pledge) {
+        let (stop, shown, pledge) = (
+            CancellationToken::new(),
+            Shown::new(Arc::clone(&self.changed)),
+            Pledge::default(),
+        );
+        let begun = Run {
+            what,
+            machine: machine.to_owned(),
+            share,
+            since: Instant::now(),
+            stop: stop.clone(),
+            shown: shown.clone(),
+            pledge: pledge.clone(),
+        };
+        self.runs.insert(run, begun);
+        (stop, shown, pledge)
+    }
+
+    /// Suspended machines have what memory the runs leave them: the oldest goes when
+    /// it is needed.
+    fn make_room(&mut self, one_more: Share) {
+        let used = self.runs.values().map(|run| run.share.ram_kib);
+        let used = used.fold(one_more.ram_kib, u64::saturating_add);
+        let budget = self.context.host.options.ram_budget();
+        self.suspended.shrink_to(budget.saturating_sub(used));
+    }
+
+    pub(super) fn keep(&mut self, left: Option<Left>) {
+        if let Some(left) = left {
+            self.seen.counters.suspensions += 1;
+            let bounds = self.suspended_bounds();
+            self.suspended.add(left, bounds);
+            self.make_room(Share {
+                cpus: 0,
+                ram_kib: 0,
+            });
+        }
+    }
+
+    pub(super) fn give_back(&mut self, ask: AskId, why: String) {
+        let Some(given) = self.given.remove(&ask) else {
+            return;
+        };
+        self.seen.counters.given_back += 1;
+        if self.context.host.options.dump_task {
+            // The seed ends so, and says nothing on standard output.
+            tracing::error!("{why}");
+            self.is_done = true;
+            return;
+        }
+        let context = self.context.clone();
+        let work = async move {
+            work::give_back(context, given, why).await;
+            Happened::GaveBack
+        };
+        self.spawn(Job::GiveBack, work);
+    }
+}
+
+/// What the supervisor is told of a machine. None: there is nothing to be done with it.
+fn view(seen: &inventory::Seen, is_exclusive: impl Fn(MachineKind) -> bool) -> Option<MachineView> {
+    let (header, toolchain, kind, state) = match &seen.state {
+        State::Usable(machine) => (
+            machine.header(),
+            Some(machine.manifest.toolchain.id.as_str()),
+            machine.manifest.machine.kind,
+            MachineState::Usable,
+        ),
+        State::MustBootstrap(plan) => (
+            &plan.manifest.header,
+            plan.toolchain_id.as_deref(),
+            plan.manifest.kind,
+            MachineState::MustBootstrap {
+                why: plan.why.to_string(),
+            },
+        ),
+        State::Bad(problem) => {
+            return Some(MachineView {
+                name: seen.name.clone(),
+                identity: String::new(),
+                ram_minimum: None,
+                ram_maximum: None,
+                state: MachineState::Bad {
+                    problem: problem.clone(),
+                },
+                // It does not run at all.
+                exclusive: false,
+                kind: String::new(),
+            });
+        }
+        State::Changing(_) | State::Passed => return None,
+    };
+    Some(MachineView {
+        name: seen.name.clone(),
+        identity: format!("{} {}", header.id, toolchain.unwrap_or_default()),
+        ram_minimum: header.ram_minimum,
+        ram_maximum: header.ram_maximum,
+        state,
+        exclusive: is_exclusive(kind),
+        kind: kind.to_string(),
+    })
+}
