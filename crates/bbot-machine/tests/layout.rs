@@ -162,6 +162,54 @@ fn what_cannot_be_read_is_a_problem_of_its_own() {
     }
 }
 
+/// The others are found, and of this one it is said whose it is.
+#[test]
+fn a_container_that_is_closed_to_this_user_is_told_as_such() {
+    if !root() {
+        return;
+    }
+    let top = tempfile::tempdir().unwrap();
+    let machines = top.path();
+    std::fs::set_permissions(machines, std::fs::Permissions::from_mode(0o755)).unwrap();
+    volumes(machines, &["one"]);
+    machine(&machines.join("one"), "good");
+    let closed = machine(&machines.join("one"), "closed");
+    let revision = closed.revision(1, "1");
+    std::fs::set_permissions(&revision, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let scan = as_ordinary_user(|| layout::scan(machines)).unwrap();
+    assert_eq!(found(&scan), ["good"]);
+    let [problem] = &scan.problems[..] else {
+        panic!("{:?}", scan.problems)
+    };
+    assert!(matches!(&problem.kind, ProblemKind::Closed { path } if *path == revision));
+    assert!(
+        problem.to_string().contains("run this as root"),
+        "{problem}"
+    );
+    assert_eq!(found(&layout::scan(machines).unwrap()), ["closed", "good"]);
+}
+
+/// What is imported may hold programs that run as root, whoever starts them.
+#[test]
+fn an_imported_container_is_closed() {
+    let Some(place) = Place::copy() else { return };
+    let source = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(source.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(source.path().join("manifest"), manifest("m")).unwrap();
+    let dir = MachineDir::create(&place.directory, "m").unwrap();
+    let instance = Instance::new("test").unwrap();
+    for (revision, mode) in [("1", 0o755), ("2", 0o700)] {
+        let path = add_revision(&instance, &place.volume, &dir, 1, revision, source.path());
+        let found = std::fs::metadata(path.unwrap())
+            .unwrap()
+            .permissions()
+            .mode();
+        // A plain copy that is read-only says so by its mode.
+        assert_eq!(found & 0o555, mode & 0o555, "{revision}: {found:o}");
+        std::fs::create_dir_all(source.path().join("rootfs")).unwrap();
+    }
+}
+
 /// Whatever is in a manifest's place: the scan ends, and the other machines are found.
 #[test]
 fn a_hostile_manifest_is_a_problem_of_its_own() {

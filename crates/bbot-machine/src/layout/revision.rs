@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{LayoutError, MachineDir, check, ends_like_a_temporary, resolve_current};
 use crate::durable;
+use crate::nspawn::rootfs;
 use crate::owner::{self, Instance, Temporary};
 use crate::volume::{self, Volume, VolumeError};
 
@@ -108,8 +109,8 @@ pub fn publish_revision(
     }
 }
 
-/// Adds a copy of the directory `source` as a revision, read-only and durable. It becomes the
-/// current one by [`super::activate`].
+/// Adds a copy of the directory `source` as a revision, read-only and durable; a container's nobody
+/// but its owner may enter. It becomes the current one by [`super::activate`].
 ///
 /// # Errors
 /// When the number is taken, the source cannot be read, or the directory cannot be written.
@@ -123,6 +124,16 @@ pub fn add_revision(
 ) -> Result<PathBuf, LayoutError> {
     let path = free_revision(machine, protocol, revision)?;
     let temporary = Temporary::copy(instance, volume, source, &path)?;
+    if temporary
+        .path()
+        .join(rootfs::ROOTFS)
+        .symlink_metadata()
+        .is_ok()
+    {
+        // Programs in there run with the rights of their owners, root among them.
+        rootfs::close(temporary.path())
+            .map_err(|e| LayoutError::io("close for others", temporary.path(), e))?;
+    }
     publish_revision(temporary, machine, protocol, revision)
 }
 

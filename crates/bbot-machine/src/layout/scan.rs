@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirEntry, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bbot_manifest::MachineManifest;
@@ -48,6 +48,12 @@ pub enum ProblemKind {
     },
     /// The link to its current revision is broken.
     Link(LayoutError),
+    /// The files of its current revision are closed to this user: those of a container are to
+    /// everybody but root.
+    Closed {
+        /// The revision.
+        path: PathBuf,
+    },
     /// Its manifest cannot be read or is malformed.
     Manifest(String),
     /// The manifest gives another name than the directory.
@@ -81,6 +87,12 @@ impl fmt::Display for Problem {
                 }
                 Ok(())
             }
+            ProblemKind::Closed { path } => write!(
+                f,
+                "{} is closed to this user; a container (type nspawn) is for root alone: run this as root, \
+                 or make the machine with --type kvm",
+                path.display()
+            ),
             ProblemKind::Manifest(error) => f.write_str(error),
             ProblemKind::OtherName { manifest } => write!(
                 f,
@@ -214,6 +226,9 @@ fn look_at(machine: &MachineDir) -> Result<(), ProblemKind> {
         Ok(bytes) => bytes,
         // The same: the revision was removed after the link was read.
         Err(e) if e.kind() == io::ErrorKind::NotFound && !current.is_dir() => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && is_closed(&current) => {
+            return Err(ProblemKind::Closed { path: current });
+        }
         Err(e) => {
             return Err(ProblemKind::Manifest(format!(
                 "unable to read {}: {e}",
@@ -224,6 +239,11 @@ fn look_at(machine: &MachineDir) -> Result<(), ProblemKind> {
     let manifest = MachineManifest::parse(&bytes, &path.display().to_string())
         .map_err(|e| ProblemKind::Manifest(e.to_string()))?;
     check_name(machine, &manifest.header.name)
+}
+
+/// Whether nobody but its owner comes into a directory.
+fn is_closed(directory: &Path) -> bool {
+    std::fs::metadata(directory).is_ok_and(|metadata| metadata.mode() & 0o077 == 0)
 }
 
 /// The largest manifest of a machine that is read, in bytes.

@@ -1,7 +1,8 @@
 //! A container's console: what it prints, its end kept, and shown to whoever connects to a socket.
 //!
 //! A thread reads it, so that no container waits for a busy agent. Who looks gets the end of what
-//! was printed and then what follows; who does not keep up loses some of it.
+//! was printed and then what follows; who does not keep up loses some of it. Who types is told that
+//! a container reads nothing.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,16 +10,22 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::machine::LAST_WORDS;
 
 /// How much of the end is kept.
 const TAIL: usize = 64 << 10;
+/// For how long nobody is let in when that failed: the agent has no file handle left, perhaps.
+const DEAF: Duration = Duration::from_millis(200);
 /// How many may look at once.
 const MAX_VIEWERS: usize = 8;
+/// What somebody who types is told, once.
+const NO_INPUT: &[u8] = b"\r\n[this console shows what the container prints and takes no input; \
+    `bbot agent status` names its process, and nsenter leads into it]\r\n";
 
 /// A console. Dropping it ends its thread and all connections.
 #[derive(Debug)]
@@ -43,6 +50,7 @@ impl Console {
             output: Some(std::fs::File::from(output)),
             listener,
             stopped,
+            deaf_until: None,
             viewers: Vec::new(),
             tail: Arc::clone(&tail),
         };
@@ -96,8 +104,9 @@ struct Showing {
     /// None: the container has ended.
     output: Option<std::fs::File>,
     listener: UnixListener,
+    deaf_until: Option<Instant>,
     stopped: UnixStream,
-    viewers: Vec<UnixStream>,
+    viewers: Vec<Viewer>,
     tail: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -105,19 +114,27 @@ impl Showing {
     fn run(&mut self) -> io::Result<()> {
         let mut chunk = [0; 4096];
         loop {
+            let deaf = self
+                .deaf_until
+                .and_then(|until| until.checked_duration_since(Instant::now()));
+            let callers = match deaf {
+                Some(_) => PollFlags::empty(),
+                None => PollFlags::IN,
+            };
+            let timeout = deaf.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = vec![
                 PollFd::new(&self.stopped, PollFlags::IN),
-                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(&self.listener, callers),
             ];
             fds.extend(
                 self.viewers
                     .iter()
-                    .map(|viewer| PollFd::new(viewer, PollFlags::IN)),
+                    .map(|viewer| PollFd::new(&viewer.stream, PollFlags::IN)),
             );
             if let Some(output) = &self.output {
                 fds.push(PollFd::new(output, PollFlags::IN));
             }
-            match poll(&mut fds, None) {
+            match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -134,7 +151,7 @@ impl Showing {
             let mut at = 1;
             self.viewers.retain_mut(|viewer| {
                 at += 1;
-                !ready[at] || listens(viewer)
+                !ready[at] || viewer.listens()
             });
             if ready[1] {
                 self.accept();
@@ -156,7 +173,7 @@ impl Showing {
                 drop(tail);
                 for viewer in &mut self.viewers {
                     // What does not fit is lost for this one; one that has gone is noticed above.
-                    let _ = viewer.write(new);
+                    let _ = viewer.stream.write(new);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -165,8 +182,15 @@ impl Showing {
     }
 
     fn accept(&mut self) {
-        let Ok((mut viewer, _)) = self.listener.accept() else {
-            return;
+        let mut viewer = match self.listener.accept() {
+            Ok((viewer, _)) => viewer,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // Who waits is still there, and would be noticed again at once.
+            Err(error) => {
+                tracing::debug!("nobody is let in to a container's console: {error}");
+                self.deaf_until = Some(Instant::now() + DEAF);
+                return;
+            }
         };
         if self.viewers.len() >= MAX_VIEWERS || viewer.set_nonblocking(true).is_err() {
             return;
@@ -174,26 +198,88 @@ impl Showing {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = viewer.write(&tail);
         drop(tail);
-        self.viewers.push(viewer);
+        self.viewers.push(Viewer {
+            stream: viewer,
+            told: false,
+        });
     }
 }
 
-/// Whether somebody is still there. What is typed is dropped: a container reads nothing.
-fn listens(viewer: &mut UnixStream) -> bool {
-    let mut typed = [0; 256];
-    match viewer.read(&mut typed) {
-        Ok(0) => false,
-        Ok(_) => true,
-        Err(error) => matches!(
-            error.kind(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-        ),
+/// Somebody who looks.
+struct Viewer {
+    stream: UnixStream,
+    /// That nothing can be typed.
+    told: bool,
+}
+
+impl Viewer {
+    /// Whether somebody is still there. What is typed is dropped.
+    fn listens(&mut self) -> bool {
+        let mut typed = [0; 256];
+        match self.stream.read(&mut typed) {
+            Ok(0) => false,
+            Ok(_) => {
+                if !self.told {
+                    self.told = true;
+                    let _ = self.stream.write(NO_INPUT);
+                }
+                true
+            }
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ROLE: &str = "BBOT_TEST_WITHOUT_HANDLES";
+
+    /// In a process of its own, which it takes all handles from.
+    #[test]
+    fn without_file_handles_it_waits_and_does_not_spin() {
+        if std::env::var_os(ROLE).is_none() {
+            let name = "nspawn::console::tests::without_file_handles_it_waits_and_does_not_spin";
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name])
+                .env(ROLE, "1")
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let (output, mut input) = io::pipe().unwrap();
+        let _console = Console::start(output.into(), &path).unwrap();
+        input.write_all(b"before\n").unwrap();
+        let limit = rustix::process::Resource::Nofile;
+        let before = rustix::process::getrlimit(limit);
+        let mut few = before;
+        few.current = Some(64);
+        rustix::process::setrlimit(limit, few).unwrap();
+        let mut taken: Vec<_> = std::iter::from_fn(|| input.try_clone().ok()).collect();
+        taken.pop();
+        let mut viewer = UnixStream::connect(&path).unwrap();
+        let spent = || {
+            let clock = rustix::time::ClockId::ProcessCPUTime;
+            Duration::try_from(rustix::time::clock_gettime(clock)).unwrap()
+        };
+        let begin = spent();
+        std::thread::sleep(Duration::from_millis(600));
+        let spent = spent() - begin;
+        assert!(spent < Duration::from_millis(100), "{spent:?} were spent");
+        // Who has waited is let in once there are some again.
+        drop(taken);
+        rustix::process::setrlimit(limit, before).unwrap();
+        let mut got = [0; 7];
+        viewer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"before\n");
+    }
 
     #[test]
     fn who_looks_sees_the_end_and_what_follows() {
@@ -211,7 +297,10 @@ mod tests {
         read(&mut first, "one\n\x1b[1mtwo\x1b[0m\n");
         assert_eq!(console.last_lines(1), "two");
         assert_eq!(console.last_lines(9), "one; two");
+        // Who types is told, once, that it is of no use.
         first.write_all(b"typed").unwrap();
+        read(&mut first, std::str::from_utf8(NO_INPUT).unwrap());
+        first.write_all(b"more").unwrap();
         let mut second = UnixStream::connect(&path).unwrap();
         read(&mut second, "one\n");
         input.write_all(b"three\n").unwrap();

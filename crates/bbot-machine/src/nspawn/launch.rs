@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::net::UnixDatagram;
+use tokio::time::Instant;
 
 use super::command::WRAPPER;
 use super::enclosure;
@@ -20,6 +21,9 @@ use crate::socket_folder::SocketFolder;
 /// How long nspawn may take until the container runs; it takes a tenth of a second unless the host
 /// is swamped, or files have to be given away one by one.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long the container's first process is looked for.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// All that is needed to start a container.
 #[derive(Debug)]
@@ -78,6 +82,7 @@ impl Launch {
             .output
             .try_clone()
             .map_err(doing(format!("start the console of machine {name}")))?;
+        self.forget_earlier_messages();
         let mut process = Process::start_enclosed(
             process::Spec {
                 program: "sh".into(),
@@ -95,7 +100,7 @@ impl Launch {
         let started = tokio::time::timeout(START_TIMEOUT, self.until_running(&mut process));
         match started.await {
             Ok(Ok(())) => {
-                let leader = Leader::find(process.id());
+                let leader = find_leader(&mut process).await;
                 Ok(Started { process, leader })
             }
             Ok(Err(detail)) => Err(Error::NotStarted {
@@ -108,6 +113,13 @@ impl Launch {
                 timeout: START_TIMEOUT,
             }),
         }
+    }
+
+    /// What nspawn said in the life before: it would be taken for this one's, and few fit into the
+    /// socket (`net.unix.max_dgram_qlen`) before nspawn waits for room.
+    fn forget_earlier_messages(&self) {
+        let mut message = [0; 4096];
+        while self.notify.try_recv(&mut message).is_ok() {}
     }
 
     async fn until_running(&self, process: &mut Process) -> Result<(), String> {
@@ -132,6 +144,19 @@ impl Launch {
                 }
             }
         }
+    }
+}
+
+/// The container's first process. It may become nspawn's own child only a moment after it is said to
+/// run. None: it has ended already.
+async fn find_leader(process: &mut Process) -> Option<Leader> {
+    let deadline = Instant::now() + LEADER_TIMEOUT;
+    loop {
+        let leader = Leader::find(process.id());
+        if leader.is_some() || process.has_ended() || Instant::now() >= deadline {
+            return leader;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

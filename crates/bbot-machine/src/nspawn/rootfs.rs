@@ -130,7 +130,7 @@ fn read_cmdline(machine: &str, directory: &Path) -> Result<String, Error> {
 /// Keeps everybody but root out of the machine's directory: the container's root is nobody on the
 /// host, but what it writes belongs to the host's root on the disk, programs with set-user-id bits
 /// included.
-pub(super) fn close(directory: &Path) -> io::Result<()> {
+pub(crate) fn close(directory: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = File::from(rustix::fs::open(directory, flags, Mode::empty())?);
     if opened.metadata()?.mode() & 0o077 == 0 {

@@ -31,6 +31,7 @@ mod sweep;
 mod temporary;
 
 pub use instance::Instance;
+pub(crate) use record::process;
 pub use record::{Facts, Lock, Process, Reason, Record, Verdict, is_gone};
 pub use sweep::{AllSwept, Kept, SweepProblem, Swept, sweep, sweep_all};
 pub(crate) use sweep::{Examined, examine};

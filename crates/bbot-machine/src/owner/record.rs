@@ -208,7 +208,7 @@ pub(super) fn own_start_time() -> Result<u64, OwnerError> {
 }
 
 /// What has become of the process `pid`.
-pub(super) fn process(pid: u32) -> Process {
+pub(crate) fn process(pid: u32) -> Process {
     match std::fs::read(format!("/proc/{pid}/stat")) {
         Ok(text) => match parse_stat(&text) {
             Some(stat) if stat.ended => Process::Ended,

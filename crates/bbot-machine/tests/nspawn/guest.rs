@@ -201,3 +201,59 @@ async fn a_suspended_container_wakes_up_to_power_off() {
     let down = guest.machine.shutdown(PATIENCE).await.unwrap();
     assert_eq!(down, ShutdownOutcome::Down);
 }
+
+#[tokio::test]
+async fn one_that_restarts_for_ever_is_told_of() {
+    if must_skip() {
+        return;
+    }
+    let (folder, spec) = prepare("");
+    std::fs::write(
+        spec.directory.join("rootfs/sbin/init"),
+        "#!/bin/busybox sh\nexec /bin/busybox reboot -f\n",
+    )
+    .unwrap();
+    let mut machine = bbot_machine::machine::Hypervisor::start(&Nspawn::new(), spec)
+        .await
+        .unwrap();
+    let begin = Instant::now();
+    let mut told = 0;
+    loop {
+        match tokio::time::timeout(PATIENCE, machine.next_event()).await {
+            Ok(MachineEvent::Reset) => told += 1,
+            Ok(MachineEvent::RebootLoop) => break,
+            other => panic!("{other:?} after {told} restarts"),
+        }
+    }
+    println!("{told} restarts in {:?}", begin.elapsed());
+    assert_eq!(told + 1, bbot_machine::machine::MAX_RESETS);
+    // It still runs, and can be ended whatever it is about to do.
+    machine.force_down().await.unwrap();
+    assert_eq!(machine.wait().await.cause, ExitCause::Forced);
+    drop(folder);
+}
+
+/// The line that leads a person in does.
+#[tokio::test]
+async fn the_line_that_leads_in_works_as_it_stands() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!("echo it is in here > /here\n{UP}")).await;
+    guest.uploaded("up").await;
+    let info = guest.machine.info();
+    let line = info.lines().find_map(|line| line.strip_prefix("look:"));
+    let line = line.unwrap().trim();
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("{line} -c 'cat /here; id -u; hostname'")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        said, "it is in here\n0\nbuild\n",
+        "{line}: {:?}",
+        output.stderr
+    );
+    guest.machine.force_down().await.unwrap();
+    assert!(!guest.machine.info().contains("look:"));
+}

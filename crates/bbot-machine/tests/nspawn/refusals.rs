@@ -8,6 +8,8 @@ use bbot_machine::nspawn::Nspawn;
 
 use super::support::{must_skip, prepare};
 
+const ROLE: &str = "BBOT_TEST_AS_NOBODY";
+
 fn text(result: Result<Box<dyn Machine>, Error>) -> String {
     let error = result.expect_err("it started");
     assert!(
@@ -55,4 +57,47 @@ async fn each_refusal_says_what_and_how_to_mend_it() {
     symlink("elsewhere", &rootfs).unwrap();
     assert!(text(nspawn.start(spec.clone()).await).contains("is not a directory"));
     assert!(!spec.run_dir.exists(), "nothing is left");
+}
+
+/// As whoever runs it; the test below runs it as nobody.
+#[tokio::test]
+async fn is_refused_to_others_than_root() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let (_folder, spec) = prepare("");
+    let said = text(Nspawn::new().start(spec).await);
+    assert!(
+        said.contains("run the agent as root, or make the machine with --type kvm"),
+        "{said}"
+    );
+    println!("refused");
+}
+
+#[test]
+fn an_agent_that_is_not_root_is_told_that_it_must_be() {
+    if must_skip() || !testkit::program("setpriv", "setpriv") {
+        return;
+    }
+    // Where nobody may read and run it.
+    let folder = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .tempdir()
+        .unwrap();
+    let program = folder.path().join("test");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args([
+            "--exact",
+            "refusals::is_refused_to_others_than_root",
+            "--nocapture",
+        ])
+        .env(ROLE, "1")
+        .env("TMPDIR", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("refused"), "{output:?}");
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bbot_machine::{
     create::{self, Cached, Suite},
-    layout::{self, BOOTSTRAP_PROTOCOL, MachineDir},
+    layout::{self, BOOTSTRAP_PROTOCOL, MachineDir, ProblemKind},
     owner::Instance,
     volume::{self, Volume},
 };
@@ -380,7 +380,10 @@ struct Row {
     revisions: Vec<String>,
     current: Option<String>,
     bootstrapped: Vec<Bootstrapped>,
-    disk_bytes: u64,
+    /// None: its files are closed to this user.
+    disk_bytes: Option<u64>,
+    /// Its files are closed to this user, so that what they say is left out.
+    closed: bool,
 }
 
 /// A machine bootstrapped for one toolchain.
@@ -399,12 +402,28 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
         layout::Scan::default()
     };
     let mut rows = Vec::new();
+    let mut warnings = Vec::new();
     for machine in &scan.machines {
-        rows.push(row(machine).with_context(|| format!("cannot read {}", machine.path.display()))?);
+        match row(machine, Files::Open) {
+            Ok(row) => rows.push(row),
+            Err(error) => warnings.push(format!("{}: {error:#}", machine.path.display())),
+        }
     }
+    for problem in &scan.problems {
+        warnings.push(problem.to_string());
+        // What can be told of it from outside is told.
+        if let (ProblemKind::Closed { .. }, Some(name)) = (&problem.kind, &problem.machine) {
+            let machine = MachineDir {
+                path: problem.path.clone(),
+                name: name.clone(),
+            };
+            rows.extend(row(&machine, Files::Closed));
+        }
+    }
+    rows.sort_by(|one, other| one.name.cmp(&other.name));
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else if rows.is_empty() && scan.problems.is_empty() {
+    } else if rows.is_empty() && warnings.is_empty() {
         eprintln!(
             "no machines below {}: make one with `bbot machine create debian-12`",
             machines.display()
@@ -428,16 +447,23 @@ fn list(options: &List, home: &Home) -> Result<Exit> {
             });
             table.row([
                 row.name,
-                row.summary,
+                if row.closed {
+                    "(closed to this user)".to_string()
+                } else {
+                    row.summary
+                },
                 revisions.collect::<Vec<_>>().join(" "),
                 bootstrapped.collect::<Vec<_>>().join(", "),
-                format!("{:.1} GiB", gib(row.disk_bytes)),
+                match row.disk_bytes {
+                    Some(bytes) => format!("{:.1} GiB", gib(bytes)),
+                    None => "?".to_string(),
+                },
             ]);
         }
         table.print()?;
     }
-    for problem in &scan.problems {
-        eprintln!("warning: {problem}");
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
     }
     Ok(Exit::Done)
 }
@@ -450,17 +476,24 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-fn row(machine: &MachineDir) -> Result<Row> {
+/// Whether a machine's files can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    Open,
+    Closed,
+}
+
+fn row(machine: &MachineDir, files: Files) -> Result<Row> {
     let current = layout::resolve_current(machine, BOOTSTRAP_PROTOCOL)?;
     let manifest = match &current {
-        Some(path) => {
+        Some(path) if files == Files::Open => {
             let path = path.join("manifest");
             Some(MachineManifest::parse(
                 &fs::read(&path)?,
                 &path.display().to_string(),
             )?)
         }
-        None => None,
+        _ => None,
     };
     let revisions = layout::revisions(machine, BOOTSTRAP_PROTOCOL)?;
     let mut disk_bytes = 0;
@@ -509,7 +542,8 @@ fn row(machine: &MachineDir) -> Result<Row> {
         revisions: revisions.iter().map(|r| r.name.clone()).collect(),
         current: revisions.iter().find(|r| r.current).map(|r| r.name.clone()),
         bootstrapped,
-        disk_bytes,
+        disk_bytes: (files == Files::Open).then_some(disk_bytes),
+        closed: files == Files::Closed,
     })
 }
 
