@@ -242,7 +242,7 @@ async fn the_line_that_leads_in_works_as_it_stands() {
     let mut guest = Guest::boot(&format!("echo it is in here > /here\n{UP}")).await;
     guest.uploaded("up").await;
     let info = guest.machine.info();
-    let line = info.lines().find_map(|line| line.strip_prefix("look:"));
+    let line = info.lines().find_map(|line| line.strip_prefix("shell:"));
     let line = line.unwrap().trim();
     let output = std::process::Command::new("sh")
         .args(["-c", &format!("{line} -c 'cat /here; id -u; hostname'")])
@@ -255,5 +255,5 @@ async fn the_line_that_leads_in_works_as_it_stands() {
         output.stderr
     );
     guest.machine.force_down().await.unwrap();
-    assert!(!guest.machine.info().contains("look:"));
+    assert!(!guest.machine.info().contains("shell:"));
 }
