@@ -361,7 +361,9 @@ fn the_facts_of_a_host() {
     };
     assert_eq!(bridge::facts(name), good);
     let plan = bridge::decide(Wanted::IfUsable(name), &bridge::facts(name), 23401);
-    assert_eq!(plan, Ok(Plan::Bridge(br1())));
+    let mut by_default = br1();
+    by_default.by_default = true;
+    assert_eq!(plan, Ok(Plan::Bridge(by_default)));
     testkit::run("ip", &["address", "flush", "dev", "br1"]);
     let facts = bridge::facts(name);
     assert_eq!(
