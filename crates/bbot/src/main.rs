@@ -27,8 +27,8 @@ const PLACES: &str = "Places";
     max_term_width = 100,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "To begin: `bbot machine create debian-12`, then `bbot build DIR`, or `bbot up` and `bbot submit --wait DIR`.\n\n\
-        Exit status: 0 done, 1 failed, 2 wrong usage; `build`, `submit --wait` and `log --follow` \
+    after_help = "To begin: `bbot machine create debian-12`, then `bbot build DIR`, or `bbot up` and `bbot submit --follow DIR`.\n\n\
+        Exit status: 0 done, 1 failed, 2 wrong usage; `build`, `submit --wait`, `submit --follow` and `log --follow` \
         exit with 3 when the build itself did not succeed."
 )]
 struct Options {

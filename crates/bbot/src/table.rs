@@ -127,7 +127,7 @@ mod tests {
         let whole = format!("{heading}3 s  one two three four five six seven\n4 s  short\n");
         assert_eq!(table.render(Some(usize::MAX)), whole);
         assert_eq!(
-            table.render(Some(27)),
+            table.render(Some(28)),
             format!("{heading}3 s  one two three four five\n     six seven\n4 s  short\n")
         );
         // Hardly any room: the terminal does it.

@@ -275,7 +275,7 @@ fn what_cannot_be_followed_is_told_at_once() {
     assert!(said.contains("there is no build 7"), "{said}");
     let (_, said, code) = end(&["log", "1", "update", "--operation", "test"]);
     assert_eq!(code, Some(2), "{said}");
-    let (_, said, code) = end(&["submit", EXAMPLE, "--follow"]);
+    let (_, said, code) = end(&["submit", EXAMPLE, "--follow", "--json"]);
     assert_eq!(code, Some(2), "{said}");
     let nobody = ["log", "1", "-f", "--controller", "http://127.0.0.1:9"];
     let (_, said, code) = end(&nobody);

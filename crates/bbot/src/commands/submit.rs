@@ -20,7 +20,7 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// Hand a package to the controller to be built.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage; with --wait 3 when a build did not succeed."
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage; with --wait or --follow 3 when a build did not succeed."
 )]
 pub(crate) struct Submit {
     /// A source directory, or an archive (tar, plain or compressed)
