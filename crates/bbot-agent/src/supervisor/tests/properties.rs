@@ -326,6 +326,14 @@ proptest! {
         }
         prop_assert!(world.has_exited, "{supervisor:?}");
     }
+}
+
+proptest! {
+    // Each case is a whole day.
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases.div_ceil(4),
+        ..ProptestConfig::default()
+    })]
 
     /// Machines that must be bootstrapped, each again as soon as it was, and tasks without end: both advance.
     #[test]
