@@ -422,6 +422,10 @@ fn why(error: &reqwest::Error, timeout: Duration) -> LinkError {
         return no_answer(timeout);
     }
     let mut text = chain(error);
+    if let Some(url) = error.url() {
+        // Whoever tells it says which controller it is.
+        text = text.replace(&format!(" for url ({url})"), "");
+    }
     let unknown = ["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity"];
     if unknown.iter().any(|word| text.contains(word)) {
         text.push_str("; give --ca with the certificate of who has signed it");
