@@ -202,7 +202,10 @@ impl Pool {
         let named: Vec<u64> = self
             .kept
             .iter()
-            .filter(|(_, kept)| kept.entry.id == id || kept.entry.machine == id)
+            .filter(|(_, kept)| {
+                // By its machine's name one that is about to end is not meant.
+                kept.entry.id == id || (kept.entry.machine == id && !kept.ending)
+            })
             .map(|(number, _)| *number)
             .collect();
         match named[..] {

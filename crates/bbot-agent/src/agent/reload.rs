@@ -53,6 +53,8 @@ impl Agent {
         self.context.link = link;
         self.allowed_result_urls = allowed;
         self.tell(Event::Reload(config));
+        let view = self.supervisor.view();
+        self.seen.controllers_are(&view.controllers);
         Ok(())
     }
 }

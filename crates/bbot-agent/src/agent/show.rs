@@ -16,8 +16,8 @@ use crate::status::{
     RunKind, Slots, Spool, Status, Suspended, Trouble,
 };
 use crate::supervisor::{
-    Answer, BootstrapOutcome, MachineState as Seen_, MachineStatus, Mode as Doing, Outcome, Time,
-    View,
+    Answer, BootstrapOutcome, ControllerView, MachineState as Seen_, MachineStatus, Mode as Doing,
+    Outcome, Time, View,
 };
 use crate::version;
 
@@ -92,6 +92,12 @@ impl Seen {
     /// What is remembered of machines that are gone is forgotten.
     pub(super) fn machines_are(&mut self, is_there: impl Fn(&str) -> bool) {
         self.failures.retain(|name, _| is_there(name));
+    }
+
+    /// The same of controllers.
+    pub(super) fn controllers_are(&mut self, all: &[ControllerView]) {
+        let is_there = |url: &str| all.iter().any(|controller| controller.url == url);
+        self.answers.retain(|url, _| is_there(url));
     }
 
     fn started(&mut self, run: &Run) {
