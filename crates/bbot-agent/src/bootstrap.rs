@@ -26,7 +26,7 @@ use crate::host::{Host, RunFolders};
 use crate::inventory::decide::{self, Decision, Why};
 use crate::inventory::{self, MacFile};
 use crate::options::BOOTSTRAP_SHUTDOWN;
-use crate::run::{self, Left, Progress, Running, Share, Stage, Start, Startup, Waited};
+use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, Startup, Waited};
 use crate::toolchain::Toolchain;
 use crate::version;
 
@@ -256,10 +256,16 @@ async fn watch(
     limit: u64,
 ) -> Result<Result<BootstrapManifest, Fault>> {
     let machine = running.machine.as_mut();
-    let limit = Duration::from_secs(limit);
-    let path = match run::until_uploaded(machine, limit, &[MANIFEST], |_, _| {}).await {
+    let patience = Patience {
+        whole: Duration::from_secs(limit),
+        // What a toolchain does in the guest is its own affair.
+        quiet: None,
+    };
+    let path = match run::until_uploaded(machine, patience, &[MANIFEST], |_, _| {}).await {
         Waited::Uploaded { path, .. } => path,
-        Waited::TimedOut => return Ok(Err(Fault::look("bootstrap timeout".to_owned()))),
+        Waited::TimedOut | Waited::Quiet(_) => {
+            return Ok(Err(Fault::look("bootstrap timeout".to_owned())));
+        }
         Waited::Panicked => {
             let why = "kernel panic during bootstrap".to_owned();
             return Ok(Err(Fault::look(why)));

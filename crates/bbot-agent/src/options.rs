@@ -18,6 +18,10 @@ use crate::auth::KeyOption;
 /// that boots in 4 s there was seen to take 20 s.
 pub const TCG_FACTOR: u32 = 5;
 
+/// The longest time that an option takes, in seconds: moments beyond a machine's life
+/// cannot be reckoned with.
+const YEAR: u64 = 365 * 24 * 60 * 60;
+
 /// The seed's wait for the first request of a build, under KVM.
 pub const BUILD_STARTUP: Duration = Duration::from_secs(60);
 
@@ -157,7 +161,7 @@ pub struct Options {
     pub state: Option<PathBuf>,
 
     /// Seconds that a bootstrap may take
-    #[arg(long, value_name = "sec", default_value_t = 3600)]
+    #[arg(long, value_name = "sec", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub bootstrap_timeout: u64,
 
     /// How many times a machine that does not start its bootstrap is started again
@@ -166,12 +170,17 @@ pub struct Options {
 
     /// Seconds to wait for the first request of a bootstrap. Default: 300, five
     /// times that where machines are translated (TCG)
-    #[arg(long, value_name = "sec")]
+    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub bootstrap_startup: Option<u64>,
 
     /// Seconds that a build may take
-    #[arg(long, value_name = "sec", default_value_t = 1800)]
+    #[arg(long, value_name = "sec", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub build_timeout: u64,
+
+    /// Seconds that nothing may be heard of a build: no line of its log, no transfer.
+    /// Default: no bound but --build-timeout
+    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..=YEAR))]
+    pub build_quiet: Option<u64>,
 
     /// How many times a machine that does not start its build is started again
     #[arg(long, value_name = "num", default_value_t = 2)]
@@ -179,25 +188,25 @@ pub struct Options {
 
     /// Seconds to wait for the first request of a build. Default: 60, five times
     /// that where machines are translated (TCG)
-    #[arg(long, value_name = "sec")]
+    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub build_startup: Option<u64>,
 
     /// Seconds that a suspended machine is kept for a person to look at; 0: it
     /// is not kept
-    #[arg(long, value_name = "sec", default_value_t = 600)]
+    #[arg(long, value_name = "sec", default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub suspend_timeout: u64,
 
     /// Seconds that a request to a controller may take
-    #[arg(long, value_name = "sec", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "sec", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub request_timeout: u64,
 
     /// Seconds that making the connection for it may take
-    #[arg(long, value_name = "sec", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "sec", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub connect_timeout: u64,
 
     /// Seconds to pause when there is nothing to do. Default: 60; 5 where every
     /// controller is one of ours, 1 where it is the only one
-    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub idle_pause: Option<u64>,
 
     /// File with the agent's private RSA key (PEM). Its fingerprint goes with
@@ -291,7 +300,7 @@ pub struct Options {
     pub interactive: Option<()>,
 
     /// Seconds that such a build may take. Accepted with --interactive false
-    #[arg(long, alias = "intactive-timeout", value_name = "sec")]
+    #[arg(long, alias = "intactive-timeout", value_name = "sec", value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub interactive_timeout: Option<u64>,
 
     /// Virtual processors of all machines together. Default: no bound, since the
@@ -311,7 +320,7 @@ pub struct Options {
 
     /// Seconds that what runs may go on after SIGTERM; then it is interrupted and
     /// given back to its controller. A second SIGTERM, or SIGINT, does that at once
-    #[arg(long, value_name = "sec", default_value_t = 300)]
+    #[arg(long, value_name = "sec", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=YEAR))]
     pub drain_timeout: u64,
 
     /// File with more options, one a line as here without the dashes: `name value`

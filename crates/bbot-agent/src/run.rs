@@ -104,6 +104,8 @@ pub(crate) enum Waited {
     },
     /// It took too long.
     TimedOut,
+    /// Nothing was heard of the guest for this long.
+    Quiet(Duration),
     /// The machine has ended without it.
     Ended(Exit),
     /// The guest's kernel panicked.
@@ -112,6 +114,15 @@ pub(crate) enum Waited {
     Restarting,
     /// The host has no room for what the guest writes: where, and the system's words.
     HostFull(String),
+}
+
+/// For how long an upload is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// In all.
+    pub(crate) whole: Duration,
+    /// From one sign of life to the next; `None`: as long as that.
+    pub(crate) quiet: Option<Duration>,
 }
 
 /// Waits for the first sign of life.
@@ -148,16 +159,26 @@ pub(crate) async fn until_alive(
 /// they come.
 pub(crate) async fn until_uploaded(
     machine: &mut dyn Machine,
-    limit: Duration,
+    patience: Patience,
     names: &[&str],
     mut other: impl FnMut(&str, &std::path::Path),
 ) -> Waited {
     let begin = Instant::now();
+    let end = begin + patience.whole;
+    let mut heard = begin;
     loop {
-        match timeout_at(begin + limit, machine.next_event()).await {
-            Err(_) => return Waited::TimedOut,
+        let quiet = patience.quiet.map(|quiet| (quiet, heard + quiet));
+        let next = quiet.map_or(end, |(_, at)| at.min(end));
+        match timeout_at(next, machine.next_event()).await {
+            Err(_) => {
+                return match quiet {
+                    Some((quiet, at)) if at < end => Waited::Quiet(quiet),
+                    _ => Waited::TimedOut,
+                };
+            }
             Ok(MachineEvent::Tftp(event)) => {
                 trace(&event);
+                heard = Instant::now();
                 if let Event::Uploaded { name, path, .. } = event {
                     if names.contains(&name.as_str()) {
                         tracing::trace!("upload of {name} after {} s", begin.elapsed().as_secs());

@@ -16,7 +16,7 @@ use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
 use crate::result::{self, AGENT_OPERATION, Judged};
-use crate::run::{self, Left, Progress, Running, Share, Stage, Start, Startup, Waited};
+use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, Startup, Waited};
 use crate::segments::{self, Segments};
 use crate::session::Session;
 use crate::source;
@@ -221,10 +221,14 @@ async fn watch(
 ) -> Ended {
     let (task, name) = (&job.task, &job.machine.dir.name);
     let limit = Duration::from_secs(host.options.build_timeout);
+    let patience = Patience {
+        whole: limit,
+        quiet: host.options.build_quiet.map(Duration::from_secs),
+    };
     let mut segments = Segments::of(job.session.clone());
     let waited = run::until_uploaded(
         running.machine.as_mut(),
-        limit,
+        patience,
         &RESULT_NAMES,
         |name, path| segments.take(name, path, progress),
     )
@@ -258,6 +262,14 @@ async fn watch(
             let reason = format!("no result within {} s", limit.as_secs());
             let result = cut_short(Status::Abort, &reason);
             Ended::look(result, "build timeout".to_owned())
+        }
+        Waited::Quiet(quiet) => {
+            let reason = format!(
+                "nothing was heard of the build for {} s (--build-quiet)",
+                quiet.as_secs()
+            );
+            let result = cut_short(Status::Abort, &reason);
+            Ended::look(result, "quiet build".to_owned())
         }
         Waited::Panicked => {
             let reason = format!("the kernel of machine {name} panicked during the build");

@@ -171,3 +171,24 @@ fn the_bridge_that_is_wanted() {
     assert_eq!(user.machine_network(), Network::User);
     user.check().unwrap();
 }
+
+#[test]
+fn a_time_that_cannot_be_reckoned_with_is_refused() {
+    let most = u64::MAX.to_string();
+    for option in [
+        "--build-timeout",
+        "--build-startup",
+        "--build-quiet",
+        "--bootstrap-timeout",
+        "--bootstrap-startup",
+        "--suspend-timeout",
+        "--drain-timeout",
+        "--request-timeout",
+        "--connect-timeout",
+        "--idle-pause",
+    ] {
+        let refused = parse(&[option, &most, "u"]).unwrap_err().to_string();
+        assert!(refused.contains("31536000"), "{option}: {refused}");
+        assert!(parse(&[option, "31536000", "u"]).is_ok(), "{option}");
+    }
+}

@@ -150,6 +150,35 @@ async fn a_worker_that_never_answers_is_suspended_and_aborted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_build_that_has_gone_quiet_is_noticed_before_its_time_is_over() {
+    let mut world = World::bootstrapped(&["--build-quiet", "30", "--suspend-timeout", "0"]).await;
+    let line = |world: &mut World, number, seconds| {
+        let Step::Now(event) = world.upload(&format!("log.{number}"), b"update\ncc\n") else {
+            unreachable!("an upload is told at once");
+        };
+        after(seconds, event)
+    };
+    let steps = vec![
+        get("manifest"),
+        line(&mut world, 1, 29),
+        line(&mut world, 2, 29),
+    ];
+    world.plays(steps);
+    build(&mut world).await;
+    // 30 s after the second line.
+    assert_eq!(world.took(), 88);
+    let result = world.posted().remove(0).result;
+    assert_eq!(result.status, Status::Abort);
+    let log = &result.operations[0].log;
+    assert!(
+        log.contains("nothing was heard of the build for 30 s"),
+        "{log}"
+    );
+    assert!(log.contains("cc\ncc"), "{log}");
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_person_ends_a_suspension_early() {
     let mut world = World::bootstrapped(&["--build-timeout", "50"]).await;
     world.plays(vec![get("manifest"), after(80, crash())]);
