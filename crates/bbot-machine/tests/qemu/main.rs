@@ -11,6 +11,8 @@ mod attach;
 mod guest;
 mod hostile;
 mod internet;
+#[path = "../internet_support/mod.rs"]
+mod internet_support;
 mod lifetime;
 mod refusals;
 mod support;
