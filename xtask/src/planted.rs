@@ -2,9 +2,11 @@
 
 mod bugs;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -102,12 +104,14 @@ fn copy_sources(root: &Path, copy: &Path) -> Result<()> {
             String::from_utf8_lossy(&listed.stderr)
         );
     }
+    let mut kept = HashSet::new();
     for name in listed.stdout.split(|b| *b == 0).filter(|n| !n.is_empty()) {
         let name = String::from_utf8_lossy(name).into_owned();
         let (from, to) = (root.join(&name), copy.join(&name));
         if !from.is_file() {
             continue;
         }
+        kept.insert(to.clone());
         let bytes = fs::read(&from).with_context(|| format!("unable to read {name}"))?;
         // One that is as it was keeps its time, so that cargo does not compile it again.
         if fs::read(&to).is_ok_and(|there| there == bytes) {
@@ -118,6 +122,19 @@ fn copy_sources(root: &Path, copy: &Path) -> Result<()> {
                 .with_context(|| format!("unable to make {}", folder.display()))?;
         }
         fs::write(&to, bytes).with_context(|| format!("unable to write {}", to.display()))?;
+    }
+    remove_others(copy, &kept).with_context(|| format!("unable to tidy {}", copy.display()))
+}
+
+/// Removes the files that are not kept: sources that are gone since the last time.
+fn remove_others(folder: &Path, kept: &HashSet<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            remove_others(&path, kept)?;
+        } else if !kept.contains(&path) {
+            fs::remove_file(path)?;
+        }
     }
     Ok(())
 }
@@ -138,6 +155,21 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), BUGS.len(), "each has a name of its own");
+    }
+
+    #[test]
+    fn the_copy_holds_what_the_sources_hold_now() {
+        let copy = tempfile::tempdir().unwrap();
+        copy_sources(workspace::root().unwrap(), copy.path()).unwrap();
+        let (left, changed) = (
+            copy.path().join("crates/left.rs"),
+            copy.path().join("Cargo.toml"),
+        );
+        fs::write(&left, "gone since").unwrap();
+        fs::write(&changed, "planted").unwrap();
+        copy_sources(workspace::root().unwrap(), copy.path()).unwrap();
+        assert!(!left.exists());
+        assert_ne!(fs::read(&changed).unwrap(), b"planted");
     }
 
     #[test]
