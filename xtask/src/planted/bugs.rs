@@ -16,6 +16,8 @@ pub(super) struct Bug {
 }
 
 const SUPERVISOR: &str = "crates/bbot-agent/src/supervisor/mod.rs";
+const ASKING: &str = "crates/bbot-agent/src/supervisor/asking.rs";
+const WORK: &str = "crates/bbot-agent/src/supervisor/work.rs";
 const DECIDE: &str = "crates/bbot-agent/src/supervisor/decide.rs";
 const MACHINES: &str = "crates/bbot-agent/src/supervisor/machines.rs";
 const RUNS: &str = "crates/bbot-agent/src/supervisor/runs.rs";
@@ -50,21 +52,21 @@ pub(super) const BUGS: &[Bug] = &[
     Bug {
         name: "late-answer-lost",
         sentence: "a task that comes while the agent drains is neither started nor given back",
-        file: SUPERVISOR,
+        file: ASKING,
         old: "(Some(why), _) => return self.act(Action::GiveBack { ask: ask.id, why }),",
         new: "(Some(_), _) => return,",
     },
     Bug {
         name: "works-while-host-is-short",
         sentence: "new work begins although the host has run short of something",
-        file: SUPERVISOR,
+        file: WORK,
         old: "if self.block().is_some() || self.waiting.is_some() || self.is_enumerating {",
         new: "if self.waiting.is_some() || self.is_enumerating {",
     },
     Bug {
         name: "urgent-task-too-early",
         sentence: "an urgent task does not wait until what it interrupted has ended",
-        file: SUPERVISOR,
+        file: WORK,
         old: "self.waiting.take_if(|w| w.victims.is_empty())",
         new: "self.waiting.take()",
     },

@@ -1,5 +1,7 @@
 //! What the tests of the supervisor share.
 
+use bbot_manifest::Status;
+
 use super::*;
 
 pub(super) fn config(slots: u32) -> Config {
