@@ -29,6 +29,9 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     copy_sources(root, &copy)?;
     let arguments = ["--seeds".into(), SEEDS.to_string().into()];
     let began = Instant::now();
+    if !simulate::play(&copy, &target, &arguments, Output::Hidden)?.success() {
+        bail!("the simulation does not hold as it is: see cargo xtask simulate");
+    }
     let (mut planted, mut missed) = (0, Vec::new());
     for bug in BUGS.iter().filter(|bug| bug.name.contains(filter)) {
         let path = copy.join(bug.file);

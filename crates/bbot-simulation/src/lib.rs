@@ -52,6 +52,23 @@ impl fmt::Display for Failure {
 ///
 /// The first rule that did not hold.
 pub fn run(seed: u64) -> Result<Figures, Failure> {
+    // A fault of what is played is one more way to break the rules.
+    std::panic::catch_unwind(|| play(seed)).unwrap_or_else(|panic| Err(of_panic(seed, &*panic)))
+}
+
+fn of_panic(seed: u64, panic: &(dyn std::any::Any + Send)) -> Failure {
+    let said = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    Failure {
+        seed,
+        what: format!("it panicked: {}", said.unwrap_or("and did not say why")),
+        trace: Vec::new(),
+    }
+}
+
+fn play(seed: u64) -> Result<Figures, Failure> {
     let mut world = world::World::new(seed, false);
     match world.play() {
         Ok(()) => Ok(world.figures()),
@@ -92,6 +109,17 @@ mod tests {
             "{sum:?}"
         );
         assert!(sum.bootstraps > 300 && sum.lost_messages > 300, "{sum:?}");
+    }
+
+    #[test]
+    fn a_panic_names_its_seed() {
+        let panic = std::panic::catch_unwind(|| panic!("no room for {}", 7)).unwrap_err();
+        let failure = of_panic(42, &*panic).to_string();
+        assert!(
+            failure.starts_with("seed 42: it panicked: no room for 7"),
+            "{failure}"
+        );
+        assert!(failure.contains("--first 42 --seeds 1"), "{failure}");
     }
 
     #[test]
