@@ -12,12 +12,11 @@ use bbot_machine::hypervisor::Hypervisors;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, ToolchainName};
 use bbot_machine::machine::Hypervisor;
 use bbot_machine::nspawn::Nspawn;
-use bbot_machine::owner::Instance;
+use bbot_machine::owner::{self, Instance, OwnedFolder};
 use bbot_machine::qemu::Qemu;
 use bbot_manifest::BootstrappedMachine;
 
 use crate::blocking::Blocking;
-use crate::folder::{self, RunFolder};
 use crate::options::Options;
 use crate::toolchain::{self, Toolchain};
 
@@ -53,20 +52,21 @@ pub struct Older(Arc<Mutex<HashMap<PathBuf, (String, String)>>>);
 #[derive(Debug)]
 pub(crate) struct RunFolders {
     /// Always there; taken out by the drop alone.
-    folder: Option<RunFolder>,
+    folder: Option<OwnedFolder>,
 }
 
 impl RunFolders {
     /// `<tftp>/<kind>/<toolchain>/<run>/` with these folders in it.
     pub(crate) fn create(host: &Host, kind: &str, folders: &[&str]) -> Result<Self> {
         let parent = host.run_folders(kind);
-        let made = RunFolder::create(&parent, RUN_PREFIX).and_then(|folder| {
+        let make = || -> Result<OwnedFolder> {
+            let folder = OwnedFolder::create(&host.instance, &parent, RUN_PREFIX)?;
             for name in folders {
                 std::fs::create_dir(folder.path().join(name))?;
             }
             Ok(folder)
-        });
-        let folder = made.with_context(|| {
+        };
+        let folder = make().with_context(|| {
             format!(
                 "unable to make a folder in {}: give --tftp a directory that is writable",
                 parent.display()
@@ -78,7 +78,9 @@ impl RunFolders {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.folder.as_ref().map_or(Path::new(""), RunFolder::path)
+        self.folder
+            .as_ref()
+            .map_or(Path::new(""), OwnedFolder::path)
     }
 }
 
@@ -175,10 +177,10 @@ impl Host {
 
     /// A private directory for a run's sockets, with a path that is short enough
     /// for them.
-    pub(crate) fn socket_folder(&self) -> Result<RunFolder> {
+    pub(crate) fn socket_folder(&self) -> Result<OwnedFolder> {
         let [first, second] = socket_parents();
-        RunFolder::create(&first, SOCKETS_PREFIX)
-            .or_else(|_| RunFolder::create(&second, SOCKETS_PREFIX))
+        OwnedFolder::create(&self.instance, &first, SOCKETS_PREFIX)
+            .or_else(|_| OwnedFolder::create(&self.instance, &second, SOCKETS_PREFIX))
             .with_context(|| format!("unable to make a folder in {}", second.display()))
     }
 
@@ -186,11 +188,11 @@ impl Host {
     pub(crate) fn sweep_run_folders(&self) {
         for kind in ["build", "bootstrap"] {
             let parent = self.run_folders(kind);
-            folder::sweep(&parent, RUN_PREFIX);
+            sweep_folders(&parent, RUN_PREFIX);
             let _ = std::fs::remove_dir(&parent);
         }
         for parent in socket_parents() {
-            folder::sweep(&parent, SOCKETS_PREFIX);
+            sweep_folders(&parent, SOCKETS_PREFIX);
         }
         Nspawn::sweep();
         for problem in bridge::sweep(Path::new(bridge::RECORDS)).problems {
@@ -206,6 +208,13 @@ fn machine_to_try(options: &Options) -> Option<PathBuf> {
         .iter()
         .filter_map(|machine| layout::resolve_current(machine, BOOTSTRAP_PROTOCOL).ok()?)
         .find(|revision| revision.join("kernel").is_file())
+}
+
+fn sweep_folders(parent: &Path, prefix: &str) {
+    let (_, problems) = owner::sweep_folders(parent, prefix);
+    for problem in problems {
+        tracing::warn!("{:#}", anyhow::Error::new(problem));
+    }
 }
 
 fn socket_parents() -> [PathBuf; 2] {

@@ -36,7 +36,6 @@ pub mod controller;
 pub mod delivery;
 pub mod diagnostics;
 mod fake;
-mod folder;
 pub mod host;
 pub mod inventory;
 pub mod local;

@@ -15,13 +15,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bbot_machine::machine::{Disk, Exit, Machine, MachineEvent, StartSpec, Tftp};
-use bbot_machine::owner::OwnerError;
+use bbot_machine::owner::{OwnedFolder, OwnerError};
 use bbot_manifest::{Mac, MachineManifest};
 use bbot_tftp::{Event, Limits, Root};
 use tokio::time::{Instant, timeout_at};
 
 use crate::blocking::Copied;
-use crate::folder::RunFolder;
 use crate::host::{Host, RunFolders};
 
 /// What a person at a terminal is told while a run goes on.
@@ -231,7 +230,7 @@ pub(crate) struct Running {
     // Dropped in this order.
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) copy: Copied,
-    _sockets: RunFolder,
+    _sockets: OwnedFolder,
 }
 
 impl Running {

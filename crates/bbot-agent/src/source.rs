@@ -9,11 +9,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
 use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::controller::{Link, LinkError, Url, parse_url};
 
@@ -35,7 +37,11 @@ const GATE: &str = ".lock";
 /// How often an archive is fetched that does not stay.
 const TRIES: u32 = 3;
 
-/// When a file that is being fetched was not written to for so long, its agent is gone.
+/// How files that are being fetched are called.
+const FETCHING: &str = ".fetching-";
+
+/// When a file that is being fetched was not written to for so long, its agent is gone, where no
+/// lock tells.
 const LEFT: Duration = Duration::from_secs(60 * 60);
 
 /// An archive that the agent may fetch.
@@ -107,7 +113,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache below the state directory.
+    /// The cache below the state directory. What killed agents have fetched in part is removed.
     ///
     /// # Errors
     ///
@@ -116,6 +122,13 @@ impl Cache {
         let dir = state.join("sources");
         fs::create_dir_all(&dir)
             .with_context(|| format!("unable to make the folder {}", dir.display()))?;
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if is_fetching(&path) && !is_used(&path) {
+                // If not now, when the cache is full.
+                let _ = fs::remove_file(&path);
+            }
+        }
         Ok(Self {
             dir,
             limit: CACHE_LIMIT,
@@ -258,20 +271,41 @@ fn is_used(path: &Path) -> bool {
     let Ok(file) = File::open(path) else {
         return false;
     };
-    let is_hidden = path
-        .file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    if is_hidden {
-        // Not under its name yet: written to now and then, unless its agent died.
-        let age = file
-            .metadata()
-            .and_then(|m| m.modified())
-            .ok()
-            .map(|at| crate::folder::apart(SystemTime::now(), at));
-        return age.is_none_or(|age| age < LEFT);
+    match file.try_lock() {
+        Ok(()) => false,
+        Err(TryLockError::WouldBlock) => true,
+        // Where the file system knows no locks, an archive that was touched last is the last to go,
+        // and one that is being fetched is written to now and then.
+        Err(TryLockError::Error(_)) => {
+            let touched = file.metadata().and_then(|m| m.modified());
+            is_fetching(path) && touched.is_ok_and(|at| apart(SystemTime::now(), at) < LEFT)
+        }
     }
-    // Where the file system knows no locks, what was touched last is the last to go.
-    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether a file of the cache is not under its name yet.
+fn is_fetching(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(FETCHING.as_bytes()))
+}
+
+/// How far apart two times of the wall clock are, whichever is later: after the clock
+/// was set back, what an earlier agent has left may be from the future.
+fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other)
+        .unwrap_or_else(|later| later.duration())
+}
+
+/// A new file in `dir` to fetch an archive to, locked as long as it is fetched.
+pub(crate) fn new_fetching(dir: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let file = tempfile::Builder::new().prefix(FETCHING).tempfile_in(dir)?;
+        let _ = file.as_file().try_lock();
+        // Another agent that tidies up may have come between.
+        if file.as_file().metadata()?.nlink() > 0 {
+            return Ok(file);
+        }
+    }
 }
 
 async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), LinkError> {
@@ -418,10 +452,9 @@ mod tests {
         let mut other = Cache::open(state.path()).unwrap();
         other.limit = 0;
         let newest = other.dir.join("newest");
-        let fetching = other.dir.join(".fetching-x");
-        for file in [&newest, &fetching] {
-            fs::write(file, "x").unwrap();
-        }
+        fs::write(&newest, "x").unwrap();
+        let file = new_fetching(&other.dir).unwrap();
+        let fetching = file.path().to_owned();
         // Fetched just now, and found in the cache.
         for _ in 0..2 {
             let ready = one.get(&link, &archive()).await.unwrap();
@@ -430,15 +463,24 @@ mod tests {
         }
         assert_eq!(link.fetched(), 1);
         let path = one.get(&link, &archive()).await.unwrap().path;
-        let left = SystemTime::now() - LEFT * 2;
-        File::options()
-            .write(true)
-            .open(&fetching)
-            .unwrap()
-            .set_modified(left)
-            .unwrap();
+        // As an agent that is killed over it leaves it.
+        let (lock, kept) = file.keep().unwrap();
+        drop(lock);
         other.prune(&newest).unwrap();
-        assert!(!path.exists() && !fetching.exists() && newest.exists());
+        assert!(!path.exists() && !kept.exists() && newest.exists());
+    }
+
+    #[test]
+    fn what_was_fetched_in_part_goes_with_the_next_start() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = Cache::open(state.path()).unwrap();
+        let whole = cache.dir.join("whole");
+        fs::write(&whole, "x").unwrap();
+        let living = new_fetching(&cache.dir).unwrap();
+        let (lock, dead) = new_fetching(&cache.dir).unwrap().keep().unwrap();
+        drop(lock);
+        Cache::open(state.path()).unwrap();
+        assert!(whole.exists() && living.path().exists() && !dead.exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use testkit::Mount;
@@ -219,14 +219,6 @@ impl World {
             ours: std::process::id(),
         })
     }
-
-    /// Lets the minute pass for which a folder of a run is left alone although nobody holds its lock.
-    pub(super) fn let_a_minute_pass(&self) -> anyhow::Result<()> {
-        for folder in ["tftp", "state", "tmp"] {
-            make_old(&self.home.join(folder), 5)?;
-        }
-        make_old(Path::new("/run"), 3)
-    }
 }
 
 /// Ends in order: exit status 0, soon.
@@ -245,24 +237,4 @@ fn make_folder(path: &Path) -> anyhow::Result<()> {
 
 fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Makes the lock files below a folder older.
-fn make_old(folder: &Path, levels: u32) -> anyhow::Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_name() == ".lock" {
-            fs::File::options()
-                .write(true)
-                .open(&path)
-                .and_then(|file| file.set_modified(SystemTime::now() - Duration::from_secs(120)))
-                .with_context(|| format!("cannot change {}", path.display()))?;
-        } else if levels > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            make_old(&path, levels - 1)?;
-        }
-    }
-    Ok(())
 }

@@ -23,6 +23,7 @@ use super::{
     Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url, acknowledged, below,
     printable, redirected, renewed, verdict,
 };
+use crate::source::new_fetching;
 
 /// The most that is read of a task response: task manifests are some KiB.
 pub(super) const TASK_LIMIT: u64 = 1024 * 1024;
@@ -214,10 +215,7 @@ impl Http {
             .map_err(silent)??;
         let mut response = expect_success(response).await?;
         let dir = to.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".fetching-")
-            .tempfile_in(dir)
-            .map_err(write)?;
+        let mut file = new_fetching(dir).map_err(write)?;
         let mut sum = Sha256::new();
         let mut length = 0;
         while let Some(chunk) = timeout(self.timeout, response.chunk())

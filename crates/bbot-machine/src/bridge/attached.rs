@@ -14,7 +14,7 @@ use super::{Bridge, InterfaceName, command, host, sweep, tap};
 use crate::durable;
 use crate::mac::Mac;
 use crate::machine::{Error, Tftp};
-use crate::owner::{Instance, LockedRecord, OwnerError, remove_record, write_record};
+use crate::owner::{Instance, LockedRecord, OwnerError, Sync, remove_record, write_record};
 use crate::wire::flood::Bound;
 use crate::wire::thread::WireThread;
 
@@ -163,7 +163,7 @@ impl Attached {
             let more = sweep::more(&table)?;
             let path = records.join(name.as_str());
             if let Some(record) =
-                write_record(&instance, &path, &more).map_err(|error| in_words(&error))?
+                write_record(&instance, &path, &more, Sync::No).map_err(|error| in_words(&error))?
             {
                 let attached = Self {
                     name,

@@ -14,6 +14,8 @@
 //! - where the file system knows no locks, the boot id and the process id with its start time
 //!   decide ([`is_gone`]).
 //!
+//! The folders of runs ([`OwnedFolder`]) have such records too.
+//!
 //! A machines directory belongs to one host: on a file system shared by hosts the locks must work
 //! across them (NFS does so unless mounted with `local_lock`).
 
@@ -25,18 +27,20 @@ use thiserror::Error;
 use crate::durable::{self, DurableError};
 use crate::volume::VolumeError;
 
+mod folder;
 mod instance;
 mod record;
 mod sweep;
 mod temporary;
 
+pub use folder::{OwnedFolder, sweep_folders};
 pub use instance::Instance;
 pub(crate) use record::process;
 pub use record::{Facts, Lock, Process, Reason, Record, Verdict, is_gone};
 pub use sweep::{AllSwept, Kept, SweepProblem, Swept, sweep, sweep_all};
 pub(crate) use sweep::{Examined, examine};
 pub use temporary::Temporary;
-pub(crate) use temporary::{LockedRecord, remove_record, write_record};
+pub(crate) use temporary::{LockedRecord, Sync, remove_record, write_record};
 
 /// What went wrong with a temporary or its record.
 #[derive(Debug, Error)]

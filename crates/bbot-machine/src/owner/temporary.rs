@@ -104,7 +104,7 @@ impl Temporary {
             if path.symlink_metadata().is_ok() {
                 continue;
             }
-            if let Some(record) = write_record(instance, &path, "")? {
+            if let Some(record) = write_record(instance, &path, "", Sync::Yes)? {
                 return Ok(Self {
                     path,
                     instance: instance.clone(),
@@ -262,12 +262,20 @@ pub(crate) fn remove_record(path: &Path) -> Result<(), OwnerError> {
     }
 }
 
-/// Makes, locks, fills and flushes the record of `path`, with `more` lines at its end. `None` when
-/// somebody has removed it meanwhile, or has one of that name.
+/// Whether a record is to outlive a loss of power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sync {
+    Yes,
+    No,
+}
+
+/// Makes, locks, fills and, if asked to, flushes the record of `path`, with `more` lines at its end.
+/// `None` when somebody has removed it meanwhile, or has one of that name.
 pub(crate) fn write_record(
     instance: &Instance,
     path: &Path,
     more: &str,
+    sync: Sync,
 ) -> Result<Option<LockedRecord>, OwnerError> {
     let record = record_path(path)?;
     let failed = |e| OwnerError::io("write owner record", &record, e);
@@ -289,7 +297,9 @@ pub(crate) fn write_record(
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let text = instance.record(&name).to_text() + more;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        if sync == Sync::Yes {
+            file.sync_all()?;
+        }
         Ok(true)
     });
     match written {
@@ -300,7 +310,9 @@ pub(crate) fn write_record(
             return Err(failed(e));
         }
     }
-    durable::sync_parent(&record)?;
+    if sync == Sync::Yes {
+        durable::sync_parent(&record)?;
+    }
     Ok(Some(LockedRecord {
         path: record,
         _lock: file,
