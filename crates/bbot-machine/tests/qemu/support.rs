@@ -1,7 +1,7 @@
 //! A guest for the tests: its files, and how to speak to it.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -69,10 +69,13 @@ fn make_guest_files() -> Result<GuestFiles, String> {
     let archive = guest::initrd(INIT, &[power_button])?;
     let cache = testkit::cache().join("qemu-guest");
     let initrd = cache.join("initrd");
-    // Tests run in processes of their own: each finds a whole one.
-    let fresh = cache.join(format!("initrd.{}", std::process::id()));
-    fs::write(&fresh, archive)
-        .and_then(|()| fs::rename(&fresh, &initrd))
+    // Tests run in processes of their own, some of them in process namespaces, where ids are alike: each
+    // finds a whole one.
+    tempfile::NamedTempFile::new_in(&cache)
+        .and_then(|mut fresh| {
+            fresh.write_all(&archive)?;
+            fresh.persist(&initrd).map_err(|error| error.error)
+        })
         .map_err(|error| format!("{}: {error}", initrd.display()))?;
     Ok(GuestFiles { kernel, initrd })
 }
@@ -163,10 +166,17 @@ impl Guest {
         self.console.lock().unwrap().clone()
     }
 
+    /// The end of the console, for people: how a kernel begins is always the same.
+    fn last_lines(&self) -> String {
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
     pub(crate) async fn event(&mut self) -> MachineEvent {
         match tokio::time::timeout(PATIENCE, self.machine.next_event()).await {
             Ok(event) => event,
-            Err(_) => panic!("nothing happens; the console said:\n{}", self.console()),
+            Err(_) => panic!("nothing happens; the console said last:\n{}", self.last_lines()),
         }
     }
 
@@ -179,8 +189,8 @@ impl Guest {
                 }
                 MachineEvent::Tftp(_) => {}
                 other => panic!(
-                    "{other:?} before {wanted}; the console said:\n{}",
-                    self.console()
+                    "{other:?} before {wanted}; the console said last:\n{}",
+                    self.last_lines()
                 ),
             }
         }
