@@ -235,16 +235,18 @@ impl SegmentLog {
         }
     }
 
-    /// The controller waits for this number. Returns whether that changes what is posted
-    /// next.
+    /// The controller waits for this number. Returns whether it has more than was known.
+    /// What else it says may go on for ever: that the same segment goes again, now as the
+    /// one after a gap, is no progress.
     pub(super) fn expect(&mut self, number: u64) -> bool {
-        let before = self.first();
         self.expected = number;
+        let mut moved = false;
         // What it has already it need not get again.
         while self.waiting.front().is_some_and(|s| s.number < number) {
             self.forget_first();
+            moved = true;
         }
-        self.first() != before
+        moved
     }
 
     /// The first one cannot be read: it is a gap.
@@ -369,10 +371,13 @@ mod tests {
         log.taken(1);
         log.taken(2);
         // It has lost what it had: what is left comes, with a gap.
-        assert!(log.expect(1));
-        assert_eq!(first(&log), (3, true));
-        // It says the same again: nothing better can be sent.
         assert!(!log.expect(1));
+        assert_eq!(first(&log), (3, true));
+        // Nothing better can be sent, whatever it says of those that are gone.
+        for number in [1, 3, 2, 3, 0] {
+            assert!(!log.expect(number), "{number}");
+            assert_eq!(first(&log), (3, number != 3));
+        }
         // It has more than was known.
         assert!(log.expect(5));
         assert_eq!((first(&log), files(&log)), ((5, false), 1));

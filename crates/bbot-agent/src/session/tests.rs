@@ -197,6 +197,21 @@ async fn a_controller_that_lacks_segments_gets_what_there_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_controller_that_says_now_this_now_that_does_not_make_it_spin() {
+    let world = World::new();
+    let now_this_now_that = [Acknowledged::Gap(1), Acknowledged::Gap(3)];
+    world.segments([Acknowledged::Taken, Acknowledged::Taken]);
+    world.segments(now_this_now_that.into_iter().cycle().take(10_000));
+    let session = world.start(10);
+    for _ in 0..3 {
+        session.push_log("update", b"x");
+    }
+    seconds(60).await;
+    let again = world.sent().len() - 2;
+    assert!((3..=8).contains(&again), "{again} times in a minute");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_segment_ends_the_log_and_not_the_session() {
     let world = World::new();
     world.segments([Acknowledged::Refused("400 Bad Request".to_owned())]);
