@@ -38,11 +38,19 @@ pub const MAX_AGE: Duration = Duration::from_secs(3 * 60 * 60);
 /// After how many answers that it is not taken now a result steps behind the others.
 pub const STEP_BEHIND: u32 = 3;
 
-/// The longest pause between two tries at a controller of ours: it wants to know.
+/// The longest pause between two tries at a controller of ours that does not take a result
+/// now: it wants to know.
 const LONGEST_OURS: Duration = Duration::from_secs(60);
 
 /// The same at a stranger's.
 const LONGEST: Duration = Duration::from_secs(600);
+
+/// The longest pause while a controller of ours cannot be reached: to try costs next to
+/// nothing, and it may be back at any moment.
+const LONGEST_AWAY_OURS: Duration = Duration::from_secs(15);
+
+/// The same of a stranger's.
+const LONGEST_AWAY: Duration = Duration::from_secs(60);
 
 /// A controller that was tried so shortly before the agent's end is not tried again.
 const JUST_NOW: Duration = Duration::from_millis(50);
@@ -273,9 +281,11 @@ impl Plan {
         };
         let was_behind = entry.is_behind();
         let age = entry.age + now.saturating_sub(entry.added);
-        let longest = match entry.kin {
-            Kin::Ours => LONGEST_OURS,
-            Kin::Stranger => LONGEST,
+        let longest = match (verdict, entry.kin) {
+            (Verdict::Unreachable, Kin::Ours) => LONGEST_AWAY_OURS,
+            (Verdict::Unreachable, Kin::Stranger) => LONGEST_AWAY,
+            (_, Kin::Ours) => LONGEST_OURS,
+            (_, Kin::Stranger) => LONGEST,
         };
         let is_too_old = entry.kin == Kin::Stranger && age > MAX_AGE;
         if verdict != Verdict::Unreachable {

@@ -19,10 +19,17 @@ pub(super) const MACHINE: Pauses = Pauses {
     longest: Duration::from_secs(60 * 60),
 };
 
-/// A controller that does not answer: it is restarted within seconds, or away for long.
+/// A controller of ours that does not answer: it is restarted within seconds, or away for long, and then each
+/// minute that its tasks wait after it has come back is one too many. To ask in vain costs next to nothing.
+pub(super) const SILENT_OURS: Pauses = Pauses {
+    first: Duration::from_secs(2),
+    longest: Duration::from_secs(12),
+};
+
+/// A stranger that does not answer: at most the pace at which it is asked when it does (the seed's minute).
 pub(super) const SILENT: Pauses = Pauses {
     first: Duration::from_secs(5),
-    longest: Duration::from_secs(10 * 60),
+    longest: Duration::from_secs(60),
 };
 
 /// A controller that answers rubbish. Each answer may be a task that it takes as handed out for hours.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::api::{Config, ControllerConfig, Kin, Time};
-use super::backoff::{Pauses, SILENT, WRONG};
+use super::backoff::{Pauses, SILENT, SILENT_OURS, WRONG};
 use super::priority::Priority;
 use crate::options::{IDLE_PAUSE, IDLE_PAUSE_HELD, IDLE_PAUSE_OURS};
 
@@ -145,9 +145,10 @@ impl Controllers {
         random: &mut impl Rng,
     ) -> Option<Duration> {
         let c = self.get_mut(url)?;
-        let pauses: Pauses = match fault {
-            Fault::Silent => SILENT,
-            Fault::Wrong => WRONG,
+        let pauses: Pauses = match (fault, c.kin) {
+            (Fault::Silent, Kin::Ours) => SILENT_OURS,
+            (Fault::Silent, Kin::Stranger) => SILENT,
+            (Fault::Wrong, _) => WRONG,
         };
         // Agents that lost a controller at the same moment do not all come back at the same moment.
         let pause = pauses.after(c.failures).mul_f64(random.gen_range(1.0..1.5));
@@ -267,6 +268,33 @@ mod tests {
         assert!(!all.well("a"));
         all.had_nothing("a", &config(1), false, NOW);
         assert_eq!(all.all[0].failures, 0);
+    }
+
+    #[test]
+    fn one_that_was_away_for_an_hour_is_asked_soon_after_it_is_back() {
+        for (kin, least, most) in [(Kin::Ours, 12, 18), (Kin::Stranger, 60, 90)] {
+            let mut all = Controllers::new(&controllers(&["a"]));
+            all.all[0].kin = kin;
+            let mut random = StdRng::seed_from_u64(1);
+            let mut now = Time::ZERO;
+            let mut pauses = Vec::new();
+            while now < Time::from_secs(60 * 60) {
+                all.trouble("a", Fault::Silent, "down", now, &mut random);
+                pauses.push(all.all[0].next - now);
+                now = all.all[0].next;
+            }
+            let longest = pauses.iter().max().unwrap().as_secs_f64();
+            assert!(
+                (f64::from(least)..=f64::from(most)).contains(&longest),
+                "{longest}"
+            );
+            // Nor is it asked all the time meanwhile.
+            assert!(
+                pauses.len() < 60 * 60 / least as usize + 10,
+                "{}",
+                pauses.len()
+            );
+        }
     }
 
     #[test]

@@ -123,20 +123,23 @@ fn the_operator_may_ask_for_another_try() {
 #[test]
 fn a_controller_that_misbehaves_is_left_alone_and_the_others_go_on() {
     let machines = [usable("a")];
-    for (answer, told) in [
+    for (answer, told, times) in [
         (
             Answer::Refused("rubbish".to_owned()),
             "controller bad: rubbish",
+            8..=60,
         ),
         (
             Answer::Failed("no route".to_owned()),
             "controller bad: no route",
+            240..=380,
         ),
         (
             Answer::Task {
                 machine: "windows".to_owned(),
             },
             "controller bad: a task for machine windows, which was not offered",
+            8..=60,
         ),
     ] {
         let config = Config {
@@ -161,7 +164,7 @@ fn a_controller_that_misbehaves_is_left_alone_and_the_others_go_on() {
                 bench.tick();
             }
         }
-        assert!((8..=60).contains(&asked[0]), "{asked:?} {answer:?}");
+        assert!(times.contains(&asked[0]), "{asked:?} {answer:?}");
         assert!(asked[1] > 2000, "{asked:?}");
         assert_eq!(bench.reports.len(), 1, "{:?}", bench.reports);
         assert!(bench.reports[0].starts_with(told), "{:?}", bench.reports);
