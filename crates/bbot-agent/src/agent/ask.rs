@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use bbot_manifest::{Era, TaskRequest};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::assignment::{self, Assignment, Terms};
 use crate::auth::Signer;
-use crate::controller::{Kin, Url};
+use crate::controller::{Kin, LinkError, Url};
 use crate::inventory::Machine;
 use crate::supervisor::{Answer, AskId};
 
@@ -26,6 +27,8 @@ pub(super) struct Question {
     pub(super) url: Url,
     /// For how long it may hold the request.
     pub(super) hold: Duration,
+    /// In what time it has to answer, where that is not as long as any request may take.
+    pub(super) within: Option<Duration>,
     pub(super) machines: Vec<Machine>,
     /// URLs that results may be posted to besides those of their controllers.
     pub(super) allowed_result_urls: Arc<[Url]>,
@@ -102,11 +105,15 @@ impl Question {
         let body = self
             .body(context, signer.as_deref())
             .map_err(|e| Wrong::Silent(format!("{e:#}")))?;
-        let answer = context
-            .link
-            .request_task(&self.url, body, self.hold)
-            .await
-            .map_err(|e| Wrong::Silent(format!("unable to request task: {e}")))?;
+        let asked = context.link.request_task(&self.url, body, self.hold);
+        let answer = match self.within {
+            None => asked.await,
+            Some(within) => timeout(within, asked).await.unwrap_or_else(|_| {
+                let why = format!("no answer within {} s", within.as_secs());
+                Err(LinkError::Transport(why))
+            }),
+        };
+        let answer = answer.map_err(|e| Wrong::Silent(format!("unable to request task: {e}")))?;
         *kin = Some(answer.kin);
         if let Some(results) = &context.results {
             results.reached(&self.url);

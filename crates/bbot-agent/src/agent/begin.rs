@@ -89,6 +89,7 @@ impl Agent {
         controller: &str,
         machines: &[String],
         hold: Duration,
+        within: Option<Duration>,
     ) -> Result<()> {
         let usable = machines.iter().filter_map(|name| self.usable(name));
         let cancel = CancellationToken::new();
@@ -96,6 +97,7 @@ impl Agent {
             ask,
             url: controller::parse_url(controller)?,
             hold,
+            within,
             machines: usable.cloned().collect(),
             allowed_result_urls: Arc::clone(&self.allowed_result_urls),
             cancel: cancel.clone(),

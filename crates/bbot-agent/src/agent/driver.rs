@@ -196,7 +196,8 @@ impl Agent {
                     controller,
                     machines,
                     hold,
-                } => self.ask(ask, &controller, &machines, hold)?,
+                    within,
+                } => self.ask(ask, &controller, &machines, hold, within)?,
                 Action::CancelAsk { ask } => {
                     if let Some(asking) = self.asks.get(&ask) {
                         asking.cancel.cancel();

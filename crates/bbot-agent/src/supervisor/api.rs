@@ -104,7 +104,8 @@ pub enum MachineState {
 pub enum HostState {
     /// It has.
     Ok,
-    /// Disk, memory, file handles or pids run short: which, and how to mend it.
+    /// Disk, memory, file handles or pids run short: which. Another text is another shortage, and told: no
+    /// figures that change all the time.
     Low(String),
 }
 
@@ -212,6 +213,9 @@ pub enum Action {
         machines: Vec<String>,
         /// For how long the controller may hold the request.
         hold: Duration,
+        /// Without an answer within this time it has failed, since others wait for their turn; `None`: as long
+        /// as a request may take at all.
+        within: Option<Duration>,
     },
     /// Give the request up. It must still be answered: by [`Answer::Failed`], or by what came before.
     CancelAsk {

@@ -8,6 +8,10 @@ use super::{
     Action, Answer, Ask, AskId, IdleReason, Kin, MachineState, Mode, Report, Supervisor, Waiting,
 };
 
+/// In what time a controller has to answer when others wait for their turn: to hand out a task takes
+/// milliseconds, and one that takes every connection and says nothing must not keep the host from the others.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// For how long a controller of ours may hold a request when more could be offered soon.
 const SHORT_HOLD: Duration = Duration::from_secs(2);
 
@@ -148,11 +152,14 @@ impl Supervisor {
                 is_cancelled: false,
                 is_outdated: false,
             });
+            // Who is the only one may hold it.
+            let within = (self.controllers.all.len() > 1).then_some(ANSWER);
             self.act(Action::Ask {
                 ask: id,
                 controller: url,
                 machines,
                 hold,
+                within,
             });
             return;
         }

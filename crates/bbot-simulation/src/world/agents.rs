@@ -109,6 +109,7 @@ impl World {
                 controller,
                 machines,
                 hold,
+                within,
             } => {
                 let to = self.controllers.iter().position(|c| c.url == controller);
                 let to =
@@ -125,7 +126,8 @@ impl World {
                 if let Some(travel) = self.travel(to) {
                     self.later(travel, What::AskArrives(to, held));
                 }
-                self.later(hold + REQUEST_TIMEOUT, What::AskTimeout(agent, life, ask.0));
+                let within = within.unwrap_or(REQUEST_TIMEOUT);
+                self.later(hold + within, What::AskTimeout(agent, life, ask.0));
             }
             Action::CancelAsk { ask } => {
                 for controller in &mut self.controllers {

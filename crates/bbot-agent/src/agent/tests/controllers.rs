@@ -232,3 +232,25 @@ async fn a_dumped_task_for_an_unknown_machine_ends_the_agent() {
     assert_eq!(world.turn().await, Turn::Ended);
     assert_eq!(world.fake.started().len(), 1, "nothing but the bootstrap");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_never_answers_does_not_keep_the_others_waiting() {
+    let mut world = World::bootstrapped(&[]).await;
+    *world.controllers.answer_after.lock().unwrap() = Duration::from_secs(250);
+    world.answer(&task_for("linux"));
+    world
+        .goes_on_until(|agent| {
+            agent
+                .asks
+                .values()
+                .any(|ask| ask.controller.contains("c1."))
+        })
+        .await;
+    world.controllers.requests.lock().unwrap().clear();
+    world.goes_on(32).await;
+    let asked = world.controllers.requests.lock().unwrap().clone();
+    assert!(
+        asked.iter().any(|(url, _)| url.contains("c2.")),
+        "{asked:?}"
+    );
+}

@@ -123,6 +123,39 @@ fn a_single_controller_of_ours_holds_the_request() {
 }
 
 #[test]
+fn where_others_wait_an_answer_is_not_waited_for_long() {
+    let machines = [usable("a")];
+    for (urls, kin, expected) in [
+        (&["c"][..], Kin::Stranger, None),
+        (&["c"], Kin::Ours, None),
+        (&["c", "d"], Kin::Stranger, Some(30)),
+        (&["c", "d"], Kin::Ours, Some(30)),
+        (&["0002=c", "0001=d", "e"], Kin::Ours, Some(30)),
+    ] {
+        let config = Config {
+            controllers: controllers(urls),
+            ..config(1)
+        };
+        let mut bench = Bench::new(config, &machines);
+        // The first time it is not known whose it is.
+        bench.answer_as(kin, Answer::Nothing);
+        while bench.supervisor.ask.is_none() {
+            bench.tick();
+            bench.machines(&machines);
+        }
+        let asks = bench.take().into_iter().filter_map(|action| match action {
+            Action::Ask { within, .. } => Some(within.map(|within| within.as_secs())),
+            _ => None,
+        });
+        let asks: Vec<_> = asks.collect();
+        assert!(
+            asks.len() >= 2 && asks.iter().all(|a| *a == expected),
+            "{urls:?}: {asks:?}"
+        );
+    }
+}
+
+#[test]
 fn what_can_be_offered_anew_is_offered_at_once() {
     let mut bench = Bench::new(config(3), &[usable("a"), unready("b")]);
     assert_eq!(bench.words(), ["bootstrap b", "ask c a"]);
