@@ -14,7 +14,8 @@ use super::{Facts, Use, VolumeFacts};
 #[derive(Debug, Clone)]
 pub struct Probe {
     folders: Vec<PathBuf>,
-    cgroup: Option<PathBuf>,
+    /// The control group of this process and those above it: each may bound it.
+    groups: Vec<PathBuf>,
     proc: PathBuf,
 }
 
@@ -24,7 +25,10 @@ impl Probe {
     pub fn new(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             folders: folders.into_iter().collect(),
-            cgroup: cgroup(),
+            groups: groups(
+                Path::new("/sys/fs/cgroup"),
+                &own_group().unwrap_or_default(),
+            ),
             proc: PathBuf::from("/proc"),
         }
     }
@@ -74,7 +78,7 @@ impl Probe {
 
     fn memory_available(&self, meminfo_text: &str) -> Option<u64> {
         let host = meminfo(meminfo_text, "MemAvailable");
-        let group = self.cgroup.as_ref().and_then(|group| {
+        let left_in = |group: &PathBuf| {
             let max = number(&group.join("memory.max"))?;
             let current = number(&group.join("memory.current"))?;
             // What is cached can be had, as in MemAvailable.
@@ -86,11 +90,8 @@ impl Probe {
                 .filter_map(|(_, value)| value.parse::<u64>().ok())
                 .sum::<u64>();
             Some(max.saturating_sub(current.saturating_sub(cached)))
-        });
-        match (host, group) {
-            (Some(host), Some(group)) => Some(host.min(group)),
-            (host, group) => host.or(group),
-        }
+        };
+        self.groups.iter().filter_map(left_in).chain(host).min()
     }
 
     fn handles(&self) -> Option<Use> {
@@ -126,7 +127,7 @@ impl Probe {
                 limit,
             })
         })();
-        let group = self.cgroup.as_ref().and_then(|group| {
+        let groups = self.groups.iter().filter_map(|group| {
             Some(Use {
                 used: number(&group.join("pids.current"))?,
                 limit: number(&group.join("pids.max"))?,
@@ -146,9 +147,9 @@ impl Probe {
                 limit,
             })
         })();
-        [host, group, user]
-            .into_iter()
-            .flatten()
+        groups
+            .chain(host)
+            .chain(user)
             .min_by_key(|bound| bound.left())
     }
 }
@@ -200,12 +201,18 @@ fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The control group of this process, where it is of version 2.
-fn cgroup() -> Option<PathBuf> {
+/// The control group of this process below the root of its hierarchy, where it is of version 2.
+fn own_group() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let group = Path::new("/sys/fs/cgroup").join(path);
-    group.is_dir().then_some(group)
+    Some(path.into())
+}
+
+/// A control group and all that are above it. The agent moves into one below its unit's with
+/// the first container, and the unit's bounds hold all the same.
+fn groups(root: &Path, path: &Path) -> Vec<PathBuf> {
+    let all = path.ancestors().map(|group| root.join(group));
+    all.filter(|group| group.is_dir()).collect()
 }
 
 fn threads_of(proc: &Path, uid: u32) -> u64 {
@@ -331,6 +338,49 @@ mod tests {
         let handles = facts.handles.unwrap();
         assert!(handles.used >= 3 && handles.limit > handles.used);
         assert!(facts.pids.unwrap().used > 0);
+    }
+
+    #[test]
+    fn the_tightest_bound_of_all_groups_holds() {
+        let top = tempfile::tempdir().unwrap();
+        let root = top.path();
+        let unit = root.join("system.slice/bbot-agent.service");
+        let write = |group: &Path, name: &str, text: &str| {
+            fs::create_dir_all(group).unwrap();
+            fs::write(group.join(name), text).unwrap();
+        };
+        let probe = |own: &str| Probe {
+            groups: groups(root, Path::new(own)),
+            ..Probe::new([])
+        };
+        for (name, text) in [("pids.max", "100\n"), ("pids.current", "60\n")] {
+            write(&unit, name, text);
+        }
+        let stat = "anon 5\nactive_file 100\ninactive_file 200\n";
+        for (name, text) in [
+            ("memory.max", "1000\n"),
+            ("memory.current", "900\n"),
+            ("memory.stat", stat),
+        ] {
+            write(&unit, name, text);
+        }
+        // The leaf that the agent has moved to, with bounds of none.
+        for (name, text) in [("pids.max", "max\n"), ("memory.max", "max\n")] {
+            write(&unit.join("agent"), name, text);
+        }
+        for own in [
+            "system.slice/bbot-agent.service",
+            "system.slice/bbot-agent.service/agent",
+        ] {
+            let facts = probe(own).facts();
+            assert_eq!(facts.pids.map(Use::left), Some(40), "{own}");
+            assert_eq!(facts.memory_available, Some(400), "{own}");
+        }
+        // The slice may be tighter still, and a group that is gone bounds nothing.
+        write(&root.join("system.slice"), "pids.max", "70\n");
+        write(&root.join("system.slice"), "pids.current", "65\n");
+        let facts = probe("system.slice/bbot-agent.service/gone").facts();
+        assert_eq!(facts.pids.map(Use::left), Some(5));
     }
 
     #[test]
