@@ -83,7 +83,7 @@ pub struct Status {
     /// By controller (origin): how many wait, and why the last was not taken.
     pub controllers: BTreeMap<String, Way>,
     /// Why no more tasks should be asked for, if so.
-    pub full: Option<String>,
+    pub full: Option<&'static str>,
 }
 
 /// What waits for one controller.
@@ -400,17 +400,11 @@ impl Inner {
             );
         }
         status.full = if status.unkept > 0 {
-            Some(format!(
-                "the disk does not take results: {} in memory alone",
-                status.unkept
-            ))
+            Some("the disk does not take results, which are in memory alone")
         } else if status.bytes >= self.bounds.bytes {
-            Some(format!(
-                "{} MiB of results and logs wait to be taken (--spool-max)",
-                status.bytes / (1024 * 1024)
-            ))
+            Some("as much of results and logs waits to be taken as may (--spool-max)")
         } else if status.waiting >= self.bounds.results {
-            Some(format!("{} results wait to be taken", status.waiting))
+            Some("too many results wait to be taken")
         } else {
             None
         };

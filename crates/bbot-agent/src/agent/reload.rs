@@ -30,10 +30,10 @@ impl Agent {
         let config = config_of(&options)?;
         let allowed = allowed_result_urls(&options)?;
         let keys = open_keys(&options).await?;
-        let is_same_way =
-            options.request_timeout == before.request_timeout && options.ca == before.ca;
-        // The certificates in that file may be others.
-        let link = match is_same_way && options.ca.is_none() {
+        let way = |options: &Options| (options.request_timeout, options.connect_timeout);
+        // The certificates in a file may be others.
+        let has_file = options.ca.is_some() || before.ca.is_some();
+        let link = match way(&options) == way(before) && !has_file {
             true => Arc::clone(&self.context.link),
             false => open_link(&options)?,
         };

@@ -209,10 +209,7 @@ impl Steering {
         if self.drained.is_some() {
             return HostState::Low(DRAINED.to_owned());
         }
-        match self.watch.level() {
-            Level::Ok => HostState::Ok,
-            Level::Low | Level::Critical => HostState::Low(self.watch.reasons().join("; ")),
-        }
+        self.watch.host_state()
     }
 }
 
@@ -276,7 +273,7 @@ impl Agent {
         self.steering.is_full = full.is_some();
         let state = match self.steering.host_state() {
             // Rather no more tasks than results that nobody keeps.
-            HostState::Ok => full.map_or(HostState::Ok, HostState::Low),
+            HostState::Ok => full.map_or(HostState::Ok, |why| HostState::Low(why.to_owned())),
             low @ HostState::Low(_) => low,
         };
         self.tell(Event::Resources(state));

@@ -481,7 +481,7 @@ async fn a_full_spool_asks_for_no_more_tasks_and_loses_nothing() {
     world.link.answer(A, away());
     world.add(A, "s/1").await;
     world.add(A, "s/2").await;
-    assert!(world.handle().status().full.unwrap().contains("2 results"));
+    assert!(world.handle().status().full.unwrap().contains("too many"));
 }
 
 #[tokio::test(start_paused = true)]

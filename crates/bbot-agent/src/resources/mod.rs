@@ -210,6 +210,21 @@ impl Shortage {
     fn same(&self, other: &Shortage) -> bool {
         self.kind == other.kind && self.volume == other.volume
     }
+
+    /// Of what there is too little.
+    fn subject(&self) -> String {
+        let what = match self.kind {
+            Kind::Disk => "disk space",
+            Kind::Inodes => "inodes",
+            Kind::Memory | Kind::MemoryPressure => "memory",
+            Kind::Handles => "file handles",
+            Kind::Pids => "processes",
+        };
+        match &self.volume {
+            Some(path) => format!("{what} on {}", path.display()),
+            None => what.to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Shortage {
@@ -438,7 +453,8 @@ impl Watch {
         }
         for was in &self.shortages {
             if !shortages.iter().any(|shortage| shortage.same(was)) {
-                news.push(News::Over { text: over(was) });
+                let text = format!("there is enough again: {}", was.subject());
+                news.push(News::Over { text });
             }
         }
         let critical = shortages.iter().any(|s| s.level == Level::Critical);
@@ -470,12 +486,17 @@ impl Watch {
         self.shortages.iter().map(Shortage::to_string).collect()
     }
 
-    /// For the supervisor: the worst shortage, with how to mend it.
+    /// For the supervisor: of what there is too little. How much is left, and how to mend it,
+    /// is in the news.
     pub fn host_state(&self) -> HostState {
-        match self.shortages.first() {
-            None => HostState::Ok,
-            Some(worst) => HostState::Low(worst.to_string()),
+        let mut subjects: Vec<String> = self.shortages.iter().map(Shortage::subject).collect();
+        if subjects.is_empty() {
+            return HostState::Ok;
         }
+        // Which is the worst may change each time that it is measured.
+        subjects.sort_unstable();
+        subjects.dedup();
+        HostState::Low(format!("there is too little of: {}", subjects.join(", ")))
     }
 
     /// For the status.
@@ -485,19 +506,5 @@ impl Watch {
             reasons: self.reasons(),
             facts: self.facts.clone(),
         }
-    }
-}
-
-fn over(was: &Shortage) -> String {
-    let what = match was.kind {
-        Kind::Disk => "disk space",
-        Kind::Inodes => "inodes",
-        Kind::Memory | Kind::MemoryPressure => "memory",
-        Kind::Handles => "file handles",
-        Kind::Pids => "processes",
-    };
-    match &was.volume {
-        Some(path) => format!("there is enough again: {what} on {}", path.display()),
-        None => format!("there is enough again: {what}"),
     }
 }

@@ -281,7 +281,7 @@ fn without_file_handles_what_was_known_remains() {
 }
 
 #[test]
-fn the_supervisor_hears_of_the_worst() {
+fn the_supervisor_hears_what_is_short_and_no_figures() {
     let mut watch = Watch::new(Limits::default());
     assert_eq!(watch.host_state(), HostState::Ok);
     let facts = Facts {
@@ -289,10 +289,15 @@ fn the_supervisor_hears_of_the_worst() {
         ..disk(0)
     };
     watch.observe(facts, Duration::ZERO);
-    let HostState::Low(why) = watch.host_state() else {
-        panic!("it is low");
+    let short = HostState::Low("there is too little of: disk space on /m, file handles".to_owned());
+    assert_eq!(watch.host_state(), short);
+    // The other is the worse one now.
+    let facts = Facts {
+        handles: left(1),
+        ..disk(1 << 30)
     };
-    assert!(why.starts_with("0 bytes free on /m"), "{why}");
+    watch.observe(facts, Duration::ZERO);
+    assert_eq!(watch.host_state(), short);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::control::{Control, Signal, Signals};
-use crate::resources::Facts;
+use crate::resources::{Facts, Use};
 use crate::status::{Command, Mode};
+use crate::supervisor::Action;
 
 fn ours() -> TaskAnswer {
     TaskAnswer {
@@ -323,6 +324,50 @@ async fn a_host_that_runs_out_takes_no_task_and_gives_the_newest_back() {
     assert!(!world.controllers.requests.lock().unwrap().is_empty());
 }
 
+/// Each measurement gives another figure.
+#[tokio::test(start_paused = true)]
+async fn a_shortage_is_told_once_whatever_is_measured() {
+    let mut world = World::bootstrapped(&[]).await;
+    let agent = world.agent();
+    let mut told = Vec::new();
+    let mut measures = |facts: Facts| {
+        agent.measured(facts);
+        while let Some(action) = agent.supervisor.poll_action() {
+            if let Action::Report(report) = action {
+                told.push(report.to_string());
+            }
+        }
+    };
+    for mib in [4096, 200, 199, 201, 150, 160, 30, 170, 20] {
+        measures(Facts {
+            memory_available: Some(mib << 20),
+            ..Facts::default()
+        });
+    }
+    for left in [40, 39, 41] {
+        measures(Facts {
+            memory_available: Some(left << 20),
+            handles: Some(Use {
+                used: 1000 - left,
+                limit: 1000,
+            }),
+            ..Facts::default()
+        });
+    }
+    measures(Facts {
+        memory_available: Some(4096 << 20),
+        ..Facts::default()
+    });
+    assert_eq!(
+        told,
+        [
+            "no new work: there is too little of: memory",
+            "no new work: there is too little of: file handles, memory",
+            "tasks are asked for again"
+        ]
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn suspended_machines_end_with_the_agent() {
     let mut world = World::bootstrapped(&[]).await;
@@ -332,4 +377,36 @@ async fn suspended_machines_end_with_the_agent() {
     world.until(&mut Signals::from(stop)).await;
     assert!(calls(&world).contains(&Call::ForceDown(1)));
     world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_takes_other_time_outs_to_its_connections() {
+    let mut world = World::new(&[]);
+    let file = world.dir.path().join("agent.conf");
+    let path = |name: &str| world.dir.path().join(name).display().to_string();
+    let text = |more: &str| {
+        format!(
+            "machines {}\ntftp {}\nstate {}\nnetwork none\ncontroller http://c1.example\n{more}",
+            path("machines"),
+            path("tftp"),
+            path("state")
+        )
+    };
+    let texts = [
+        ("", false),
+        ("connect-timeout 7\n", true),
+        ("connect-timeout 7\n", false),
+        ("connect-timeout 7\nrequest-timeout 70\n", true),
+    ];
+    let texts = texts.map(|(more, is_other)| (text(more), is_other));
+    fs::write(&file, &texts[0].0).unwrap();
+    let arguments = ["bbot-agent".into(), "--config".into(), file.clone().into()];
+    world.agent().configuration = Configuration::read(arguments).unwrap();
+    for (text, is_other) in texts {
+        let before = Arc::clone(&world.agent().context.link);
+        fs::write(&file, &text).unwrap();
+        world.agent().reload().await;
+        let link = &world.agent().context.link;
+        assert_eq!(!Arc::ptr_eq(link, &before), is_other, "{text}");
+    }
 }
