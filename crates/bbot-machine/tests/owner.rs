@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bbot_machine::layout::{MachineDir, ToolchainName};
 use bbot_machine::owner::{Instance, OwnerError, Reason, Swept, Temporary, is_owned, sweep};
-use bbot_machine::volume::{self, Kind, Volume, VolumeError};
+use bbot_machine::volume::{self, Kind, Stop, Volume, VolumeError};
 use testkit::{root, text};
 use volume_support::{Place, as_ordinary_user, names};
 
@@ -421,8 +421,8 @@ impl Volume for Faulty {
     fn create(&self, path: &Path) -> Result<(), VolumeError> {
         volume::Copy.create(path)
     }
-    fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError> {
-        volume::Copy.snapshot(from, to)
+    fn snapshot_until(&self, from: &Path, to: &Path, stop: &Stop) -> Result<(), VolumeError> {
+        volume::Copy.snapshot_until(from, to, stop)
     }
     fn set_read_only(&self, path: &Path, read_only: bool) -> Result<(), VolumeError> {
         volume::Copy.set_read_only(path, read_only)

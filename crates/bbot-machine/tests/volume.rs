@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bbot_machine::volume::{Copy, Kind, Volume, VolumeError};
+use bbot_machine::volume::{Copy, Kind, Stop, Volume, VolumeError};
 use testkit::{root, run, text};
 use volume_support::{Place, as_ordinary_user, bind, describe, names, small};
 
@@ -455,6 +455,21 @@ fn a_copy_is_whole_or_refused() {
         assert!(place.names().is_empty(), "{:?}", place.names());
     }
     println!("{refused} of 30 copies lost the race");
+}
+
+#[test]
+fn a_copy_that_is_broken_off_leaves_nothing_behind() {
+    let place = Place::copy().unwrap();
+    let (source, copy) = (machine(&place, "m-1.1"), place.path("copy"));
+    let stop = Stop::default();
+    stop.clone().set();
+    let error = Copy.snapshot_until(&source, &copy, &stop).unwrap_err();
+    assert!(matches!(error, VolumeError::Stopped { .. }), "{error:?}");
+    assert!(!error.is_race());
+    assert_eq!(place.names(), ["m-1.1"]);
+    Copy.snapshot_until(&source, &copy, &Stop::default())
+        .unwrap();
+    assert_eq!(describe(&copy), describe(&source));
 }
 
 #[test]

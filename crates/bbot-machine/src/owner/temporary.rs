@@ -10,7 +10,7 @@ use super::record::{Lock, try_lock};
 use super::{Instance, OwnerError, record_path};
 use crate::durable;
 use crate::layout::{MachineDir, ToolchainName, fresh};
-use crate::volume::{Volume, VolumeError, half_deleted, unfinished};
+use crate::volume::{Stop, Volume, VolumeError, half_deleted, unfinished};
 
 /// A temporary directory of this process's, deleted when the guard is dropped unless it was renamed
 /// or kept. Dropping blocks; in async code rather call [`Temporary::delete`] on a blocking thread.
@@ -57,8 +57,22 @@ impl Temporary {
         from: &Path,
         base: &Path,
     ) -> Result<Self, OwnerError> {
+        Self::copy_until(instance, volume, from, base, &Stop::default())
+    }
+
+    /// As [`Temporary::copy`], and can be broken off.
+    ///
+    /// # Errors
+    /// As [`Temporary::snapshot`], and [`VolumeError::Stopped`].
+    pub fn copy_until(
+        instance: &Instance,
+        volume: &Arc<dyn Volume>,
+        from: &Path,
+        base: &Path,
+        stop: &Stop,
+    ) -> Result<Self, OwnerError> {
         let temporary = Self::claim(instance, volume, base)?;
-        volume.snapshot(from, &temporary.path)?;
+        volume.snapshot_until(from, &temporary.path, stop)?;
         Ok(temporary)
     }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
-use super::{Kind, Volume, VolumeError, copy, ioctl, open_directory, remove, require_directory};
+use super::{
+    Kind, Stop, Volume, VolumeError, copy, ioctl, open_directory, remove, require_directory,
+};
 use crate::durable::parent;
 
 /// Machines as subvolumes of btrfs.
@@ -56,7 +58,7 @@ impl Volume for Btrfs {
             .map_err(|e| VolumeError::io("create subvolume", path, e))
     }
 
-    fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError> {
+    fn snapshot_until(&self, from: &Path, to: &Path, stop: &Stop) -> Result<(), VolumeError> {
         if let Some(source) = open_subvolume(from)? {
             match ioctl::snapshot(open_parent(to)?, name(to)?, &source) {
                 // Another user's subvolume: one may read it, not snapshot it. Another file system.
@@ -65,7 +67,7 @@ impl Volume for Btrfs {
                 other => return other.map_err(|e| VolumeError::io("snapshot", from, e)),
             }
         }
-        copy::copy_under_name(from, to, |unfinished| self.create(unfinished))
+        copy::copy_under_name(from, to, stop, |unfinished| self.create(unfinished))
     }
 
     fn set_read_only(&self, path: &Path, read_only: bool) -> Result<(), VolumeError> {

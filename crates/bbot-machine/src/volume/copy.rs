@@ -7,7 +7,7 @@ use std::sync::Once;
 use std::time::Instant;
 
 use super::{
-    Kind, Volume, VolumeError, remove, rename_without_replacing, require_directory, tree,
+    Kind, Stop, Volume, VolumeError, remove, rename_without_replacing, require_directory, tree,
     unfinished,
 };
 
@@ -43,8 +43,8 @@ impl Volume for Copy {
             .map_err(|e| VolumeError::io("create directory", path, e))
     }
 
-    fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError> {
-        copy_under_name(from, to, |unfinished| self.create(unfinished))
+    fn snapshot_until(&self, from: &Path, to: &Path, stop: &Stop) -> Result<(), VolumeError> {
+        copy_under_name(from, to, stop, |unfinished| self.create(unfinished))
     }
 
     fn set_read_only(&self, path: &Path, read_only: bool) -> Result<(), VolumeError> {
@@ -95,6 +95,7 @@ fn mode(path: &Path) -> Result<u32, VolumeError> {
 pub(super) fn copy_under_name(
     from: &Path,
     to: &Path,
+    stop: &Stop,
     create: impl Fn(&Path) -> Result<(), VolumeError>,
 ) -> Result<(), VolumeError> {
     let source = require_directory(from)?;
@@ -107,19 +108,29 @@ pub(super) fn copy_under_name(
     }
     let unfinished = unfinished(to)?;
     create(&unfinished)?;
-    let copied =
-        fill(from, source, &unfinished).and_then(|()| rename_without_replacing(&unfinished, to));
+    let copied = fill(from, source, &unfinished, stop)
+        .and_then(|()| rename_without_replacing(&unfinished, to));
     if copied.is_err()
         && let Err(error) = remove::remove_tree(&unfinished)
     {
         tracing::warn!(path = %unfinished.display(), "unable to remove an unfinished copy: {error}");
     }
-    copied
+    match copied {
+        Err(_) if stop.is_set() => Err(VolumeError::Stopped {
+            path: from.to_path_buf(),
+        }),
+        copied => copied,
+    }
 }
 
-fn fill(from: &Path, source: (u64, u64), unfinished: &Path) -> Result<(), VolumeError> {
+fn fill(
+    from: &Path,
+    source: (u64, u64),
+    unfinished: &Path,
+    stop: &Stop,
+) -> Result<(), VolumeError> {
     let started = Instant::now();
-    let tally = tree::copy_tree(from, unfinished)?;
+    let tally = tree::copy_tree(from, unfinished, stop)?;
     // Who deletes a machine renames it first. So if the name still leads to the same directory
     // now, every entry was there while it was copied.
     match require_directory(from) {
@@ -170,12 +181,13 @@ mod tests {
             std::fs::create_dir(path).unwrap();
         }
         let source = require_directory(&from).unwrap();
-        fill(&from, source, &to).unwrap();
+        let stop = Stop::default();
+        fill(&from, source, &to, &stop).unwrap();
         std::fs::rename(&from, top.path().join("old")).unwrap();
-        let error = fill(&from, source, &to).unwrap_err();
+        let error = fill(&from, source, &to, &stop).unwrap_err();
         assert!(error.is_race(), "{error:?}");
         std::fs::create_dir(&from).unwrap();
-        let error = fill(&from, source, &to).unwrap_err();
+        let error = fill(&from, source, &to, &stop).unwrap_err();
         assert!(
             matches!(error, VolumeError::SourceChanged { .. }),
             "{error:?}"

@@ -15,8 +15,16 @@ pub(super) enum Content {
     Copied(u64),
 }
 
+/// Asked before each chunk: an error ends the copy.
+pub(super) type GoOn<'a> = &'a dyn Fn() -> io::Result<()>;
+
 /// Gives the empty file `to` the `length` bytes of `from`, both open.
-pub(super) fn copy_content(from: impl AsFd, to: impl AsFd, length: u64) -> io::Result<Content> {
+pub(super) fn copy_content(
+    from: impl AsFd,
+    to: impl AsFd,
+    length: u64,
+    go_on: GoOn<'_>,
+) -> io::Result<Content> {
     let (from, to) = (from.as_fd(), to.as_fd());
     if length == 0 {
         return Ok(Content::Copied(0));
@@ -35,11 +43,16 @@ pub(super) fn copy_content(from: impl AsFd, to: impl AsFd, length: u64) -> io::R
         ) => {}
         Err(e) => return Err(e.into()),
     }
-    copy_data(from, to, length).map(Content::Copied)
+    copy_data(from, to, length, go_on).map(Content::Copied)
 }
 
 /// Copies what is data and leaves holes as holes. Returns the bytes copied.
-fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> io::Result<u64> {
+fn copy_data(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    length: u64,
+    go_on: GoOn<'_>,
+) -> io::Result<u64> {
     rustix::fs::ftruncate(to, length)?;
     let mut copied = 0;
     let mut position = 0;
@@ -50,25 +63,32 @@ fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> io::Resul
             Err(Errno::NXIO) => break,
             // The file system does not tell holes from data.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                return Ok(copied + copy_range(from, to, position, length)?);
+                return Ok(copied + copy_range(from, to, position, length, go_on)?);
             }
             Err(e) => return Err(e.into()),
         };
         let hole = rustix::fs::seek(from, SeekFrom::Hole(data))?.min(length);
-        copied += copy_range(from, to, data, hole)?;
+        copied += copy_range(from, to, data, hole, go_on)?;
         position = hole.max(data + 1);
     }
     Ok(copied)
 }
 
-/// The most that one system call is asked to copy: enough to be quick, little enough to be
-/// interruptible.
-const CHUNK: usize = 64 << 20;
+/// The most that one system call is asked to copy: enough to be quick, little enough for a copy
+/// onto a slow disk to end within a second when it is to.
+const CHUNK: usize = 8 << 20;
 
 /// Copies the bytes from `start` to `end`, in the kernel where it can.
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<u64> {
+fn copy_range(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    go_on: GoOn<'_>,
+) -> io::Result<u64> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
+        go_on()?;
         let wanted = usize::try_from(end - read_at).map_or(CHUNK, |rest| rest.min(CHUNK));
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted)
         {
@@ -77,7 +97,7 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
             // some file systems say instead; if the source did shrink, reading finds out.
             Ok(0)
             | Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
-                return copy_by_hand(from, to, read_at, end).map(|()| end - start);
+                return copy_by_hand(from, to, read_at, end, go_on).map(|()| end - start);
             }
             Ok(_) => {}
             Err(e) => return Err(e.into()),
@@ -86,10 +106,17 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(end - start)
 }
 
-fn copy_by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<()> {
+fn copy_by_hand(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    go_on: GoOn<'_>,
+) -> io::Result<()> {
     let mut buffer = vec![0u8; 1 << 20];
     let mut position = start;
     while position < end {
+        go_on()?;
         let wanted = usize::try_from(end - position).map_or(buffer.len(), |n| n.min(buffer.len()));
         let read = match rustix::io::pread(from, &mut buffer[..wanted], position) {
             Ok(0) => {
@@ -124,6 +151,36 @@ mod tests {
 
     use super::*;
 
+    fn on() -> io::Result<()> {
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_ends_with_the_chunk_in_which_it_is_told_to() {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(&vec![1; 3 * CHUNK]).unwrap();
+        let length = 3 * CHUNK as u64;
+        let left = std::cell::Cell::new(2);
+        let once_more = || match left.get() {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            n => {
+                left.set(n - 1);
+                Ok(())
+            }
+        };
+        for by_hand in [false, true] {
+            let to = tempfile::tempfile().unwrap();
+            left.set(2);
+            let copied = match by_hand {
+                false => copy_range(from.as_fd(), to.as_fd(), 0, length, &once_more).map(drop),
+                true => copy_by_hand(from.as_fd(), to.as_fd(), 0, length, &once_more),
+            };
+            assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::Interrupted);
+            let written = to.metadata().unwrap().len();
+            assert!((1..=2 * CHUNK as u64).contains(&written), "{written}");
+        }
+    }
+
     fn content(file: &mut std::fs::File) -> Vec<u8> {
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(0)).unwrap();
@@ -145,7 +202,7 @@ mod tests {
     fn holes_stay_holes() {
         let (mut from, length) = sparse();
         let mut to = tempfile::tempfile().unwrap();
-        let copied = copy_data(from.as_fd(), to.as_fd(), length).unwrap();
+        let copied = copy_data(from.as_fd(), to.as_fd(), length, &on).unwrap();
         assert!((75_000..1 << 20).contains(&copied), "{copied}");
         assert!(content(&mut from) == content(&mut to));
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
@@ -155,14 +212,17 @@ mod tests {
     fn by_hand_is_the_same() {
         let (mut from, length) = sparse();
         let mut to = tempfile::tempfile().unwrap();
-        copy_by_hand(from.as_fd(), to.as_fd(), 0, length).unwrap();
+        copy_by_hand(from.as_fd(), to.as_fd(), 0, length, &on).unwrap();
         assert!(content(&mut from) == content(&mut to));
     }
 
     #[test]
     fn an_empty_file_is_copied() {
         let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        assert_eq!(copy_content(&from, &to, 0).unwrap(), Content::Copied(0));
+        assert_eq!(
+            copy_content(&from, &to, 0, &on).unwrap(),
+            Content::Copied(0)
+        );
     }
 
     #[test]
@@ -170,7 +230,7 @@ mod tests {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(&[1; 100]).unwrap();
         let to = tempfile::tempfile().unwrap();
-        let error = copy_range(from.as_fd(), to.as_fd(), 0, 200).unwrap_err();
+        let error = copy_range(from.as_fd(), to.as_fd(), 0, 200, &on).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

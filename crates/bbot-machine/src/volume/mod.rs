@@ -17,6 +17,8 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use thiserror::Error;
@@ -33,7 +35,31 @@ pub use copy::Copy;
 
 /// Copies what the directory `from` holds, and its own metadata, into the empty directory `to`.
 pub(crate) fn copy_tree(from: &std::path::Path, to: &std::path::Path) -> Result<(), VolumeError> {
-    tree::copy_tree(from, to).map(drop)
+    tree::copy_tree(from, to, &Stop::default()).map(drop)
+}
+
+/// Breaks a copy off, from another thread. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// What goes on with it ends soon, as [`VolumeError::Stopped`].
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that is so.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.is_set() {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a volume is made of.
@@ -78,6 +104,12 @@ pub enum VolumeError {
     /// The source of a snapshot was removed or replaced while it was copied.
     #[error("{} was removed or replaced while it was copied", path.display())]
     SourceChanged {
+        /// The source.
+        path: PathBuf,
+    },
+    /// A copy was broken off ([`Stop`]).
+    #[error("the copy of {} was broken off", path.display())]
+    Stopped {
         /// The source.
         path: PathBuf,
     },
@@ -149,7 +181,15 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`VolumeError::is_race`] when `from` is gone or went while it was copied;
     /// [`VolumeError::is_taken`] when `to` exists. Nothing is left of a copy that failed.
-    fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError>;
+    fn snapshot(&self, from: &Path, to: &Path) -> Result<(), VolumeError> {
+        self.snapshot_until(from, to, &Stop::default())
+    }
+
+    /// As [`Volume::snapshot`], and can be broken off: a full copy may take minutes.
+    ///
+    /// # Errors
+    /// As [`Volume::snapshot`]; [`VolumeError::Stopped`].
+    fn snapshot_until(&self, from: &Path, to: &Path, stop: &Stop) -> Result<(), VolumeError>;
 
     /// Makes a subvolume read-only or writable again. What this protects from depends on the
     /// kind; see [`Btrfs`] and [`struct@Copy`].

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::file::{Content, copy_content};
-use super::{VolumeError, open_directory};
+use super::{Stop, VolumeError, open_directory};
 
 /// What was copied.
 #[derive(Debug, Default, Clone, Copy)]
@@ -32,11 +32,12 @@ pub(super) struct Tally {
 const DEPTH_LIMIT: usize = 200;
 
 /// Copies what the directory `from` holds, and its own metadata, into the empty directory `to`.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<Tally, VolumeError> {
+pub(super) fn copy_tree(from: &Path, to: &Path, stop: &Stop) -> Result<Tally, VolumeError> {
     let source = open_directory(from).map_err(|e| VolumeError::io("open", from, e))?;
     let target = open_directory(to).map_err(|e| VolumeError::io("open", to, e))?;
     let mut copier = Copier {
         root: rustix::process::geteuid().is_root(),
+        stop,
         target: target.as_fd(),
         links: HashMap::new(),
         tally: Tally::default(),
@@ -93,6 +94,7 @@ pub(super) fn join(directory: &Path, name: &CStr) -> PathBuf {
 struct Copier<'a> {
     /// Whether the caller may give files away.
     root: bool,
+    stop: &'a Stop,
     /// The top of the copy.
     target: BorrowedFd<'a>,
     /// Files with several names that have been copied, by device and inode: the path below the top.
@@ -120,6 +122,9 @@ impl Copier<'_> {
         for name in names(source).map_err(|e| VolumeError::io("read directory", shown, e))? {
             let path = join(shown, &name);
             let below = join(below, &name);
+            self.stop
+                .check()
+                .map_err(|e| VolumeError::io("copy", &path, e))?;
             let stat = rustix::fs::statat(source, &*name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|e| VolumeError::io("copy", &path, e))?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
@@ -221,7 +226,7 @@ impl Copier<'_> {
         )?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         self.tally.files += 1;
-        match copy_content(&from, &to, length)? {
+        match copy_content(&from, &to, length, &|| self.stop.check())? {
             Content::Shared => self.tally.shared_bytes += length,
             Content::Copied(bytes) => self.tally.copied_bytes += bytes,
         }
