@@ -5,11 +5,19 @@
 //! dropped, since its run was dropped, is deleted there as well; the agent waits for
 //! all of that before it ends.
 
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use bbot_machine::owner::{OwnerError, Temporary};
+use bbot_machine::volume::{Stop, VolumeError};
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+
+/// The longest that a copy may take, where the file system shares no blocks: of 100 GB at
+/// 30 MB a second.
+pub(crate) const COPY_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Work on other threads that somebody waits for in the end. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -67,24 +75,35 @@ pub(crate) struct Copied {
 }
 
 impl Copied {
-    /// Makes a copy on another thread.
+    /// Makes a copy of `from` on another thread. When this is dropped it is broken off.
     ///
     /// # Errors
     ///
-    /// What `copy` says.
+    /// What `copy` says; that it takes too long.
     pub(crate) async fn make(
         blocking: &Blocking,
-        copy: impl FnOnce() -> Result<Temporary, OwnerError> + Send + 'static,
+        from: &Path,
+        copy: impl FnOnce(&Stop) -> Result<Temporary, OwnerError> + Send + 'static,
     ) -> Result<Self, OwnerError> {
         let theirs = blocking.clone();
+        let waited_for = WaitedFor::default();
+        let stop = waited_for.0.clone();
         // Guarded on that thread: should nobody wait any more, it is deleted there.
         let make = move || {
             Ok(Self {
-                temporary: Some(copy()?),
+                temporary: Some(copy(&stop)?),
                 blocking: theirs,
             })
         };
-        blocking.run(make).await
+        let made = timeout(COPY_LIMIT, blocking.run(make)).await;
+        made.unwrap_or_else(|_| {
+            let why = format!("it takes more than {} min", COPY_LIMIT.as_secs() / 60);
+            Err(OwnerError::Volume(VolumeError::Io {
+                action: "copy",
+                path: from.to_owned(),
+                source: io::Error::new(io::ErrorKind::TimedOut, why),
+            }))
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -125,5 +144,65 @@ impl Drop for Copied {
             // Its own drop says what goes wrong.
             self.blocking.detach(move || drop(temporary));
         }
+    }
+}
+
+/// Breaks a copy off when nobody waits for it any more.
+#[derive(Debug, Default)]
+struct WaitedFor(Stop);
+
+impl Drop for WaitedFor {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// A copy that would go on for ever, on a real thread in real time.
+    fn endless(began: oneshot::Sender<()>, stop: &Stop) -> Result<Temporary, OwnerError> {
+        began.send(()).unwrap();
+        while !stop.is_set() {
+            std::thread::yield_now();
+        }
+        let path = "disk.img".into();
+        Err(OwnerError::Volume(VolumeError::Stopped { path }))
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_nobody_waits_for_any_more_is_broken_off() {
+        let blocking = Blocking::default();
+        let (began, begins) = oneshot::channel();
+        let copy = Copied::make(&blocking, Path::new("m"), |stop| endless(began, stop));
+        tokio::select! {
+            made = copy => panic!("{made:?}"),
+            begun = begins => begun.unwrap(),
+        }
+        let idle = timeout(Duration::from_secs(20), blocking.idle()).await;
+        idle.expect("the copy goes on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_takes_too_long_is_broken_off_and_told() {
+        let blocking = Blocking::default();
+        let (began, begins) = oneshot::channel();
+        let copy = Copied::make(&blocking, Path::new("m"), |stop| endless(began, stop));
+        let late = async {
+            begins.await.unwrap();
+            // Time does not go on by itself while a thread works.
+            tokio::time::advance(COPY_LIMIT).await;
+            std::future::pending::<()>().await;
+        };
+        let error = tokio::select! {
+            made = copy => made.unwrap_err(),
+            () = late => unreachable!(),
+        };
+        let error = format!("{:#}", anyhow::Error::new(error));
+        assert_eq!(error, "unable to copy m: it takes more than 60 min");
+        blocking.idle().await;
     }
 }

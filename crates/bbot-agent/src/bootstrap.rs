@@ -15,18 +15,21 @@ use bbot_machine::durable;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, MachineDir};
 use bbot_machine::machine::{Disk, ShutdownOutcome};
 use bbot_machine::owner::{OwnerError, Temporary};
-use bbot_machine::volume::Volume;
+use bbot_machine::volume::{Stop, Volume};
 use bbot_manifest::{
     BootstrapManifest, BootstrappedMachine, Mac, MachineManifest, ToolchainManifest,
 };
 use bbot_tftp::{Event, Root};
+use tokio::time::timeout;
 
 use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::decide::{self, Decision, Why};
 use crate::inventory::{self, MacFile};
 use crate::options::BOOTSTRAP_SHUTDOWN;
-use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, Startup, Waited};
+use crate::run::{
+    self, ENDING_LIMIT, Left, Patience, Progress, Running, Share, Stage, Start, Startup, Waited,
+};
 use crate::toolchain::Toolchain;
 use crate::version;
 
@@ -114,6 +117,10 @@ pub(crate) async fn bootstrap(
         machine: name.clone(),
         why: plan.why.to_string(),
     });
+    progress.stage(&Stage::Copying {
+        machine: name.clone(),
+        attempt: 1,
+    });
     let copy = match copy_of(host, plan).await {
         Ok(copy) => copy,
         Err(e) if e.is_race() => {
@@ -151,7 +158,9 @@ async fn start_and_watch(
 ) -> Result<Bootstrapped> {
     let options = &host.options;
     let name = &plan.dir.name;
-    let folders = RunFolders::create(host, "bootstrap", &[])?;
+    let theirs = host.clone();
+    let make = move || RunFolders::create(&theirs, "bootstrap", &[]);
+    let folders = host.blocking.run(make).await?;
     let mac_file = MacFile::of(&plan.dir, host);
     let mut mac = manifest.mac.or(plan.mac).or_else(|| mac_file.read());
     let mut copy = first;
@@ -174,8 +183,10 @@ async fn start_and_watch(
             root,
         };
         let mut running = Running::start(host, copy, start).await?;
-        mac = Some(running.machine.mac());
-        mac_file.write(running.machine.mac());
+        let (file, own) = (mac_file.clone(), running.machine.mac());
+        mac = Some(own);
+        // It is synced to a disk that others may keep busy.
+        host.blocking.run(move || file.write(own)).await;
         // Any request will do: what the original's images fetch first is their
         // own affair.
         let asks = |event: &Event| matches!(event, Event::Requested { .. });
@@ -186,6 +197,10 @@ async fn start_and_watch(
                 tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
                 running.end().await?;
                 attempt += 1;
+                progress.stage(&Stage::Copying {
+                    machine: name.clone(),
+                    attempt: attempt + 1,
+                });
                 // The seed's retries start from what the try before has left.
                 copy = copy_of(host, plan).await?;
             }
@@ -223,7 +238,12 @@ async fn start_and_watch(
     });
     manifest.mac = mac;
     let copy = running.into_copy();
-    let outcome = finish(host, plan, copy, manifest, versions).await?;
+    let finished = timeout(ENDING_LIMIT, finish(host, plan, copy, manifest, versions)).await;
+    let outcome = finished.unwrap_or_else(|_| {
+        let limit = ENDING_LIMIT.as_secs() / 60;
+        let why = format!("the disk has not taken it within {limit} min");
+        Ok(Outcome::Failed(why))
+    })?;
     Ok(Bootstrapped::without_machine(outcome))
 }
 
@@ -293,14 +313,11 @@ async fn watch(
 }
 
 async fn copy_of(host: &Host, plan: &Plan) -> Result<Copied, OwnerError> {
-    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
-    let (volume, dir, revision) = (
-        Arc::clone(&plan.volume),
-        plan.dir.clone(),
-        plan.revision.clone(),
-    );
-    let copy = move || Temporary::snapshot(&instance, &volume, &dir, &toolchain, &revision);
-    Copied::make(&host.blocking, copy).await
+    let instance = host.instance.clone();
+    let base = plan.dir.bootstrapped(&host.toolchain);
+    let (volume, from) = (Arc::clone(&plan.volume), plan.revision.clone());
+    let copy = move |stop: &Stop| Temporary::copy_until(&instance, &volume, &from, &base, stop);
+    Copied::make(&host.blocking, &plan.revision, copy).await
 }
 
 /// Writes the bootstrapped machine's manifest over the machine's, and puts it in its

@@ -23,6 +23,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 
+/// The longest that the end of a run may take: its machine is ended, its copy deleted or put in
+/// its place.
+pub(crate) const ENDING_LIMIT: Duration = Duration::from_secs(15 * 60);
+
 /// What a person at a terminal is told while a run goes on.
 pub trait Progress: Send {
     /// Something has begun.
@@ -40,7 +44,14 @@ pub trait Progress: Send {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
-    /// A machine is copied and started, for the time with this number (from 1).
+    /// A machine is copied, for the time with this number (from 1).
+    Copying {
+        /// The machine.
+        machine: String,
+        /// Which try this is.
+        attempt: u32,
+    },
+    /// The copy is started, the same.
     Starting {
         /// The machine.
         machine: String,

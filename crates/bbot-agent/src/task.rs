@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bbot_machine::durable;
 use bbot_machine::machine::Disk;
 use bbot_machine::owner::Temporary;
+use bbot_machine::volume::Stop;
 use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
 use bbot_tftp::{Event, Kind, Root};
 
@@ -106,11 +108,15 @@ pub(crate) async fn perform(
 
     let mut attempt = 0;
     let (mut running, alive) = loop {
-        progress.stage(&Stage::Starting {
+        progress.stage(&Stage::Copying {
             machine: name.clone(),
             attempt: attempt + 1,
         });
         let copy = copy_of(host, &job.machine).await?;
+        progress.stage(&Stage::Starting {
+            machine: name.clone(),
+            attempt: attempt + 1,
+        });
         let manifest = &job.machine.manifest.machine;
         let start = Start {
             manifest,
@@ -294,24 +300,19 @@ async fn watch(
 /// A copy of the bootstrapped machine. Another process may put a new one in its
 /// place while it is copied: then once more.
 async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
-    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
-    let machine = machine.clone();
-    let copy = move || {
+    let instance = host.instance.clone();
+    let base = machine.dir.bootstrapped(&host.toolchain);
+    let (volume, from) = (Arc::clone(&machine.volume), machine.directory.clone());
+    let copy = move |stop: &Stop| {
         let mut tries = 0;
         loop {
-            match Temporary::snapshot(
-                &instance,
-                &machine.volume,
-                &machine.dir,
-                &toolchain,
-                &machine.directory,
-            ) {
+            match Temporary::copy_until(&instance, &volume, &from, &base, stop) {
                 Err(e) if e.is_race() && tries < COPY_RETRIES => tries += 1,
                 made => return made,
             }
         }
     };
-    Ok(Copied::make(&host.blocking, copy).await?)
+    Ok(Copied::make(&host.blocking, &machine.directory, copy).await?)
 }
 
 /// What the worker fetches.

@@ -7,10 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::driver::{Asking, Run};
-use super::work::TaskEnded;
+use super::work::{PREPARING_LIMIT, TaskEnded};
 use super::{Agent, ask};
+use crate::blocking::COPY_LIMIT;
 use crate::controller::Kin;
 use crate::diagnostics;
+use crate::options::BOOTSTRAP_SHUTDOWN;
+use crate::run::ENDING_LIMIT;
 use crate::status::{
     Budgets, Controller, Counters, Machine, MachineState, Mode, Moment, Phase, Run as Shown,
     RunKind, Slots, Spool, Status, Suspended, Trouble,
@@ -229,13 +232,18 @@ impl Agent {
                 let now = run.shown.now();
                 let is_task = matches!(run.what, RunKind::Task { .. });
                 let limit = match (now.phase, is_task) {
-                    (Phase::Booting, true) => Some(options.build_startup(accelerator)),
-                    (Phase::Booting, false) => Some(options.bootstrap_startup(accelerator)),
-                    (Phase::Working, true) => Some(Duration::from_secs(options.build_timeout)),
-                    (Phase::Working, false) => Some(Duration::from_secs(options.bootstrap_timeout)),
-                    (Phase::Preparing | Phase::Ending, _) => None,
+                    (Phase::Preparing, _) => PREPARING_LIMIT,
+                    (Phase::Copying, _) => COPY_LIMIT,
+                    (Phase::Booting, true) => options.build_startup(accelerator),
+                    (Phase::Booting, false) => options.bootstrap_startup(accelerator),
+                    (Phase::Working, true) => Duration::from_secs(options.build_timeout),
+                    // It is shut down in good order before it counts as done.
+                    (Phase::Working, false) => {
+                        Duration::from_secs(options.bootstrap_timeout) + BOOTSTRAP_SHUTDOWN
+                    }
+                    (Phase::Ending, _) => ENDING_LIMIT,
                 };
-                let until = limit.and_then(|limit| now.since.checked_add(limit));
+                let until = now.since.checked_add(limit);
                 Shown {
                     id: id.0,
                     what: run.what.clone(),

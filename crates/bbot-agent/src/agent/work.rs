@@ -10,11 +10,12 @@
 //! ```
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bbot_manifest::{BuildResult, Era, ResultRequest, Status, Task};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
@@ -25,7 +26,7 @@ use crate::controller::{self, Kin, LinkError, Url};
 use crate::delivery::Handle;
 use crate::host;
 use crate::inventory::Machine;
-use crate::run::{Left, Progress, Share, Stage};
+use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
 use crate::session::Session;
 use crate::source::Archive;
 use crate::spool::Held;
@@ -37,6 +38,10 @@ use crate::{fake, resources, result, version};
 /// What of the agent can change a build: its version. The controller gets it back
 /// with the next task of the same configuration.
 pub(super) const AGENT_CHECKSUM: &str = version::OWN;
+
+/// The longest that a task's source may take, all tries together: the largest archive over a
+/// narrow way takes an hour.
+pub(super) const PREPARING_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What a run does now, for who looks. Clones are of the same run.
 #[derive(Debug, Clone)]
@@ -81,7 +86,7 @@ impl Shown {
         match phase {
             Phase::Booting => now.starts += 1,
             Phase::Working => now.worked = Some(now.since),
-            Phase::Preparing | Phase::Ending => {}
+            Phase::Preparing | Phase::Copying | Phase::Ending => {}
         }
         self.changed.notify_one();
     }
@@ -90,6 +95,7 @@ impl Shown {
 impl Progress for Shown {
     fn stage(&mut self, stage: &Stage) {
         match stage {
+            Stage::Copying { .. } => self.set(Phase::Copying),
             Stage::Starting { .. } => self.set(Phase::Booting),
             Stage::Working { .. } => self.set(Phase::Working),
             Stage::Finished { .. } => self.set(Phase::Ending),
@@ -228,7 +234,7 @@ impl TaskRun {
                 answers.give_back(&task, held).await;
                 let why = performed.host_full.unwrap_or_default();
                 tracing::error!("gave back {what}: {why}");
-                clean_up(performed.left).await;
+                put_away(&self.stop, clean_up(performed.left)).await;
                 return ended(Outcome::HostFailed, None);
             }
             Built::Performed(performed) => {
@@ -255,16 +261,36 @@ impl TaskRun {
                 Ok(text) => ended.dump = Some(text),
                 Err(e) => tracing::error!("unable to write the result manifest: {e}"),
             }
-            clean_up(performed.left).await;
+            put_away(&self.stop, clean_up(performed.left)).await;
             return ended;
         }
         tracing::info!("built {what} for {}: {status}", self.given.from);
         answers.post(performed.result, held, session).await;
         match performed.left {
-            Some(left) if left.look.is_some() && kept => ended.keep = left.suspend().await,
-            left => clean_up(left).await,
+            Some(left) if left.look.is_some() && kept => {
+                ended.keep = put_away(&self.stop, left.suspend()).await.flatten();
+            }
+            left => {
+                put_away(&self.stop, clean_up(left)).await;
+            }
         }
         ended
+    }
+}
+
+/// Does what is left to do of a run that has its result. None: the agent ends, or it takes too
+/// long. Nobody waits for it then: what is dropped kills its machine, and the deletion of its
+/// copy goes on by itself.
+async fn put_away<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = stop.cancelled() => None,
+        () = sleep(ENDING_LIMIT) => {
+            let limit = ENDING_LIMIT.as_secs() / 60;
+            tracing::warn!("the run has not ended in good order within {limit} min: its machine is dropped");
+            None
+        }
     }
 }
 
@@ -324,7 +350,13 @@ pub(super) async fn build(
     let archive = controller.and_then(|c| Archive::of_task(&task.repository_url, &c));
     let source = match &archive {
         Some(archive) if !options.fake_build => {
-            Some(context.sources.get(&*context.link, archive).await?)
+            let source = context.sources.get(&*context.link, archive);
+            let source = timeout(PREPARING_LIMIT, source).await.unwrap_or_else(|_| {
+                let limit = PREPARING_LIMIT.as_secs() / 60;
+                let late = LinkError::Transport(format!("not there within {limit} min"));
+                Err(late).with_context(|| format!("unable to fetch the source {}", archive.url))
+            });
+            Some(source?)
         }
         _ => None,
     };
@@ -532,9 +564,11 @@ impl BootstrapRun {
                             && host.options.suspend_max > 0
                             && host.options.suspend_timeout > 0 =>
                     {
-                        keep = left.suspend().await;
+                        keep = put_away(&self.stop, left.suspend()).await.flatten();
                     }
-                    left => clean_up(left).await,
+                    left => {
+                        put_away(&self.stop, clean_up(left)).await;
+                    }
                 }
                 match ended.outcome {
                     bootstrap::Outcome::Done => {
@@ -568,4 +602,25 @@ pub(super) fn task_of_dump(given: &Given) -> Result<String> {
     let Assignment { task, era, .. } = &given.assignment;
     task.serialize(*era)
         .context("unable to write the task manifest")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_run_holds_up_neither_the_end_nor_its_slot_for_ever() {
+        let never = std::future::pending::<()>;
+        let stop = CancellationToken::new();
+        assert_eq!(put_away(&stop, async { 1 }).await, Some(1));
+        let begin = Instant::now();
+        assert_eq!(put_away(&stop, never()).await, None);
+        assert_eq!(begin.elapsed(), ENDING_LIMIT);
+        stop.cancel();
+        let begin = Instant::now();
+        assert_eq!(put_away(&stop, never()).await, None);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        // What takes no time is done all the same.
+        assert_eq!(put_away(&stop, async { 1 }).await, Some(1));
+    }
 }

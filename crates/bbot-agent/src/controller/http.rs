@@ -5,7 +5,7 @@
 //! https URL, since the certificates of a hundred authorities take memory.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -239,9 +239,16 @@ impl Http {
                 actual,
             });
         }
-        file.as_file().sync_all().map_err(write)?;
-        file.persist(to).map_err(|e| write(e.error))?;
-        Ok(())
+        let to = to.to_owned();
+        // The disk may take minutes for gigabytes, and leases are renewed on this thread.
+        let kept = tokio::task::spawn_blocking(move || {
+            file.as_file().sync_all()?;
+            file.persist(to).map(drop).map_err(|e| e.error)
+        });
+        kept.await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(write)
     }
 }
 

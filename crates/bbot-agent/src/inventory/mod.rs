@@ -479,6 +479,7 @@ fn read_bounded(file: fs::File) -> io::Result<Vec<u8>> {
 /// The address of a machine's card, `.<machine>-<toolchain>.mac` beside its
 /// revisions: it survives a bootstrap that fails, and a machine that is gone for
 /// a while.
+#[derive(Debug, Clone)]
 pub(crate) struct MacFile(PathBuf);
 
 impl MacFile {

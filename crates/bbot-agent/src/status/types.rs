@@ -263,9 +263,11 @@ pub enum RunKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Its source is fetched, its machine copied.
+    /// Its source is fetched.
     #[default]
     Preparing,
+    /// Its machine is copied.
+    Copying,
     /// Its machine has been started and has not asked for anything yet.
     Booting,
     /// The guest works.
@@ -279,6 +281,7 @@ impl Phase {
     pub fn word(self) -> &'static str {
         match self {
             Phase::Preparing => "preparing",
+            Phase::Copying => "copying",
             Phase::Booting => "booting",
             Phase::Working => "working",
             Phase::Ending => "ending",

@@ -253,6 +253,7 @@ impl RunProgress for Terminal {
 
 fn describe(stage: &Stage) -> String {
     match stage {
+        Stage::Copying { machine, .. } => format!("copying {machine}"),
         Stage::Starting {
             machine,
             attempt: 1,

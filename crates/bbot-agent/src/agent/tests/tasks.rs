@@ -1,6 +1,7 @@
 //! A task in its machine: what can happen to it, and what becomes of it.
 
 use super::*;
+use crate::run::Stage;
 
 #[tokio::test(start_paused = true)]
 async fn a_task_goes_the_whole_way() {
@@ -411,8 +412,22 @@ async fn a_local_build_shows_its_log_as_it_grows() {
         .unwrap();
     assert_eq!(result.status, Status::Success);
     assert_eq!(seen.0, "configure: checking\nupdate: cc\n");
-    assert!(matches!(seen.1[0], Stage::Bootstrapping { .. }));
-    assert!(matches!(seen.1.last(), Some(Stage::Finished { .. })));
+    let stages = |from: usize| -> Vec<&str> {
+        let words = seen.1[from..].iter().map(|stage| match stage {
+            Stage::Bootstrapping { .. } => "bootstrap",
+            Stage::Copying { .. } => "copy",
+            Stage::Starting { .. } => "start",
+            Stage::Working { .. } => "work",
+            Stage::Finished { .. } => "done",
+        });
+        words.collect()
+    };
+    // The time of a copy is not that of a start.
+    assert_eq!(
+        stages(0)[..5],
+        ["bootstrap", "copy", "start", "work", "done"]
+    );
+    assert_eq!(stages(5), ["copy", "start", "work", "done"]);
     world.is_clean().await;
 
     // Cut short: what was shown is not repeated.
@@ -526,4 +541,54 @@ async fn a_source_is_fetched_again_and_its_lack_is_not_the_machines_fault() {
     let asked = world.controllers.requests.lock().unwrap().clone();
     let asked: Vec<&str> = asked.iter().map(|(url, _)| url.as_str()).collect();
     assert_eq!(asked, ["http://c2.example/?build-task"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_phase_has_a_bound() {
+    use crate::run::Progress as _;
+    let mut world = World::bootstrapped(&[]).await;
+    world.plays(vec![]);
+    world.answer(&task_for("linux"));
+    world.goes_on_until(|agent| agent.runs.len() == 1).await;
+    let machine = "linux".to_owned();
+    let (attempt, why) = (1, String::new());
+    for (stage, at_least) in [
+        (
+            Stage::Bootstrapping {
+                machine: machine.clone(),
+                why,
+            },
+            3600,
+        ),
+        (
+            Stage::Copying {
+                machine: machine.clone(),
+                attempt,
+            },
+            3600,
+        ),
+        (
+            Stage::Starting {
+                machine: machine.clone(),
+                attempt,
+            },
+            60,
+        ),
+        (
+            Stage::Working {
+                machine: machine.clone(),
+            },
+            1800,
+        ),
+        (Stage::Finished { machine }, 600),
+    ] {
+        let agent = world.agent();
+        let run = agent.runs.values_mut().next().unwrap();
+        run.shown.stage(&stage);
+        let view = agent.supervisor.view();
+        let status = agent.status(&view);
+        let within = status.runs[0].timeout_at.unwrap().0 - status.uptime.0;
+        assert!(within >= f64::from(at_least), "{stage:?}: {within}");
+        assert!(within <= 5.0 * 3600.0, "{stage:?}: {within}");
+    }
 }
