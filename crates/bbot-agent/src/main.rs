@@ -2,12 +2,16 @@
 //! diagnostics, the signals, the exit status.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bbot_agent::config::{ConfigError, Configuration};
 use bbot_agent::control::{Control, Signal};
 use bbot_agent::diagnostics::{self, Form};
 use clap::error::ErrorKind;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long the process waits for its other threads when the agent has ended.
+const LAST_THREADS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let configuration = match Configuration::read(std::env::args_os()) {
@@ -45,7 +49,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (control, signals) = Control::new();
         let (mut term, mut int, mut hup) = (
             signal(SignalKind::terminate())?,
@@ -66,5 +70,9 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
             };
             control.send(told);
         }
-    })
+    });
+    // What goes on on other threads had its time. A runtime that is dropped would wait for it
+    // for ever: for a disk that is stuck, for a lock that another process holds.
+    runtime.shutdown_timeout(LAST_THREADS);
+    ended
 }
