@@ -19,6 +19,7 @@
 //!   once            --dump-machines, --fake-request: no controller is asked
 //!   reload          SIGHUP
 //!   steer           commands, and the watch over the host
+//!   sweep           what is left behind
 //!   show            the status
 //! ```
 
@@ -29,6 +30,7 @@ mod once;
 mod reload;
 mod show;
 mod steer;
+mod sweep;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -140,6 +142,7 @@ pub(crate) struct Agent {
     changed: Arc<Notify>,
     seen: show::Seen,
     steering: steer::Steering,
+    sweeping: sweep::Sweeping,
     begin: Instant,
     /// What was asked for (a dump) is done.
     is_done: bool,
@@ -197,6 +200,7 @@ impl Agent {
             allowed_result_urls,
             supervisor: Supervisor::new(config, rand::random()),
             steering: steer::Steering::new(options, begin),
+            sweeping: sweep::Sweeping::new(begin),
             configuration: parts.configuration,
             context: Context {
                 host: Arc::new(parts.host),
@@ -228,8 +232,8 @@ impl Agent {
     pub(crate) async fn until(mut self, signals: &mut Signals) -> Result<()> {
         let host = Arc::clone(&self.context.host);
         // What a run before this one has left goes first.
-        let sweeps = Arc::clone(&host);
-        let sweep = host.blocking.run(move || inventory::sweep(&sweeps));
+        let sweep = sweep::everything(&self.context);
+        let sweep = self.steering.asking_for_time(sweep);
         let is_told = tokio::select! {
             biased;
             () = end(signals) => true,

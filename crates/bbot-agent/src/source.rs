@@ -113,7 +113,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache below the state directory. What killed agents have fetched in part is removed.
+    /// The cache below the state directory.
     ///
     /// # Errors
     ///
@@ -122,17 +122,21 @@ impl Cache {
         let dir = state.join("sources");
         fs::create_dir_all(&dir)
             .with_context(|| format!("unable to make the folder {}", dir.display()))?;
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if is_fetching(&path) && !is_used(&path) {
-                // If not now, when the cache is full.
-                let _ = fs::remove_file(&path);
-            }
-        }
         Ok(Self {
             dir,
             limit: CACHE_LIMIT,
         })
+    }
+
+    /// Removes what agents that were killed have fetched in part. Blocks.
+    pub fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if is_fetching(&path) && !is_used(&path) {
+                // If not now, then later.
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     /// The archive, fetched unless it is here and whole.
@@ -479,7 +483,7 @@ mod tests {
         let living = new_fetching(&cache.dir).unwrap();
         let (lock, dead) = new_fetching(&cache.dir).unwrap().keep().unwrap();
         drop(lock);
-        Cache::open(state.path()).unwrap();
+        cache.sweep();
         assert!(whole.exists() && living.path().exists() && !dead.exists());
     }
 

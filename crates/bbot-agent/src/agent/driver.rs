@@ -14,6 +14,7 @@ use super::work::{BootstrapEnded, Pledge, Shown, TaskEnded};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
 use crate::inventory::Scan;
+use crate::resources::Level;
 use crate::run::Share;
 use crate::status::RunKind;
 use crate::supervisor::{
@@ -58,6 +59,7 @@ pub(super) enum Job {
     Bootstrap(RunId),
     GiveBack,
     Measure,
+    Sweep,
 }
 
 /// What a job has come to.
@@ -69,6 +71,7 @@ pub(super) enum Happened {
     BootstrapEnded(Box<BootstrapEnded>),
     GaveBack,
     Measured(Box<crate::resources::Facts>),
+    Swept,
 }
 
 impl Agent {
@@ -144,6 +147,7 @@ impl Agent {
             deadline.and_then(|at| self.begin.checked_add(at)),
             self.look_again,
             self.steering.due(),
+            self.sweeping.due(),
         ]
         .into_iter()
         .flatten()
@@ -160,6 +164,7 @@ impl Agent {
             self.measure();
         }
         self.stop_drained(now);
+        self.sweep(now);
         self.tell(Event::Tick);
     }
 
@@ -288,6 +293,7 @@ impl Agent {
             }
             Happened::GaveBack => {}
             Happened::Measured(facts) => self.measured(*facts),
+            Happened::Swept => self.sweeping.ended(Instant::now()),
         }
         Ok(())
     }
@@ -325,6 +331,7 @@ impl Agent {
                 });
             }
             Some(Job::Measure) => self.steering.measured_nothing(),
+            Some(Job::Sweep) => self.sweeping.ended(Instant::now()),
             Some(Job::GiveBack) | None => {}
         }
         Ok(())
@@ -382,7 +389,12 @@ impl Agent {
     pub(super) fn measured(&mut self, facts: crate::resources::Facts) {
         let is_busy = !self.runs.is_empty();
         let now = self.now();
+        let was_well = self.steering.watch.level() == Level::Ok;
         let observed = self.steering.measured(facts, now, is_busy);
+        if was_well && self.steering.watch.level() > Level::Ok {
+            self.sweeping.soon(Instant::now());
+            self.sweep(Instant::now());
+        }
         for news in observed.news {
             steer::tell_news(&news);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Agent;
 use crate::metrics;
@@ -20,6 +20,9 @@ use crate::supervisor::{Event, HostState};
 
 /// How many commands may wait.
 const COMMANDS: usize = 16;
+
+/// How often systemd is asked for more time by a start that goes on.
+const START_ASKS: Duration = Duration::from_secs(60);
 
 /// Why an agent that a person has told so takes no tasks.
 const DRAINED: &str = "the agent was told to take none (`bbot agent`)";
@@ -168,6 +171,23 @@ impl Steering {
         }
     }
 
+    /// Asks systemd for more time for the start as long as this goes on.
+    pub(super) async fn asking_for_time<T>(&self, work: impl Future<Output = T>) -> T {
+        let ask = async {
+            loop {
+                if let Some((notify, _)) = &self.systemd {
+                    notify.extend_timeout(2 * START_ASKS);
+                }
+                sleep(START_ASKS).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = ask => never,
+        }
+    }
+
     pub(super) fn tell_systemd(&self, text: &str) {
         if let Some((notify, _)) = &self.systemd {
             notify.status(text);
@@ -298,5 +318,35 @@ impl Agent {
 
     pub(super) fn moment(&self, at: Instant) -> Moment {
         Moment::from(at.saturating_duration_since(self.begin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_goes_on_asks_for_more_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let options = Options::parse_from(["bbot-agent", "http://c1.example"]);
+        let mut steering = Steering::new(&options, Instant::now());
+        let notify = Notify::to(path.as_os_str()).unwrap();
+        steering.systemd = Some((notify, Watchdog::every(None)));
+        let sweep = sleep(Duration::from_secs(10 * 60 - 1));
+        steering.asking_for_time(sweep).await;
+        let mut asked = 0;
+        let mut bytes = [0; 100];
+        while let Ok(length) = socket.recv(&mut bytes) {
+            assert_eq!(&bytes[..length], b"EXTEND_TIMEOUT_USEC=120000000\n");
+            asked += 1;
+        }
+        assert_eq!(asked, 10);
     }
 }

@@ -5,6 +5,7 @@ mod machines;
 mod results;
 mod slots;
 mod steering;
+mod sweeping;
 mod tasks;
 mod world;
 
