@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_fetched_in_part_goes_with_the_next_start() {
+    fn what_was_fetched_in_part_goes_with_the_next_sweep() {
         let state = tempfile::tempdir().unwrap();
         let cache = Cache::open(state.path()).unwrap();
         let whole = cache.dir.join("whole");

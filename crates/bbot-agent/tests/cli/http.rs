@@ -203,6 +203,49 @@ fn a_task_is_given_back_when_the_agent_is_stopped() {
     }
 }
 
+/// Another process holds the lock of the sources, so that the thread that looks for one waits
+/// for ever.
+#[test]
+fn a_thread_that_is_stuck_does_not_keep_the_process() {
+    use std::os::unix::fs::MetadataExt as _;
+    if !testkit::program("qemu-system-x86_64", "qemu") {
+        return;
+    }
+    let host = Host::new();
+    fs::create_dir_all(host.path("state/sources")).unwrap();
+    let gate = fs::File::create(host.path("state/sources/.lock")).unwrap();
+    gate.lock().unwrap();
+    // The task names its controller's address.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let archive = format!("http://{address}/archives/{}.tar.gz", "0".repeat(64));
+    let task = format!(
+        ": 1\nsession: s/1\nresult-url: http://{address}/?build-result\n:\n{}",
+        TASK[4..].replace("http://r.example/1", &archive)
+    );
+    let (tasks, server) = serve_at(&address, vec![answer("200 OK", "", &task)]);
+    let args = ["--fake-bootstrap", "--accel", "tcg", &tasks];
+    let child = host.command(&args).spawn().unwrap();
+    server.join().unwrap();
+    let inode = gate.metadata().unwrap().ino();
+    let begin = Instant::now();
+    let waits = |line: &str| line.contains("->") && line.contains(&format!(":{inode} "));
+    while !fs::read_to_string("/proc/locks")
+        .unwrap()
+        .lines()
+        .any(waits)
+    {
+        assert!(begin.elapsed() < BOUND, "it does not wait for the lock");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let begin = Instant::now();
+    send(&child, nix::sys::signal::SIGINT);
+    succeeds(&finish(child));
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
 /// SIGHUP over a running task: another controller is asked from then on, the task goes
 /// on to its result; a file that cannot be read changes nothing.
 #[test]
