@@ -303,6 +303,10 @@ async fn watch(
     // What the guest has written must be on its disk.
     match machine.shutdown(BOOTSTRAP_SHUTDOWN).await? {
         ShutdownOutcome::Down => {}
+        ShutdownOutcome::Ended(exit) => {
+            let why = format!("it ended before it was shut down: {exit}");
+            return Ok(Err(Fault::over(why)));
+        }
         ShutdownOutcome::TimedOut => {
             return Ok(Err(Fault::look("bootstrap shutdown timeout".to_owned())));
         }

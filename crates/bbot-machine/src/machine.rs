@@ -260,8 +260,9 @@ pub enum MachineEvent {
     /// The guest sends faster on its wire than anything of use does, and is
     /// slowed down (`docs/decisions/0008-flood.md`). Told once; it still runs.
     Flooding,
-    /// Many frames that the guest sent on its wire could not be read. They were
-    /// dropped. Told once; it still runs.
+    /// A frame that the guest sent on its wire could not be read, and was dropped.
+    /// Told once, of the first; how many there were is in the log when the machine
+    /// has ended. It still runs.
     MalformedFrames,
     /// The host has no room for what the guest wrote to its disk. The guest is
     /// halted in the middle of that; [`Machine::resume`] lets it try again.
@@ -288,12 +289,25 @@ impl From<WireEvent> for MachineEvent {
 }
 
 /// How [`Machine::shutdown`] ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShutdownOutcome {
-    /// The machine has ended.
+    /// The guest has powered off: what it wrote is on its disk.
     Down,
+    /// The machine has ended otherwise, of itself or by another's hand: of what the
+    /// guest wrote some may be missing.
+    Ended(Exit),
     /// It did not obey in time and still runs.
     TimedOut,
+}
+
+impl ShutdownOutcome {
+    /// That of a machine that has ended.
+    pub(crate) fn of(exit: &Exit) -> Self {
+        match exit.cause {
+            ExitCause::PoweredOff => Self::Down,
+            ExitCause::Forced | ExitCause::Crashed => Self::Ended(exit.clone()),
+        }
+    }
 }
 
 /// How a machine ended.
@@ -313,7 +327,8 @@ pub enum ExitCause {
     PoweredOff,
     /// We ended it.
     Forced,
-    /// Its process ended though nobody asked: it crashed or was killed.
+    /// Its process ended though nobody asked: it crashed or was killed. So is one
+    /// whose wire has failed, since nobody would hear of it any more.
     Crashed,
 }
 

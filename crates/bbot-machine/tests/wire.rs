@@ -2,13 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bbot_machine::wire::flood::Bound;
-use bbot_machine::wire::thread::{End, WireEvent, WireThread, socket_pair};
-use bbot_machine::wire::{AGENT, AGENT_MAC, GUEST, Wire, arp, dhcp, ethernet, ipv4, udp};
+use bbot_machine::wire::thread::{End, Given, Service, WireEvent, WireThread, socket_pair};
+use bbot_machine::wire::{AGENT, AGENT_MAC, Counters, GUEST, Wire, arp, dhcp, ethernet, ipv4, udp};
 use bbot_tftp::{Event, Limits, Root, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
@@ -441,4 +442,83 @@ async fn a_flood_of_uploads_is_slowed_down() {
     drop(guest.join().unwrap());
     // Stopping does not wait for the pause.
     drop(wire);
+}
+
+/// A service that comes to an end that nobody asked for.
+struct Failing {
+    socket: OwnedFd,
+    panics: bool,
+}
+
+impl Service for Failing {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn take(&mut self, _: Instant) -> io::Result<Option<u32>> {
+        assert!(!self.panics, "a frame that nobody thought of");
+        Err(io::Error::other("the device is gone"))
+    }
+
+    fn give(&mut self) -> io::Result<Given> {
+        Ok(Given::Nothing)
+    }
+
+    fn forget(&mut self) {}
+
+    fn tick(&mut self, _: Instant) {}
+
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        None
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}
+
+#[tokio::test]
+async fn a_wire_that_fails_ends_at_once_and_says_why() {
+    for (panics, why) in [
+        (false, "the device is gone"),
+        (
+            true,
+            "a fault of this program: a frame that nobody thought of",
+        ),
+    ] {
+        let (socket, theirs) = socket_pair().unwrap();
+        let failing = Failing { socket, panics };
+        let mut wire = WireThread::serve(failing, Bound::default()).unwrap();
+        Card(theirs).send(b"x");
+        let ended = tokio::time::timeout(PATIENCE, wire.next()).await.unwrap();
+        assert_eq!(ended, None);
+        assert_eq!(wire.failure(), why);
+    }
+}
+
+/// Once, of the first; their number is known all the same.
+#[tokio::test]
+async fn frames_that_cannot_be_read_are_told_of_once_and_counted() {
+    let (mut wire, card) = start(Root::new().get_bytes("f", *b"x"));
+    for _ in 0..30 {
+        card.send(b"x");
+    }
+    card.send_udp(69, b"\0\x01f\0octet\0");
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let event = tokio::time::timeout(PATIENCE, wire.next()).await.unwrap();
+        told.push(event.unwrap());
+    }
+    assert_eq!(told[0], WireEvent::Malformed);
+    assert!(
+        matches!(&told[1], WireEvent::Tftp(Event::Requested { .. })),
+        "{told:?}"
+    );
+    wire.finish();
+    while wire.next().await.is_some() {}
+    assert_eq!(wire.counters().malformed, 30);
 }

@@ -19,6 +19,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,6 +62,8 @@ pub struct Script {
     pub steps: Vec<Step>,
     /// How it answers the power button.
     pub button: Button,
+    /// How long it takes to end when it is forced down. Needs tokio's time.
+    pub ends_after: Duration,
     /// What it says on its console.
     pub last_words: String,
 }
@@ -73,6 +76,8 @@ pub enum Button {
     Obeys,
     /// It goes on.
     Ignores,
+    /// Its process is killed over it.
+    Crashes,
 }
 
 /// What was asked of a machine. The number says which: 0 is the first started.
@@ -99,6 +104,8 @@ struct State {
     scripts: VecDeque<Script>,
     started: Vec<StartSpec>,
     calls: Vec<Call>,
+    /// On which thread each machine was dropped.
+    drops: Vec<ThreadId>,
 }
 
 /// A hypervisor whose machines play scripts. Clones share one record.
@@ -132,6 +139,11 @@ impl Fake {
         self.state().started.clone()
     }
 
+    /// On which threads machines were dropped, in order.
+    pub fn drops(&self) -> Vec<ThreadId> {
+        self.state().drops.clone()
+    }
+
     fn record(&self, call: Call) {
         self.state().calls.push(call);
     }
@@ -158,6 +170,7 @@ impl Hypervisor for Fake {
                 spec,
                 steps: script.steps.into(),
                 button: script.button,
+                ends_after: script.ends_after,
                 last_words: script.last_words,
                 since: Instant::now(),
                 ended: None,
@@ -175,6 +188,7 @@ struct FakeMachine {
     spec: StartSpec,
     steps: VecDeque<Step>,
     button: Button,
+    ends_after: Duration,
     last_words: String,
     since: Instant,
     ended: Option<Exit>,
@@ -251,19 +265,23 @@ impl Machine for FakeMachine {
             if self.ended.is_none() {
                 match self.button {
                     Button::Obeys => self.end(ExitCause::PoweredOff),
-                    Button::Ignores => {
-                        tokio::time::sleep(timeout).await;
-                        return Ok(ShutdownOutcome::TimedOut);
-                    }
+                    Button::Crashes => self.end(ExitCause::Crashed),
+                    Button::Ignores => tokio::time::sleep(timeout).await,
                 }
             }
-            Ok(ShutdownOutcome::Down)
+            Ok(match &self.ended {
+                Some(exit) => ShutdownOutcome::of(exit),
+                None => ShutdownOutcome::TimedOut,
+            })
         })
     }
 
     fn force_down(&mut self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.fake.record(Call::ForceDown(self.number));
+            if !self.ends_after.is_zero() {
+                tokio::time::sleep(self.ends_after).await;
+            }
             self.end(ExitCause::Forced);
             Ok(())
         })
@@ -305,6 +323,8 @@ impl Machine for FakeMachine {
 impl Drop for FakeMachine {
     fn drop(&mut self) {
         self.fake.record(Call::Drop(self.number));
+        let mut state = self.fake.state();
+        state.drops.push(std::thread::current().id());
     }
 }
 

@@ -88,6 +88,8 @@ pub(super) struct NspawnMachine {
     backlog: VecDeque<MachineEvent>,
     /// We are ending it.
     forced: bool,
+    /// We are ending it since its wire has failed, and how that did.
+    cut_off: Option<String>,
     exit: Option<Exit>,
     exit_told: bool,
 }
@@ -120,6 +122,7 @@ impl NspawnMachine {
             launch: Arc::new(parts.launch),
             backlog: VecDeque::new(),
             forced: false,
+            cut_off: None,
             exit: None,
             exit_told: false,
         }
@@ -166,8 +169,7 @@ impl NspawnMachine {
         };
         match happened {
             Happened::OnWire(Some(event)) => self.backlog.push_back(event.into()),
-            // It has told why in the log; the guest is cut off.
-            Happened::OnWire(None) => self.wire_over = true,
+            Happened::OnWire(None) => self.cut_off(),
             Happened::Ended(status) => self.ended(status),
             Happened::InternetLost(detail) => {
                 self.internet_over = true;
@@ -189,10 +191,31 @@ impl NspawnMachine {
         }
     }
 
+    /// The wire has ended before its time: nobody would hear of the container any more,
+    /// so it is ended, and that is told.
+    fn cut_off(&mut self) {
+        self.wire_over = true;
+        if self.restart.is_none() && self.started.process.has_ended() {
+            // Then it is no wonder, and that is told.
+            return;
+        }
+        let why = self.wire.failure();
+        tracing::error!(machine = self.name(), "its wire failed: {why}");
+        self.cut_off = Some(why);
+        if self.restart.take().is_some() {
+            self.settle(ExitCause::Crashed, "nspawn: ended while it restarted");
+        } else if let Err(error) = self.started.process.kill() {
+            tracing::error!(
+                "unable to kill process {}: {error}",
+                self.started.process.id()
+            );
+        }
+    }
+
     /// The process has ended: finds out why.
     fn ended(&mut self, status: Result<ExitStatus, std::io::Error>) {
         let code = status.as_ref().ok().and_then(ExitStatus::code);
-        if !self.forced && code == Some(RESTART) {
+        if !self.forced && self.cut_off.is_none() && code == Some(RESTART) {
             self.restarts = self.restarts.saturating_add(1);
             let launch = Arc::clone(&self.launch);
             self.restart = Some(Box::pin(async move { launch.start().await }));
@@ -225,7 +248,10 @@ impl NspawnMachine {
 
     fn settle(&mut self, cause: ExitCause, detail: &str) {
         self.wire.finish();
-        let mut detail = detail.to_owned();
+        let mut detail = match &self.cut_off {
+            Some(why) => format!("its wire failed: {why}; {detail}"),
+            None => detail.to_owned(),
+        };
         if cause == ExitCause::Crashed {
             let last = self.console.last_lines(LAST_LINES);
             if !last.is_empty() {
@@ -235,17 +261,13 @@ impl NspawnMachine {
         self.exit = Some(Exit { cause, detail });
     }
 
-    /// Waits for the end until then. Cancel safe. False: it still runs.
-    async fn wait_until(&mut self, deadline: Instant) -> bool {
+    /// Waits for the end until then. Cancel safe. None: it still runs.
+    async fn wait_until(&mut self, deadline: Instant) -> Option<&Exit> {
         while self.exit.is_none() {
-            if tokio::time::timeout_at(deadline, self.step(Listen::No))
-                .await
-                .is_err()
-            {
-                return false;
-            }
+            let step = self.step(Listen::No);
+            tokio::time::timeout_at(deadline, step).await.ok()?;
         }
-        true
+        self.exit.as_ref()
     }
 
     async fn next(&mut self) -> MachineEvent {
@@ -287,8 +309,8 @@ impl NspawnMachine {
                     .map_err(|source| Error::Io { what, source })?;
             }
             let again = deadline.min(Instant::now() + ASK_AGAIN);
-            if self.wait_until(again).await {
-                return Ok(ShutdownOutcome::Down);
+            if let Some(exit) = self.wait_until(again).await {
+                return Ok(ShutdownOutcome::of(exit));
             }
             if Instant::now() >= deadline {
                 return Ok(ShutdownOutcome::TimedOut);
@@ -319,7 +341,11 @@ impl NspawnMachine {
         };
         // The first process of all that it has started: the kernel ends them with it.
         self.started.process.kill().map_err(failed)?;
-        if self.wait_until(Instant::now() + KILL_TIMEOUT).await {
+        if self
+            .wait_until(Instant::now() + KILL_TIMEOUT)
+            .await
+            .is_some()
+        {
             Ok(())
         } else {
             Err(failed(std::io::Error::new(
@@ -464,7 +490,6 @@ impl Machine for NspawnMachine {
 
 impl Drop for NspawnMachine {
     fn drop(&mut self) {
-        let counters = self.wire.counters();
-        tracing::debug!(machine = self.name(), "wire: {counters:?}");
+        self.wire.counters().tell(self.name());
     }
 }

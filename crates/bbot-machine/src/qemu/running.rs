@@ -92,6 +92,8 @@ pub(super) struct QemuMachine {
     powered_off: bool,
     /// We are ending it.
     forced: bool,
+    /// We are ending it since its wire has failed, and how that did.
+    cut_off: Option<String>,
     exit: Option<Exit>,
     exit_told: bool,
 }
@@ -121,6 +123,7 @@ impl QemuMachine {
             backlog: VecDeque::new(),
             powered_off: false,
             forced: false,
+            cut_off: None,
             exit: None,
             exit_told: false,
         }
@@ -230,21 +233,36 @@ impl QemuMachine {
             said if said.is_empty() => format!("QEMU: {how}"),
             said => format!("QEMU: {how}: {said}"),
         };
+        let detail = match &self.cut_off {
+            Some(why) => format!("its wire failed: {why}; {detail}"),
+            None => detail,
+        };
         self.exit = Some(Exit { cause, detail });
     }
 
-    /// Waits for QEMU's end for so long. Cancel safe. False: it still runs.
-    async fn wait_until(&mut self, deadline: Instant) -> bool {
-        if self.exit.is_some() {
-            return true;
+    /// The wire has ended before its time: nobody would hear of the guest any more, so
+    /// QEMU is ended, and that is told.
+    fn cut_off(&mut self) {
+        self.wire_over = true;
+        if self.process.has_ended() {
+            // Then it is no wonder, and that is told.
+            return;
         }
-        match tokio::time::timeout_at(deadline, self.process.ended()).await {
-            Ok(status) => {
-                self.settle(status).await;
-                true
-            }
-            Err(_) => false,
+        let why = self.wire.failure();
+        tracing::error!(machine = self.name, "its wire failed: {why}");
+        self.cut_off = Some(why);
+        if let Err(error) = self.process.kill() {
+            tracing::error!("unable to kill process {}: {error}", self.process.id());
         }
+    }
+
+    /// Waits for QEMU's end for so long. Cancel safe. None: it still runs.
+    async fn wait_until(&mut self, deadline: Instant) -> Option<&Exit> {
+        if self.exit.is_none() {
+            let ended = tokio::time::timeout_at(deadline, self.process.ended()).await;
+            self.settle(ended.ok()?).await;
+        }
+        self.exit.as_ref()
     }
 
     async fn next(&mut self) -> MachineEvent {
@@ -270,8 +288,7 @@ impl QemuMachine {
                 biased;
                 event = self.wire.next(), if !self.wire_over => match event {
                     Some(event) => return event.into(),
-                    // It has told why in the log; the guest is cut off.
-                    None => self.wire_over = true,
+                    None => self.cut_off(),
                 },
                 event = self.events.recv(), if !self.events_over => match event {
                     Some(event) => if let Some(event) = self.note(&event) {
@@ -307,8 +324,8 @@ impl QemuMachine {
                 }
             }
             let again = deadline.min(Instant::now() + BUTTON_AGAIN);
-            if self.wait_until(again).await {
-                return Ok(ShutdownOutcome::Down);
+            if let Some(exit) = self.wait_until(again).await {
+                return Ok(ShutdownOutcome::of(exit));
             }
             if Instant::now() >= deadline {
                 return Ok(ShutdownOutcome::TimedOut);
@@ -325,13 +342,21 @@ impl QemuMachine {
         if self.forced && self.keeps_disk {
             // Lets QEMU write out what it holds. Whether it heard is seen by its end.
             let _ = self.execute("quit", QUIT_TIMEOUT).await;
-            if self.wait_until(Instant::now() + QUIT_TIMEOUT).await {
+            if self
+                .wait_until(Instant::now() + QUIT_TIMEOUT)
+                .await
+                .is_some()
+            {
                 return Ok(());
             }
         }
         let killed = format!("kill machine {} (process {})", self.name, self.process.id());
         self.process.kill().map_err(trying(killed.clone()))?;
-        if self.wait_until(Instant::now() + KILL_TIMEOUT).await {
+        if self
+            .wait_until(Instant::now() + KILL_TIMEOUT)
+            .await
+            .is_some()
+        {
             Ok(())
         } else {
             let still_there = std::io::Error::new(
@@ -447,7 +472,6 @@ fn disk_error(data: &serde_json::Value) -> String {
 
 impl Drop for QemuMachine {
     fn drop(&mut self) {
-        let counters = self.wire.counters();
-        tracing::debug!(machine = self.name, "wire: {counters:?}");
+        self.wire.counters().tell(&self.name);
     }
 }

@@ -61,6 +61,21 @@ pub struct Counters {
     pub overflowed: u64,
 }
 
+impl Counters {
+    /// Tells of the traffic of a machine that has ended.
+    pub(crate) fn tell(&self, machine: &str) {
+        tracing::debug!(machine, "wire: {self:?}");
+        if self.malformed > 0 {
+            tracing::warn!(
+                machine,
+                "{} of {} frames of the guest could not be read",
+                self.malformed,
+                self.frames
+            );
+        }
+    }
+}
+
 /// Why a frame was not handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dropped {

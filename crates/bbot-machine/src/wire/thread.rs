@@ -30,8 +30,6 @@ const MAX_EVENTS: usize = 256;
 /// Frames that are still taken after the machine has ended: more do not fit into
 /// the send buffer of QEMU's end (`net.core.wmem_default`, some hundred of them).
 const MAX_LEFTOVERS: usize = 4096;
-/// After so many frames that cannot be read the agent is told, once.
-const MANY_MALFORMED: u64 = 1000;
 /// The thread's stack: parsers and state machines, no recursion.
 const STACK: usize = 512 * 1024;
 
@@ -82,7 +80,10 @@ impl End {
         };
         match received {
             Ok(length) => Ok(Some(length)),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET) => Ok(None),
+            // Short of memory the host is only for a while.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNRESET | Errno::NOMEM | Errno::NOBUFS) => {
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -102,6 +103,8 @@ impl End {
         };
         match (sent, self) {
             (Ok(_), _)
+            // Lost, as frames may be: it is sent again.
+            | (Err(Errno::NOMEM), _)
             | (Err(Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE | Errno::NOTCONN), _)
             // The guest has taken its card down, or the device cannot make sense of the frame.
             | (Err(Errno::IO | Errno::INVAL), Self::Tap(_)) => Ok(true),
@@ -118,7 +121,8 @@ pub enum WireEvent {
     Tftp(bbot_tftp::Event),
     /// The guest sends faster than its [`Bound`], and is slowed down. Told once.
     Flooding,
-    /// Many frames of the guest could not be read. Told once.
+    /// A frame of the guest could not be read. Told once, of the first;
+    /// [`Counters::malformed`] has their number.
     Malformed,
 }
 
@@ -236,7 +240,7 @@ pub struct WireThread {
     stop: Option<UnixStream>,
     events: mpsc::Receiver<WireEvent>,
     counters: Arc<Mutex<Counters>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl WireThread {
@@ -291,14 +295,12 @@ impl WireThread {
             events: sender,
             counters: Arc::clone(&counters),
         };
+        // Its lines in the log belong to the run.
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("wire".to_owned())
             .stack_size(STACK)
-            .spawn(move || {
-                if let Err(error) = serving.run() {
-                    tracing::error!("a machine's wire failed: {error}");
-                }
-            })?;
+            .spawn(move || span.in_scope(|| serving.run()))?;
         Ok(Self {
             stop: Some(stop),
             events,
@@ -337,6 +339,16 @@ impl WireThread {
         self.stop = None;
     }
 
+    /// Why the thread has ended, though nobody had stopped it: for who got None of
+    /// [`WireThread::next`] before its time.
+    pub fn failure(&mut self) -> String {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Err(error))) => error.to_string(),
+            Some(Err(panic)) => format!("a fault of this program: {}", words_of(&*panic)),
+            Some(Ok(Ok(()))) | None => "it has ended".to_owned(),
+        }
+    }
+
     /// What happened on the wire so far.
     pub fn counters(&self) -> Counters {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
@@ -349,12 +361,21 @@ impl Drop for WireThread {
         // Whoever waits for room in the queue must wake up.
         self.events.close();
         while self.events.try_recv().is_ok() {}
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("a machine's wire panicked");
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Err(error))) => tracing::error!("a machine's wire failed: {error}"),
+            Some(Err(panic)) => {
+                tracing::error!("a machine's wire panicked: {}", words_of(&*panic));
+            }
+            Some(Ok(Ok(()))) | None => {}
         }
     }
+}
+
+/// What a panic said.
+fn words_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without words")
 }
 
 struct Serving<S> {
@@ -454,7 +475,7 @@ impl<S: Service> Serving<S> {
         let told = self.tell();
         let counters = self.service.counters();
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
-        if !self.told_malformed && counters.malformed >= MANY_MALFORMED {
+        if !self.told_malformed && counters.malformed > 0 {
             self.told_malformed = true;
             return Ok(told && self.events.blocking_send(WireEvent::Malformed).is_ok());
         }

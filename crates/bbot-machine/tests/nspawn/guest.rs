@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use bbot_machine::machine::{ExitCause, MachineEvent, ShutdownOutcome};
 use bbot_machine::nspawn::Nspawn;
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::{Guest, PATIENCE, must_skip, prepare};
+use super::support::{Guest, PATIENCE, must_skip, prepare, process_of};
+use super::wire_support::break_wire;
 
 const UP: &str = "echo up > /up; tftp -p -r up -l /up 196.254.111.222\n";
 
@@ -256,4 +258,54 @@ async fn the_line_that_leads_in_works_as_it_stands() {
     );
     guest.machine.force_down().await.unwrap();
     assert!(!guest.machine.info().contains("shell:"));
+}
+
+/// What it had not done by then is missing: that is no shutdown.
+#[tokio::test]
+async fn one_that_is_killed_during_its_shutdown_has_not_powered_off() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot(&format!("trap '' TERM\n{UP}while :; do sleep 1; done\n")).await;
+    guest.uploaded("up").await;
+    let process = i32::try_from(process_of(&guest.machine.info())).unwrap();
+    let (outcome, ()) = tokio::join!(guest.machine.shutdown(PATIENCE), async {
+        kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
+    });
+    let ShutdownOutcome::Ended(exit) = outcome.unwrap() else {
+        panic!("it is taken for one that powered off")
+    };
+    assert_eq!(exit.cause, ExitCause::Crashed, "{exit}");
+}
+
+#[tokio::test]
+async fn one_whose_wire_fails_is_ended_and_told_of() {
+    if must_skip() {
+        return;
+    }
+    let script = format!("{UP}while :; do tftp -g -r none -l /none 196.254.111.222; done\n");
+    let mut guest = Guest::boot(&script).await;
+    guest.uploaded("up").await;
+    break_wire();
+    let MachineEvent::Exited(exit) = guest.other_event().await else {
+        panic!("it did not exit")
+    };
+    assert_eq!(exit.cause, ExitCause::Crashed, "{exit}");
+    assert!(exit.detail.contains("its wire failed: "), "{exit}");
+}
+
+/// With all that is in it.
+#[tokio::test]
+async fn the_kernel_would_end_it_before_the_agent() {
+    if must_skip() {
+        return;
+    }
+    let script = "cat /proc/self/oom_score_adj > /up; tftp -p -r up -l /up 196.254.111.222\n";
+    let mut guest = Guest::boot(script).await;
+    let inside = guest.uploaded("up").await;
+    let process = process_of(&guest.machine.info());
+    let outside = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
+    for adj in [inside, outside] {
+        assert!(adj.trim().parse::<i32>().unwrap() >= 300, "{adj}");
+    }
 }

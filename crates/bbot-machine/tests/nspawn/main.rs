@@ -16,4 +16,6 @@ mod internet_support;
 mod lifetime;
 mod refusals;
 mod support;
+#[path = "../wire_support/mod.rs"]
+mod wire_support;
 mod worker;

@@ -10,6 +10,7 @@ use bbot_tftp::Root;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::{Guest, PATIENCE, must_skip, prepare, process_of};
+use super::wire_support::break_wire;
 
 #[tokio::test]
 async fn busybox_fetches_and_uploads_over_the_wire() {
@@ -260,4 +261,58 @@ async fn a_deaf_guest_is_forced_down_and_a_killed_one_noticed() {
     guest.uploaded("up").await;
     guest.machine.force_down().await.unwrap();
     assert_eq!(guest.machine.wait().await.cause, ExitCause::Forced);
+}
+
+/// What it had not written out by then may be missing: that is no shutdown.
+#[tokio::test]
+async fn one_that_is_killed_during_its_shutdown_has_not_powered_off() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot("killall acpid; tftp -p -r up -l /init 196.254.111.222").await;
+    guest.uploaded("up").await;
+    let process = i32::try_from(process_of(&guest.machine.info())).unwrap();
+    let (outcome, ()) = tokio::join!(guest.machine.shutdown(PATIENCE), async {
+        kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
+    });
+    let ShutdownOutcome::Ended(exit) = outcome.unwrap() else {
+        panic!("it is taken for one that powered off")
+    };
+    assert_eq!(exit.cause, ExitCause::Crashed, "{exit}");
+    assert!(exit.detail.contains("signal 9"), "{exit}");
+    // Asked again it says the same.
+    let again = guest.machine.shutdown(PATIENCE).await.unwrap();
+    assert_eq!(again, ShutdownOutcome::Ended(exit));
+}
+
+#[tokio::test]
+async fn one_whose_wire_fails_is_ended_and_told_of() {
+    if must_skip() {
+        return;
+    }
+    let script = "tftp -p -r up -l /init 196.254.111.222\n\
+                  while :; do tftp -g -r none -l /none 196.254.111.222; done";
+    let mut guest = Guest::boot(script).await;
+    guest.uploaded("up").await;
+    break_wire();
+    let MachineEvent::Exited(exit) = guest.other_event().await else {
+        panic!("it did not exit")
+    };
+    assert_eq!(exit.cause, ExitCause::Crashed, "{exit}");
+    assert!(exit.detail.contains("its wire failed: "), "{exit}");
+}
+
+#[tokio::test]
+async fn the_kernel_would_end_it_before_the_agent() {
+    if must_skip() {
+        return;
+    }
+    let mut guest = Guest::boot("tftp -p -r up -l /init 196.254.111.222").await;
+    guest.uploaded("up").await;
+    let of = |process: &str| -> i32 {
+        let path = format!("/proc/{process}/oom_score_adj");
+        fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    };
+    let guests = of(&process_of(&guest.machine.info()).to_string());
+    assert!(guests >= of("self").max(300), "{guests}");
 }

@@ -16,3 +16,5 @@ mod internet_support;
 mod lifetime;
 mod refusals;
 mod support;
+#[path = "../wire_support/mod.rs"]
+mod wire_support;

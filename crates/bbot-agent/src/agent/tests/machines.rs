@@ -216,6 +216,27 @@ async fn a_guest_that_does_not_power_off_is_suspended_and_not_used() {
     world.is_clean().await;
 }
 
+/// What it had not written out is missing from its disk: what was bootstrapped before stays.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_crashes_over_its_shutdown_is_not_bootstrapped() {
+    let mut world = World::bootstrapped(&["--toolchain-id", "one"]).await;
+    let before = bootstrapped(&world);
+    world.restart(&["--toolchain-id", "two"]).await;
+    let steps = vec![
+        get("bootstrap"),
+        world.upload("manifest", BootstrapManifestText::ours().as_bytes()),
+    ];
+    world.fake.add(Script {
+        steps,
+        button: Button::Crashes,
+        ..Script::default()
+    });
+    assert_eq!(world.turn().await, Turn::Idle);
+    assert_eq!(bootstrapped(&world), before);
+    assert_eq!(world.agent().seen.counters.bootstraps_failed, 1);
+    world.is_clean().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_machine_without_a_current_revision_loses_its_bootstrapped_copy() {
     let mut world = World::bootstrapped(&[]).await;
