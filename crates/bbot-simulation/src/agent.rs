@@ -98,7 +98,6 @@ pub(crate) struct Agent {
     /// When the bootstrap of a machine failed, and of which revision.
     pub(crate) failed: BTreeMap<String, (Time, u32)>,
     pub(crate) is_low: bool,
-    pub(crate) suspended: u64,
     pub(crate) tick: Option<Time>,
     pub(crate) plan_tick: Option<Time>,
     pub(crate) recent: VecDeque<Time>,
@@ -166,7 +165,6 @@ impl Agent {
             deadline: None,
             failed: BTreeMap::new(),
             is_low: false,
-            suspended: 0,
             tick: None,
             plan_tick: None,
             recent: VecDeque::new(),
@@ -194,7 +192,6 @@ impl Agent {
         self.deadline = None;
         self.failed.clear();
         self.is_low = false;
-        self.suspended = 0;
         self.tick = None;
         self.plan_tick = None;
     }

@@ -162,7 +162,7 @@ fn room(a: &Agent, machine: &str, cpus: u32, ram_kib: u64) -> Checked {
         known.is_some_and(|m| m.ram_minimum.is_none_or(|least| ram_kib >= least)),
         || format!("{machine} gets {ram_kib} KiB, less than it needs"),
     )?;
-    let ram: u64 = a.runs.values().map(|r| r.ram_kib).sum::<u64>() + ram_kib + a.suspended;
+    let ram: u64 = a.runs.values().map(|r| r.ram_kib).sum::<u64>() + ram_kib;
     rule(config.ram_budget.is_none_or(|most| ram <= most), || {
         format!("{ram} KiB of {:?}", config.ram_budget)
     })?;

@@ -88,11 +88,6 @@ pub(crate) enum Fault {
     HostFails {
         agent: usize,
     },
-    Suspended {
-        agent: usize,
-        kib: u64,
-        lasts: Duration,
-    },
     Drain {
         agent: usize,
         within: Duration,
@@ -238,7 +233,7 @@ impl Script {
         let controller = random.gen_range(0..controllers);
         let machine = random.gen_range(0..hosts[agent].machines.len().max(1));
         let lasts = seconds(random, 5, 300);
-        match random.gen_range(0..24) {
+        match random.gen_range(0..23) {
             0 | 1 => Fault::AgentCrash {
                 agent,
                 down: seconds(random, 1, 120),
@@ -282,18 +277,13 @@ impl Script {
             },
             17 => Fault::HostLow { agent, lasts },
             18 => Fault::HostFails { agent },
-            19 => Fault::Suspended {
-                agent,
-                kib: random.gen_range(500..6000),
-                lasts,
-            },
-            20 => Fault::Drain {
+            19 => Fault::Drain {
                 agent,
                 within: seconds(random, 1, 200),
                 back_after: random.gen_bool(0.5).then(|| seconds(random, 1, 100)),
             },
-            21 => Fault::Stop { agent },
-            22 => Fault::Reload {
+            20 => Fault::Stop { agent },
+            21 => Fault::Reload {
                 agent,
                 slots: random.gen_range(1..=4),
                 priorities: random.gen_bool(0.5),

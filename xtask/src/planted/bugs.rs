@@ -36,13 +36,6 @@ pub(super) const BUGS: &[Bug] = &[
         new: "            .values()\n            .filter(|run| run.task.is_some())\n            .fold(Room::default()",
     },
     Bug {
-        name: "suspended-memory-forgotten",
-        sentence: "the memory of suspended machines is given out once more",
-        file: DECIDE,
-        old: "ram_kib: self.suspended,",
-        new: "ram_kib: 0,",
-    },
-    Bug {
         name: "exclusive-machine-twice",
         sentence: "a machine that may run once at a time is started beside itself",
         file: DECIDE,

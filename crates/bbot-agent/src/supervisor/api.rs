@@ -22,7 +22,7 @@ pub struct Config {
     pub ram_kib: u64,
     /// Processors for all machines together; `None`: no bound.
     pub cpu_budget: Option<u32>,
-    /// Memory for all machines together in KiB, suspended ones included; `None`: no bound.
+    /// Memory for all machines together in KiB; `None`: no bound. Suspended ones have what is left.
     pub ram_budget: Option<u64>,
     /// Processors of the host: what a boosted task gets.
     pub host_cpus: u32,
@@ -183,8 +183,6 @@ pub enum Event {
     },
     /// What the host has left.
     Resources(HostState),
-    /// Memory of all suspended machines, KiB.
-    SuspendedRam(u64),
     /// No new work; what runs may go on until the deadline; then exit.
     Drain {
         /// Until when.
@@ -417,8 +415,6 @@ pub struct View {
     pub ram_budget: Option<u64>,
     /// Memory of those that run, KiB.
     pub ram_used: u64,
-    /// Memory of suspended machines, KiB.
-    pub ram_suspended: u64,
     /// Why no new task is asked for, if so.
     pub idle: Option<IdleReason>,
     /// The controller that is being asked.

@@ -15,8 +15,6 @@ pub(super) struct Situation<'a> {
     pub(super) config: &'a Config,
     pub(super) machines: &'a Machines,
     pub(super) runs: &'a Runs,
-    /// Memory of suspended machines, KiB.
-    pub(super) suspended: u64,
     pub(super) now: Time,
 }
 
@@ -64,16 +62,8 @@ impl Situation<'_> {
         Limits::of(self.config)
     }
 
-    /// What is taken when nothing runs.
-    fn base(&self) -> Room {
-        Room {
-            ram_kib: self.suspended,
-            ..Room::default()
-        }
-    }
-
     fn used(&self) -> Room {
-        self.base().plus(self.runs.used())
+        self.runs.used()
     }
 
     fn fits(&self, used: Room, machine: &MachineView) -> bool {
@@ -99,7 +89,7 @@ impl Situation<'_> {
 
     /// Whether a machine can run beside what is taken. Whoever has waited too long for room gets it first.
     fn starts(&self, runs: &Runs, machine: &MachineView, line: Line) -> bool {
-        let used = self.base().plus(runs.used());
+        let used = runs.used();
         if line == Line::Passed {
             return !runs.occupies(machine) && self.fits(used, machine);
         }
@@ -170,10 +160,10 @@ impl Situation<'_> {
             let need = self.need(m);
             let any_builds = |used: Room| can_build.iter().any(|b| self.fits(used, b));
             let builds_are_left_room =
-                if !any_builds(self.base()) || self.config.controllers.is_empty() {
+                if !any_builds(Room::default()) || self.config.controllers.is_empty() {
                     // Nothing could build anyway.
                     true
-                } else if any_builds(self.base().plus(need)) {
+                } else if any_builds(need) {
                     self.runs.tasks().next().is_some() || any_builds(used.plus(need))
                 } else {
                     turn == Turn::Bootstrap || head.is_some()
@@ -202,7 +192,7 @@ impl Situation<'_> {
             // In slots all machines are of one size: none is passed over.
             used.slots = 0;
         }
-        if !is_ready || is_left_alone || !self.fits(self.base(), machine) {
+        if !is_ready || is_left_alone || !self.fits(Room::default(), machine) {
             Wait::Ends
         } else if self.fits(used, machine) {
             Wait::Stays

@@ -95,7 +95,6 @@ pub struct Supervisor {
     machines: Machines,
     controllers: Controllers,
     runs: Runs,
-    suspended: u64,
     host: HostTrouble,
     ask: Option<Ask>,
     waiting: Option<Waiting>,
@@ -124,7 +123,6 @@ impl Supervisor {
             mode: Mode::Running,
             machines: Machines::default(),
             runs: Runs::default(),
-            suspended: 0,
             host: HostTrouble::default(),
             ask: None,
             waiting: None,
@@ -156,12 +154,6 @@ impl Supervisor {
                 }
             }
             Event::Resources(HostState::Low(why)) => self.host.low = Some(why),
-            Event::SuspendedRam(kib) => {
-                if kib < self.suspended {
-                    self.changed();
-                }
-                self.suspended = kib;
-            }
             Event::Drain { deadline } => {
                 if matches!(self.mode, Mode::Running | Mode::Draining { .. }) {
                     self.mode = Mode::Draining { deadline };
@@ -217,7 +209,6 @@ impl Supervisor {
             config: &self.config,
             machines: &self.machines,
             runs: &self.runs,
-            suspended: self.suspended,
             now: self.now,
         }
     }

@@ -50,7 +50,6 @@ impl Supervisor {
             cpus_used: used.cpus,
             ram_budget: limits.ram_kib,
             ram_used: used.ram_kib,
-            ram_suspended: self.suspended,
             idle: self.idle.clone(),
             asking: self.ask.as_ref().map(|a| a.controller.clone()),
             machines: machines.collect(),

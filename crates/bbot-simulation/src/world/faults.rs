@@ -77,14 +77,6 @@ impl World {
                 }
             }
             Fault::HostFails { agent } => self.agents[agent].host_fails = true,
-            Fault::Suspended { agent, kib, lasts } => {
-                if self.agents[agent].supervisor.is_some() {
-                    self.agents[agent].suspended = kib;
-                    self.agents[agent].is_disturbed = true;
-                    self.later(lasts, What::Resumed(agent));
-                    self.tell(agent, Event::SuspendedRam(kib))?;
-                }
-            }
             Fault::Drain {
                 agent,
                 within,

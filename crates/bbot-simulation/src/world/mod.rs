@@ -45,7 +45,6 @@ enum What {
     ControllerStarts(usize),
     Undrain(usize),
     HostRecovers(usize),
-    Resumed(usize),
     Tick(usize, u64),
     PlanTick(usize, u64),
     Enumerated(usize, u64),
@@ -286,10 +285,6 @@ impl World {
                     self.agents[agent].is_low = false;
                     self.tell(agent, Event::Resources(HostState::Ok))?;
                 }
-            }
-            What::Resumed(agent) => {
-                self.agents[agent].suspended = 0;
-                self.tell(agent, Event::SuspendedRam(0))?;
             }
             What::Tick(agent, life) => {
                 let now = self.since(agent);

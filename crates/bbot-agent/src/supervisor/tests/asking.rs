@@ -49,7 +49,6 @@ fn one_request_is_on_its_way_at_a_time() {
     let mut bench = Bench::new(config, &machines);
     assert_eq!(bench.take().len(), 1);
     bench.after(30);
-    bench.event(Event::SuspendedRam(1));
     bench.event(Event::Resources(HostState::Ok));
     assert_eq!(bench.words(), [""; 0]);
     bench.answer(Answer::Nothing);

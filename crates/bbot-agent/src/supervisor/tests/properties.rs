@@ -14,7 +14,6 @@ enum Step {
     Answer(u8, u8),
     End(u8, u8),
     Resources(bool),
-    Suspended(u16),
     Drain(u8),
     Undrain,
     Stop,
@@ -49,7 +48,6 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Step::Answer(a, b)),
         8 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Step::End(a, b)),
         1 => any::<bool>().prop_map(Step::Resources),
-        1 => (0_u16..3000).prop_map(Step::Suspended),
         1 => (0_u8..200).prop_map(Step::Drain),
         2 => Just(Step::Undrain),
         1 => prop_oneof![9 => Just(Step::Undrain), 1 => Just(Step::Stop)],
@@ -160,18 +158,14 @@ impl World {
         config: &Config,
         supervisor: &Supervisor,
     ) -> Result<(), TestCaseError> {
-        // What ran already when the limits were lowered or a machine was suspended goes on.
+        // What ran already when the limits were lowered goes on.
         let is_more = self.runs.keys().any(|run| !before.runs.contains_key(run));
         if is_more {
             let cpus: u32 = self.runs.values().map(|r| r.1).sum();
             let ram: u64 = self.runs.values().map(|r| r.2).sum();
             prop_assert!(config.slots == 0 || self.runs.len() <= config.slots as usize);
             prop_assert!(config.cpu_budget.is_none_or(|most| cpus <= most));
-            prop_assert!(
-                config
-                    .ram_budget
-                    .is_none_or(|most| ram + supervisor.suspended <= most)
-            );
+            prop_assert!(config.ram_budget.is_none_or(|most| ram <= most));
             for machine in self.machines.iter().filter(|m| m.exclusive) {
                 let started = self
                     .runs
@@ -266,7 +260,6 @@ fn event(step: Step, world: &mut World, config: &mut Config, now: &mut Time) -> 
                 HostState::Ok
             })
         }
-        Step::Suspended(kib) => Event::SuspendedRam(kib.into()),
         Step::Drain(within) => {
             world.is_draining = true;
             Event::Drain {
