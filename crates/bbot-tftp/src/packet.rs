@@ -5,13 +5,14 @@ use std::fmt;
 /// A code in an ERROR packet (RFC 1350 appendix I, RFC 2347).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// 0: see the message.
+    /// 0: see the message. From a server of ours: it is busy, or short of something;
+    /// what is asked for may be granted later.
     Undefined,
     /// 1: there is no such file.
     NotFound,
     /// 2: the name may not be read, or not be written.
     AccessViolation,
-    /// 3: no room, or more than the name's limit.
+    /// 3: no room. From a server of ours: more than the name's limit.
     DiskFull,
     /// 4: a packet or a mode that this end does not take.
     IllegalOperation,

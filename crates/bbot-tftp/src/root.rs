@@ -169,11 +169,7 @@ impl Root {
                         open_regular(&folder, Path::new(name.as_str()), &path.join(name.as_str()))?
                     }
                     Err(error) => {
-                        return Err(Refusal::new(
-                            ErrorCode::AccessViolation,
-                            "the folder cannot be read",
-                        )
-                        .with_detail(format!("{}: {error}", path.display())));
+                        return Err(Refusal::of_host(&error, path, "the folder cannot be read"));
                     }
                 },
                 _ => None,
@@ -265,6 +261,7 @@ fn open_regular(
         Refusal::new(ErrorCode::AccessViolation, "the file cannot be read")
             .with_detail(format!("{}: {what}", shown.display()))
     };
+    let failed = |error: io::Error| Refusal::of_host(&error, shown, "the file cannot be read");
     // NONBLOCK, or the open of a FIFO would wait for its writer.
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -272,11 +269,9 @@ fn open_regular(
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP) => return Err(denied("it is a symbolic link")),
-        Err(error) => return Err(denied(&io::Error::from(error).to_string())),
+        Err(error) => return Err(failed(error.into())),
     };
-    let metadata = file
-        .metadata()
-        .map_err(|error| denied(&error.to_string()))?;
+    let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(denied("it is not a regular file"));
     }

@@ -1,5 +1,8 @@
 //! What the two ends of a transfer have in common.
 
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
 use crate::packet::ErrorCode;
 
 /// Where a state machine puts the packets that it sends.
@@ -21,9 +24,12 @@ pub struct Refusal {
     pub code: ErrorCode,
     /// Its message; it names no path of this host.
     pub message: String,
-    /// The cause with its paths, for this host's log.
+    /// An error of this host's own with its paths, for this host's log.
     pub detail: Option<String>,
 }
+
+/// What follows an error of this host's own that may pass, in the message to the peer.
+const TRY_LATER: &str = "this host is short of something, try later";
 
 impl Refusal {
     /// A refusal whose cause the peer may know.
@@ -33,6 +39,23 @@ impl Refusal {
             message: message.into(),
             detail: None,
         }
+    }
+
+    /// A refusal for an error of this host's own. What may pass (no room, no handles, no
+    /// memory, a disk that fails) has the code of a busy server, [`ErrorCode::Undefined`]:
+    /// the peer may try again. Rights and folders that are not there do not come by
+    /// themselves: `for_good` says so to the peer.
+    pub(crate) fn of_host(error: &io::Error, path: &Path, for_good: &str) -> Self {
+        let mut refusal = match error.kind() {
+            ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory => Self::new(ErrorCode::AccessViolation, for_good),
+            _ => Self::new(ErrorCode::Undefined, format!("{TRY_LATER} ({error})")),
+        };
+        refusal.detail = Some(format!("{}: {error}", path.display()));
+        refusal
     }
 
     /// Adds the cause for this host's log.
@@ -80,6 +103,20 @@ pub enum Failure {
     /// The server was stopped.
     #[error("the server was stopped")]
     Stopped,
+}
+
+impl Failure {
+    /// Whether an error of this host's own is the cause, and no fault of the peer's.
+    #[must_use]
+    pub fn is_of_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                detail: Some(_),
+                ..
+            }
+        )
+    }
 }
 
 impl From<Refusal> for Failure {

@@ -141,7 +141,11 @@ impl Part {
         match rustix::fs::fsync(&self.folder) {
             // Some file systems have no such thing for a directory.
             Ok(()) | Err(Errno::INVAL) => Ok(()),
-            Err(error) => Err(failed(error.into())),
+            Err(error) => {
+                // The peer is to try again, and must not find its own file in the way.
+                let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
+                Err(failed(error.into()))
+            }
         }
     }
 }
@@ -183,14 +187,5 @@ fn there_already() -> Refusal {
 }
 
 fn refusal(rule: &PutRule, name: &str, error: &io::Error) -> Refusal {
-    let full = matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    );
-    let refusal = if full {
-        Refusal::new(ErrorCode::DiskFull, "no room on the server")
-    } else {
-        Refusal::new(ErrorCode::AccessViolation, "the file cannot be written")
-    };
-    refusal.with_detail(format!("{}: {error}", rule.folder.join(name).display()))
+    Refusal::of_host(error, &rule.folder.join(name), "the file cannot be written")
 }

@@ -16,8 +16,18 @@ const MANIFEST_LIMIT: u64 = 16 << 20;
 /// Pause before the agent is asked again for what it does not have yet.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often an agent is asked that answers with an error that may pass.
+/// How often an agent is asked for its run manifest that answers with an error that may pass.
 const CHANCES: u32 = 5;
+
+/// The longest pause before an agent is asked again that answered with such an error.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How often a file is asked for that the agent cannot read for now: for a minute.
+const FILE_CHANCES: usize = 8;
+
+/// How often a result is offered to an agent that cannot take it for now: for ten minutes. A build that is done is not to be
+/// lost since its host was out of room for a while; the agent gives up before that.
+const RESULT_CHANCES: usize = 45;
 
 /// The name under which a worker asks what its agent offers, and keeps the answer in the build directory.
 pub(crate) const RUN_MANIFEST: &str = "run.manifest";
@@ -102,18 +112,34 @@ impl Channel {
 
     /// Fetches a file of this size at most.
     pub(crate) fn get_file(&self, name: &str, to: &Path, limit: u64) -> anyhow::Result<()> {
-        let mut file = std::fs::File::create(to)?;
         let options = Options {
             limit,
             ..Options::default()
         };
-        client::get(self.agent, name, &mut file, &options)?;
-        Ok(())
+        let mut pauses = pauses(FILE_CHANCES);
+        loop {
+            let mut file = std::fs::File::create(to)?;
+            match client::get(self.agent, name, &mut file, &options) {
+                Ok(_) => return Ok(()),
+                Err(error) if passes(&error) => match pauses.next() {
+                    Some(pause) => {
+                        eprintln!("trace: {error}");
+                        thread::sleep(pause);
+                    }
+                    None => return Err(error.into()),
+                },
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
-    /// Uploads the result until it is acknowledged or refused: a result is never lost for want of an answer.
+    /// Uploads the result until it is acknowledged or refused: a result is never lost for want of an answer, nor since the
+    /// agent cannot take it for a while.
     pub(crate) fn deliver(&self, result: &str) -> Delivery {
-        let mut chances = CHANCES;
+        self.deliver_with(result, pauses(RESULT_CHANCES))
+    }
+
+    fn deliver_with(&self, result: &str, mut pauses: impl Iterator<Item = Duration>) -> Delivery {
         loop {
             let size = Some(result.len() as u64);
             let mut from = Cursor::new(result.as_bytes());
@@ -121,15 +147,17 @@ impl Channel {
                 Ok(_) => return Delivery::Taken,
                 Err(error) => {
                     eprintln!("trace: {error}");
-                    if let Reason::Peer { code, .. } = error.reason {
-                        chances -= 1;
-                        if chances == 0 || !may_pass(code) {
-                            return Delivery::Refused(error.to_string());
-                        }
+                    let pause = match &error.reason {
+                        Reason::Peer { .. } if !passes(&error) => None,
+                        Reason::Peer { .. } => pauses.next(),
+                        _ => Some(PAUSE),
+                    };
+                    match pause {
+                        Some(pause) => thread::sleep(pause),
+                        None => return Delivery::Refused(error.to_string()),
                     }
                 }
             }
-            thread::sleep(PAUSE);
         }
     }
 
@@ -148,8 +176,20 @@ impl Channel {
     }
 }
 
+/// The pauses before an agent is asked again, so many: growing ones.
+fn pauses(count: usize) -> impl Iterator<Item = Duration> {
+    let next = |pause: &Duration| Some((*pause * 2).min(LONGEST_PAUSE));
+    std::iter::successors(Some(PAUSE), next).take(count)
+}
+
+/// Whether a server has answered with an error that may pass.
+pub(crate) fn passes(error: &client::ClientError) -> bool {
+    matches!(error.reason, Reason::Peer { code, .. } if may_pass(code))
+}
+
 /// Whether the same request may be granted the next time. A server that gave a transfer up since the machine was not run for
-/// a while, or that is busy, says no more than "not defined"; one that does not have or want a file has a code for it.
+/// a while, that is busy, or whose host is short of something, says no more than "not defined"; one that does not have or want
+/// a file has a code for it.
 fn may_pass(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Undefined | ErrorCode::UnknownTransfer)
 }
@@ -222,11 +262,20 @@ mod tests {
             matches!(channel.deliver(": 1\n"), Delivery::Refused(why) if why.contains("already"))
         );
         assert_eq!(agent.join().unwrap(), 1);
-        let (channel, agent) = self::agent(vec![busy(); CHANCES as usize]);
+        let (channel, agent) = self::agent(vec![busy(); 3]);
+        let soon = [Duration::ZERO; 2].into_iter();
         assert!(
-            matches!(channel.deliver(": 1\n"), Delivery::Refused(why) if why.contains("later"))
+            matches!(channel.deliver_with(": 1\n", soon), Delivery::Refused(why) if why.contains("later"))
         );
-        assert_eq!(agent.join().unwrap(), CHANCES as usize);
+        assert_eq!(agent.join().unwrap(), 3);
+    }
+
+    #[test]
+    fn pauses_grow_and_come_to_an_end() {
+        let seconds: Vec<f64> = pauses(8).map(|pause| pause.as_secs_f64()).collect();
+        assert_eq!(seconds, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]);
+        let whole: Duration = pauses(RESULT_CHANCES).sum();
+        assert!((600..660).contains(&whole.as_secs()), "{whole:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bbot_tftp::client::Reason;
 
-use crate::channel::Channel;
+use crate::channel::{self, Channel};
 
 /// The most log that a segment holds, in bytes.
 const SEGMENT: usize = 65_536;
@@ -21,6 +21,9 @@ const BACKLOG: usize = 32 << 20;
 
 /// How long segments are tried without one being acknowledged, until the agent is taken to want no more.
 const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// Pause before a segment is sent again that the agent cannot take for now.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the end of a build waits for its last segments.
 const FLUSH: Duration = Duration::from_secs(20);
@@ -167,7 +170,7 @@ fn append(queue: &mut Queue, operation: &'static str, mut bytes: &[u8]) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sent {
     Acknowledged,
-    /// No answer: it may have arrived or not.
+    /// No answer: it may have arrived or not. Or the agent cannot take it for now.
     Unknown,
     Refused,
 }
@@ -177,10 +180,13 @@ fn put(channel: &Channel, number: u64, body: &[u8]) -> Sent {
         Ok(()) => Sent::Acknowledged,
         Err(error) => {
             eprintln!("trace: {error}");
-            if matches!(error.reason, Reason::Peer { .. }) {
-                Sent::Refused
-            } else {
-                Sent::Unknown
+            match &error.reason {
+                Reason::Peer { .. } if channel::passes(&error) => {
+                    thread::sleep(AGAIN);
+                    Sent::Unknown
+                }
+                Reason::Peer { .. } => Sent::Refused,
+                _ => Sent::Unknown,
             }
         }
     }

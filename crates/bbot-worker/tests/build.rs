@@ -415,3 +415,21 @@ fn startup_answers_for_a_build_that_dies_and_for_a_task_that_cannot_be_read() {
         outcome.log("configure")
     );
 }
+
+/// A build that is done is not lost since the agent's host has no room for its result for a while.
+#[test]
+fn a_result_waits_for_room_on_the_agents_host() {
+    if !testkit::root() {
+        return;
+    }
+    let mut run = Run::build(&[("Makefile", 0o644, PLAIN)]);
+    run.host_is_full = true;
+    let outcome = run.startup().run();
+    assert_eq!(outcome.result().status, Status::Success);
+    assert!(outcome.output.status.success());
+    let said = String::from_utf8_lossy(&outcome.output.stderr).into_owned();
+    assert!(
+        said.contains("try later (No space left on device"),
+        "{said}"
+    );
+}

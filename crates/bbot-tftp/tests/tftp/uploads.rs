@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::bench::{Bench, data, entries, error_code, request};
 use bbot_tftp::packet::{self, ErrorCode};
 use bbot_tftp::{Event, REQUEST_PORT, Root};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[test]
 fn the_last_ack_comes_after_the_file_and_again() {
@@ -194,4 +195,73 @@ fn a_folder_that_is_not_there() {
         _ => false,
     });
     assert!(told);
+}
+
+/// What the host lacks for a while is no refusal for good: the code says so, the peer hears the
+/// system's words and no path, and the event says whose error it is.
+#[test]
+fn what_the_host_lacks_for_now_may_be_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(Root::new().get_folder(folder.path()).put_once(
+        &["up"],
+        folder.path(),
+        10_000,
+    ));
+    fs::write(folder.path().join("down"), b"x").unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    // Not one handle more for this process: each test has its own.
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(0),
+            ..limit
+        },
+    )
+    .unwrap();
+    let (_, put) = bench.ask(REQUEST_PORT, &packet::write_request("up", &[]));
+    let (_, get) = bench.ask(REQUEST_PORT, &packet::read_request("down", &[]));
+    setrlimit(Resource::Nofile, limit).unwrap();
+    for answer in [put, get] {
+        assert_eq!(error_code(&answer), ErrorCode::Undefined);
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        assert!(text.contains("try later (Too many open files"), "{text}");
+        assert!(!text.contains(folder.path().to_str().unwrap()), "{text}");
+    }
+    let failed: Vec<bool> = bench
+        .events()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Failed { reason, .. } => Some(reason.is_of_host()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(failed, [true, true]);
+    assert_eq!(bench.upload("up", b"whole"), packet::ack(1));
+    // Its own fault is the peer's.
+    bench.peer.set_port(4002);
+    let again = bench.upload("up", b"again");
+    assert_eq!(error_code(&again), ErrorCode::FileExists);
+    assert!(
+        matches!(bench.events().last(), Some(Event::Failed { reason, .. }) if !reason.is_of_host())
+    );
+}
+
+/// A volume that is full, and has room again.
+#[test]
+fn an_upload_to_a_full_disk_may_be_tried_again() {
+    if !testkit::root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let full = testkit::Mount::new(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"], folder.path());
+    let mut bench = Bench::new(Root::new().put_once(&["up"], folder.path(), 1 << 20));
+    fs::write(folder.path().join(".filler"), vec![0; 64 << 10]).unwrap();
+    let refused = bench.upload("up", b"small");
+    assert_eq!(error_code(&refused), ErrorCode::Undefined);
+    assert_eq!(entries(folder.path()), [".filler"]);
+    fs::remove_file(folder.path().join(".filler")).unwrap();
+    bench.peer.set_port(4001);
+    assert_eq!(bench.upload("up", b"small"), packet::ack(1));
+    assert_eq!(fs::read(folder.path().join("up")).unwrap(), b"small");
+    drop(full);
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bbot_manifest::{BuildResult, Era, RunManifest, Source, Task};
 use bbot_tftp::udp::{self, Stop};
-use bbot_tftp::{Limits, Root};
+use bbot_tftp::{Event, Limits, Root};
 use nix::sched::{CloneFlags, unshare};
 use sha2::{Digest, Sha256};
 
@@ -111,6 +111,8 @@ pub struct Run {
     pub arguments: Vec<String>,
     /// Environment scripts, by name.
     pub scripts: Vec<(&'static str, String)>,
+    /// The agent's host has no room for the result, until it was tried once.
+    pub host_is_full: bool,
 }
 
 impl Run {
@@ -123,6 +125,7 @@ impl Run {
             cards: Cards::Loopback,
             arguments: Vec::new(),
             scripts: Vec::new(),
+            host_is_full: false,
         }
     }
 
@@ -154,7 +157,13 @@ impl Run {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        let server = Server::start(self.root(&put), self.cards);
+        let filler = put.join("filler");
+        let full = self.host_is_full.then(|| {
+            let mount = testkit::Mount::new(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"], &put);
+            fs::write(&filler, vec![0; 64 << 10]).unwrap();
+            mount
+        });
+        let server = Server::start(self.root(&put), self.cards, filler);
 
         let start = Instant::now();
         // In a PID namespace of its own: the worker kills all processes of the build's user.
@@ -186,13 +195,15 @@ impl Run {
         println!("{}", String::from_utf8_lossy(&output.stderr));
 
         let bytes = fs::read(put.join("manifest")).ok();
+        let raw = segments(&put);
+        drop(full);
         let result_size = bytes.as_ref().map_or(0, Vec::len);
         let result = bytes.map(|bytes| BuildResult::parse(&bytes, "result").unwrap());
         Outcome {
             output,
             result,
             result_size,
-            raw: segments(&put),
+            raw,
             took,
         }
     }
@@ -205,7 +216,7 @@ impl Run {
             .put_numbered("log.", put, 128 << 10);
         let mut manifest = RunManifest {
             agent: "bbot-agent/test".to_owned(),
-            log_segments: Some(1),
+            log_segments: (!self.host_is_full).then_some(1),
             source: None,
         };
         if let Some(source) = &self.source {
@@ -255,7 +266,7 @@ struct Server {
 
 impl Server {
     /// Starts in the network namespace of the calling thread, or at the other end of a wire that is laid into it.
-    fn start(root: Root, cards: Cards) -> Self {
+    fn start(root: Root, cards: Cards, filler: PathBuf) -> Self {
         let guest = nix::unistd::gettid();
         if cards == Cards::WireAndAnother {
             // A card that leads somewhere else: its far end is of no interest.
@@ -282,7 +293,13 @@ impl Server {
             };
             let socket = UdpSocket::bind((ip_address, 69)).unwrap();
             sender.send(socket.local_addr().unwrap()).unwrap();
-            udp::serve(socket, &root, &Limits::default(), &stopper, &|_| ()).unwrap();
+            let tell = |event: Event| {
+                // Room comes when the result has met with none.
+                if matches!(event, Event::Failed { name, .. } if name == "manifest") {
+                    let _ = fs::remove_file(&filler);
+                }
+            };
+            udp::serve(socket, &root, &Limits::default(), &stopper, &tell).unwrap();
         });
         let address = address.recv_timeout(PATIENCE).unwrap();
         if cards == Cards::WireAndAnother {
