@@ -1,11 +1,12 @@
 //! What blocks goes to other threads: copies of machines, their deletion, scans.
 //!
 //! The agent's loop and all its runs share one thread, so whatever may take more than
-//! some milliseconds is done elsewhere ([`Blocking`]). A copy of a machine that is
-//! dropped, since its run was dropped, is deleted there as well; the agent waits for
-//! all of that before it ends.
+//! some milliseconds is done elsewhere ([`Blocking`]). What is dropped, since its run
+//! was dropped, goes there as well: a machine is ended ([`Elsewhere`]), its copy is
+//! deleted ([`Copied`]). The agent waits for all of that before it ends.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ impl Blocking {
 
     /// The same for what nobody waits for but the agent's end. Without a runtime it is
     /// done here and now.
-    fn detach(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn detach(&self, work: impl FnOnce() + Send + 'static) {
         match Handle::try_current() {
             Ok(runtime) => {
                 let span = tracing::Span::current();
@@ -62,6 +63,58 @@ impl Blocking {
         self.0.close();
         self.0.wait().await;
         self.0.reopen();
+    }
+}
+
+/// Something whose drop may take its time: a QEMU that does not end at once, a thread
+/// that syncs a file. It is dropped on another thread.
+#[derive(Debug)]
+pub(crate) struct Elsewhere<T: Send + 'static> {
+    /// Always there; taken out by the end alone.
+    value: Option<T>,
+    blocking: Blocking,
+}
+
+impl<T: Send + 'static> Elsewhere<T> {
+    pub(crate) fn new(blocking: &Blocking, value: T) -> Self {
+        Self {
+            value: Some(value),
+            blocking: blocking.clone(),
+        }
+    }
+
+    /// Ends it on another thread, in this way. It is not cut short when nobody waits any
+    /// more.
+    pub(crate) async fn end<R: Send + 'static>(
+        mut self,
+        end: impl FnOnce(T) -> R + Send + 'static,
+    ) -> R {
+        let value = self.value.take().expect(THERE);
+        self.blocking.run(move || end(value)).await
+    }
+}
+
+const THERE: &str = "taken out by the end alone";
+
+impl<T: Send + 'static> Deref for Elsewhere<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect(THERE)
+    }
+}
+
+impl<T: Send + 'static> DerefMut for Elsewhere<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().expect(THERE)
+    }
+}
+
+impl<T: Send + 'static> Drop for Elsewhere<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            self.blocking.detach(move || drop(value));
+        }
     }
 }
 
@@ -117,11 +170,18 @@ impl Copied {
     /// # Errors
     ///
     /// When it cannot be deleted; it then stays with its record, for the next sweep.
-    pub(crate) async fn delete(mut self) -> Result<(), OwnerError> {
-        match self.temporary.take() {
-            Some(temporary) => self.blocking.run(move || temporary.delete()).await,
-            None => Ok(()),
-        }
+    pub(crate) async fn delete(self) -> Result<(), OwnerError> {
+        let blocking = self.blocking.clone();
+        blocking.run(move || self.delete_here()).await
+    }
+
+    /// The same on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Copied::delete`].
+    pub(crate) fn delete_here(mut self) -> Result<(), OwnerError> {
+        self.temporary.take().map_or(Ok(()), Temporary::delete)
     }
 
     /// Puts it in the place of `target`, which is deleted if it is there.

@@ -160,7 +160,7 @@ async fn start_and_watch(
     let name = &plan.dir.name;
     let theirs = host.clone();
     let make = move || RunFolders::create(&theirs, "bootstrap", &[]);
-    let folders = host.blocking.run(make).await?;
+    let folders = Arc::new(host.blocking.run(make).await?);
     let mac_file = MacFile::of(&plan.dir, host);
     let mut mac = manifest.mac.or(plan.mac).or_else(|| mac_file.read());
     let mut copy = first;
@@ -181,6 +181,7 @@ async fn start_and_watch(
             share,
             disk: Disk::Kept,
             root,
+            folders: Arc::clone(&folders),
         };
         let mut running = Running::start(host, copy, start).await?;
         let (file, own) = (mac_file.clone(), running.machine.mac());
@@ -195,7 +196,7 @@ async fn start_and_watch(
         match &alive {
             Startup::MisBoot(why) if attempt < options.bootstrap_retries => {
                 tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
-                running.end().await?;
+                Running::end(running).await?;
                 attempt += 1;
                 progress.stage(&Stage::Copying {
                     machine: name.clone(),
@@ -224,7 +225,6 @@ async fn start_and_watch(
                 outcome: Outcome::Failed(why.clone()),
                 left: Some(Left {
                     running,
-                    _folders: folders,
                     name: name.clone(),
                     share,
                     look: look.then_some(why),
@@ -237,7 +237,7 @@ async fn start_and_watch(
         machine: name.clone(),
     });
     manifest.mac = mac;
-    let copy = running.into_copy();
+    let copy = Running::into_copy(running).await;
     let finished = timeout(ENDING_LIMIT, finish(host, plan, copy, manifest, versions)).await;
     let outcome = finished.unwrap_or_else(|_| {
         let limit = ENDING_LIMIT.as_secs() / 60;

@@ -48,11 +48,13 @@ pub struct Host {
 #[derive(Debug, Clone, Default)]
 pub struct Older(Arc<Mutex<HashMap<PathBuf, (String, String)>>>);
 
-/// The folders of one run below the TFTP root; gone when this is dropped.
+/// The folders of one run below the TFTP root; removed when this is dropped, on another
+/// thread.
 #[derive(Debug)]
 pub(crate) struct RunFolders {
     /// Always there; taken out by the drop alone.
     folder: Option<OwnedFolder>,
+    blocking: Blocking,
 }
 
 impl RunFolders {
@@ -74,6 +76,7 @@ impl RunFolders {
         })?;
         Ok(Self {
             folder: Some(folder),
+            blocking: host.blocking.clone(),
         })
     }
 
@@ -87,12 +90,15 @@ impl RunFolders {
 impl Drop for RunFolders {
     fn drop(&mut self) {
         let parent = self.path().parent().map(Path::to_owned);
-        drop(self.folder.take());
-        // The toolchain's folder goes with its last run; where another run is
-        // still in it, this does nothing.
-        if let Some(parent) = parent {
-            let _ = std::fs::remove_dir(parent);
-        }
+        let folder = self.folder.take();
+        self.blocking.detach(move || {
+            drop(folder);
+            // The toolchain's folder goes with its last run; where another run is
+            // still in it, this does nothing.
+            if let Some(parent) = parent {
+                let _ = std::fs::remove_dir(parent);
+            }
+        });
     }
 }
 

@@ -38,6 +38,7 @@ pub mod diagnostics;
 mod fake;
 pub mod host;
 pub mod inventory;
+mod lack;
 pub mod local;
 pub mod metrics;
 pub mod notify;

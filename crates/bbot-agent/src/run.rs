@@ -11,17 +11,19 @@
 //! ```
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use bbot_machine::machine::{Disk, Exit, Machine, MachineEvent, StartSpec, Tftp};
 use bbot_machine::owner::{OwnedFolder, OwnerError};
 use bbot_manifest::{Mac, MachineManifest};
-use bbot_tftp::{Event, Limits, Root};
+use bbot_tftp::{Event, Kind, Limits, Root};
 use tokio::time::{Instant, timeout_at};
 
-use crate::blocking::Copied;
+use crate::blocking::{Copied, Elsewhere};
 use crate::host::{Host, RunFolders};
+use crate::lack::Lack;
 
 /// The longest that the end of a run may take: its machine is ended, its copy deleted or put in
 /// its place.
@@ -176,11 +178,16 @@ pub(crate) async fn until_uploaded(
     let begin = Instant::now();
     let end = begin + patience.whole;
     let mut heard = begin;
+    let mut lack = Lack::default();
     loop {
         let quiet = patience.quiet.map(|quiet| (quiet, heard + quiet));
-        let next = quiet.map_or(end, |(_, at)| at.min(end));
+        let times = [quiet.map(|(_, at)| at), lack.deadline()];
+        let next = times.into_iter().flatten().fold(end, Instant::min);
         match timeout_at(next, machine.next_event()).await {
             Err(_) => {
+                if let Some(what) = lack.over(next) {
+                    return Waited::HostFull(what.to_owned());
+                }
                 return match quiet {
                     Some((quiet, at)) if at < end => Waited::Quiet(quiet),
                     _ => Waited::TimedOut,
@@ -189,12 +196,24 @@ pub(crate) async fn until_uploaded(
             Ok(MachineEvent::Tftp(event)) => {
                 trace(&event);
                 heard = Instant::now();
-                if let Event::Uploaded { name, path, .. } = event {
-                    if names.contains(&name.as_str()) {
+                match event {
+                    Event::Uploaded { name, path, .. } if names.contains(&name.as_str()) => {
                         tracing::trace!("upload of {name} after {} s", begin.elapsed().as_secs());
                         return Waited::Uploaded { name, path };
                     }
-                    other(&name, &path);
+                    Event::Uploaded { name, path, .. } => other(&name, &path),
+                    Event::Requested {
+                        kind: Kind::Put,
+                        name,
+                        ..
+                    } if names.contains(&name.as_str()) => lack.tried(),
+                    Event::Failed { name, reason } if names.contains(&name.as_str()) => {
+                        if reason.is_of_host() {
+                            tracing::warn!("unable to take {name} of the guest: {reason}");
+                        }
+                        lack.failed(&reason, heard);
+                    }
+                    _ => {}
                 }
             }
             Ok(MachineEvent::Exited(exit)) => return Waited::Ended(exit),
@@ -211,6 +230,11 @@ fn tell(event: &MachineEvent) {
     match event {
         MachineEvent::Flooding => {
             tracing::warn!("the guest floods its wire; it is slowed down");
+        }
+        MachineEvent::MalformedFrames => {
+            tracing::warn!(
+                "the guest sends frames that cannot be read; they are dropped, and counted at its end"
+            );
         }
         MachineEvent::InternetLost { detail } => {
             tracing::warn!("the guest has lost the internet: {detail}");
@@ -238,10 +262,11 @@ pub struct Share {
 /// A machine that runs, and what it runs on. Dropping it leaves nothing of it.
 #[derive(Debug)]
 pub(crate) struct Running {
-    // Dropped in this order.
+    // Dropped in this order: whatever serves the machine still has its folders.
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) copy: Copied,
     _sockets: OwnedFolder,
+    _folders: Arc<RunFolders>,
 }
 
 impl Running {
@@ -250,7 +275,7 @@ impl Running {
     /// # Errors
     ///
     /// When it cannot be started; then nothing is left of it.
-    pub(crate) async fn start(host: &Host, copy: Copied, of: Start<'_>) -> Result<Self> {
+    pub(crate) async fn start(host: &Host, copy: Copied, of: Start<'_>) -> Result<Elsewhere<Self>> {
         let sockets = host.socket_folder()?;
         let options = &host.options;
         let spec = StartSpec {
@@ -269,12 +294,19 @@ impl Running {
             run_dir: sockets.path().to_owned(),
             user: options.qemu_user.clone(),
         };
-        let machine = host.hypervisor.start(spec).await?;
-        Ok(Self {
-            machine,
-            copy,
-            _sockets: sockets,
-        })
+        let hypervisor = Arc::clone(&host.hypervisor);
+        let starting = async move {
+            anyhow::Ok(Self {
+                machine: hypervisor.start(spec).await?,
+                copy,
+                _sockets: sockets,
+                _folders: of.folders,
+            })
+        };
+        // What is half started may take its time to end as well.
+        let mut starting = Elsewhere::new(&host.blocking, Box::pin(starting));
+        let running = starting.as_mut().await?;
+        Ok(Elsewhere::new(&host.blocking, running))
     }
 
     /// Ends the machine, if it has not ended, and deletes its copy.
@@ -282,16 +314,22 @@ impl Running {
     /// # Errors
     ///
     /// When the copy cannot be deleted; it then stays with its record, for the next sweep.
-    pub(crate) async fn end(mut self) -> Result<(), OwnerError> {
-        force_down(self.machine.as_mut()).await;
-        drop(self.machine);
-        self.copy.delete().await
+    pub(crate) async fn end(mut this: Elsewhere<Self>) -> Result<(), OwnerError> {
+        force_down(this.machine.as_mut()).await;
+        let end = |running: Self| {
+            drop(running.machine);
+            running.copy.delete_here()
+        };
+        this.end(end).await
     }
 
     /// The copy of a machine that has ended.
-    pub(crate) fn into_copy(self) -> Copied {
-        drop(self.machine);
-        self.copy
+    pub(crate) async fn into_copy(this: Elsewhere<Self>) -> Copied {
+        let end = |running: Self| {
+            drop(running.machine);
+            running.copy
+        };
+        this.end(end).await
     }
 }
 
@@ -302,14 +340,14 @@ pub(crate) struct Start<'a> {
     pub(crate) share: Share,
     pub(crate) disk: Disk,
     pub(crate) root: Root,
+    /// What is in them goes when the machine has gone, and nobody else has them.
+    pub(crate) folders: Arc<RunFolders>,
 }
 
 /// What is left of a run that has come to its end.
 #[derive(Debug)]
 pub(crate) struct Left {
-    // Dropped in this order.
-    pub(crate) running: Running,
-    pub(crate) _folders: RunFolders,
+    pub(crate) running: Elsewhere<Running>,
     /// The machine's name.
     pub(crate) name: String,
     /// What it has of the host.
@@ -336,7 +374,7 @@ impl Left {
     /// Ends the machine, if it has not ended, and removes all of the run. Without a
     /// clean shutdown: the copy is thrown away.
     pub(crate) async fn clean_up(self) {
-        if let Err(e) = self.running.end().await {
+        if let Err(e) = Running::end(self.running).await {
             tracing::warn!("{:#}; left for the next sweep", anyhow::Error::new(e));
         }
     }
@@ -346,5 +384,25 @@ impl Left {
 pub(crate) async fn force_down(machine: &mut dyn Machine) {
     if let Err(e) = machine.force_down().await {
         tracing::warn!("{:#}", anyhow::Error::new(e));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostics::Form;
+    use crate::diagnostics::tests::told;
+
+    /// At the default verbosity, whatever becomes of the run.
+    #[test]
+    fn what_a_guest_does_to_its_wire_is_told() {
+        for (event, words) in [
+            (MachineEvent::MalformedFrames, "frames that cannot be read"),
+            (MachineEvent::Flooding, "floods its wire"),
+        ] {
+            let said = told(1, Form::Plain, || tell(&event));
+            assert!(said.starts_with("warning: the guest "), "{said}");
+            assert!(said.contains(words), "{said}");
+        }
     }
 }

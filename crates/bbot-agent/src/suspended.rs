@@ -7,7 +7,9 @@
 //! ```
 //!
 //! A task's result does not wait for any of this. Bounded are their number, their time,
-//! and their memory, which a new run takes from the oldest. Nothing of a machine is
+//! and their memory, which a new run takes from the oldest; it waits for its end. So does
+//! a run of a machine that may run once at a time for that of the same machine, and a
+//! host that runs short ends the oldest before it interrupts any run. Nothing of a machine is
 //! left when it has ended, or when the pool is dropped.
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use bbot_machine::machine::MachineEvent;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::run::Left;
@@ -74,6 +77,8 @@ struct Kept {
     orders: mpsc::Sender<Order>,
     /// Told to end, and so not counted any more.
     ending: bool,
+    /// Cancelled when nothing of it is left.
+    gone: CancellationToken,
 }
 
 /// What a machine's keeper is told.
@@ -102,6 +107,19 @@ pub fn too_large(memory: impl DoubleEndedIterator<Item = u64> + Clone, room: u64
         go += 1;
     }
     go
+}
+
+/// Machines that are about to go.
+#[derive(Debug)]
+pub(crate) struct Departing(Vec<CancellationToken>);
+
+impl Departing {
+    /// Waits until nothing of them is left.
+    pub(crate) async fn gone(&self) {
+        for gone in &self.0 {
+            gone.cancelled().await;
+        }
+    }
 }
 
 impl Default for Pool {
@@ -153,7 +171,14 @@ impl Pool {
             entry.reach.info
         );
         let (orders, receiver) = mpsc::channel(8);
-        let keeper = keep(number, left, entry.until, receiver);
+        let gone = CancellationToken::new();
+        let leaves = gone.clone().drop_guard();
+        let until = entry.until;
+        let keeper = async move {
+            let number = keep(number, left, until, receiver).await;
+            drop(leaves);
+            number
+        };
         self.keepers.spawn(keeper.instrument(span));
         self.kept.insert(
             number,
@@ -161,6 +186,7 @@ impl Pool {
                 entry,
                 orders,
                 ending: false,
+                gone,
             },
         );
         id
@@ -191,6 +217,37 @@ impl Pool {
         for number in &living[..go] {
             self.end(*number, "since its memory is needed");
         }
+    }
+
+    /// Ends those of this machine, which another run of it would be in the way of.
+    pub fn give_way(&mut self, machine: &str) {
+        let all: Vec<u64> = self.living().collect();
+        for number in all {
+            if self.kept[&number].entry.machine == machine {
+                self.end(
+                    number,
+                    "since its machine runs again, and may run once at a time",
+                );
+            }
+        }
+    }
+
+    /// Ends the oldest, unless one is about to end already. False: there is none.
+    pub fn relieve(&mut self, why: &str) -> bool {
+        if self.kept.values().any(|kept| kept.ending) {
+            return true;
+        }
+        let oldest = self.living().next();
+        if let Some(oldest) = oldest {
+            self.end(oldest, why);
+        }
+        oldest.is_some()
+    }
+
+    /// Those that were told to end, and of which something may be left.
+    pub(crate) fn departing(&self) -> Departing {
+        let ending = self.kept.values().filter(|kept| kept.ending);
+        Departing(ending.map(|kept| kept.gone.clone()).collect())
     }
 
     /// The machine of that short name, or the only one of that machine's name.

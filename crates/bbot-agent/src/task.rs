@@ -103,6 +103,7 @@ pub(crate) async fn perform(
         anyhow::Ok((folders, root))
     });
     let (folders, root) = prepared.await?;
+    let folders = Arc::new(folders);
     let name = &job.machine.dir.name;
     let startup = options.build_startup(host.accelerator);
 
@@ -124,6 +125,7 @@ pub(crate) async fn perform(
             share: job.share,
             disk: Disk::ThrowAway,
             root: root.clone(),
+            folders: Arc::clone(&folders),
         };
         let mut running = Running::start(host, copy, start).await?;
         // The first request says that the machine has booted and its worker runs.
@@ -132,7 +134,7 @@ pub(crate) async fn perform(
             // The seed's off by one is not kept: N retries are N + 1 starts.
             Startup::MisBoot(why) if attempt < options.build_retries => {
                 tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
-                running.end().await?;
+                Running::end(running).await?;
                 attempt += 1;
             }
             _ => break (running, alive),
@@ -175,7 +177,6 @@ pub(crate) async fn perform(
         host_full,
         left: Some(Left {
             running,
-            _folders: folders,
             name: name.clone(),
             share: job.share,
             look,

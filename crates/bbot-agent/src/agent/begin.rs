@@ -21,6 +21,7 @@ use crate::status::RunKind;
 use crate::supervisor::{
     AskId, BootstrapOutcome, Event, MachineState, MachineView, Outcome, RunId,
 };
+use crate::suspended::Departing;
 
 impl Agent {
     /// Looks at the machines.
@@ -160,7 +161,8 @@ impl Agent {
             });
             return Ok(());
         }
-        self.make_room(share);
+        let exclusive = self.is_exclusive(machine.manifest.machine.kind);
+        let departing = self.make_room(share, exclusive.then_some(&machine.dir.name));
         let assignment = &given.assignment;
         let what = RunKind::Task {
             name: assignment.task.name.clone(),
@@ -184,6 +186,7 @@ impl Agent {
             stop,
             shown,
             pledge,
+            departing,
         };
         let work = async move { Happened::TaskEnded(Box::new(task.perform().await)) };
         self.spawn(Job::Task(run), work.instrument(span));
@@ -199,7 +202,8 @@ impl Agent {
             });
         };
         let plan = (**plan).clone();
-        self.make_room(share);
+        let exclusive = self.is_exclusive(plan.manifest.kind);
+        let departing = self.make_room(share, exclusive.then_some(&plan.dir.name));
         let span = tracing::info_span!("bootstrap", machine = %machine, run = run.0);
         let (stop, shown, _) = self.begin_run(run, RunKind::Bootstrap, machine, share);
         let bootstrap = BootstrapRun {
@@ -209,6 +213,7 @@ impl Agent {
             share,
             stop,
             shown,
+            departing,
         };
         let work = async move { Happened::BootstrapEnded(Box::new(bootstrap.perform().await)) };
         self.spawn(Job::Bootstrap(run), work.instrument(span));
@@ -240,12 +245,17 @@ impl Agent {
     }
 
     /// Suspended machines have what memory the runs leave them: the oldest goes when
-    /// it is needed.
-    fn make_room(&mut self, one_more: Share) {
+    /// it is needed. So does that of a machine that may run once at a time, which two of
+    /// would have one address. Whoever begins a run waits for those that go.
+    fn make_room(&mut self, one_more: Share, only: Option<&String>) -> Departing {
+        if let Some(machine) = only {
+            self.suspended.give_way(machine);
+        }
         let used = self.runs.values().map(|run| run.share.ram_kib);
         let used = used.fold(one_more.ram_kib, u64::saturating_add);
         let budget = self.context.host.options.ram_budget();
         self.suspended.shrink_to(budget.saturating_sub(used));
+        self.suspended.departing()
     }
 
     pub(super) fn keep(&mut self, left: Option<Left>) {
@@ -253,10 +263,11 @@ impl Agent {
             self.seen.counters.suspensions += 1;
             let bounds = self.suspended_bounds();
             self.suspended.add(left, bounds);
-            self.make_room(Share {
+            let nothing = Share {
                 cpus: 0,
                 ram_kib: 0,
-            });
+            };
+            self.make_room(nothing, None);
         }
     }
 

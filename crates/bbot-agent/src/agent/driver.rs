@@ -387,7 +387,7 @@ impl Agent {
     }
 
     pub(super) fn measured(&mut self, facts: crate::resources::Facts) {
-        let is_busy = !self.runs.is_empty();
+        let is_busy = !self.runs.is_empty() || !self.suspended.is_empty();
         let now = self.now();
         let was_well = self.steering.watch.level() == Level::Ok;
         let observed = self.steering.measured(facts, now, is_busy);
@@ -398,7 +398,14 @@ impl Agent {
         for news in observed.news {
             steer::tell_news(&news);
         }
+        // What nobody works in goes first, and before the host idles for long.
+        let short = self.steering.watch.reasons().into_iter().next();
+        let relieved = short.is_some_and(|short| {
+            let why = format!("since the host runs short: {short}");
+            self.suspended.relieve(&why)
+        });
         if observed.relief.is_some()
+            && !relieved
             && let Some((_, newest)) = self
                 .runs
                 .iter()

@@ -1,6 +1,7 @@
 //! Scenarios of the loop, with time that stands still until everybody waits.
 
 mod controllers;
+mod giving_way;
 mod machines;
 mod results;
 mod slots;

@@ -32,6 +32,7 @@ use crate::source::Archive;
 use crate::spool::Held;
 use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
+use crate::suspended::Departing;
 use crate::task::{self, Job, Performed};
 use crate::{fake, resources, result, version};
 
@@ -122,6 +123,8 @@ pub(super) struct TaskRun {
     pub(super) stop: CancellationToken,
     pub(super) shown: Shown,
     pub(super) pledge: Pledge,
+    /// Suspended machines whose room it takes.
+    pub(super) departing: Departing,
 }
 
 /// What is held on disk for a run's task. The driver has a clone: should the run come
@@ -199,11 +202,9 @@ impl TaskRun {
         let what = format!("{}/{} on {}", task.name, task.version, task.machine);
         tracing::debug!("task for {what} from {}", self.given.from);
 
-        let built = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Built::Interrupted,
-            () = session.cancelled() => Built::Over,
-            built = build(
+        let building = async {
+            self.departing.gone().await;
+            build(
                 &self.context,
                 &self.given,
                 &task,
@@ -211,7 +212,14 @@ impl TaskRun {
                 self.share,
                 session.clone(),
                 &mut self.shown,
-            ) => match built {
+            )
+            .await
+        };
+        let built = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Built::Interrupted,
+            () = session.cancelled() => Built::Over,
+            built = building => match built {
                 Ok(performed) => Built::Performed(Box::new(performed)),
                 Err(e) => Built::Failed(e),
             },
@@ -526,6 +534,8 @@ pub(super) struct BootstrapRun {
     /// It is interrupted.
     pub(super) stop: CancellationToken,
     pub(super) shown: Shown,
+    /// Suspended machines whose room it takes.
+    pub(super) departing: Departing,
 }
 
 /// How a bootstrap has ended; but for a machine that is kept nothing of it is left.
@@ -541,12 +551,14 @@ impl BootstrapRun {
     pub(super) async fn perform(mut self) -> BootstrapEnded {
         let name = &self.plan.dir.name;
         let host = &self.context.host;
+        let bootstrapping = async {
+            self.departing.gone().await;
+            bootstrap::bootstrap(host, &self.plan, self.share, &mut self.shown).await
+        };
         let bootstrapped = tokio::select! {
             biased;
             () = self.stop.cancelled() => None,
-            ended = bootstrap::bootstrap(host, &self.plan, self.share, &mut self.shown) => {
-                Some(ended)
-            }
+            ended = bootstrapping => Some(ended),
         };
         let mut keep = None;
         let outcome = match bootstrapped {

@@ -251,12 +251,13 @@ impl Visit for Text {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    fn told(verbose: u8, form: Form, act: impl FnOnce()) -> String {
+    /// What is told of this at that verbosity.
+    pub(crate) fn told(verbose: u8, form: Form, act: impl FnOnce()) -> String {
         let text = Arc::new(Mutex::new(String::new()));
         let sink = Arc::clone(&text);
         let sink: Sink = Box::new(move |line| sink.lock().unwrap().push_str(line));
