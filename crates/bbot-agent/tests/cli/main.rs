@@ -8,6 +8,7 @@
 
 mod fakes;
 mod http;
+mod power;
 #[path = "../../src/controller/scripted.rs"]
 mod scripted;
 mod support;

@@ -22,14 +22,19 @@ pub(crate) struct Host {
 impl Host {
     /// With one machine, `linux`, and folders of its own.
     pub(crate) fn new() -> Self {
-        let host = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let host = Self::without_machines();
         host.machine(
             "linux",
             ": 1\nid: a-1\nname: linux\nsummary: A Linux\ntype: kvm\n",
         );
         host
+    }
+
+    /// With folders of its own.
+    pub(crate) fn without_machines() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
