@@ -5,9 +5,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use bbot_agent::controller::Kin;
 use bbot_agent::source::Ready;
 use bbot_agent::status::{Client, Mode, Phase, Place, Request, Status as Shown};
 use bbot_manifest::{ResultRequest, Status};
@@ -40,50 +43,91 @@ fn request_of(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     }
 }
 
-/// A controller of 2017 that has one task, its source being this archive; results are
-/// told.
-fn controller(archive: &Path) -> (String, Receiver<ResultRequest>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (results, received) = channel();
-    let source = Ready::of_file(archive).unwrap();
-    let task = format!(
-        ": 1\nsession: s/1\nresult-url: {url}?build-result\n:\nname: hello\nversion: 1.0\n\
-         repository: {url}archives/{}.tar.gz\ntrust: AB\nmachine: debian-12\n\
-         target: x86_64-linux-gnu\n",
-        source.sha256
-    );
-    let archive = fs::read(archive).unwrap();
-    std::thread::spawn(move || serve(&listener, task, &archive, &results));
-    (url, received)
+/// A controller that has one task.
+struct Controller {
+    url: String,
+    /// What is posted.
+    results: Receiver<ResultRequest>,
+    /// Ends the session of the task, for a controller that has such.
+    over: Arc<AtomicBool>,
 }
 
-/// Until the test ends, and its process with it.
-fn serve(listener: &TcpListener, task: String, archive: &[u8], results: &Sender<ResultRequest>) {
-    let mut task = Some(task);
-    for stream in listener.incoming() {
-        let Ok(mut stream) = stream else { return };
-        let Some((line, body)) = request_of(&mut stream) else {
-            continue;
+impl Controller {
+    /// One of 2017, or one of ours, whose source is this archive.
+    fn start(archive: &Path, kin: Kin) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (sender, results) = channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let source = Ready::of_file(archive).unwrap();
+        let task = format!(
+            ": 1\nsession: s/1\nresult-url: {url}?build-result\n:\nname: hello\nversion: 1.0\n\
+             repository: {url}archives/{}.tar.gz\ntrust: AB\nmachine: debian-12\n\
+             target: x86_64-linux-gnu\n",
+            source.sha256
+        );
+        let mut server = Server {
+            headers: match kin {
+                Kin::Stranger => String::new(),
+                Kin::Ours => format!(
+                    "Bbot-Controller: 1\r\nBbot-Session-Url: {url}session\r\nBbot-Lease: 60\r\n\
+                     Bbot-Renew: 0.5\r\n"
+                ),
+            },
+            task: Some(task),
+            archive: fs::read(archive).unwrap(),
+            results: sender,
+            over: Arc::clone(&over),
         };
+        // Until the test ends, and its process with it.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                if let Some((line, body)) = request_of(&mut stream) {
+                    let _ = stream.write_all(&server.answer(&line, &body));
+                }
+            }
+        });
+        Self { url, results, over }
+    }
+}
+
+/// Its other end.
+struct Server {
+    headers: String,
+    task: Option<String>,
+    archive: Vec<u8>,
+    results: Sender<ResultRequest>,
+    over: Arc<AtomicBool>,
+}
+
+impl Server {
+    fn answer(&mut self, line: &str, body: &[u8]) -> Vec<u8> {
+        let mut status = "200 OK";
         let answer = if line.starts_with("get /archives/") {
-            archive.to_vec()
+            self.archive.clone()
+        } else if line.starts_with("post /session/") {
+            status = match self.over.load(Ordering::SeqCst) {
+                true => "410 Gone",
+                false => "204 No Content",
+            };
+            Vec::new()
         } else if line.contains("build-result") {
             // Who waited for it may have failed.
-            let _ = results.send(ResultRequest::parse(&body, "result").unwrap());
+            let result = ResultRequest::parse(body, "result").unwrap();
+            let _ = self.results.send(result);
             Vec::new()
         } else {
             let none = || ": 1\nsession:\n".to_owned();
-            task.take().unwrap_or_else(none).into_bytes()
+            self.task.take().unwrap_or_else(none).into_bytes()
         };
         let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/manifest;charset=utf-8\r\nContent-Length: \
+            "HTTP/1.1 {status}\r\nContent-Type: text/manifest;charset=utf-8\r\n{}Content-Length: \
              {}\r\nConnection: close\r\n\r\n",
+            self.headers,
             answer.len()
         );
-        let _ = stream
-            .write_all(head.as_bytes())
-            .and_then(|()| stream.write_all(&answer));
+        [head.into_bytes(), answer].concat()
     }
 }
 
@@ -92,6 +136,7 @@ struct Agent {
     child: Child,
     place: Place,
     results: Receiver<ResultRequest>,
+    over: Arc<AtomicBool>,
 }
 
 impl Drop for Agent {
@@ -102,10 +147,10 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    /// It gets one task, to build what this makefile says.
-    fn start(bench: &Bench, makefile: &str, more: &[&str]) -> Self {
+    /// It gets one task, to build what this makefile says, from a controller of this kind.
+    fn start(bench: &Bench, kin: Kin, makefile: &str, more: &[&str]) -> Self {
         let archive = package(&bench.dir, "hello", &[("Makefile", makefile)]);
-        let (url, results) = controller(&archive);
+        let controller = Controller::start(&archive, kin);
         let place = Place(bench.dir.join("agent.sock"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_bbot-agent"));
         command.args([
@@ -126,7 +171,7 @@ impl Agent {
         }
         let child = command
             .args(more)
-            .arg(url)
+            .arg(controller.url)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -134,7 +179,8 @@ impl Agent {
         Self {
             child,
             place,
-            results,
+            results: controller.results,
+            over: controller.over,
         }
     }
 
@@ -227,7 +273,7 @@ fn a_drain_lets_the_build_finish() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(dir.path(), &cache);
     let makefile = "all:\n\tsleep 3\n\ttouch done\n";
-    let mut agent = Agent::start(&bench, makefile, &["--drain-timeout", "100"]);
+    let mut agent = Agent::start(&bench, Kin::Stranger, makefile, &["--drain-timeout", "100"]);
     agent.until_it_builds();
     let results = agent.ends();
     let result = results.recv_timeout(Duration::ZERO).unwrap();
@@ -245,7 +291,7 @@ fn a_machine_that_is_suspended_is_listed_resumed_and_killed() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new(dir.path(), &cache);
     let makefile = "all:\n\tsleep 3600\n";
-    let mut agent = Agent::start(&bench, makefile, &["--build-timeout", "3"]);
+    let mut agent = Agent::start(&bench, Kin::Stranger, makefile, &["--build-timeout", "3"]);
     // The result does not wait for the person.
     assert_eq!(agent.result().result.status, Status::Abort);
     let status = agent.until("a suspended machine", |status| !status.suspended.is_empty());
@@ -285,5 +331,34 @@ fn a_machine_that_is_suspended_is_listed_resumed_and_killed() {
     is_clean(&bench);
     let results = agent.ends();
     assert!(results.recv_timeout(Duration::ZERO).is_err(), "one result");
+    is_clean(&bench);
+}
+
+/// A build that is cancelled at its controller, as the agent hears of it: its session is over.
+#[test]
+fn a_build_that_its_controller_ends_is_gone_within_seconds_and_nothing_is_posted() {
+    let Some(cache) = cache() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(dir.path(), &cache);
+    let makefile = "all:\n\tsleep 3600\n";
+    let mut agent = Agent::start(&bench, Kin::Ours, makefile, &[]);
+    agent.until_it_builds();
+    let qemu = qemu_of(agent.child.id()).unwrap();
+    assert!(runs(qemu));
+    assert_eq!(names(bench.dir.join("state/default/held")).len(), 1);
+    let begin = Instant::now();
+    agent.over.store(true, Ordering::SeqCst);
+    until("QEMU's end", || !runs(qemu));
+    let took = begin.elapsed();
+    println!("the machine was gone after {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    agent.until("the run's end", |status| status.runs.is_empty());
+    assert_eq!(qemu_of(agent.child.id()), None);
+    assert_eq!(
+        names(bench.dir.join("state/default/held")),
+        Vec::<String>::new()
+    );
+    let results = agent.ends();
+    assert!(results.recv_timeout(Duration::ZERO).is_err(), "no result");
     is_clean(&bench);
 }
