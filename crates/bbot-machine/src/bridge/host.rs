@@ -64,14 +64,21 @@ fn interface(name: InterfaceName) -> Interface {
 
 /// What `ip` says of an interface. None: there is none of the name.
 pub(super) fn link(name: InterfaceName) -> io::Result<Option<Value>> {
-    if matches!(
-        nix::net::if_::if_nametoindex(name.as_str()),
-        Err(nix::errno::Errno::ENODEV | nix::errno::Errno::ENXIO)
-    ) {
+    let is_missing = || {
+        matches!(
+            nix::net::if_::if_nametoindex(name.as_str()),
+            Err(nix::errno::Errno::ENODEV | nix::errno::Errno::ENXIO)
+        )
+    };
+    if is_missing() {
         return Ok(None);
     }
     let arguments = ["-json", "-details", "link", "show", "dev", name.as_str()];
-    let said = command::run("ip", &arguments, "")?;
+    let said = match command::run("ip", &arguments, "") {
+        // It went meanwhile, as that of a container does a moment after its namespace.
+        Err(_) if is_missing() => return Ok(None),
+        said => said?,
+    };
     let list: Value = serde_json::from_str(&said).map_err(io::Error::other)?;
     Ok(list.get(0).filter(|link| link.is_object()).cloned())
 }

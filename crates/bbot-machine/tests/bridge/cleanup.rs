@@ -267,6 +267,43 @@ fn odd_records_harm_nothing() {
     );
 }
 
+/// A folder whose programs go before all others. Only for a test that is alone in its process.
+fn programs_of_its_own() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    #[expect(
+        unsafe_code,
+        reason = "the environment is the only way to plant the fault"
+    )]
+    // SAFETY: this process has one test, and no other thread of it looks at the environment now.
+    unsafe {
+        std::env::set_var("PATH", format!("{}:{path}", folder.path().display()));
+    }
+    folder
+}
+
+/// A container's end of its pair goes with its namespace, at any moment.
+#[test]
+fn a_tap_that_goes_by_itself_meanwhile_leaves_nothing() {
+    if !inside("cleanup::a_tap_that_goes_by_itself_meanwhile_leaves_nothing") {
+        return;
+    }
+    let others = others();
+    let namespace = fs::File::open("/proc/self/ns/net").unwrap();
+    let end = GuestEnd::In(namespace.into());
+    let attached = Attached::new(br1(), "box", MAC, &end, Path::new(RECORDS)).unwrap();
+    assert_eq!(attached.tap_name().as_str(), "bbot0");
+    let folder = programs_of_its_own();
+    let fake = folder.path().join("ip");
+    let script = "#!/bin/sh\ncase \"$*\" in *' show dev bbot0') /usr/sbin/ip link delete dev bbot0 ;; esac\n\
+                  exec /usr/sbin/ip \"$@\"\n";
+    fs::write(&fake, script).unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    drop(attached);
+    assert_eq!(records(), [""; 0]);
+    assert_eq!((taps(), tables()), others);
+}
+
 /// Whatever step fails, nothing is left of the ones before, and the error says which.
 #[test]
 fn a_place_that_cannot_be_had_leaves_nothing() {
@@ -297,8 +334,7 @@ fn a_place_that_cannot_be_had_leaves_nothing() {
     assert!(text.contains("no UDP port from 65535 on is free"), "{text}");
 
     // Programs that fail, at each of their uses.
-    let folder = tempfile::tempdir().unwrap();
-    let path = std::env::var("PATH").unwrap();
+    let folder = programs_of_its_own();
     let fails = |program: &str| {
         let fake = folder.path().join(program);
         let script = format!(
@@ -309,14 +345,6 @@ fn a_place_that_cannot_be_had_leaves_nothing() {
         fs::write(&fake, script).unwrap();
         fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    #[expect(
-        unsafe_code,
-        reason = "the environment is the only way to plant the fault"
-    )]
-    // SAFETY: this process has one test, and no other thread of it looks at the environment now.
-    unsafe {
-        std::env::set_var("PATH", format!("{}:{path}", folder.path().display()));
-    }
     for (program, what) in [
         ("nft", "map 196.254.111.222 by nftables"),
         ("ip", "put tap bbot0 on its bridge"),
