@@ -190,7 +190,8 @@ impl Host {
             .with_context(|| format!("unable to make a folder in {}", second.display()))
     }
 
-    /// Removes the folders of runs that are gone.
+    /// Removes what runs that are gone have left, but for their copies of machines: folders, control groups,
+    /// taps and rules.
     pub(crate) fn sweep_run_folders(&self) {
         for kind in ["build", "bootstrap"] {
             let parent = self.run_folders(kind);

@@ -536,28 +536,6 @@ fn sweeps_and_owners_at_once() {
     assert_eq!(names(&machine.path), ["m-1.1"]);
 }
 
-/// One call for all that a crash leaves, here where nobody has had a bridge.
-#[test]
-fn everything_is_swept_by_one_call() {
-    let place = Place::copy().unwrap();
-    let (machine, revision) = machine(&place);
-    let left = machine.temporary(&toolchain()).unwrap();
-    place.volume.snapshot(&revision, &left).unwrap();
-    left_behind(&left);
-    let records = place.path("bridge");
-    std::fs::create_dir(&records).unwrap();
-    // A crash between making and filling it.
-    std::fs::write(records.join(".bbot0.owner"), "").unwrap();
-    let swept = bbot_machine::owner::sweep_all(std::slice::from_ref(&machine), &records);
-    assert_eq!(swept.machines.removed.len(), 1, "{swept:?}");
-    assert!(
-        swept.machines.problems.is_empty() && swept.bridges.problems.is_empty(),
-        "{swept:?}"
-    );
-    assert!(!left.exists());
-    assert_eq!(std::fs::read_dir(&records).unwrap().count(), 0);
-}
-
 #[test]
 fn an_instance_has_a_name_of_one_line() {
     for bad in ["", " ", "a\nb", "a\0"] {

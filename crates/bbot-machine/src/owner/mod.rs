@@ -37,8 +37,8 @@ pub use folder::{OwnedFolder, sweep_folders};
 pub use instance::Instance;
 pub(crate) use record::process;
 pub use record::{Facts, Lock, Process, Reason, Record, Verdict, is_gone};
-pub use sweep::{AllSwept, Kept, SweepProblem, Swept, sweep, sweep_all};
 pub(crate) use sweep::{Examined, examine};
+pub use sweep::{Kept, SweepProblem, Swept, sweep};
 pub use temporary::Temporary;
 pub(crate) use temporary::{LockedRecord, Sync, remove_record, write_record};
 

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use super::record::{self, Facts, Lock, RECORD_LIMIT, Reason, Record, Verdict, is_gone, try_lock};
 use super::temporary::{delete_all, is_same_file, remove_record};
 use super::{OwnerError, record_path};
-use crate::bridge;
 use crate::layout::MachineDir;
 use crate::volume::{detect, half_deleted, unfinished};
 
@@ -39,28 +38,6 @@ pub struct SweepProblem {
     pub machine: String,
     /// What went wrong.
     pub error: OwnerError,
-}
-
-/// What [`sweep_all`] did.
-#[derive(Debug, Default)]
-pub struct AllSwept {
-    /// The temporaries of machines: snapshots, half-written bootstraps.
-    pub machines: Swept,
-    /// What machines had on bridges: taps, rules.
-    pub bridges: bridge::Swept,
-}
-
-/// Cleans up everything that this crate makes on a host and that a killed agent, or a loss of power,
-/// may leave: the temporaries of these machines, and what is recorded in `bridges`, normally
-/// [`bridge::RECORDS`]. Processes need no cleaning up: they end with the agent that started them.
-/// As safe as [`sweep`]. Blocks for as long as it takes.
-#[must_use]
-pub fn sweep_all(machines: &[MachineDir], bridges: &Path) -> AllSwept {
-    AllSwept {
-        // First the network: a tap that is still there may hold a port.
-        bridges: bridge::sweep(bridges),
-        machines: sweep(machines),
-    }
 }
 
 /// Deletes the temporaries of ours, of whatever toolchain, whose owners are gone; touches nothing
