@@ -5,17 +5,25 @@
 //! plan      who is killed and when: a sequence that its seed makes again
 //! world     the folders, the toolchain, and how the programs are started
 //! machine   the machines: one in QEMU, one in a container
+//! network   how machines reach their agent: another way with each agent
 //! process   a program that runs; which processes there are
+//! ask       what an agent says of itself
 //! tasks     submitting them, following them, judging them in the end
 //! left      what lies around on the host: before and after
+//! figures   what was seen
 //! ```
+//!
+//! Some of the builds end abnormally: their machines are suspended, so that kills meet such too.
 //!
 //! It runs in namespaces of its own (`unshare`): whatever processes, mounts and network cards are there in the end were
 //! made here, and when it ends or is killed, so are they.
 
+mod ask;
+mod figures;
 mod http;
 mod left;
 mod machine;
+mod network;
 mod plan;
 mod process;
 mod tasks;
@@ -27,11 +35,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use lexopt::ValueExt as _;
 
 use crate::workspace;
+use figures::{Figures, Kills};
 use machine::Kind;
+use network::Networks;
 use plan::{Kill, Victim};
 use process::Running;
 use tasks::Tasks;
@@ -42,6 +52,9 @@ const AHEAD: usize = 6;
 
 /// How long nothing may get done before this is a failure: longer than a lost lease and a machine that does not start.
 const STALL: Duration = Duration::from_secs(300);
+
+/// Among so many kills there are some of each kind.
+const MANY: usize = 100;
 
 /// How finely the moments of kills are kept.
 const TICK: Duration = Duration::from_millis(20);
@@ -112,6 +125,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
         "install qemu-system-x86"
     );
     build()?;
+    // What is fetched for the machines is fetched here: inside there is no network.
+    testkit::guest::kernel().map_err(|why| anyhow!("cannot make a machine: {why}"))?;
     let home = tempfile::Builder::new()
         .prefix("bbot-kill-")
         .tempdir()
@@ -214,7 +229,14 @@ fn inside(options: &Options, home: &Path) -> anyhow::Result<()> {
     ] {
         testkit::run(program, arguments);
     }
-    let world = World::make(home, programs()?, options.instances, kinds(options)?)?;
+    let networks = Networks::make(&home.join("dnsmasq.log"))?;
+    let world = World::make(
+        home,
+        programs()?,
+        options.instances,
+        kinds(options)?,
+        networks,
+    )?;
     println!(
         "machines are on {}",
         if world.is_btrfs() {
@@ -245,34 +267,6 @@ fn inside(options: &Options, home: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// What the test has seen.
-struct Figures {
-    kills: [usize; 3],
-    tasks: usize,
-    statuses: Vec<(String, usize)>,
-    seconds: u64,
-    problems: Vec<String>,
-}
-
-impl std::fmt::Display for Figures {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [agent, machine, controller] = self.kills;
-        let statuses: Vec<String> = self
-            .statuses
-            .iter()
-            .map(|(status, count)| format!("{count} {status}"))
-            .collect();
-        write!(
-            f,
-            "{} kills (agent {agent}, machine {machine}, controller {controller}), {} tasks ({}), {} s",
-            agent + machine + controller,
-            self.tasks,
-            statuses.join(", "),
-            self.seconds
-        )
-    }
-}
-
 fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
     world.bootstrap()?;
     let controller = world.start_controller()?;
@@ -280,31 +274,37 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
     let tasks = until("the controller's answer", || {
         Ok(Tasks::begin(world.address(), token.clone(), &world.configurations()).ok())
     })?;
-    let agent = world.start_agent()?;
     let mut test = Test {
         world,
         tasks,
-        agent: Some(agent),
+        agent: None,
         controller: Some(controller),
         back: Vec::new(),
         began: Instant::now(),
     };
-    // One whole task on each machine, and then an end in order: what is there after that is there for good.
-    for _ in world.configurations() {
-        test.tasks.submit()?;
-    }
-    until("the first results", || {
-        test.tasks.look()?;
-        Ok((test.tasks.progress().1 == 0).then_some(()))
-    })?;
-    let first = test.tasks.all()?;
-    ensure!(
-        first
-            .iter()
-            .all(|build| build.status.as_deref() == Some("success")),
-        "not all builds succeed before anything is killed: {first:?}"
-    );
+    // One whole task for each machine on each network, and then an end in order: what is there after that is there for
+    // good.
     let mut problems = Vec::new();
+    for _ in 0..world.networks().count() {
+        test.agent = Some(world.start_agent()?);
+        for _ in world.configurations() {
+            test.tasks.submit()?;
+        }
+        until("the first results", || {
+            test.tasks.look()?;
+            Ok((test.tasks.progress().1 == 0).then_some(()))
+        })?;
+        if let Some(agent) = test.agent.take() {
+            world::end(agent, "agent", &mut problems)?;
+        }
+    }
+    let first = test.tasks.all()?;
+    let wrong = tasks::wrong(&first, Kills::default(), options.instances);
+    ensure!(
+        wrong.is_empty(),
+        "not all builds end as they should before anything is killed: {}",
+        wrong.join("; ")
+    );
     test.stop(&mut problems)?;
     let before = world.inventory()?;
     test.controller = Some(world.start_controller()?);
@@ -327,6 +327,10 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
         test.tasks.submitted(),
         &world.configurations(),
     ));
+    problems.extend(tasks::wrong(&builds, kills, options.instances));
+    if options.kills >= MANY && kills.of_suspended() == 0 {
+        problems.push("no kill has met a suspended machine".to_owned());
+    }
     let log = fs::read(world.log("controller")).context("cannot read the controller's log")?;
     problems.extend(tasks::recorded_twice(&String::from_utf8_lossy(&log)));
     // A task more shows that the agent has begun, and so has swept.
@@ -340,25 +344,18 @@ fn test(options: &Options, world: &World) -> anyhow::Result<Figures> {
             .map(|left| format!("left over: {left}")),
     );
 
-    let mut statuses = std::collections::BTreeMap::new();
-    for build in &builds {
-        *statuses
-            .entry(build.status.clone().unwrap_or_else(|| build.state.clone()))
-            .or_insert(0) += 1;
-    }
-    Ok(Figures {
+    Ok(Figures::new(
         kills,
-        tasks: builds.len(),
-        statuses: statuses.into_iter().collect(),
-        seconds: test.began.elapsed().as_secs(),
+        &builds,
+        test.began.elapsed().as_secs(),
         problems,
-    })
+    ))
 }
 
 impl Test<'_> {
-    /// Kills by the plan while tasks stream, and then waits until all have their results. How many of each it killed.
-    fn run(&mut self, plan: &[Kill], tasks: usize) -> anyhow::Result<[usize; 3]> {
-        let mut killed = [0; 3];
+    /// Kills by the plan while tasks stream, and then waits until all have their results. Gives what it killed.
+    fn run(&mut self, plan: &[Kill], tasks: usize) -> anyhow::Result<Kills> {
+        let mut killed = Kills::default();
         let mut plan = plan.iter().enumerate();
         let mut next = plan.next();
         let mut last_kill = Instant::now();
@@ -394,8 +391,7 @@ impl Test<'_> {
                 continue;
             };
             let is_due = is_quiet && last_kill.elapsed() >= kill.after;
-            if is_due && self.kill(number, kill)? {
-                killed[kill.victim.index()] += 1;
+            if is_due && self.kill(number, kill, &mut killed)? {
                 last_kill = Instant::now();
                 next = plan.next();
             }
@@ -404,7 +400,9 @@ impl Test<'_> {
     }
 
     /// Whether the kill was done; no machine may be running yet.
-    fn kill(&mut self, number: usize, kill: &Kill) -> anyhow::Result<bool> {
+    fn kill(&mut self, number: usize, kill: &Kill, killed: &mut Kills) -> anyhow::Result<bool> {
+        // It may be on its way up, or have just been killed.
+        let suspended = self.world.suspended().unwrap_or_default();
         match kill.victim {
             Victim::Agent => {
                 let Some(agent) = self.agent.take() else {
@@ -430,13 +428,16 @@ impl Test<'_> {
                 }
             }
         }
+        killed.count(kill.victim, suspended > 0);
         let (built, waiting) = self.tasks.progress();
         println!(
-            "{:7.2} s  kill {}: {} {:.2} s after the one before; {built} built, {waiting} waiting",
+            "{:7.2} s  kill {}: {} {:.2} s after the one before, with machines on {}; \
+             {suspended} suspended, {built} built, {waiting} waiting",
             self.began.elapsed().as_secs_f64(),
             number + 1,
             kill.victim,
-            kill.after.as_secs_f64()
+            kill.after.as_secs_f64(),
+            self.world.networks().current(),
         );
         Ok(true)
     }

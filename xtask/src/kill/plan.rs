@@ -12,17 +12,6 @@ pub(super) enum Victim {
     Machine,
 }
 
-impl Victim {
-    /// Its place in a count of all three.
-    pub(super) fn index(self) -> usize {
-        match self {
-            Self::Agent => 0,
-            Self::Machine => 1,
-            Self::Controller => 2,
-        }
-    }
-}
-
 impl fmt::Display for Victim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -11,8 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use testkit::Mount;
 
+use super::ask;
 use super::left::{Inventory, Places};
 use super::machine::{self, Kind};
+use super::network::{Network, Networks};
 use super::process::Running;
 
 /// Where the controller listens: nobody else is on this loopback.
@@ -20,6 +22,9 @@ const CONTROLLER: ([u8; 4], u16) = ([127, 0, 0, 1], 2268);
 
 /// Room for machines on their own file system, in bytes: files have holes, and only what is written counts.
 const VOLUME: u64 = 2 << 30;
+
+/// For how many seconds a machine is kept suspended: kills come more often.
+const SUSPENDED: &str = "10";
 
 /// Memory of a machine in KiB.
 const RAM: u32 = 192 * 1024;
@@ -42,6 +47,7 @@ pub(super) struct World {
     /// How many machines at once.
     instances: u32,
     kinds: Vec<Kind>,
+    networks: Networks,
     /// Where the machines are: on btrfs, where that can be had.
     machines: PathBuf,
     volume: Option<Mount>,
@@ -56,6 +62,7 @@ impl World {
         programs: Programs,
         instances: u32,
         kinds: Vec<Kind>,
+        networks: Networks,
     ) -> anyhow::Result<Self> {
         let volume = testkit::btrfs().then(|| Mount::btrfs(home, VOLUME));
         let machines = volume
@@ -67,6 +74,7 @@ impl World {
             programs,
             instances,
             kinds,
+            networks,
             machines,
             volume,
             groups: RefCell::default(),
@@ -90,6 +98,10 @@ impl World {
     /// What tasks are built for: a configuration for each machine, of its name.
     pub(super) fn configurations(&self) -> Vec<&'static str> {
         self.kinds.iter().map(|kind| kind.name()).collect()
+    }
+
+    pub(super) fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     pub(super) fn is_btrfs(&self) -> bool {
@@ -139,8 +151,9 @@ impl World {
         Ok(token.trim().to_owned())
     }
 
+    /// The next agent, with the next network.
     pub(super) fn start_agent(&self) -> anyhow::Result<Running> {
-        let mut command = self.agent();
+        let mut command = self.agent(self.networks.next());
         command.arg(format!("http://{}", self.address()));
         let agent = Running::start("agent", &mut command, &self.log("agent"))?;
         let group = format!("bbot-nspawn-{}-", agent.identity()?);
@@ -148,10 +161,15 @@ impl World {
         Ok(agent)
     }
 
+    /// How many machines the agent keeps suspended now.
+    pub(super) fn suspended(&self) -> anyhow::Result<usize> {
+        ask::suspended(&self.home.join("state/default.sock"))
+    }
+
     /// Bootstraps the machine, so that every list that is taken later has it.
     pub(super) fn bootstrap(&self) -> anyhow::Result<()> {
         let output = self
-            .agent()
+            .agent(Network::Wire)
             .arg("--dump-machines")
             .stdin(Stdio::null())
             .output()
@@ -171,11 +189,12 @@ impl World {
         Ok(())
     }
 
-    fn agent(&self) -> Command {
+    fn agent(&self, network: Network) -> Command {
         let mut command = self.command(&self.programs.agent);
+        command.args(network.options());
         for (option, value) in [
             ("--accel", "tcg"),
-            ("--suspend-timeout", "0"),
+            ("--suspend-timeout", SUSPENDED),
             ("--idle-pause", "1"),
             ("--build-timeout", "300"),
             ("--build-startup", "90"),
