@@ -31,8 +31,11 @@ const TIMEOUT: u32 = 5;
 /// How long a target may take to read its corpus and to end, beyond its time.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// The longest input, in bytes: a few frames, packets, or a manifest.
-const MAX_LEN: u32 = 8192;
+/// The longest input, in bytes: a few frames, packets, or lines.
+const MAX_LEN: usize = 8192;
+
+/// The longest one of what comes as long as a guest or a controller likes.
+const MAX_LEN_OF_MANIFESTS: usize = 128 * 1024;
 
 /// As cargo-fuzz has them. Without the threshold, branches that are folded would not be seen.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -164,6 +167,14 @@ pub(crate) fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
     bail!("{} target(s) found something", failed.len())
 }
 
+/// The longest input of a target.
+fn max_len(target: &str) -> usize {
+    match target {
+        "manifest" | "typed" => MAX_LEN_OF_MANIFESTS,
+        _ => MAX_LEN,
+    }
+}
+
 /// The names of the targets: of their files.
 fn targets(home: &Path) -> anyhow::Result<Vec<String>> {
     let folder = home.join("fuzz_targets");
@@ -262,6 +273,10 @@ fn run_one(fuzz: &Fuzz, options: &Options, target: &str) -> anyhow::Result<Outco
     let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
     let inputs = scratch.path().join("corpus");
     corpus::copy(&fuzz.corpus(target), &inputs)?;
+    let longest = max_len(target);
+    if longest > MAX_LEN {
+        corpus::grow(&inputs, longest)?;
+    }
     let artifacts = fuzz.artifacts(target);
     fs::create_dir_all(&artifacts)
         .with_context(|| format!("cannot make {}", artifacts.display()))?;
@@ -273,7 +288,7 @@ fn run_one(fuzz: &Fuzz, options: &Options, target: &str) -> anyhow::Result<Outco
     command
         .arg(&inputs)
         .arg(format!("-max_total_time={}", options.seconds))
-        .arg(format!("-max_len={MAX_LEN}"))
+        .arg(format!("-max_len={longest}"))
         .arg(format!("-seed={}", options.seed))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg("-print_final_stats=1")
