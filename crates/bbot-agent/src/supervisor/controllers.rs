@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn one_that_was_away_for_an_hour_is_asked_soon_after_it_is_back() {
-        for (kin, least, most) in [(Kin::Ours, 12, 18), (Kin::Stranger, 60, 90)] {
+        for (kin, least, most) in [(Kin::Ours, 12_u32, 18_u32), (Kin::Stranger, 60, 90)] {
             let mut all = Controllers::new(&controllers(&["a"]));
             all.all[0].kin = kin;
             let mut random = StdRng::seed_from_u64(1);
@@ -290,7 +290,7 @@ mod tests {
             );
             // Nor is it asked all the time meanwhile.
             assert!(
-                pauses.len() < 60 * 60 / least as usize + 10,
+                pauses.len() < usize::try_from(60 * 60 / least).unwrap() + 10,
                 "{}",
                 pauses.len()
             );

@@ -176,7 +176,10 @@ impl Guest {
     pub(crate) async fn event(&mut self) -> MachineEvent {
         match tokio::time::timeout(PATIENCE, self.machine.next_event()).await {
             Ok(event) => event,
-            Err(_) => panic!("nothing happens; the console said last:\n{}", self.last_lines()),
+            Err(_) => panic!(
+                "nothing happens; the console said last:\n{}",
+                self.last_lines()
+            ),
         }
     }
 
