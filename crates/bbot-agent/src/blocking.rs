@@ -223,10 +223,11 @@ mod tests {
 
     use super::*;
 
-    /// A copy that would go on for ever, on a real thread in real time.
-    fn endless(began: oneshot::Sender<()>, stop: &Stop) -> Result<Temporary, OwnerError> {
+    /// A copy that goes on for long, on a real thread in real time.
+    fn long(began: oneshot::Sender<()>, stop: &Stop) -> Result<Temporary, OwnerError> {
         began.send(()).unwrap();
-        while !stop.is_set() {
+        let begin = std::time::Instant::now();
+        while !stop.is_set() && begin.elapsed() < Duration::from_secs(40) {
             std::thread::yield_now();
         }
         let path = "disk.img".into();
@@ -237,7 +238,7 @@ mod tests {
     async fn a_copy_that_nobody_waits_for_any_more_is_broken_off() {
         let blocking = Blocking::default();
         let (began, begins) = oneshot::channel();
-        let copy = Copied::make(&blocking, Path::new("m"), |stop| endless(began, stop));
+        let copy = Copied::make(&blocking, Path::new("m"), |stop| long(began, stop));
         tokio::select! {
             made = copy => panic!("{made:?}"),
             begun = begins => begun.unwrap(),
@@ -250,7 +251,7 @@ mod tests {
     async fn a_copy_that_takes_too_long_is_broken_off_and_told() {
         let blocking = Blocking::default();
         let (began, begins) = oneshot::channel();
-        let copy = Copied::make(&blocking, Path::new("m"), |stop| endless(began, stop));
+        let copy = Copied::make(&blocking, Path::new("m"), |stop| long(began, stop));
         let late = async {
             begins.await.unwrap();
             // Time does not go on by itself while a thread works.
