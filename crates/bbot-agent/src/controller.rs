@@ -174,8 +174,8 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         hold: Duration,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>>;
 
-    /// Posts a result.
-    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted>;
+    /// Posts a result to a controller that is known to be of this kin.
+    fn post_result<'a>(&'a self, url: &'a Url, kin: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted>;
 
     /// Renews the lease of a session, whose URL this is, within this time.
     fn renew_lease<'a>(&'a self, session: &'a Url, within: Duration) -> BoxFuture<'a, Renewed>;
@@ -271,8 +271,8 @@ pub fn below(session: &Url, rest: &str) -> Url {
 }
 
 /// What a status means for the renewal of a lease. `is_ours`: the answer has our
-/// controllers' mark; that of a proxy in front of one that is away says nothing about
-/// the session.
+/// controllers' mark; that of a proxy in front of one that is away says nothing, be it
+/// yes or no.
 pub fn renewed(
     status: StatusCode,
     is_ours: bool,
@@ -280,13 +280,15 @@ pub fn renewed(
     message: &str,
 ) -> Renewed {
     match status.as_u16() {
+        _ if !is_ours => Renewed::Again(said_between(status, message)),
         200..=299 => Renewed::Until(next),
-        404 | 410 if is_ours => Renewed::Over(said(status, message)),
+        404 | 410 => Renewed::Over(said(status, message)),
         _ => Renewed::Again(said(status, message)),
     }
 }
 
-/// What a status means for a log segment; `next` is the number that is expected.
+/// What a status means for a log segment; `next` is the number that is expected, and
+/// `is_ours` as in [`renewed`].
 pub fn acknowledged(
     status: StatusCode,
     is_ours: bool,
@@ -295,9 +297,10 @@ pub fn acknowledged(
 ) -> Acknowledged {
     let text = said(status, message);
     match (status.as_u16(), next) {
+        _ if !is_ours => Acknowledged::Again(said_between(status, message)),
         (200..=299, _) => Acknowledged::Taken,
         (409, Some(next)) => Acknowledged::Gap(next),
-        (404 | 410, _) if is_ours => Acknowledged::Over(text),
+        (404 | 410, _) => Acknowledged::Over(text),
         (400 | 413, _) => Acknowledged::Refused(text),
         _ => Acknowledged::Again(text),
     }
@@ -311,15 +314,26 @@ fn said(status: StatusCode, message: &str) -> String {
     }
 }
 
-/// What a status means for a result (docs/protocol.md, section 6).
-pub fn verdict(status: StatusCode, message: &str) -> Posted {
-    let text = said(status, message);
-    match status.as_u16() {
-        200..=299 => Posted::Taken,
-        413 => Posted::TooLarge,
-        401 | 408 | 429 => Posted::Again(text),
-        400..=499 => Posted::Refused(text),
-        _ => Posted::Again(text),
+/// The same, of somebody between us and a controller of ours.
+fn said_between(status: StatusCode, message: &str) -> String {
+    format!("{}, not by the controller itself", said(status, message))
+}
+
+/// What a status means for a result (docs/protocol.md, section 6). `kin`: whose the
+/// controller is known to be; `is_ours`: this answer has our controllers' mark.
+pub fn verdict(status: StatusCode, kin: Kin, is_ours: bool, message: &str) -> Posted {
+    let text = || said(status, message);
+    match (kin, status.as_u16()) {
+        // Whoever says so, a smaller one may get through.
+        (_, 413) => Posted::TooLarge,
+        // A proxy's page, of whatever status, says nothing of the result.
+        (Kin::Ours, _) if !is_ours => Posted::Again(said_between(status, message)),
+        (_, 200..=299) => Posted::Taken,
+        // Ours says 403, 404 and 410 of results that are worth nothing; 421 is a name that
+        // it can be given.
+        (Kin::Ours, 401 | 408 | 421 | 429) => Posted::Again(text()),
+        (Kin::Ours, 400..=499) | (Kin::Stranger, 400) => Posted::Refused(text()),
+        _ => Posted::Again(text()),
     }
 }
 

@@ -334,7 +334,7 @@ mod tests {
     use bbot_machine::machine::BoxFuture;
 
     use super::*;
-    use crate::controller::{Acknowledged, Posted, Renewed, TaskAnswer, task_url};
+    use crate::controller::{Acknowledged, Kin, Posted, Renewed, TaskAnswer, task_url};
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -388,7 +388,7 @@ mod tests {
             unreachable!("no task is asked for")
         }
 
-        fn post_result<'a>(&'a self, _: &'a Url, _: Vec<u8>) -> BoxFuture<'a, Posted> {
+        fn post_result<'a>(&'a self, _: &'a Url, _: Kin, _: Vec<u8>) -> BoxFuture<'a, Posted> {
             unreachable!("no result is posted")
         }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bbot_machine::machine::BoxFuture;
 use tokio::time::Instant;
 
-use super::{Acknowledged, Link, LinkError, Posted, Renewed, TaskAnswer, Url};
+use super::{Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url};
 
 /// What was posted: when, where, what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Link for FakeLink {
         unreachable!("no task is asked for")
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, url: &'a Url, _: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         Box::pin(async move {
             self.results.lock().unwrap().push(Seen {
                 at: Instant::now(),

@@ -283,13 +283,13 @@ impl Link for Http {
         })
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, url: &'a Url, kin: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         Box::pin(async move {
             let posted = self.post(url, MANIFEST, HeaderMap::new(), body, self.timeout);
             match posted.await {
                 Ok(response) => {
-                    let status = response.status();
-                    verdict(status, &message(response).await)
+                    let (status, is_ours) = (response.status(), is_ours(&response));
+                    verdict(status, kin, is_ours, &message(response).await)
                 }
                 Err(e @ LinkError::Redirect { .. }) => Posted::Again(e.to_string()),
                 Err(e) => Posted::Unreachable(e.to_string()),

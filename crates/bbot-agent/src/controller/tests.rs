@@ -64,17 +64,68 @@ fn a_result_goes_to_its_controller_or_where_it_is_allowed() {
 
 #[test]
 fn statuses() {
-    let of = |code: u16| verdict(StatusCode::from_u16(code).unwrap(), "");
-    for code in [200, 201, 204] {
-        assert_eq!(of(code), Posted::Taken);
+    let of = |kin, is_ours, code: u16| {
+        let status = StatusCode::from_u16(code).unwrap();
+        match verdict(status, kin, is_ours, "") {
+            Posted::Taken => "taken",
+            Posted::TooLarge => "too large",
+            Posted::Refused(_) => "refused",
+            Posted::Again(_) => "again",
+            Posted::Unreachable(_) => "unreachable",
+        }
+    };
+    let all = [
+        200, 201, 204, 303, 304, 400, 401, 403, 404, 405, 407, 408, 410, 411, 413, 421, 422, 429,
+        431, 451, 500, 502, 503, 504, 511,
+    ];
+    for code in all {
+        let ours = match code {
+            200..=299 => "taken",
+            413 => "too large",
+            401 | 408 | 421 | 429 => "again",
+            400..=499 => "refused",
+            _ => "again",
+        };
+        assert_eq!(of(Kin::Ours, true, code), ours, "ours {code}");
+        // A proxy in front of it: its login page, its "no such host".
+        let proxy = if code == 413 { "too large" } else { "again" };
+        assert_eq!(of(Kin::Ours, false, code), proxy, "a proxy {code}");
+        let stranger = match code {
+            200..=299 => "taken",
+            413 => "too large",
+            400 => "refused",
+            _ => "again",
+        };
+        for marked in [true, false] {
+            assert_eq!(of(Kin::Stranger, marked, code), stranger, "{code}");
+        }
     }
-    assert_eq!(of(413), Posted::TooLarge);
-    for code in [400, 403, 404, 410, 422] {
-        assert!(matches!(of(code), Posted::Refused(_)), "{code}");
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_of_a_result_is_not_its_controllers_word() {
+    let ours = "Bbot-Controller: 1\r\n";
+    let (url, server) = serve(vec![
+        answer("404 Not Found", "", "no such site"),
+        answer("200 OK", "", "<html>please sign in"),
+        answer("404 Not Found", ours, "the session is not known"),
+        answer("200 OK", ours, ""),
+    ]);
+    let mut posted = Vec::new();
+    for _ in 0..4 {
+        posted.push(http().post_result(&url, Kin::Ours, Vec::new()).await);
     }
-    for code in [401, 408, 429, 500, 502, 503, 504, 303, 304] {
-        assert!(matches!(of(code), Posted::Again(_)), "{code}");
-    }
+    let by_proxy = |text: &str| Posted::Again(format!("{text}, not by the controller itself"));
+    assert_eq!(
+        posted,
+        [
+            by_proxy("404 Not Found: no such site"),
+            by_proxy("200 OK: <html>please sign in"),
+            Posted::Refused("404 Not Found: the session is not known".to_owned()),
+            Posted::Taken,
+        ]
+    );
+    server.join().unwrap();
 }
 
 #[tokio::test]
@@ -119,10 +170,14 @@ async fn redirects_stay_posts_and_within_the_origin() {
         answer("302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
     ]);
     assert_eq!(
-        http().post_result(&url, b"body".to_vec()).await,
+        http()
+            .post_result(&url, Kin::Stranger, b"body".to_vec())
+            .await,
         Posted::Taken
     );
-    let elsewhere = http().post_result(&url, b"body".to_vec()).await;
+    let elsewhere = http()
+        .post_result(&url, Kin::Stranger, b"body".to_vec())
+        .await;
     assert!(
         matches!(&elsewhere, Posted::Again(why) if why.contains("give the final URL")),
         "{elsewhere:?}"
@@ -159,7 +214,7 @@ async fn what_a_controller_says_is_told_on_one_line() {
         answer("401 Unauthorized", "", ""),
     ]);
     assert_eq!(
-        http().post_result(&url, Vec::new()).await,
+        http().post_result(&url, Kin::Stranger, Vec::new()).await,
         Posted::Refused("400 Bad Request: invalid ?session".to_owned())
     );
     let error = http()
@@ -194,7 +249,7 @@ async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
         .unwrap_err();
     assert_eq!(error.to_string(), "no answer within 1 s");
     drop(free);
-    let down = http().post_result(&url, Vec::new()).await;
+    let down = http().post_result(&url, Kin::Stranger, Vec::new()).await;
     assert!(
         matches!(&down, Posted::Unreachable(why) if why.contains("refused")),
         "{down:?}"

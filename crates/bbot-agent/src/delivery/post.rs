@@ -8,11 +8,11 @@ use tokio::task::JoinSet;
 
 use super::plan::{Fate, Id, Verdict};
 use super::{Inner, Place};
-use crate::controller::Posted;
+use crate::controller::{Kin, Posted};
 use crate::result;
 use crate::spool::{Destination, Entry};
 
-/// A result that does not even fit into this is refused for good after a 413.
+/// A result that does not even fit into this is not cut any more after a 413.
 const SMALLEST: usize = 16 * 1024;
 
 /// Posts until it is aborted.
@@ -210,7 +210,7 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
     };
     loop {
         let length = body.len();
-        match inner.link().post_result(&to.url, body).await {
+        match inner.link().post_result(&to.url, to.kin, body).await {
             Posted::Taken => return (Verdict::Taken, String::new()),
             Posted::Refused(why) => return (Verdict::Refused, why),
             Posted::Again(why) => return (Verdict::Busy, why),
@@ -224,7 +224,12 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
         let smaller = tokio::task::spawn_blocking(move || cut(&whole)).await;
         let Ok(Some(smaller)) = smaller else {
             let why = format!("it is too large although its logs are cut to {length} bytes");
-            return (Verdict::Refused, why);
+            let verdict = match to.kin {
+                // Ours takes one of this size: somebody between us does not.
+                Kin::Ours => Verdict::Busy,
+                Kin::Stranger => Verdict::Refused,
+            };
+            return (verdict, why);
         };
         tracing::warn!(
             "{} does not take a result of {length} bytes, cutting the logs to {}",

@@ -288,10 +288,16 @@ async fn a_result_that_is_too_large_is_cut_until_it_fits() {
     // The second try begins with what was cut.
     assert!(lengths[1] <= lengths[0] / 2 && lengths[2] == lengths[1]);
     assert_eq!(world.files("results"), 0);
-    world.link.answer(A, Posted::TooLarge);
-    world.add(A, "small").await;
-    world.settle().await;
-    assert_eq!(world.files("refused"), 1, "one that cannot be cut is kept");
+    // One that cannot be cut: ours would take it, so somebody between does not.
+    for (kin, refused) in [(Kin::Ours, 0), (Kin::Stranger, 1)] {
+        world.link.answer(A, Posted::TooLarge);
+        let small = self::request("small", BuildStatus::Success);
+        let added = world.handle().add(&url, kin, small, Era::Y2017, None, None);
+        added.await.unwrap();
+        seconds(5).await;
+        let left = (world.files("results"), world.files("refused"));
+        assert_eq!(left, (0, refused), "{kin:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

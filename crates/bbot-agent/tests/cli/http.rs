@@ -134,12 +134,12 @@ fn a_controller_of_today_gets_its_result() {
 fn ended_by(signals: &[nix::sys::signal::Signal], more: &[&str]) -> (ResultRequest, Duration) {
     let host = Host::new();
     let header = host.file("header", HEADER);
-    let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
+    let ours = "Bbot-Controller: 1\r\n";
+    let (results, result_server) = serve(vec![answer("200 OK", ours, "")]);
     let task = format!(
         ": 1\nsession: s/1\nresult-url: {results}?build-result\n:\n{}",
         &TASK[4..]
     );
-    let ours = "Bbot-Controller: 1\r\n";
     let (tasks, task_server) = serve(vec![answer("200 OK", ours, &task)]);
     let mut args = vec!["--fake-machine", &header, "--allow-result-url", &results];
     args.extend(more);

@@ -78,7 +78,7 @@ impl Link for Controllers {
         })
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, url: &'a Url, _: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         let body = String::from_utf8(body).unwrap();
         self.results.lock().unwrap().push((url.to_string(), body));
         let answer = self.posts.lock().unwrap().pop_front();

@@ -88,9 +88,12 @@ async fn an_answer_that_drips_is_given_up_in_time() {
     // Of a result the status says it all.
     let begin = Instant::now();
     let http = Http::new(SHORT).unwrap();
-    assert_eq!(http.post_result(&body, Vec::new()).await, Posted::Taken);
+    assert_eq!(
+        http.post_result(&body, Kin::Stranger, Vec::new()).await,
+        Posted::Taken
+    );
     assert!(begin.elapsed() < SHORT * 3);
-    let posted = http.post_result(&head, Vec::new()).await;
+    let posted = http.post_result(&head, Kin::Stranger, Vec::new()).await;
     assert!(matches!(posted, Posted::Unreachable(_)), "{posted:?}");
 }
 
@@ -102,7 +105,7 @@ async fn a_message_that_drips_does_not_hold_up_what_its_status_says() {
         drip(stream, &[b'x'; 10_000]);
     });
     let begin = Instant::now();
-    let posted = http().post_result(&url, Vec::new()).await;
+    let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
     assert!(
         matches!(&posted, Posted::Refused(why) if why.starts_with("400 Bad Request: no x")),
         "{posted:?}"
@@ -136,7 +139,10 @@ async fn endless_headers_and_bodies_end() {
     });
     let error = ask(&http(), &body).await.unwrap_err();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
-    assert_eq!(http().post_result(&body, Vec::new()).await, Posted::Taken);
+    assert_eq!(
+        http().post_result(&body, Kin::Stranger, Vec::new()).await,
+        Posted::Taken
+    );
     let dir = tempfile::tempdir().unwrap();
     let fetch = Http::new(SHORT).unwrap();
     let to = dir.path().join("a");
@@ -182,7 +188,7 @@ async fn what_is_no_answer_is_an_error_and_nothing_is_taken() {
         let http = Http::new(SHORT).unwrap();
         let error = ask(&http, &url).await;
         assert!(error.is_err(), "{what}: {error:?}");
-        let posted = http.post_result(&url, Vec::new()).await;
+        let posted = http.post_result(&url, Kin::Stranger, Vec::new()).await;
         assert!(
             matches!(posted, Posted::Unreachable(_) | Posted::Again(_)),
             "{what}: {posted:?}"
@@ -225,7 +231,10 @@ async fn nothing_is_unpacked_that_was_not_asked_for() {
     let url = says([head.as_bytes(), &bomb].concat());
     let answer = ask(&http(), &url).await.unwrap();
     assert_eq!(answer.body, bomb);
-    assert_eq!(http().post_result(&url, Vec::new()).await, Posted::Taken);
+    assert_eq!(
+        http().post_result(&url, Kin::Stranger, Vec::new()).await,
+        Posted::Taken
+    );
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("a");
     let hash = hex::encode(Sha256::digest(&bomb));
@@ -262,7 +271,7 @@ async fn redirects_lead_nowhere_else_and_never_make_a_get() {
             matches!(error, LinkError::Redirect { .. } | LinkError::Transport(_)),
             "{location}: {error}"
         );
-        let posted = http().post_result(&url, Vec::new()).await;
+        let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
         assert!(
             matches!(posted, Posted::Again(_) | Posted::Unreachable(_)),
             "{location}: {posted:?}"
@@ -273,7 +282,7 @@ async fn redirects_lead_nowhere_else_and_never_make_a_get() {
     let (url, server) = serve(vec![other.clone(), other]);
     let error = ask(&http(), &url).await.unwrap_err();
     assert_eq!(error.to_string(), "303 See Other");
-    let posted = http().post_result(&url, Vec::new()).await;
+    let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
     assert_eq!(posted, Posted::Again("303 See Other".to_owned()));
     let lines: Vec<String> = server.join().unwrap().into_iter().map(|s| s.line).collect();
     assert_eq!(lines, ["POST / HTTP/1.1"; 2]);
@@ -307,6 +316,7 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
         ),
         answer("410 Gone", ours, "the task was given away"),
         answer("410 Gone", "", "a proxy's word"),
+        answer("200 OK", "", "a proxy's login page"),
         answer(
             "204 No Content",
             "Bbot-Controller: 1\r\nBbot-Log-Next: 8\r\n",
@@ -320,6 +330,8 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
         answer("409 Conflict", ours, ""),
         answer("404 Not Found", ours, ""),
         answer("404 Not Found", "", ""),
+        answer("200 OK", "", "a proxy's login page"),
+        answer("413 Too Large", "", "a proxy's bound"),
         answer("413 Too Large", ours, ""),
         answer("503 Busy", ours, ""),
     ]);
@@ -334,6 +346,7 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
     assert_eq!(renew().await, Renewed::Over(over));
     // The answer of somebody between us and a controller that is away.
     assert!(matches!(renew().await, Renewed::Again(_)));
+    assert!(matches!(renew().await, Renewed::Again(_)));
     let post = async |number, skips| {
         http.post_segment(&session, number, skips, b"update\nx".to_vec())
             .await
@@ -342,7 +355,9 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
     assert_eq!(post(8, true).await, Acknowledged::Gap(3));
     assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
     assert!(matches!(post(8, false).await, Acknowledged::Over(_)));
-    assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
+    for _ in 0..3 {
+        assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
+    }
     assert!(matches!(post(8, false).await, Acknowledged::Refused(_)));
     assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
     let seen = server.join().unwrap();
@@ -351,14 +366,14 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
         (seen[1].header("bbot-agent"), seen[1].body.len()),
         (Some("1"), 0)
     );
-    assert_eq!(seen[4].line, "POST /s/1/log/7 HTTP/1.1");
+    assert_eq!(seen[5].line, "POST /s/1/log/7 HTTP/1.1");
     assert_eq!(
-        seen[4].header("content-type"),
+        seen[5].header("content-type"),
         Some("application/octet-stream")
     );
-    assert_eq!(seen[4].body, b"update\nx");
+    assert_eq!(seen[5].body, b"update\nx");
     let skips = |n: usize| seen[n].header("bbot-log-skip");
-    assert_eq!((skips(4), skips(5)), (None, Some("1")));
+    assert_eq!((skips(5), skips(6)), (None, Some("1")));
 }
 
 #[tokio::test]

@@ -153,7 +153,10 @@ async fn a_bad_certificate_is_refused_with_what_is_wrong() {
             error.contains("certificate") && is_told(&error, expected),
             "{error}"
         );
-        let posted = authority.http().post_result(&url, b"secret".to_vec()).await;
+        let posted = authority
+            .http()
+            .post_result(&url, Kin::Stranger, b"secret".to_vec())
+            .await;
         assert!(matches!(posted, Posted::Unreachable(_)), "{posted:?}");
     }
 }
