@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bbot_agent::delivery::plan::{Fate, MAX_AGE, Verdict};
+use bbot_agent::delivery::plan::{Fate, PATIENCE, Verdict};
 use bbot_agent::supervisor::{Action, Kin, MachineState, Supervisor};
 use bbot_controller::queue::State;
 use bbot_controller::queue::outcome::{INTERRUPTS, SessionState};
@@ -256,7 +256,7 @@ pub(crate) fn fate(world: &World, number: usize, id: u64, verdict: Verdict, fate
     let state = controller.session_state(spooled.session);
     match (verdict, fate) {
         (Verdict::Taken, Fate::Forget)
-        | (Verdict::Busy | Verdict::Unreachable, Fate::Again { .. }) => Ok(()),
+        | (Verdict::Busy | Verdict::Unsent | Verdict::Unreachable, Fate::Again { .. }) => Ok(()),
         (Verdict::Refused, Fate::SetAside) => {
             let is_wanted = matches!(
                 state,
@@ -269,9 +269,10 @@ pub(crate) fn fate(world: &World, number: usize, id: u64, verdict: Verdict, fate
                 )
             })
         }
-        (Verdict::Busy | Verdict::Unreachable, Fate::GivenUp { .. }) => {
+        // It has answered for so long; one that was away is waited for.
+        (Verdict::Busy, Fate::GivenUp { .. }) => {
             let age = world.now - spooled.written;
-            rule(controller.kin == Kin::Stranger && age > MAX_AGE, || {
+            rule(controller.kin == Kin::Stranger && age > PATIENCE, || {
                 format!(
                     "the result of session {} is given up after {age:?}",
                     spooled.session

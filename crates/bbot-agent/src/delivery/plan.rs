@@ -17,8 +17,10 @@
 //!   pauses of its own.
 //!
 //! A stranger's task is given to another agent after three hours, so its result is given
-//! up then ([`MAX_AGE`]). A controller of ours says when it does not want a result; until
-//! it does the result is kept.
+//! up when the controller has answered so for as long ([`PATIENCE`]). Time in which it
+//! cannot be reached does not count: it may have been away, and its queue with it. A
+//! controller of ours says when it does not want a result; until it does the result is
+//! kept.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,9 +33,9 @@ use crate::controller::Kin;
 /// Time since the agent's start, on a clock that never jumps.
 pub type Time = Duration;
 
-/// The original's controller gives a task up after three hours and lets another agent
-/// do it.
-pub const MAX_AGE: Duration = Duration::from_secs(3 * 60 * 60);
+/// For how long a stranger may answer that it does not take a result now. The original's
+/// controller gives a task up after three hours and lets another agent do it.
+pub const PATIENCE: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// After how many answers that it is not taken now a result steps behind the others.
 pub const STEP_BEHIND: u32 = 3;
@@ -66,7 +68,7 @@ pub struct Entry {
     pub origin: String,
     /// Whose controller that is.
     pub kin: Kin,
-    /// How old it is when it is added: one of an earlier life of the agent is.
+    /// How old it is when it is added, for people: one of an earlier life of the agent is.
     pub age: Duration,
     /// Not before this time, or [`Plan::open`]: something goes first.
     pub gate: Option<Time>,
@@ -81,6 +83,8 @@ pub enum Verdict {
     Refused,
     /// The controller has answered, and does not take it now.
     Busy,
+    /// Nothing was sent, by a fault of the host's that may pass.
+    Unsent,
     /// There was no answer.
     Unreachable,
 }
@@ -92,10 +96,10 @@ pub enum Fate {
     Forget,
     /// It is not wanted: keep it for a person.
     SetAside,
-    /// It is too old for a stranger: keep it for a person.
+    /// A stranger has not taken it for too long: keep it for a person.
     GivenUp {
-        /// How old it is.
-        age: Duration,
+        /// For how long it has answered so.
+        after: Duration,
     },
     /// It will be posted again, not before this time.
     Again {
@@ -134,6 +138,10 @@ struct Origin {
     in_flight: Option<Id>,
     /// When the last post to it ended.
     last_try: Option<Time>,
+    /// When it last answered a post, unless it could not be reached since.
+    heard: Option<Time>,
+    /// For how long it has been answering posts, in all.
+    answering: Duration,
     /// Failures in a row to reach it, and until when it is left alone for them.
     unreached: Pause,
     /// The same for answers to results that are in order ...
@@ -154,8 +162,10 @@ struct Waiting {
     age: Duration,
     added: Time,
     gate: Option<Time>,
-    /// How often it was answered that it is not taken now.
+    /// How often it was answered that it is not taken now, or it could not be sent.
     busy: u32,
+    /// What [`Origin::answering`] was at the first such answer.
+    since: Option<Duration>,
     /// When one that has stepped behind is due.
     due: Time,
 }
@@ -240,6 +250,7 @@ impl Plan {
             added: now,
             gate: entry.gate,
             busy: 0,
+            since: None,
             due: now,
         };
         let origin = self.origins.entry(entry.origin).or_default();
@@ -280,17 +291,23 @@ impl Plan {
             return Fate::Forget;
         };
         let was_behind = entry.is_behind();
-        let age = entry.age + now.saturating_sub(entry.added);
         let longest = match (verdict, entry.kin) {
             (Verdict::Unreachable, Kin::Ours) => LONGEST_AWAY_OURS,
             (Verdict::Unreachable, Kin::Stranger) => LONGEST_AWAY,
             (_, Kin::Ours) => LONGEST_OURS,
             (_, Kin::Stranger) => LONGEST,
         };
-        let is_too_old = entry.kin == Kin::Stranger && age > MAX_AGE;
-        if verdict != Verdict::Unreachable {
-            origin.unreached = Pause::default();
+        match verdict {
+            Verdict::Unreachable => origin.heard = None,
+            // Nothing is known of the controller.
+            Verdict::Unsent => {}
+            Verdict::Taken | Verdict::Refused | Verdict::Busy => {
+                let before = origin.heard.replace(now).unwrap_or(now);
+                origin.answering += now.saturating_sub(before);
+                origin.unreached = Pause::default();
+            }
         }
+        let mut refused_for = Duration::ZERO;
         let lane = match verdict {
             Verdict::Taken | Verdict::Refused => {
                 let lane = if was_behind {
@@ -313,7 +330,11 @@ impl Plan {
                 };
             }
             Verdict::Unreachable => &mut origin.unreached,
-            Verdict::Busy => {
+            Verdict::Busy | Verdict::Unsent => {
+                if verdict == Verdict::Busy {
+                    let since = *entry.since.get_or_insert(origin.answering);
+                    refused_for = origin.answering.saturating_sub(since);
+                }
                 entry.busy = entry.busy.saturating_add(1);
                 let pause = pause_after(entry.busy, longest, &mut self.random);
                 entry.due = now + pause;
@@ -330,16 +351,16 @@ impl Plan {
         let pause = pause_after(lane.failures, longest, &mut self.random);
         lane.until = now + pause;
         let mut at = lane.until;
-        if verdict == Verdict::Busy && entry.is_behind() {
+        if verdict != Verdict::Unreachable && entry.is_behind() {
             if !was_behind {
                 origin.fresh = Pause::default();
             }
             at = entry.due.max(origin.behind.until);
         }
-        if is_too_old {
+        if entry.kin == Kin::Stranger && refused_for > PATIENCE {
             origin.waiting.remove(&id);
             self.forget(id, &name);
-            return Fate::GivenUp { age };
+            return Fate::GivenUp { after: refused_for };
         }
         Fate::Again { at }
     }

@@ -62,7 +62,7 @@ impl Drop for OnItsWay {
         if !self.is_told {
             let now = self.inner.now();
             let mut state = self.inner.state();
-            state.plan.posted(self.id, Verdict::Busy, now);
+            state.plan.posted(self.id, Verdict::Unsent, now);
             drop(state);
             self.inner.tell();
         }
@@ -122,10 +122,10 @@ async fn post(inner: Arc<Inner>, id: Id) {
     match fate {
         Fate::Forget => tracing::debug!("uploaded result to {}", to.url),
         Fate::SetAside => tracing::error!("result refused by {}: {why}", to.url),
-        Fate::GivenUp { age } => tracing::error!(
-            "unable to upload result to {}: {why}; giving it up after {} s",
+        Fate::GivenUp { after } => tracing::error!(
+            "unable to upload result to {}: {why}; giving it up after {} s of such answers",
             to.url,
-            age.as_secs()
+            after.as_secs()
         ),
         Fate::Again { at } => tracing::error!(
             "unable to upload result to {}: {why}; again in {} s",
@@ -237,7 +237,7 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
             smaller.len()
         );
         if let Err(why) = replace(inner, id, to, &smaller).await {
-            return (Verdict::Busy, why);
+            return (Verdict::Unsent, why);
         }
         body = smaller;
     }
@@ -262,11 +262,11 @@ async fn read(inner: &Arc<Inner>, place: &Place) -> Result<Vec<u8>, (Verdict, St
                 Ok(Err(e)) => {
                     let verdict = match e.is_of_file() {
                         true => Verdict::Refused,
-                        false => Verdict::Busy,
+                        false => Verdict::Unsent,
                     };
                     Err((verdict, format!("{:#}", anyhow::Error::new(e))))
                 }
-                Err(e) => Err((Verdict::Busy, e.to_string())),
+                Err(e) => Err((Verdict::Unsent, e.to_string())),
             }
         }
     }

@@ -264,6 +264,37 @@ async fn a_strangers_result_is_given_up_after_three_hours_and_ours_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stranger_that_was_away_for_days_gets_its_result_after_a_restart_too() {
+    let mut world = World::new();
+    for _ in 0..10_000 {
+        world.link.answer(A, away());
+    }
+    let (url, request) = (url(A), request("s/1", BuildStatus::Success));
+    let added = world
+        .handle()
+        .add(&url, Kin::Stranger, request, Era::Y2017, None, None);
+    added.await.unwrap();
+    seconds(2 * 24 * 3600).await;
+    assert_eq!((world.files("results"), world.files("refused")), (1, 0));
+    world.handle = None;
+    // Written two days ago, by the wall clock: time stands still here.
+    let results = world.dir.path().join("results");
+    let file = fs::read_dir(&results).unwrap().next().unwrap().unwrap();
+    fs::rename(
+        file.path(),
+        results.join("00000001003000-1-00000000.result"),
+    )
+    .unwrap();
+    world.restart();
+    seconds(60).await;
+    world.link.posts.lock().unwrap().clear();
+    world.link.answer(A, busy());
+    seconds(3600).await;
+    assert_eq!((world.files("results"), world.files("refused")), (0, 0));
+    assert_eq!(world.handle().status().taken, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_result_that_is_too_large_is_cut_until_it_fits() {
     let world = World::new();
     world.link.answer(A, Posted::TooLarge);

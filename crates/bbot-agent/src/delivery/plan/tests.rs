@@ -164,52 +164,56 @@ fn a_busy_controller_is_not_flooded() {
     assert!(posts < 200 * 3 + 100, "{posts}");
 }
 
-#[test]
-fn a_strangers_result_is_given_up_after_three_hours_and_ours_never() {
-    let mut plan = Plan::new(1);
-    let old = |kin| Entry {
-        age: MAX_AGE - secs(10),
-        ..entry(A, kin)
-    };
-    plan.add(Id(1), old(Kin::Stranger), secs(0));
-    let at = match plan
-        .next(secs(1))
-        .map(|id| plan.posted(id, Verdict::Unreachable, secs(1)))
-    {
-        Some(Fate::Again { at }) => at,
-        other => panic!("{other:?}"),
-    };
-    assert!(plan.next(at).is_some());
-    let fate = plan.posted(Id(1), Verdict::Busy, secs(11));
-    assert_eq!(
-        fate,
-        Fate::GivenUp {
-            age: MAX_AGE + secs(1)
-        }
-    );
-    assert!(plan.is_empty());
-
-    plan.add(Id(2), old(Kin::Ours), secs(0));
-    let mut now = secs(0);
-    for _ in 0..100 {
-        now = plan.deadline().unwrap();
-        let id = plan.next(now).unwrap();
-        assert!(matches!(
-            plan.posted(id, Verdict::Busy, now),
-            Fate::Again { .. }
-        ));
+/// Until this time each post ends so; whether a result is still there.
+fn goes_on(plan: &mut Plan, now: &mut Time, until: Time, verdict: Verdict) -> bool {
+    while *now < until {
+        *now = match plan.deadline() {
+            Some(at) => at.max(*now),
+            None => return false,
+        };
+        round(plan, *now, |_| verdict);
     }
-    // Even a very old one is tried once.
-    plan.add(
-        Id(3),
-        Entry {
-            age: MAX_AGE * 9,
-            ..entry(B, Kin::Stranger)
-        },
-        now,
-    );
-    assert_eq!(plan.next(now), Some(Id(3)));
-    assert_eq!(plan.posted(Id(3), Verdict::Taken, now), Fate::Forget);
+    !plan.is_empty()
+}
+
+#[test]
+fn a_stranger_may_refuse_for_three_hours_and_ours_for_ever() {
+    let hours = |hours: u64| secs(hours * 3600);
+    for (kin, stays) in [(Kin::Stranger, false), (Kin::Ours, true)] {
+        let mut plan = Plan::new(1);
+        // One of an earlier life: however old, it is not given up for that.
+        let old = Entry {
+            age: PATIENCE * 9,
+            ..entry(A, kin)
+        };
+        plan.add(Id(1), old, secs(0));
+        let mut now = secs(0);
+        assert!(goes_on(&mut plan, &mut now, hours(2), Verdict::Busy));
+        let left = goes_on(&mut plan, &mut now, hours(4), Verdict::Busy);
+        assert_eq!(left, stays, "{kin:?}");
+    }
+}
+
+#[test]
+fn time_in_which_a_stranger_cannot_be_reached_does_not_count() {
+    let hours = |hours: u64| secs(hours * 3600);
+    for silent in [Verdict::Unreachable, Verdict::Unsent] {
+        let mut plan = Plan::new(1);
+        plan.add(Id(1), entry(A, Kin::Stranger), secs(0));
+        let mut now = secs(0);
+        assert!(goes_on(&mut plan, &mut now, hours(100), silent));
+    }
+    // It comes and goes, and answers for an hour each time: the third is one too many.
+    let mut plan = Plan::new(1);
+    plan.add(Id(1), entry(A, Kin::Stranger), secs(0));
+    let mut now = secs(0);
+    for day in 1..=3 {
+        let (noon, night) = (hours(day * 24 + 12), hours(day * 24 + 13));
+        assert!(goes_on(&mut plan, &mut now, noon, Verdict::Unreachable));
+        assert!(goes_on(&mut plan, &mut now, night, Verdict::Busy), "{day}");
+    }
+    assert!(!goes_on(&mut plan, &mut now, hours(200), Verdict::Busy));
+    assert!(now < hours(3 * 24 + 15), "{now:?}");
 }
 
 #[test]
@@ -279,7 +283,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         3 => (0..3_u8, any::<bool>(), prop::option::of(0..40_u64))
             .prop_map(|(origin, ours, gate)| Move::Add { origin, ours, gate }),
         3 => (0..100_u64).prop_map(Move::Wait),
-        6 => (any::<usize>(), 0..4_u8).prop_map(|(which, verdict)| Move::End { which, verdict }),
+        6 => (any::<usize>(), 0..5_u8).prop_map(|(which, verdict)| Move::End { which, verdict }),
         1 => (0..30_u64).prop_map(Move::Open),
         1 => (0..3_u8).prop_map(Move::Reached),
         1 => Just(Move::Hurry),
@@ -311,12 +315,17 @@ proptest! {
                 Move::Wait(seconds) => now += secs(seconds),
                 Move::End { which, verdict } if !flying.is_empty() => {
                     let id = flying.remove(which % flying.len());
-                    let verdict = [Verdict::Taken, Verdict::Refused, Verdict::Busy, Verdict::Unreachable]
-                        [usize::from(verdict)];
+                    let verdict = [
+                        Verdict::Taken,
+                        Verdict::Refused,
+                        Verdict::Busy,
+                        Verdict::Unreachable,
+                        Verdict::Unsent,
+                    ][usize::from(verdict)];
                     match plan.posted(id, verdict, now) {
                         Fate::Again { at } => prop_assert!(at > now),
-                        Fate::GivenUp { age } => {
-                            prop_assert!(age > MAX_AGE);
+                        Fate::GivenUp { after } => {
+                            prop_assert!(after > PATIENCE && verdict == Verdict::Busy);
                             waiting.remove(&id);
                         }
                         Fate::Forget | Fate::SetAside => {
