@@ -5,7 +5,7 @@
 //!   hold --> held/ --(released)--------------------------> gone
 //!               \--(given back, or left by a dead agent)-->\
 //!   add  ----------------------> results/ --> posted when the plan says --> taken: gone
-//!           (disk full: memory) --^                  \--> refused/
+//!      (either, disk full: memory) --^               \--> refused/
 //! ```
 //!
 //! A task of its own posts, so that nothing waits for a controller but the results that
@@ -244,7 +244,7 @@ impl Inner {
         for path in paths {
             self.add_file(path, None);
         }
-        let given = self.give_back(Some(LOG_FIRST));
+        let given = self.give_back_all(Some(LOG_FIRST));
         self.state().refused = self.spool.refused();
         given
     }
@@ -270,20 +270,48 @@ impl Inner {
     }
 
     /// Everything that is held is to be posted; what it became.
-    fn give_back(&self, gate: Option<Duration>) -> Vec<Id> {
-        let paths = match self.spool.give_back(SystemTime::now()) {
-            Ok(paths) => paths,
-            Err(e) => {
-                tracing::error!("{:#}", anyhow::Error::new(e));
-                return Vec::new();
-            }
-        };
+    fn give_back_all(&self, gate: Option<Duration>) -> Vec<Id> {
+        let mut paths = self.spool.held().unwrap_or_else(|e| {
+            tracing::error!("{:#}", anyhow::Error::new(e));
+            Vec::new()
+        });
+        {
+            let mut state = self.state();
+            state.held = paths.len();
+            // What these stand in for is on its way from memory.
+            let items = state.items.values().filter_map(|item| item.held.as_ref());
+            let kept: HashSet<_> = items.map(|held| &held.0).collect();
+            paths.retain(|path| !kept.contains(path));
+        }
         if !paths.is_empty() {
             tracing::info!("giving back {} unfinished task(s)", paths.len());
         }
-        self.state().held = 0;
-        let ids = paths.into_iter().filter_map(|p| self.add_file(p, gate));
-        ids.collect()
+        let held = paths.into_iter().map(Held);
+        held.filter_map(|h| self.give_back(h, gate)).collect()
+    }
+
+    /// What is held for a task is to be posted; what it became. A disk that does not let it
+    /// be moved must not keep the controller waiting: then it goes from memory, where it has
+    /// some hundred bytes, and stays held until it is taken.
+    fn give_back(&self, held: Held, gate: Option<Duration>) -> Option<Id> {
+        match self.spool.give_back(&held, SystemTime::now()) {
+            Ok(path) => {
+                self.forget_held();
+                return self.add_file(path, gate);
+            }
+            Err(e) => tracing::error!("{:#}", anyhow::Error::new(e)),
+        }
+        let entry = self.spool.read(&held.0);
+        let entry = entry.map_err(|e| tracing::error!("{:#}", anyhow::Error::new(e)));
+        let entry = entry.ok()?;
+        let item = Item {
+            to: entry.to,
+            bytes: entry.body.len() as u64,
+            place: Place::Memory(Arc::new(entry.body)),
+            _session: None,
+            held: Some(held),
+        };
+        Some(self.add_item(item, Duration::ZERO, gate))
     }
 
     /// A file is to be posted; a damaged one is set aside.
@@ -477,20 +505,15 @@ impl Handle {
 
     /// Posts what is held for this task: it will not be done.
     pub async fn give_back(&self, held: Held) {
-        let given = self.on_disk(move |inner| {
-            inner.forget_held();
-            let given = inner.spool.give_back_one(&held, SystemTime::now());
-            given.map(|path| inner.add_file(path, None))
-        });
-        if let Ok(Err(e)) = given.await {
-            tracing::error!("{:#}", anyhow::Error::new(e));
+        if let Err(e) = self.on_disk(|inner| inner.give_back(held, None)).await {
+            tracing::error!("{e:#}");
         }
     }
 
     /// Posts what is held: none of its tasks will be done. What is not taken now is sent
     /// again, by the next agent if need be.
     pub async fn give_back_all(&self) {
-        if let Err(e) = self.on_disk(|inner| inner.give_back(None)).await {
+        if let Err(e) = self.on_disk(|inner| inner.give_back_all(None)).await {
             tracing::error!("{e:#}");
         }
     }

@@ -236,46 +236,18 @@ impl Spool {
         sync_dir(&self.held)
     }
 
-    /// Everything that is held is to be posted now, after the results that wait
-    /// already: one that was written just before an agent was killed comes first.
-    ///
-    /// # Errors
-    ///
-    /// When a file cannot be moved; those moved before it are.
-    pub fn give_back(&self, now: SystemTime) -> Result<Vec<PathBuf>, SpoolError> {
-        let held = self.held().map_err(error("read the folder", &self.held))?;
-        self.give_back_these(held, now)
-    }
-
-    /// The same for one.
+    /// What is held is to be posted now, after the results that wait already: one that was
+    /// written just before an agent was killed comes first.
     ///
     /// # Errors
     ///
     /// When its file cannot be moved.
-    pub fn give_back_one(&self, held: &Held, now: SystemTime) -> Result<PathBuf, SpoolError> {
+    pub fn give_back(&self, held: &Held, now: SystemTime) -> Result<PathBuf, SpoolError> {
         let to = self.free_path(Folder::Results, now);
         fs::rename(&held.0, &to).map_err(error("move", &held.0))?;
-        sync_dir(&self.results)?;
-        sync_dir(&self.held)?;
+        // If this is not on disk after a power loss it is held as before.
+        let _ = sync_dir(&self.results).and_then(|()| sync_dir(&self.held));
         Ok(to)
-    }
-
-    fn give_back_these(
-        &self,
-        held: Vec<PathBuf>,
-        now: SystemTime,
-    ) -> Result<Vec<PathBuf>, SpoolError> {
-        let mut given = Vec::new();
-        for path in held {
-            let to = self.free_path(Folder::Results, now);
-            fs::rename(&path, &to).map_err(error("move", &path))?;
-            given.push(to);
-        }
-        if !given.is_empty() {
-            sync_dir(&self.results)?;
-            sync_dir(&self.held)?;
-        }
-        Ok(given)
     }
 
     /// The files of what is held, oldest first.
@@ -283,8 +255,8 @@ impl Spool {
     /// # Errors
     ///
     /// When the folder cannot be read.
-    pub fn held(&self) -> io::Result<Vec<PathBuf>> {
-        results_in(&self.held)
+    pub fn held(&self) -> Result<Vec<PathBuf>, SpoolError> {
+        results_in(&self.held).map_err(error("read the folder", &self.held))
     }
 
     /// How many results were refused, or given up, and are kept.
@@ -583,14 +555,14 @@ mod tests {
         drop(spool);
 
         let spool = Spool::open(state.path()).unwrap();
-        let given = spool.give_back(at(3)).unwrap();
-        assert_eq!(
-            spool.pending().unwrap(),
-            [&[result.path][..], &given].concat()
-        );
-        let entry = spool.read(&given[0]).unwrap();
+        let held = spool.held().unwrap();
+        assert_eq!(held.len(), 1);
+        let held = Held(held[0].clone());
+        let given = spool.give_back(&held, at(3)).unwrap();
+        assert_eq!(spool.pending().unwrap(), [result.path, given.clone()]);
+        let entry = spool.read(&given).unwrap();
         assert_eq!((entry.body, entry.written), (b"not done".to_vec(), at(3)));
-        assert_eq!(spool.give_back(at(4)).unwrap(), Vec::<PathBuf>::new());
+        spool.give_back(&held, at(4)).unwrap_err();
         assert_eq!(fs::read_dir(&spool.held).unwrap().count(), 0);
     }
 

@@ -562,6 +562,31 @@ async fn a_result_goes_to_the_disk_when_the_disk_takes_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_is_given_back_although_the_disk_takes_nothing() {
+    let mut world = World::new();
+    let lost = world.hold(A, "s/1").await;
+    world.hold(A, "s/2").await;
+    world.hold(B, "s/3").await;
+    let results = world.dir.path().join("results");
+    fs::remove_dir(&results).unwrap();
+    world.link.answer(A, away());
+    world.handle().give_back(lost).await;
+    moment().await;
+    // Should the agent be killed now, the next one gives it back.
+    assert_eq!((world.files("held"), world.handle().status().held), (3, 3));
+    assert!(world.handle().status().full.is_some());
+    world.handle().give_back_all().await;
+    world.settle().await;
+    let mut sessions = world.sessions();
+    sessions.sort_unstable();
+    assert_eq!(sessions, ["s/1", "s/1", "s/2", "s/3"]);
+    assert_eq!((world.files("held"), waits(&world)), (0, Status::default()));
+    world.restart();
+    world.settle().await;
+    assert_eq!(world.sessions().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_has_room_nowhere_is_given_back() {
     let mut world = World::new();
     world.restart_with(Bounds {
@@ -571,6 +596,7 @@ async fn what_has_room_nowhere_is_given_back() {
     let results = world.dir.path().join("results");
     fs::remove_dir(&results).unwrap();
     world.link.hangs.lock().unwrap().push(A.to_owned());
+    world.link.hangs.lock().unwrap().push(B.to_owned());
     let mut lost = Vec::new();
     for n in 0..5 {
         let session = format!("s/{n}");
@@ -582,8 +608,9 @@ async fn what_has_room_nowhere_is_given_back() {
     assert!(!lost.is_empty() && lost.len() < 5, "{lost:?}");
     let (_, why) = &lost[0];
     assert!(why.contains("no room in memory"), "{why}");
-    // With the disk as it is they stay held: the next agent gives them back.
+    // Until somebody takes them they stay held: the next agent gives them back.
     assert_eq!(world.files("held"), 5);
+    world.link.results.lock().unwrap().clear();
     fs::create_dir(&results).unwrap();
     world.link.hangs.lock().unwrap().clear();
     world.restart();
