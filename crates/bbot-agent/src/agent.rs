@@ -23,6 +23,7 @@
 //!   show            the status
 //! ```
 
+mod answers;
 mod ask;
 mod begin;
 mod driver;

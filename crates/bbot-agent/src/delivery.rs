@@ -476,14 +476,20 @@ impl Handle {
     }
 
     /// Puts on disk what is posted should the agent end before the task's result is
-    /// there. Its status may be one that 2017 does not know.
+    /// there.
     ///
     /// # Errors
     ///
     /// When it cannot be put into words or on disk.
-    pub async fn hold(&self, url: &Url, kin: Kin, request: &ResultRequest) -> Result<Held> {
+    pub async fn hold(
+        &self,
+        url: &Url,
+        kin: Kin,
+        request: &ResultRequest,
+        era: Era,
+    ) -> Result<Held> {
         let body = request
-            .serialize(Era::Later)
+            .serialize(era)
             .context("unable to write the result manifest")?;
         let to = Destination {
             url: url.clone(),

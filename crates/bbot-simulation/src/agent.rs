@@ -28,7 +28,7 @@ pub(crate) struct Assigned {
     pub(crate) controller: usize,
     pub(crate) task: Task,
     /// What is held on disk for it.
-    pub(crate) held: Option<u64>,
+    pub(crate) held: u64,
 }
 
 /// A machine that runs.

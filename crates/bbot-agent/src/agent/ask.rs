@@ -1,4 +1,5 @@
-//! Asking one controller for a task.
+//! Asking one controller for a task. One that comes is on disk, to be given back, and its
+//! lease is renewed, before anybody hears of it: from then on no end of the agent loses it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +8,15 @@ use anyhow::{Context as _, Result, anyhow};
 use bbot_manifest::{Era, TaskRequest};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::Context;
+use super::answers::{Answers, Pledge};
 use crate::assignment::{self, Assignment, Terms};
 use crate::auth::Signer;
 use crate::controller::{Kin, LinkError, Url};
 use crate::inventory::Machine;
+use crate::session::Session;
 use crate::supervisor::{Answer, AskId};
 
 /// How long a controller that holds no request gets to answer one that is given up:
@@ -37,20 +41,35 @@ pub(super) struct Question {
 }
 
 /// A task that a controller has given.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Given {
     pub(super) assignment: Assignment,
     /// The controller.
     pub(super) from: String,
     /// The machine, as it was offered. None: it was not.
     pub(super) machine: Option<Machine>,
-    /// What signs the challenge.
-    pub(super) signer: Option<Arc<Signer>>,
+    /// The answer to its challenge.
+    pub(super) answer: Option<Vec<u8>>,
+    /// What is held for it.
+    pub(super) pledge: Pledge,
+    /// Its lease and its log, where the controller knows of such.
+    pub(super) session: Session,
 }
 
 impl Given {
-    /// Whether its controller knows the status `interrupt`. A stranger of 2017 does
-    /// not: it gives the task to another agent when its time is over, as ever.
+    /// Of a task that was not asked for.
+    pub(super) fn of_nobody(assignment: Assignment, from: String) -> Self {
+        Self {
+            assignment,
+            from,
+            machine: None,
+            answer: None,
+            pledge: Pledge::default(),
+            session: Session::none(),
+        }
+    }
+
+    /// Whether its controller knows the status `interrupt`. A stranger of 2017 does not.
     pub(super) fn knows_interrupt(&self, era: Era) -> bool {
         self.assignment.kin == Kin::Ours || era == Era::Later
     }
@@ -75,18 +94,28 @@ impl Question {
             }
         };
         let mut kin = None;
-        let (answer, given) = tokio::select! {
+        let asked = tokio::select! {
             biased;
-            answer = self.try_ask(&context, &mut kin) => match answer {
-                Ok(None) => (Answer::Nothing, None),
-                Ok(Some(given)) => {
-                    let machine = given.assignment.task.machine.clone();
-                    (Answer::Task { machine }, Some(given))
-                }
-                Err(Wrong::Silent(why)) => (Answer::Failed(why), None),
-                Err(Wrong::Useless(why)) => (Answer::Refused(why), None),
-            },
-            () = given_up => (Answer::Failed("the request was given up".to_owned()), None),
+            asked = self.try_ask(&context, &mut kin) => asked,
+            () = given_up => Err(Wrong::Silent("the request was given up".to_owned())),
+        };
+        // What has come is kept, also of a request that is given up meanwhile.
+        let given = match asked {
+            Ok(Some(assignment)) => {
+                let kept = self.keep(&context, assignment).await.map(Some);
+                kept.map_err(|e| Wrong::Useless(format!("{e:#}")))
+            }
+            Ok(None) => Ok(None),
+            Err(wrong) => Err(wrong),
+        };
+        let (answer, given) = match given {
+            Ok(None) => (Answer::Nothing, None),
+            Ok(Some(given)) => {
+                let machine = given.assignment.task.machine.clone();
+                (Answer::Task { machine }, Some(given))
+            }
+            Err(Wrong::Silent(why)) => (Answer::Failed(why), None),
+            Err(Wrong::Useless(why)) => (Answer::Refused(why), None),
         };
         Answered {
             ask: self.ask,
@@ -100,10 +129,10 @@ impl Question {
         &self,
         context: &Context,
         kin: &mut Option<Kin>,
-    ) -> Result<Option<Given>, Wrong> {
-        let signer = context.keys.of(&self.url).cloned();
+    ) -> Result<Option<Assignment>, Wrong> {
+        let signer = context.keys.of(&self.url).map(Arc::as_ref);
         let body = self
-            .body(context, signer.as_deref())
+            .body(context, signer)
             .map_err(|e| Wrong::Silent(format!("{e:#}")))?;
         let asked = context.link.request_task(&self.url, body, self.hold);
         let answer = match self.within {
@@ -122,18 +151,45 @@ impl Question {
             has_key: signer.is_some(),
             allowed_result_urls: &self.allowed_result_urls,
         };
-        let assignment = assignment::of_answer(&answer, &self.url, terms)
-            .map_err(|e| Wrong::Useless(format!("unable to take its answer: {e}")))?;
-        Ok(assignment.map(|assignment| Given {
-            from: self.url.to_string(),
-            machine: self
-                .machines
-                .iter()
-                .find(|m| m.header().name == assignment.task.machine)
-                .cloned(),
-            signer,
-            assignment,
-        }))
+        assignment::of_answer(&answer, &self.url, terms)
+            .map_err(|e| Wrong::Useless(format!("unable to take its answer: {e}")))
+    }
+
+    /// Signs the challenge, holds the task, and says to its controller that it has come. A
+    /// key that cannot sign would make hours of work worthless.
+    async fn keep(&self, context: &Context, assignment: Assignment) -> Result<Given> {
+        let span = tracing::info_span!(
+            "task",
+            session = %assignment.session,
+            machine = %assignment.task.machine,
+        );
+        let keep = async {
+            let signer = context.keys.of(&self.url);
+            let answer = match (&assignment.challenge, signer) {
+                (Some(challenge), Some(signer)) => Some(
+                    signer
+                        .sign(challenge)
+                        .await
+                        .context("unable to sign task response challenge")?,
+                ),
+                _ => None,
+            };
+            let mut machines = self.machines.iter();
+            let mut given = Given {
+                machine: machines
+                    .find(|m| m.header().name == assignment.task.machine)
+                    .cloned(),
+                answer,
+                ..Given::of_nobody(assignment, self.url.to_string())
+            };
+            let answers = Answers::of(context, &given);
+            // On disk first: the first renewal says that the task has come.
+            let pledge = Pledge::of(answers.hold().await);
+            let session = answers.session();
+            (given.pledge, given.session) = (pledge, session);
+            Ok(given)
+        };
+        keep.instrument(span).await
     }
 
     fn body(&self, context: &Context, signer: Option<&Signer>) -> Result<String> {

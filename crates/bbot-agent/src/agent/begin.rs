@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::Agent;
+use super::answers::{self, Pledge};
 use super::ask::{Answered, Question};
 use super::driver::{Asking, Happened, Job, Run};
-use super::work::{self, BootstrapRun, Pledge, Shown, TaskRun};
+use super::work::{self, BootstrapRun, Shown, TaskRun};
 use crate::controller;
 use crate::inventory::{self, Machine, RETRY_PAUSE, Scan, State};
 use crate::run::{Left, Share};
@@ -176,7 +177,8 @@ impl Agent {
             machine = %machine.dir.name,
             run = run.0,
         );
-        let (stop, shown, pledge) = self.begin_run(run, what, &machine.dir.name, share);
+        let pledge = given.pledge.clone();
+        let (stop, shown) = self.begin_run(run, what, &machine.dir.name, share, pledge);
         let task = TaskRun {
             context: self.context.clone(),
             run,
@@ -185,7 +187,6 @@ impl Agent {
             share,
             stop,
             shown,
-            pledge,
             departing,
         };
         let work = async move { Happened::TaskEnded(Box::new(task.perform().await)) };
@@ -205,7 +206,8 @@ impl Agent {
         let exclusive = self.is_exclusive(plan.manifest.kind);
         let departing = self.make_room(share, exclusive.then_some(&plan.dir.name));
         let span = tracing::info_span!("bootstrap", machine = %machine, run = run.0);
-        let (stop, shown, _) = self.begin_run(run, RunKind::Bootstrap, machine, share);
+        let nothing = Pledge::default();
+        let (stop, shown) = self.begin_run(run, RunKind::Bootstrap, machine, share, nothing);
         let bootstrap = BootstrapRun {
             context: self.context.clone(),
             run,
@@ -225,11 +227,11 @@ impl Agent {
         what: RunKind,
         machine: &str,
         share: Share,
-    ) -> (CancellationToken, Shown, Pledge) {
-        let (stop, shown, pledge) = (
+        pledge: Pledge,
+    ) -> (CancellationToken, Shown) {
+        let (stop, shown) = (
             CancellationToken::new(),
             Shown::new(Arc::clone(&self.changed)),
-            Pledge::default(),
         );
         let begun = Run {
             what,
@@ -238,10 +240,10 @@ impl Agent {
             since: Instant::now(),
             stop: stop.clone(),
             shown: shown.clone(),
-            pledge: pledge.clone(),
+            pledge,
         };
         self.runs.insert(run, begun);
-        (stop, shown, pledge)
+        (stop, shown)
     }
 
     /// Suspended machines have what memory the runs leave them: the oldest goes when
@@ -284,7 +286,7 @@ impl Agent {
         }
         let context = self.context.clone();
         let work = async move {
-            work::give_back(context, given, why).await;
+            answers::give_back(context, given, why).await;
             Happened::GaveBack
         };
         self.spawn(Job::GiveBack, work);

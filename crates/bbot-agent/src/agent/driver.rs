@@ -9,8 +9,9 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::answers::Pledge;
 use super::ask::Answered;
-use super::work::{BootstrapEnded, Pledge, Shown, TaskEnded};
+use super::work::{BootstrapEnded, Shown, TaskEnded};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
 use crate::inventory::Scan;

@@ -104,12 +104,7 @@ impl Agent {
         let host = Arc::clone(&self.context.host);
         let from = file.display().to_string();
         let body = std::fs::read(file).with_context(|| format!("unable to read {from}"))?;
-        let given = Given {
-            assignment: assignment::fake(&body, &from)?,
-            from,
-            machine: None,
-            signer: None,
-        };
+        let given = Given::of_nobody(assignment::fake(&body, &from)?, from);
         let name = &given.assignment.task.machine;
         let Some(machine) = self.machine_of(name).await? else {
             let unknown = format!("task from {} for unknown machine {name}", given.from);

@@ -2,8 +2,8 @@
 //! bootstrap.
 //!
 //! ```text
-//!   sign the challenge, hold `interrupt`, fetch the source      (auth, spool, source)
-//!   perform it                                                  (task)
+//!   sign the challenge, hold `interrupt` on disk                (ask, before the run)
+//!   fetch the source, perform it                                (source, task)
 //!     interrupted: the machine is killed, `interrupt` is the result
 //!   the result to disk, and so to its controller                (delivery)
 //!   only then: the machine is ended, its copy deleted; or it is kept for a person
@@ -13,23 +13,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use bbot_manifest::{BuildResult, Era, ResultRequest, Status, Task};
+use bbot_manifest::{Era, Status, Task};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::answers::Answers;
 use super::ask::Given;
 use crate::assignment::Assignment;
 use crate::bootstrap::{self, Plan};
-use crate::controller::{self, Kin, LinkError, Url};
-use crate::delivery::Handle;
+use crate::controller::{self, LinkError};
 use crate::host;
 use crate::inventory::Machine;
 use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
 use crate::session::Session;
 use crate::source::Archive;
-use crate::spool::Held;
 use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
 use crate::suspended::Departing;
@@ -122,32 +121,8 @@ pub(super) struct TaskRun {
     /// It is interrupted.
     pub(super) stop: CancellationToken,
     pub(super) shown: Shown,
-    pub(super) pledge: Pledge,
     /// Suspended machines whose room it takes.
     pub(super) departing: Departing,
-}
-
-/// What is held on disk for a run's task. The driver has a clone: should the run come
-/// to an end that nobody thought of, the task is given back all the same.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Pledge(Arc<Mutex<Option<Held>>>);
-
-impl Pledge {
-    fn put(&self, held: Option<Held>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = held;
-    }
-
-    /// Whoever has it must see to it.
-    fn take(&self) -> Option<Held> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Gives the task back, if nobody has done anything for it yet.
-    pub(super) async fn redeem(&self, results: &Handle) {
-        if let Some(held) = self.take() {
-            results.give_back(held).await;
-        }
-    }
 }
 
 /// How a task's run has ended; but for a machine that is kept nothing of it is left.
@@ -189,16 +164,7 @@ impl TaskRun {
         );
         let task = task_of(&self.context, &self.given);
         let era = era_of(&self.context, &self.given);
-        let answers = match Answers::new(&self.context, &self.given, era).await {
-            Ok(answers) => answers,
-            Err(e) => {
-                // Hours of work would be worthless; no other task would do better.
-                tracing::error!("{e:#}");
-                return ended(Outcome::HostFailed, None);
-            }
-        };
-        self.pledge.put(answers.hold(&task).await);
-        let session = answers.session();
+        let session = self.given.session.clone();
         let what = format!("{}/{} on {}", task.name, task.version, task.machine);
         tracing::debug!("task for {what} from {}", self.given.from);
 
@@ -224,10 +190,11 @@ impl TaskRun {
                 Err(e) => Built::Failed(e),
             },
         };
-        let held = self.pledge.take();
+        let answers = Answers::of(&self.context, &self.given);
+        let held = self.given.pledge.take();
         let (performed, outcome) = match built {
             Built::Interrupted => {
-                answers.give_back(&task, held).await;
+                answers.give_back(held).await;
                 tracing::info!("gave back {what}: interrupted");
                 return ended(Outcome::Interrupted, None);
             }
@@ -239,7 +206,7 @@ impl TaskRun {
                 return ended(Outcome::Interrupted, None);
             }
             Built::Performed(performed) if performed.host_full.is_some() && held.is_some() => {
-                answers.give_back(&task, held).await;
+                answers.give_back(held).await;
                 let why = performed.host_full.unwrap_or_default();
                 tracing::error!("gave back {what}: {why}");
                 put_away(&self.stop, clean_up(performed.left)).await;
@@ -390,137 +357,6 @@ fn outcome_of(error: &anyhow::Error) -> Outcome {
         Outcome::HostFailed
     } else {
         Outcome::MachineFailed
-    }
-}
-
-/// What is said to a task's controller.
-pub(super) struct Answers<'a> {
-    context: &'a Context,
-    given: &'a Given,
-    challenge: Option<Vec<u8>>,
-    era: Era,
-}
-
-impl<'a> Answers<'a> {
-    /// Signs the challenge, before the build: a key that cannot sign makes it worthless.
-    ///
-    /// # Errors
-    ///
-    /// When the key cannot sign.
-    pub(super) async fn new(context: &'a Context, given: &'a Given, era: Era) -> Result<Self> {
-        let challenge = match (&given.assignment.challenge, &given.signer) {
-            (Some(challenge), Some(signer)) => Some(
-                signer
-                    .sign(challenge)
-                    .await
-                    .context("unable to sign task response challenge")?,
-            ),
-            _ => None,
-        };
-        Ok(Self {
-            context,
-            given,
-            challenge,
-            era,
-        })
-    }
-
-    fn request(&self, result: BuildResult) -> ResultRequest {
-        ResultRequest {
-            session: self.given.assignment.session.clone(),
-            challenge: self.challenge.clone(),
-            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
-            result,
-        }
-    }
-
-    fn interrupted(&self, task: &Task) -> ResultRequest {
-        self.request(BuildResult::new(
-            &task.name,
-            &task.version,
-            Status::Interrupt,
-        ))
-    }
-
-    /// Where the result goes, where it goes anywhere.
-    fn to(&self) -> Option<(&'a Url, Kin, &'a Handle)> {
-        let (given, context) = (self.given, self.context);
-        let url = given.assignment.result_url.as_ref()?;
-        Some((url, given.assignment.kin, context.results.as_ref()?))
-    }
-
-    /// Puts on disk that the task is given back should the agent end over it. None:
-    /// the controller does not know that.
-    async fn hold(&self, task: &Task) -> Option<Held> {
-        let (url, kin, results) = self.to()?;
-        if !self.given.knows_interrupt(self.era) {
-            return None;
-        }
-        let held = results.hold(url, kin, &self.interrupted(task)).await;
-        // It only makes the controller wait if things go wrong.
-        held.map_err(|e| tracing::warn!("{e:#}")).ok()
-    }
-
-    /// The session, where the controller knows of such.
-    fn session(&self) -> Session {
-        match (self.given.assignment.session_terms(), self.to()) {
-            (Some(terms), Some((_, _, results))) => results.session(terms),
-            _ => Session::none(),
-        }
-    }
-
-    /// Gives the task back, unless the controller does not know that.
-    async fn give_back(&self, task: &Task, held: Option<Held>) {
-        let Some((url, kin, results)) = self.to() else {
-            return;
-        };
-        if let Some(held) = held {
-            return results.give_back(held).await;
-        }
-        if !self.given.knows_interrupt(self.era) {
-            return;
-        }
-        let request = self.interrupted(task);
-        let added = results.add(url, kin, request, Era::Later, None, None);
-        if let Err(e) = added.await {
-            tracing::error!("{e:#}");
-        }
-    }
-
-    /// Nothing is said to the controller.
-    async fn forget(&self, held: Option<Held>) {
-        if let (Some(held), Some((_, _, results))) = (held, self.to()) {
-            results.release(held).await;
-        }
-    }
-
-    /// Puts the result on disk, to be sent.
-    async fn post(&self, result: BuildResult, held: Option<Held>, session: Session) {
-        let Some((url, kin, results)) = self.to() else {
-            return;
-        };
-        let request = self.request(result);
-        let added = results.add(url, kin, request, self.era, held, Some(session));
-        if let Err(e) = added.await {
-            tracing::error!("{e:#}");
-        }
-    }
-}
-
-/// Gives back a task that is not begun.
-pub(super) async fn give_back(context: Context, given: Given, why: String) {
-    let task = &given.assignment.task;
-    tracing::info!(
-        "giving back {}/{} on {} to {}: {why}",
-        task.name,
-        task.version,
-        task.machine,
-        given.from
-    );
-    let era = era_of(&context, &given);
-    match Answers::new(&context, &given, era).await {
-        Ok(answers) => answers.give_back(task, None).await,
-        Err(e) => tracing::error!("{e:#}"),
     }
 }
 

@@ -45,7 +45,7 @@ impl World {
     async fn hold(&self, origin: &str, session: &str) -> Held {
         let request = request(session, BuildStatus::Interrupt);
         let url = url(origin);
-        let held = self.handle().hold(&url, Kin::Ours, &request);
+        let held = self.handle().hold(&url, Kin::Ours, &request, Era::Later);
         held.await.unwrap()
     }
 

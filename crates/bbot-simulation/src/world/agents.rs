@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bbot_agent::delivery::plan::Plan;
-use bbot_agent::supervisor::{Action, Answer, AskId, Event, Kin, Supervisor};
+use bbot_agent::supervisor::{Action, Answer, AskId, Event, Supervisor};
 use bbot_manifest::Status;
 use rand::Rng as _;
 
@@ -27,8 +27,10 @@ impl World {
         // What was held was not done: it goes behind the results that wait already.
         for (_, held) in std::mem::take(&mut a.held) {
             self.last += 1;
-            a.spool.insert(self.last, held);
+            self.brought(&held);
+            self.agents[agent].spool.insert(self.last, held);
         }
+        let a = &self.agents[agent];
         let waiting: Vec<(u64, Spooled)> = a.spool.iter().map(|(id, s)| (*id, s.clone())).collect();
         for (id, spooled) in waiting {
             self.plan(agent, id, &spooled);
@@ -232,18 +234,15 @@ impl World {
             Reply::Rubbish => (Answer::Refused("unreadable".to_owned()), false),
             Reply::Down => (Answer::Failed("no answer".to_owned()), false),
             Reply::Task(controller, task) => {
-                let is_ours = self.controllers[controller].kin == Kin::Ours;
-                let held = is_ours.then(|| {
-                    self.last += 1;
-                    let spooled = Spooled {
-                        controller,
-                        session: task.session,
-                        status: Status::Interrupt,
-                        written: self.now,
-                    };
-                    self.agents[agent].held.insert(self.last, spooled);
-                    self.last
-                });
+                self.last += 1;
+                let held = self.last;
+                let spooled = Spooled {
+                    controller,
+                    session: task.session,
+                    status: self.not_done(controller),
+                    written: self.now,
+                };
+                self.agents[agent].held.insert(held, spooled);
                 if self.crashes(agent, CrashPoint::TaskCame) {
                     return Ok(());
                 }

@@ -23,15 +23,30 @@ impl World {
         self.agents[agent].plan.add(Id(id), entry, now);
     }
 
+    /// What is said of a task that will not be done: the strangers here, of 2017, do not know `interrupt`.
+    pub(super) fn not_done(&self, controller: usize) -> Status {
+        match self.controllers[controller].kin {
+            Kin::Ours => Status::Interrupt,
+            Kin::Stranger => Status::Abort,
+        }
+    }
+
+    /// A result that the world knows of.
+    pub(super) fn brought(&mut self, spooled: &Spooled) {
+        let key = (
+            self.controllers[spooled.controller].url.clone(),
+            spooled.session,
+        );
+        self.results.entry(key).or_default().push(spooled.status);
+    }
+
     /// A task has its result: on disk, then what was held is released, then it is sent. False: the agent was killed
     /// over it.
     pub(super) fn result(&mut self, agent: usize, assigned: &Assigned, status: Status) -> bool {
-        let kin = self.controllers[assigned.controller].kin;
-        if status == Status::Interrupt && kin == Kin::Stranger {
-            // One of 2017 does not know this status.
-            self.agents[agent].leases.remove(&assigned.task.session);
-            return true;
-        }
+        let status = match status {
+            Status::Interrupt => self.not_done(assigned.controller),
+            status => status,
+        };
         self.last += 1;
         let id = self.last;
         let spooled = Spooled {
@@ -40,18 +55,12 @@ impl World {
             status,
             written: self.now,
         };
-        let key = (
-            self.controllers[assigned.controller].url.clone(),
-            spooled.session,
-        );
-        self.results.entry(key).or_default().push(status);
+        self.brought(&spooled);
         self.agents[agent].spool.insert(id, spooled.clone());
         if status != Status::Interrupt && self.crashes(agent, CrashPoint::AfterSpool) {
             return false;
         }
-        if let Some(held) = assigned.held {
-            self.agents[agent].held.remove(&held);
-        }
+        self.agents[agent].held.remove(&assigned.held);
         self.plan(agent, id, &spooled);
         self.deliver(agent);
         true

@@ -243,13 +243,37 @@ async fn a_result_that_cannot_be_kept_is_posted_or_its_task_given_back() {
     }
 }
 
+/// A controller of 2017 does not know `interrupt`, and must not wait for three hours.
 #[tokio::test(start_paused = true)]
-async fn a_controller_of_2017_is_not_told_what_it_does_not_know() {
-    let mut world = World::bootstrapped(&[]).await;
-    world.plays(vec![get("manifest")]);
-    world.answer(&task_for("linux"));
-    until_stopped(&mut world).await;
-    assert_eq!((world.posted().len(), world.spool("held")), (0, 0));
+async fn a_controller_of_2017_hears_of_an_interrupted_task_in_its_own_words() {
+    for is_killed in [false, true] {
+        let mut world = World::bootstrapped(&[]).await;
+        world.plays(vec![get("manifest")]);
+        world.answer(&task_for("linux"));
+        if is_killed {
+            let killed = tokio::time::timeout(Duration::from_secs(65), world.turn()).await;
+            assert!(killed.is_err());
+            assert_eq!((world.posted().len(), world.spool("held")), (0, 1));
+            world.restart(&[]).await;
+            world.turn().await;
+        } else {
+            until_stopped(&mut world).await;
+        }
+        let posted = world.posted();
+        assert_eq!((posted.len(), world.spool("held")), (1, 0));
+        assert_eq!(
+            (posted[0].session.as_str(), posted[0].result.status),
+            ("s/1", Status::Abort)
+        );
+        let log = &posted[0].result.operations[0].log;
+        assert!(
+            log.contains("interrupted") && log.contains("tried again"),
+            "{log}"
+        );
+        // Nothing that 2017 does not know.
+        let body = world.controllers.results.lock().unwrap()[0].1.clone();
+        assert_eq!(posted[0].serialize(Era::Y2017).unwrap(), body);
+    }
 }
 
 #[tokio::test(start_paused = true)]

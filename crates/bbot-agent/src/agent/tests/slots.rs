@@ -214,6 +214,39 @@ async fn a_more_urgent_controller_interrupts_a_task() {
     world.is_clean().await;
 }
 
+/// It waits until what it interrupts has ended, which may take long.
+#[tokio::test(start_paused = true)]
+async fn a_task_is_held_and_its_lease_renewed_before_its_run_begins() {
+    let mut world = World::bootstrapped(&["0100=http://c3.example"]).await;
+    world.plays(vec![get("manifest")]);
+    give(&world, [ours(1, "linux")]);
+    world.goes_on_until(|agent| tasks(agent) == 1).await;
+    world.goes_on(1).await;
+    let body = task_for("linux")
+        .replace("s/1", "s/2")
+        .replace("c1.", "c3.");
+    let urgent = TaskAnswer {
+        session_url: Some("http://c3.example/session/2".to_owned()),
+        kin: Kin::Ours,
+        ..stranger(&body)
+    };
+    let share = &world.controllers.share_script;
+    share.store(true, std::sync::atomic::Ordering::Relaxed);
+    give(&world, [urgent]);
+    world.goes_on_until(|agent| !agent.given.is_empty()).await;
+    assert_eq!((tasks(world.agent()), world.spool("held")), (1, 2));
+    let given = world.agent().given.values().next().unwrap();
+    assert!(given.session.watch().is_some(), "its lease is renewed");
+    // Killed now, the next one gives both back.
+    world.restart(&[]).await;
+    world.turn().await;
+    let mut posted = statuses(&world);
+    posted.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    let expected = ["s/1", "s/2"].map(|session| (session.to_owned(), Status::Interrupt));
+    assert_eq!(posted, expected);
+    assert_eq!(world.spool("held"), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_task_that_its_controller_has_ended_is_dropped_and_nothing_posted() {
     let mut world = World::bootstrapped(&[]).await;

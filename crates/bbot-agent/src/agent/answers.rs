@@ -1,0 +1,156 @@
+//! What is said to a task's controller, and what is held on disk until there is a result.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bbot_manifest::{BuildResult, Era, ResultRequest, Status};
+
+use super::Context;
+use super::ask::Given;
+use super::work::{AGENT_CHECKSUM, era_of};
+use crate::controller::{Kin, Url};
+use crate::delivery::Handle;
+use crate::result;
+use crate::session::Session;
+use crate::spool::Held;
+
+/// What a controller that does not know `interrupt` keeps as the log of a task that was
+/// not done.
+const NOT_DONE: &str = "the agent was interrupted before this build was done (it was stopped, or had to make room); \
+                        nothing is known against the package, and the build may be tried again";
+
+/// What is held on disk for a task. The driver has a clone: should the run come to an end
+/// that nobody thought of, the task is given back all the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pledge(Arc<Mutex<Option<Held>>>);
+
+impl Pledge {
+    pub(super) fn of(held: Option<Held>) -> Self {
+        Self(Arc::new(Mutex::new(held)))
+    }
+
+    /// Whoever has it must see to it.
+    pub(super) fn take(&self) -> Option<Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives the task back, if nobody has done anything for it yet.
+    pub(super) async fn redeem(&self, results: &Handle) {
+        if let Some(held) = self.take() {
+            results.give_back(held).await;
+        }
+    }
+}
+
+/// What is said to a task's controller.
+pub(super) struct Answers<'a> {
+    context: &'a Context,
+    given: &'a Given,
+    era: Era,
+}
+
+impl<'a> Answers<'a> {
+    pub(super) fn of(context: &'a Context, given: &'a Given) -> Self {
+        Self {
+            context,
+            given,
+            era: era_of(context, given),
+        }
+    }
+
+    fn request(&self, result: BuildResult) -> ResultRequest {
+        ResultRequest {
+            session: self.given.assignment.session.clone(),
+            challenge: self.given.answer.clone(),
+            agent_checksum: Some(AGENT_CHECKSUM.to_owned()),
+            result,
+        }
+    }
+
+    /// What is posted for a task that will not be done, and in whose words. None: it is left
+    /// to its time-out.
+    fn not_done(&self) -> Option<(ResultRequest, Era)> {
+        let task = &self.given.assignment.task;
+        if self.given.knows_interrupt(self.era) {
+            let result = BuildResult::new(&task.name, &task.version, Status::Interrupt);
+            return Some((self.request(result), Era::Later));
+        }
+        // For a machine that was not offered there may be another agent in time.
+        self.given.machine.as_ref()?;
+        let result = result::of_agent(task, Status::Abort, NOT_DONE);
+        Some((self.request(result), self.era))
+    }
+
+    /// Where the result goes, where it goes anywhere.
+    fn to(&self) -> Option<(&'a Url, Kin, &'a Handle)> {
+        let (given, context) = (self.given, self.context);
+        let url = given.assignment.result_url.as_ref()?;
+        Some((url, given.assignment.kin, context.results.as_ref()?))
+    }
+
+    /// Puts on disk that the task is given back should the agent end over it.
+    pub(super) async fn hold(&self) -> Option<Held> {
+        let (url, kin, results) = self.to()?;
+        let (request, era) = self.not_done()?;
+        let held = results.hold(url, kin, &request, era).await;
+        // It only makes the controller wait if things go wrong.
+        held.map_err(|e| tracing::warn!("{e:#}")).ok()
+    }
+
+    /// The session, where the controller knows of such.
+    pub(super) fn session(&self) -> Session {
+        match (self.given.assignment.session_terms(), self.to()) {
+            (Some(terms), Some((_, _, results))) => results.session(terms),
+            _ => Session::none(),
+        }
+    }
+
+    /// The task will not be done.
+    pub(super) async fn give_back(&self, held: Option<Held>) {
+        let Some((url, kin, results)) = self.to() else {
+            return;
+        };
+        if let Some(held) = held {
+            return results.give_back(held).await;
+        }
+        let Some((request, era)) = self.not_done() else {
+            return;
+        };
+        let added = results.add(url, kin, request, era, None, None);
+        if let Err(e) = added.await {
+            tracing::error!("{e:#}");
+        }
+    }
+
+    /// Nothing is said to the controller.
+    pub(super) async fn forget(&self, held: Option<Held>) {
+        if let (Some(held), Some((_, _, results))) = (held, self.to()) {
+            results.release(held).await;
+        }
+    }
+
+    /// Puts the result on disk, to be sent.
+    pub(super) async fn post(&self, result: BuildResult, held: Option<Held>, session: Session) {
+        let Some((url, kin, results)) = self.to() else {
+            return;
+        };
+        let request = self.request(result);
+        let added = results.add(url, kin, request, self.era, held, Some(session));
+        if let Err(e) = added.await {
+            tracing::error!("{e:#}");
+        }
+    }
+}
+
+/// Gives back a task that is not begun.
+pub(super) async fn give_back(context: Context, given: Given, why: String) {
+    let task = &given.assignment.task;
+    tracing::info!(
+        "giving back {}/{} on {} to {}: {why}",
+        task.name,
+        task.version,
+        task.machine,
+        given.from
+    );
+    let held = given.pledge.take();
+    Answers::of(&context, &given).give_back(held).await;
+}
