@@ -63,14 +63,23 @@ pub struct Job {
 /// What has become of a task.
 #[derive(Debug)]
 pub(crate) struct Performed {
-    /// Its result.
+    /// Its result. Where something else than the build was at fault it says so, for those
+    /// who cannot have their task back.
     pub(crate) result: BuildResult,
-    /// Why the host could not do it, which another one may. The result says so, for
-    /// those who cannot have their task back.
-    pub(crate) host_full: Option<String>,
+    /// What was at fault, if not the build: another run may do it.
+    pub(crate) fault: Option<Fault>,
     /// Its machine, which is to be ended or kept once the result is on its way. None
     /// where none was started, or it went with its last try.
     pub(crate) left: Option<Left>,
+}
+
+/// What kept a task from being done, and why.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The host has no room.
+    Host(String),
+    /// The machine never came up.
+    Machine(String),
 }
 
 /// Performs a task. Whatever becomes of it there is a result; an error means that
@@ -90,7 +99,7 @@ pub(crate) async fn perform(
     if options.fake_build {
         return Ok(Performed {
             result: BuildResult::new(&task.name, &task.version, Status::Abort),
-            host_full: None,
+            fault: None,
             left: None,
         });
     }
@@ -146,10 +155,11 @@ pub(crate) async fn perform(
                 "machine {name} did not start its build in {} tries: {why}",
                 attempt + 1
             );
-            Ended::look(
-                result::of_agent(task, Status::Abort, &reason),
-                format!("build startup timeout ({why})"),
-            )
+            Ended {
+                result: result::of_agent(task, Status::Abort, &reason),
+                look: Some(format!("build startup timeout ({why})")),
+                fault: Some(Fault::Machine(reason)),
+            }
         }
         Startup::HostFull(detail) => Ended::host_full(task, &detail, ""),
         Startup::Alive => {
@@ -166,7 +176,7 @@ pub(crate) async fn perform(
     let Ended {
         mut result,
         look,
-        host_full,
+        fault,
     } = ended;
     if result.operations.iter().all(|o| o.name == AGENT_OPERATION) {
         // The worker has said nothing: what the guest said last is all there is.
@@ -174,7 +184,7 @@ pub(crate) async fn perform(
     }
     Ok(Performed {
         result,
-        host_full,
+        fault,
         left: Some(Left {
             running,
             name: name.clone(),
@@ -190,7 +200,7 @@ struct Ended {
     result: BuildResult,
     /// Why a person may want to look at the machine.
     look: Option<String>,
-    host_full: Option<String>,
+    fault: Option<Fault>,
 }
 
 impl Ended {
@@ -198,7 +208,7 @@ impl Ended {
         Self {
             result,
             look: None,
-            host_full: None,
+            fault: None,
         }
     }
 
@@ -214,7 +224,7 @@ impl Ended {
         Self {
             result: result::cut_short(task, Status::Abort, &reason, log),
             look: None,
-            host_full: Some(reason),
+            fault: Some(Fault::Host(reason)),
         }
     }
 }

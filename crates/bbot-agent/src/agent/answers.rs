@@ -12,6 +12,7 @@ use crate::delivery::Handle;
 use crate::result;
 use crate::session::Session;
 use crate::spool::Held;
+use crate::supervisor::Outcome;
 
 /// What a controller that does not know `interrupt` keeps as the log of a task that was
 /// not done.
@@ -85,6 +86,13 @@ impl<'a> Answers<'a> {
         let (given, context) = (self.given, self.context);
         let url = given.assignment.result_url.as_ref()?;
         Some((url, given.assignment.kin, context.results.as_ref()?))
+    }
+
+    /// Whether a task that ended so goes back to its controller.
+    pub(super) fn gives_back(&self, outcome: Outcome) -> bool {
+        let knows_interrupt = self.given.knows_interrupt(self.era);
+        let to = self.to();
+        to.is_some_and(|(_, kin, _)| outcome.gives_back(kin, knows_interrupt))
     }
 
     /// Puts on disk that the task is given back should the agent end over it.

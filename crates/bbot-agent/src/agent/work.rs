@@ -32,7 +32,7 @@ use crate::source::Archive;
 use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
 use crate::suspended::Departing;
-use crate::task::{self, Job, Performed};
+use crate::task::{self, Fault, Job, Performed};
 use crate::{fake, resources, result, version};
 
 /// What of the agent can change a build: its version. The controller gets it back
@@ -130,7 +130,7 @@ pub(super) struct TaskRun {
 pub(super) struct TaskEnded {
     pub(super) run: RunId,
     pub(super) outcome: Outcome,
-    /// The status of its result.
+    /// The status of its result, where it was not given back.
     pub(super) status: Option<Status>,
     /// Its machine, which a person may want to look at.
     pub(super) keep: Option<Left>,
@@ -150,10 +150,10 @@ enum Built {
 
 impl TaskRun {
     pub(super) async fn perform(mut self) -> TaskEnded {
-        let ended = |outcome, status| TaskEnded {
+        let ended = |outcome| TaskEnded {
             run: self.run,
             outcome,
-            status,
+            status: None,
             keep: None,
             dump: None,
         };
@@ -192,55 +192,56 @@ impl TaskRun {
         };
         let answers = Answers::of(&self.context, &self.given);
         let held = self.given.pledge.take();
-        let (performed, outcome) = match built {
+        let (performed, outcome, why) = match built {
             Built::Interrupted => {
                 answers.give_back(held).await;
                 tracing::info!("gave back {what}: interrupted");
-                return ended(Outcome::Interrupted, None);
+                return ended(Outcome::Interrupted);
             }
             Built::Over => {
                 // Nobody wants to hear of it any more.
                 answers.forget(held).await;
                 let why = session.is_over().unwrap_or_default();
                 tracing::info!("dropped {what}: its controller has ended the session: {why}");
-                return ended(Outcome::Interrupted, None);
-            }
-            Built::Performed(performed) if performed.host_full.is_some() && held.is_some() => {
-                answers.give_back(held).await;
-                let why = performed.host_full.unwrap_or_default();
-                tracing::error!("gave back {what}: {why}");
-                put_away(&self.stop, clean_up(performed.left)).await;
-                return ended(Outcome::HostFailed, None);
+                return ended(Outcome::Interrupted);
             }
             Built::Performed(performed) => {
-                let outcome = match performed.host_full {
-                    Some(_) => Outcome::HostFailed,
-                    None => Outcome::Done(performed.result.status),
+                let (outcome, why) = match &performed.fault {
+                    Some(Fault::Host(why)) => (Outcome::HostFailed, why.clone()),
+                    Some(Fault::Machine(why)) => (Outcome::MachineFailed, why.clone()),
+                    None => (Outcome::Done(performed.result.status), String::new()),
                 };
-                (*performed, outcome)
+                (*performed, outcome, why)
             }
             Built::Failed(e) => {
-                tracing::error!("build error: {what}: {e:#}");
+                let why = format!("{e:#}");
+                tracing::error!("build error: {what}: {why}");
                 let performed = Performed {
-                    result: result::of_agent(&task, Status::Abort, &format!("{e:#}")),
-                    host_full: None,
+                    result: result::of_agent(&task, Status::Abort, &why),
+                    fault: None,
                     left: None,
                 };
-                (performed, outcome_of(&e))
+                (performed, outcome_of(&e), why)
             }
         };
-        let status = performed.result.status;
-        let mut ended = ended(outcome, Some(status));
-        if dumps {
-            match performed.result.serialize(era) {
-                Ok(text) => ended.dump = Some(text),
-                Err(e) => tracing::error!("unable to write the result manifest: {e}"),
+        let mut ended = ended(outcome);
+        if answers.gives_back(outcome) {
+            answers.give_back(held).await;
+            tracing::error!("gave back {what}: {why}");
+        } else {
+            let status = performed.result.status;
+            ended.status = Some(status);
+            if dumps {
+                match performed.result.serialize(era) {
+                    Ok(text) => ended.dump = Some(text),
+                    Err(e) => tracing::error!("unable to write the result manifest: {e}"),
+                }
+                put_away(&self.stop, clean_up(performed.left)).await;
+                return ended;
             }
-            put_away(&self.stop, clean_up(performed.left)).await;
-            return ended;
+            tracing::info!("built {what} for {}: {status}", self.given.from);
+            answers.post(performed.result, held, session).await;
         }
-        tracing::info!("built {what} for {}: {status}", self.given.from);
-        answers.post(performed.result, held, session).await;
         match performed.left {
             Some(left) if left.look.is_some() && kept => {
                 ended.keep = put_away(&self.stop, left.suspend()).await.flatten();
@@ -317,7 +318,7 @@ pub(super) async fn build(
     if options.fake_machine.is_some() && !options.fake_build {
         return Ok(Performed {
             result: fake::perform(&context.host, task, era).await?,
-            host_full: None,
+            fault: None,
             left: None,
         });
     }
@@ -350,9 +351,11 @@ pub(super) async fn build(
 fn outcome_of(error: &anyhow::Error) -> Outcome {
     let of_link = error
         .downcast_ref::<LinkError>()
-        .is_some_and(|e| !matches!(e, LinkError::Write { .. }));
-    if of_link {
-        Outcome::LinkFailed
+        .filter(|e| !matches!(e, LinkError::Write { .. }));
+    if let Some(e) = of_link {
+        Outcome::LinkFailed {
+            passing: e.is_passing(),
+        }
     } else if host::is_at_fault(error) || resources::is_of_host(error.as_ref()) {
         Outcome::HostFailed
     } else {

@@ -130,14 +130,34 @@ pub enum Answer {
 pub enum Outcome {
     /// There is a result with this status.
     Done(Status),
-    /// The machine could not be run, which is its own fault.
+    /// The machine could not be run or never came up, which is its own fault.
     MachineFailed,
     /// What the task needs could not be fetched from its controller.
-    LinkFailed,
+    LinkFailed {
+        /// Whether it may be better in a while.
+        passing: bool,
+    },
     /// The host is at fault: no other task would do better now.
     HostFailed,
     /// It was interrupted.
     Interrupted,
+}
+
+impl Outcome {
+    /// Whether another run may do better, so that the task goes back to its controller in
+    /// place of an `abort`: what kept it from being done was not the build.
+    ///
+    /// A machine that does not come up may be what the task's controller wants to hear of,
+    /// as ever; ours queues the task again, and bounds how often.
+    pub fn gives_back(self, kin: Kin, knows_interrupt: bool) -> bool {
+        match self {
+            Self::Done(_) | Self::LinkFailed { passing: false } => false,
+            Self::HostFailed | Self::LinkFailed { passing: true } | Self::Interrupted => {
+                knows_interrupt
+            }
+            Self::MachineFailed => kin == Kin::Ours,
+        }
+    }
 }
 
 /// How a bootstrap ended.

@@ -21,7 +21,7 @@ impl Supervisor {
     pub(super) fn run_ended(&mut self, id: RunId, outcome: Outcome) {
         let Some(run) = self.ended(id) else { return };
         match outcome {
-            // A guest that crashed, or that nobody heard of in time, proves nothing about its machine.
+            // A guest that crashed in its build, or that was not done with it in time, proves nothing about its machine.
             Outcome::Done(Status::Abort | Status::Abnormal | Status::Interrupt) => {}
             Outcome::Done(_) => {
                 self.machines.well(&run.machine, run.since);
@@ -33,8 +33,10 @@ impl Supervisor {
                     controller.failures = 0;
                 }
             }
-            Outcome::MachineFailed => self.machine_failed(&run, "it could not be run"),
-            Outcome::LinkFailed => {
+            Outcome::MachineFailed => {
+                self.machine_failed(&run, "it could not be run, or did not come up");
+            }
+            Outcome::LinkFailed { .. } => {
                 if let Some(task) = run.task {
                     let why = "what its task needs could not be fetched";
                     self.trouble(&task.controller, Fault::Wrong, why);

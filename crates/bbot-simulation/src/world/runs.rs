@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bbot_agent::supervisor::{BootstrapOutcome, Event, Outcome, RunId};
+use bbot_agent::supervisor::{BootstrapOutcome, Event, Kin, Outcome, RunId};
 use bbot_manifest::Status;
 use rand::Rng as _;
 
@@ -35,9 +35,12 @@ impl World {
             // It hangs, until the time-out.
             2 => (Outcome::Done(Status::Abort), takes(1800)),
             // It does not start, three times.
-            3 => (Outcome::Done(Status::Abort), takes(180)),
+            3 => (Outcome::MachineFailed, takes(180)),
             4 => (Outcome::MachineFailed, takes(2)),
-            _ => (Outcome::LinkFailed, takes(2)),
+            _ => {
+                let passing = self.random.gen_bool(0.5);
+                (Outcome::LinkFailed { passing }, takes(2))
+            }
         }
     }
 
@@ -80,10 +83,12 @@ impl World {
                 } else {
                     outcome
                 };
+                let kin = self.controllers[assigned.controller].kin;
                 let status = match outcome {
                     Outcome::Done(status) => status,
-                    Outcome::MachineFailed | Outcome::LinkFailed => Status::Abort,
-                    Outcome::HostFailed | Outcome::Interrupted => Status::Interrupt,
+                    // The strangers here are of 2017.
+                    _ if outcome.gives_back(kin, kin == Kin::Ours) => Status::Interrupt,
+                    _ => Status::Abort,
                 };
                 if status != Status::Interrupt && self.crashes(agent, CrashPoint::BeforeSpool) {
                     return Ok(());

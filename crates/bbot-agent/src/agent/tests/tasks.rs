@@ -138,6 +138,37 @@ async fn n_retries_are_n_plus_one_starts_then_suspension_and_abort() {
     world.is_clean().await;
 }
 
+/// An agent whose one machine is broken must not end a whole queue.
+#[tokio::test(start_paused = true)]
+async fn the_task_of_a_machine_that_never_comes_up_is_given_back_and_the_machine_rests() {
+    for (kin, status) in [
+        (Kin::Ours, Status::Interrupt),
+        (Kin::Stranger, Status::Abort),
+    ] {
+        let mut world = World::bootstrapped(&["--build-retries", "1"]).await;
+        let answers = (0..2).map(|_| {
+            Ok(TaskAnswer {
+                kin,
+                ..stranger(&task_for("linux"))
+            })
+        });
+        world.controllers.answers.lock().unwrap().extend(answers);
+        world
+            .goes_on_until(|agent| !agent.suspended.is_empty())
+            .await;
+        world.goes_on(1).await;
+        let posted = world.posted();
+        let statuses: Vec<Status> = posted.iter().map(|p| p.result.status).collect();
+        assert_eq!(statuses, [status], "{kin:?}");
+        // A person may look at it, and it is not offered for a while.
+        world.controllers.requests.lock().unwrap().clear();
+        world.goes_on(50).await;
+        assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+        world.goes_on(30).await;
+        assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_never_answers_is_suspended_and_aborted() {
     let mut world = World::bootstrapped(&["--build-timeout", "50", "--suspend-timeout", "0"]).await;
@@ -502,6 +533,87 @@ async fn a_host_that_cannot_prepare_a_run_aborts_it_and_rests_the_machine() {
     assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
     world.goes_on(7).await;
     assert_ne!(world.controllers.requests.lock().unwrap().len(), 0);
+}
+
+/// Another host may have room; a controller of 2017 is told why in the result.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_there_is_no_room_to_copy_the_machine_for_is_given_back() {
+    if !testkit::require("root", rustix::process::geteuid().is_root()) {
+        return;
+    }
+    for kin in [Kin::Ours, Kin::Stranger] {
+        let mut world = World::bootstrapped(&[]).await;
+        let small = tempfile::tempdir().unwrap();
+        let size = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        let mount = testkit::Mount::new(&size, small.path());
+        let volume = world.dir.path().join("machines/vol");
+        let moved = std::process::Command::new("mv")
+            .arg(&volume)
+            .arg(mount.path())
+            .status();
+        assert!(moved.unwrap().success());
+        std::os::unix::fs::symlink(mount.path().join("vol"), &volume).unwrap();
+        let disk = world.machine("linux").join("linux-default/disk.img");
+        // Twice as much there is no room for.
+        fs::write(&disk, vec![1; 600 * 1024]).unwrap();
+
+        let answer = TaskAnswer {
+            kin,
+            ..stranger(&task_for("linux"))
+        };
+        world
+            .controllers
+            .answers
+            .lock()
+            .unwrap()
+            .push_back(Ok(answer));
+        let counts = |agent: &Agent| agent.seen.counters.host_failures;
+        world.goes_on_until(|agent| counts(agent) == 1).await;
+        world.goes_on(1).await;
+        let result = world.posted().remove(0).result;
+        match kin {
+            Kin::Ours => assert_eq!(result, BuildResult::new("libfoo", "1.2", Status::Interrupt)),
+            Kin::Stranger => {
+                assert_eq!(result.status, Status::Abort);
+                let log = &result.operations[0].log;
+                assert!(log.contains("No space left"), "{log}");
+            }
+        }
+        assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
+        world.is_clean().await;
+        // No other task would do better: none is taken for a while.
+        world.controllers.requests.lock().unwrap().clear();
+        world.goes_on(50).await;
+        assert_eq!(world.controllers.requests.lock().unwrap().len(), 0);
+        world.kill().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_controller_is_away_with_its_source_is_given_back() {
+    let mut world = World::bootstrapped(&[]).await;
+    let archive = format!("http://c1.example/archives/{}.tar.gz", "0".repeat(64));
+    let answer = TaskAnswer {
+        kin: Kin::Ours,
+        ..stranger(&task_for("linux").replace("http://r.example/1", &archive))
+    };
+    let away = || LinkError::Transport("connection refused".to_owned());
+    let fetches = std::iter::repeat_with(away).take(5);
+    world.controllers.fetches.lock().unwrap().extend(fetches);
+    world
+        .controllers
+        .answers
+        .lock()
+        .unwrap()
+        .push_back(Ok(answer));
+    let results = Arc::clone(&world.controllers);
+    world
+        .goes_on_until(|_| !results.results.lock().unwrap().is_empty())
+        .await;
+    let result = world.posted().remove(0).result;
+    assert_eq!(result, BuildResult::new("libfoo", "1.2", Status::Interrupt));
+    world.goes_on(1).await;
+    assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,7 +237,7 @@ fn event(step: Step, world: &mut World, config: &mut Config, now: &mut Time) -> 
                     run,
                     outcome: match how % 8 {
                         0 => Outcome::MachineFailed,
-                        1 => Outcome::LinkFailed,
+                        1 => Outcome::LinkFailed { passing: how > 128 },
                         2 if how > 200 => Outcome::HostFailed,
                         n => Outcome::Done(Status::ALL[n as usize % 7]),
                     },

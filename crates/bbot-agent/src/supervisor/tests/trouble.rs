@@ -204,13 +204,42 @@ fn a_controller_whose_sources_cannot_be_fetched_gives_the_others_their_turn() {
             }
         }
         bench.task("a");
-        bench.ends("a", Outcome::LinkFailed);
+        bench.ends("a", Outcome::LinkFailed { passing: false });
         pauses.push(bench.supervisor.view().controllers[0].next - bench.now);
     }
     assert!(
         pauses.is_sorted() && pauses[3] > pauses[0] * 4,
         "{pauses:?}"
     );
+}
+
+#[test]
+fn what_was_not_the_builds_fault_goes_back_where_that_is_understood() {
+    let outcomes = [
+        Outcome::Interrupted,
+        Outcome::HostFailed,
+        Outcome::LinkFailed { passing: true },
+        Outcome::LinkFailed { passing: false },
+        Outcome::MachineFailed,
+        Outcome::Done(Status::Abort),
+        Outcome::Done(Status::Abnormal),
+    ];
+    for (kin, knows_interrupt, expected) in [
+        (
+            Kin::Ours,
+            true,
+            [true, true, true, false, true, false, false],
+        ),
+        (
+            Kin::Stranger,
+            true,
+            [true, true, true, false, false, false, false],
+        ),
+        (Kin::Stranger, false, [false; 7]),
+    ] {
+        let back = outcomes.map(|outcome| outcome.gives_back(kin, knows_interrupt));
+        assert_eq!(back, expected, "{kin:?} {knows_interrupt}");
+    }
 }
 
 #[test]
