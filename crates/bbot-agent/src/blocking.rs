@@ -2,8 +2,8 @@
 //!
 //! The agent's loop and all its runs share one thread, so whatever may take more than
 //! some milliseconds is done elsewhere ([`Blocking`]). What is dropped, since its run
-//! was dropped, goes there as well: a machine is ended ([`Elsewhere`]), its copy is
-//! deleted ([`Copied`]). The agent waits for all of that before it ends.
+//! was dropped, goes there as well: a machine is ended (`Elsewhere`), its copy is
+//! deleted (`Copied`). The agent waits for all of that before it ends.
 
 use std::io;
 use std::ops::{Deref, DerefMut};

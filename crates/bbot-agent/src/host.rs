@@ -87,18 +87,29 @@ impl RunFolders {
     }
 }
 
+impl RunFolders {
+    /// Removes them on this thread.
+    pub(crate) fn remove_here(mut self) {
+        self.folder.take().into_iter().for_each(remove);
+    }
+}
+
 impl Drop for RunFolders {
     fn drop(&mut self) {
-        let parent = self.path().parent().map(Path::to_owned);
-        let folder = self.folder.take();
-        self.blocking.detach(move || {
-            drop(folder);
-            // The toolchain's folder goes with its last run; where another run is
-            // still in it, this does nothing.
-            if let Some(parent) = parent {
-                let _ = std::fs::remove_dir(parent);
-            }
-        });
+        if let Some(folder) = self.folder.take() {
+            self.blocking.detach(move || remove(folder));
+        }
+    }
+}
+
+/// Removes a run's folder.
+fn remove(folder: OwnedFolder) {
+    let parent = folder.path().parent().map(Path::to_owned);
+    drop(folder);
+    // The toolchain's folder goes with its last run; where another run is still in it,
+    // this does nothing.
+    if let Some(parent) = parent {
+        let _ = std::fs::remove_dir(parent);
     }
 }
 

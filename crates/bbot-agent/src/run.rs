@@ -266,7 +266,7 @@ pub(crate) struct Running {
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) copy: Copied,
     _sockets: OwnedFolder,
-    _folders: Arc<RunFolders>,
+    folders: Arc<RunFolders>,
 }
 
 impl Running {
@@ -300,7 +300,7 @@ impl Running {
                 machine: hypervisor.start(spec).await?,
                 copy,
                 _sockets: sockets,
-                _folders: of.folders,
+                folders: of.folders,
             })
         };
         // What is half started may take its time to end as well.
@@ -318,6 +318,9 @@ impl Running {
         force_down(this.machine.as_mut()).await;
         let end = |running: Self| {
             drop(running.machine);
+            if let Some(folders) = Arc::into_inner(running.folders) {
+                folders.remove_here();
+            }
             running.copy.delete_here()
         };
         this.end(end).await

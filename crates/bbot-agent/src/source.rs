@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow};
+use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
@@ -272,7 +273,9 @@ impl Cache {
 
 /// Whether an agent uses this archive, or is fetching it.
 fn is_used(path: &Path) -> bool {
-    let Ok(file) = File::open(path) else {
+    // A FIFO, which is none of ours, would wait for its writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()).map(File::from) else {
         return false;
     };
     match file.try_lock() {

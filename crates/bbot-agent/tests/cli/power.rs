@@ -227,12 +227,12 @@ fn a_result_is_on_disk_before_it_is_posted() {
     }
     let host = Host::new();
     let header = host.file("header", HEADER);
-    let (results, result_server) = serve(vec![answer("200 OK", "", "")]);
+    let ours = "Bbot-Controller: 1\r\n";
+    let (results, result_server) = serve(vec![answer("200 OK", ours, "")]);
     let task = format!(
         ": 1\nsession: s/1\nresult-url: {results}?build-result\n:\n{}",
         &TASK[4..]
     );
-    let ours = "Bbot-Controller: 1\r\n";
     let (tasks, _task_server) = serve(vec![answer("200 OK", ours, &task)]);
     let trace = host.path("trace");
     let agent = host.command(&[

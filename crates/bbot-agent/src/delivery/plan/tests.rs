@@ -203,12 +203,13 @@ fn time_in_which_a_stranger_cannot_be_reached_does_not_count() {
         let mut now = secs(0);
         assert!(goes_on(&mut plan, &mut now, hours(100), silent));
     }
-    // It comes and goes, and answers for an hour each time: the third is one too many.
+    // It comes and goes, and answers for most of an hour each time: the fourth is one too many.
     let mut plan = Plan::new(1);
     plan.add(Id(1), entry(A, Kin::Stranger), secs(0));
     let mut now = secs(0);
     for day in 1..=3 {
-        let (noon, night) = (hours(day * 24 + 12), hours(day * 24 + 13));
+        let noon = hours(day * 24 + 12);
+        let night = noon + secs(50 * 60);
         assert!(goes_on(&mut plan, &mut now, noon, Verdict::Unreachable));
         assert!(goes_on(&mut plan, &mut now, night, Verdict::Busy), "{day}");
     }
