@@ -209,6 +209,13 @@ fn run_manifest() {
     assert_eq!(RunManifest::parse(wrapped.as_bytes(), "").unwrap(), run);
     let least = RunManifest::parse(b": 1\nagent: a\n", "").unwrap();
     assert_eq!((least.log_segments, least.source), (None, None));
+    assert_eq!((least.save, least.fresh), (None, None));
+    let text = format!(": 1\nagent: a\nsave: again\nclock: c\nseed: {HEX}\n");
+    let run = RunManifest::parse(text.as_bytes(), "").unwrap();
+    assert_eq!(run.save.as_deref(), Some("again"));
+    let fresh = run.fresh.as_ref().unwrap();
+    assert_eq!((fresh.clock.as_str(), fresh.seed.as_str()), ("c", HEX));
+    assert_eq!(run.serialize().unwrap(), text);
     refused(
         RunManifest::parse,
         &[
@@ -225,6 +232,14 @@ fn run_manifest() {
                 ": 1\nagent: a\nsource: s\nsource-sha256: abc\n",
                 "4:16: error: invalid run field `source-sha256`: not 64 lower-case hexadecimal \
                  digits",
+            ),
+            (
+                ": 1\nagent: a\nclock: c\n",
+                "4:1: error: run has no required field `seed`",
+            ),
+            (
+                ": 1\nagent: a\nclock: c\nseed: 00\n",
+                "4:7: error: invalid run field `seed`: not 64 lower-case hexadecimal digits",
             ),
             (
                 ": 1\nagent: a\nlog-segments: one\n",

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
         root = root.put_any(&folder, UPLOAD_LIMIT);
     }
     let tell = |event: Event| match event {
-        Event::Requested { .. } => {}
+        Event::Requested { .. } | Event::Held { .. } => {}
         Event::Fetched { name, bytes } => println!("{name}: {bytes} bytes fetched"),
         Event::Uploaded { name, bytes, .. } => println!("{name}: {bytes} bytes uploaded"),
         Event::Failed { name, reason } => println!("{name}: {reason}"),

@@ -28,7 +28,19 @@ pub struct Root {
 enum GetRule {
     File { name: String, path: PathBuf },
     Bytes { name: String, bytes: Arc<[u8]> },
+    Made { name: String, make: Make },
+    Held { name: String },
     Folder { path: PathBuf },
+}
+
+/// What is read under a name, made when it is asked for.
+#[derive(Clone)]
+struct Make(Arc<dyn Fn() -> Vec<u8> + Send + Sync>);
+
+impl std::fmt::Debug for Make {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Make")
+    }
 }
 
 /// Which names a PUT rule takes.
@@ -98,6 +110,28 @@ impl Root {
         self
     }
 
+    /// GET of `name` reads what `make` gives at each request.
+    #[must_use]
+    pub fn get_made(
+        mut self,
+        name: impl Into<String>,
+        make: impl Fn() -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        self.gets.push(GetRule::Made {
+            name: name.into(),
+            make: Make(Arc::new(make)),
+        });
+        self
+    }
+
+    /// GET of `name` is told ([`crate::Event::Held`]) and not answered at all, neither well nor ill:
+    /// whoever asks waits, and asks again.
+    #[must_use]
+    pub fn get_held(mut self, name: impl Into<String>) -> Self {
+        self.gets.push(GetRule::Held { name: name.into() });
+        self
+    }
+
     /// GET of any name reads the regular file of that name in the folder.
     #[must_use]
     pub fn get_folder(mut self, path: impl Into<PathBuf>) -> Self {
@@ -154,6 +188,13 @@ impl Root {
         self
     }
 
+    /// Whether a GET of this name is not answered.
+    pub(crate) fn holds(&self, name: &Name) -> bool {
+        self.gets
+            .iter()
+            .any(|rule| matches!(rule, GetRule::Held { name: held } if held == name.as_str()))
+    }
+
     pub(crate) fn open(&self, name: &Name) -> Result<Opened, Refusal> {
         for rule in &self.gets {
             let opened = match rule {
@@ -164,6 +205,13 @@ impl Root {
                     size: bytes.len() as u64,
                     reader: Box::new(Cursor::new(Arc::clone(bytes))),
                 }),
+                GetRule::Made { name: known, make } if known == name.as_str() => {
+                    let bytes = (make.0)();
+                    Some(Opened {
+                        size: bytes.len() as u64,
+                        reader: Box::new(Cursor::new(bytes)),
+                    })
+                }
                 GetRule::Folder { path } => match open_folder(path) {
                     Ok(folder) => {
                         open_regular(&folder, Path::new(name.as_str()), &path.join(name.as_str()))?

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
-use crate::session::{self, Again, Event, Session};
+use crate::session::{self, Again, Event, NotBegun, Session};
 use crate::transfer::{Failure, Output, Refusal, State};
 
 /// The port of requests.
@@ -244,11 +244,11 @@ impl Server {
                 ErrorCode::Undefined,
                 "too many transfers at once, try later",
             );
-            Err(session::refuse(
+            Err(NotBegun::Refused(session::refuse(
                 session::name_of(payload),
                 busy,
                 &mut self.events,
-            ))
+            )))
         };
         match opened {
             Ok(mut session) => {
@@ -265,11 +265,12 @@ impl Server {
                 });
                 self.settle(self.transfers.len() - 1, now);
             }
-            Err(payload) => self.outgoing.push_back(Outgoing {
+            Err(NotBegun::Refused(payload)) => self.outgoing.push_back(Outgoing {
                 peer,
                 local_port: REQUEST_PORT,
                 payload,
             }),
+            Err(NotBegun::Held) => {}
         }
     }
 

@@ -38,6 +38,15 @@ pub enum Event {
         /// The file, without a leading `/`.
         name: String,
     },
+    /// A GET came for a name that is held back ([`Root::get_held`]). It is not answered.
+    Held {
+        /// Who asks.
+        peer: SocketAddr,
+        /// The file.
+        name: String,
+        /// The request as it came: handed to another server later, it is answered there.
+        request: Vec<u8>,
+    },
     /// A file was read to its end, and the client has acknowledged all of it.
     Fetched {
         /// The file.
@@ -85,7 +94,15 @@ enum Body {
 const GATHER_BELOW: u16 = 16384;
 const GATHER: usize = 128 * 1024;
 
-/// Answers a request: a session to be started, or the ERROR packet that refuses it.
+/// A request that begins no session.
+pub(crate) enum NotBegun {
+    /// The ERROR packet that refuses it.
+    Refused(Vec<u8>),
+    /// It is held back, without an answer.
+    Held,
+}
+
+/// Answers a request: a session to be started, if any.
 pub(crate) fn open(
     root: &Root,
     limits: &Limits,
@@ -93,24 +110,24 @@ pub(crate) fn open(
     payload: &[u8],
     now: Instant,
     events: &mut VecDeque<Event>,
-) -> Result<Session, Vec<u8>> {
+) -> Result<Session, NotBegun> {
     let (kind, request) = match Packet::decode(payload) {
         Ok(Packet::Read(request)) => (Kind::Get, request),
         Ok(Packet::Write(request)) => (Kind::Put, request),
         Ok(_) => {
             let refusal = Refusal::new(ErrorCode::UnknownTransfer, "this belongs to no transfer");
-            return Err(refuse(String::new(), refusal, events));
+            return Err(NotBegun::Refused(refuse(String::new(), refusal, events)));
         }
         Err(error) => {
             let refusal = Refusal::new(ErrorCode::IllegalOperation, error.to_string());
-            return Err(refuse(String::new(), refusal, events));
+            return Err(NotBegun::Refused(refuse(String::new(), refusal, events)));
         }
     };
     let name = match Name::new(request.name) {
         Ok(name) => name,
         Err(error) => {
             let refusal = Refusal::new(ErrorCode::AccessViolation, error.to_string());
-            return Err(refuse(printable(request.name), refusal, events));
+            return Err(NotBegun::Refused(refuse(printable(request.name), refusal, events)));
         }
     };
     events.push_back(Event::Requested {
@@ -118,6 +135,14 @@ pub(crate) fn open(
         kind,
         name: name.as_str().to_owned(),
     });
+    if kind == Kind::Get && root.holds(&name) {
+        events.push_back(Event::Held {
+            peer,
+            name: name.as_str().to_owned(),
+            request: payload.to_vec(),
+        });
+        return Err(NotBegun::Held);
+    }
     let body = match kind {
         Kind::Get => get(root, limits, &name, &request, now),
         Kind::Put => put(root, limits, &name, &request, now),
@@ -130,7 +155,11 @@ pub(crate) fn open(
             told: false,
             heard: now,
         }),
-        Err(refusal) => Err(refuse(name.as_str().to_owned(), refusal, events)),
+        Err(refusal) => Err(NotBegun::Refused(refuse(
+            name.as_str().to_owned(),
+            refusal,
+            events,
+        ))),
     }
 }
 

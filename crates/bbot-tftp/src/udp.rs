@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
-use crate::session::{self, Event, LATE, Session};
+use crate::session::{self, Event, LATE, NotBegun, Session};
 use crate::socket::receive_buffer;
 use crate::transfer::{Failure, Output, Refusal, State};
 
@@ -203,10 +203,11 @@ pub fn serve(
             }
             let transfer = match begin(local, peer, root, limits, payload, on_event) {
                 Ok(Ok(transfer)) => transfer,
-                Ok(Err(refusal)) => {
+                Ok(Err(NotBegun::Refused(refusal))) => {
                     reply(&refusal);
                     continue;
                 }
+                Ok(Err(NotBegun::Held)) => continue,
                 Err(error) => {
                     reply(&packet::error(
                         ErrorCode::Undefined,
@@ -311,7 +312,7 @@ fn begin(
     limits: &Limits,
     payload: &[u8],
     on_event: &(dyn Fn(Event) + Sync),
-) -> io::Result<Result<Transfer, Vec<u8>>> {
+) -> io::Result<Result<Transfer, NotBegun>> {
     let mut any_port = local;
     any_port.set_port(0);
     let socket = UdpSocket::bind(any_port)?;

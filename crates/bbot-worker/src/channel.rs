@@ -10,6 +10,8 @@ use bbot_manifest::RunManifest;
 use bbot_tftp::client::{self, Options, Reason};
 use bbot_tftp::packet::ErrorCode;
 
+use crate::fresh;
+
 /// Bound of the manifests that an agent gives out, in bytes.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
@@ -67,11 +69,15 @@ impl Channel {
         Self { agent }
     }
 
-    /// Asks for the run manifest and the task until there is one.
+    /// Asks for the run manifest and the task until there is one. A machine that is to be saved is
+    /// saved meanwhile, and made fresh when it was restored.
     pub(crate) fn ask(&self) -> Given {
         let mut chances = CHANCES;
         loop {
-            if let Some(run) = self.ask_run_manifest(&mut chances) {
+            if let Some(mut run) = self.ask_run_manifest(&mut chances) {
+                if let Some(again) = offered(run.as_deref()).and_then(|run| run.save) {
+                    run = Some(self.wait_until_restored(&again));
+                }
                 for name in [TASK_MANIFEST, MANIFEST] {
                     match self.get_bytes(name) {
                         Ok(task) => return Given { run, task },
@@ -81,6 +87,22 @@ impl Channel {
             }
             thread::sleep(PAUSE);
         }
+    }
+
+    /// Holds the machine still until it was saved and restored: the agent does not answer before.
+    fn wait_until_restored(&self, again: &str) -> Vec<u8> {
+        fresh::stop_others();
+        let run = loop {
+            match self.get_bytes(again) {
+                Ok(run) => break run,
+                Err(error) => eprintln!("trace: {error}"),
+            }
+        };
+        if let Some(fresh) = offered(Some(&run)).and_then(|run| run.fresh) {
+            fresh::make(self, &fresh);
+        }
+        fresh::go_on();
+        run
     }
 
     /// The run manifest, `Some(None)` when the agent has none; `None` when it did not answer, or with an error that may
@@ -100,7 +122,8 @@ impl Channel {
         }
     }
 
-    fn get_bytes(&self, name: &str) -> Result<Vec<u8>, client::ClientError> {
+    /// Fetches a manifest, or something as small.
+    pub(crate) fn get_bytes(&self, name: &str) -> Result<Vec<u8>, client::ClientError> {
         let mut bytes = Vec::new();
         let options = Options {
             limit: MANIFEST_LIMIT,
@@ -185,6 +208,11 @@ fn pauses(count: usize) -> impl Iterator<Item = Duration> {
 /// Whether a server has answered with an error that may pass.
 pub(crate) fn passes(error: &client::ClientError) -> bool {
     matches!(error.reason, Reason::Peer { code, .. } if may_pass(code))
+}
+
+/// What an agent offers that has a run manifest; one that cannot be read is told of later.
+fn offered(run: Option<&[u8]>) -> Option<RunManifest> {
+    run.and_then(|bytes| RunManifest::parse(bytes, RUN_MANIFEST).ok())
 }
 
 /// Whether the same request may be granted the next time. A server that gave a transfer up since the machine was not run for

@@ -9,6 +9,7 @@ mod build;
 mod build_systems;
 mod channel;
 mod command;
+mod fresh;
 mod guard;
 mod isolation;
 mod log;

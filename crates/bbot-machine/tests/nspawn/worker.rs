@@ -104,6 +104,8 @@ async fn a_build_reaches_neither_the_agent_nor_its_worker() {
             name: "source.tar.gz".to_owned(),
             sha256: hex::encode(Sha256::digest(&source)),
         }),
+        save: None,
+        fresh: None,
     };
     let put = folder.path().join("put");
     spec.tftp.root = Root::new()

@@ -19,7 +19,7 @@ pub use machine::{Mac, MachineHeader, MachineKind, MachineManifest, MachineRole,
 pub use request::{InteractiveMode, TaskRequest};
 pub use response::{TaskResponse, is_challenge};
 pub use result::{BuildResult, OperationResult, ResultRequest};
-pub use run::{RunManifest, Source};
+pub use run::{Fresh, RunManifest, Source};
 pub use status::{ParseStatusError, Status};
 pub use task::{Auxiliary, RepositoryType, Task};
 pub use toolchain::{BootstrapManifest, BootstrappedMachine, ToolchainManifest};

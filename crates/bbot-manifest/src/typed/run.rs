@@ -22,6 +22,21 @@ pub struct RunManifest {
     pub log_segments: Option<u64>,
     /// The source, unless it is in the task's repository.
     pub source: Option<Source>,
+    /// The machine is to be saved: once nothing more will happen in it by itself, the worker asks for
+    /// the run manifest again under this name, and goes on with the answer.
+    pub save: Option<String>,
+    /// The machine was restored: what its worker makes right before anything else runs.
+    pub fresh: Option<Fresh>,
+}
+
+/// What a guest that was restored from saved memory has to make its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fresh {
+    /// The name on TFTP of the time: nanoseconds since 1970 (UTC) when it was asked for, as a
+    /// decimal number.
+    pub clock: String,
+    /// Entropy of which no other guest has heard: 32 bytes in 64 lower-case hexadecimal digits.
+    pub seed: String,
 }
 
 impl RunManifest {
@@ -43,11 +58,25 @@ impl RunManifest {
                 (Some(_), None) => return Err(fields.missing("source-sha256")),
                 (None, Some(_)) => return Err(fields.missing("source")),
             };
+            let clock = fields.optional("clock")?;
+            let seed = fields.optional("seed")?;
+            let fresh = match (clock, seed) {
+                (Some(clock), Some(seed)) => Some(Fresh {
+                    clock: clock.filled()?,
+                    seed: seed.hex64()?,
+                }),
+                (None, None) => None,
+                (Some(_), None) => return Err(fields.missing("seed")),
+                (None, Some(_)) => return Err(fields.missing("clock")),
+            };
+            let save = fields.optional("save")?;
             let segments = fields.optional("log-segments")?;
             Ok(Self {
                 agent: fields.required("agent")?.filled()?,
                 log_segments: segments.map(|f| f.number()).transpose()?,
                 source,
+                save: save.map(|f| f.filled()).transpose()?,
+                fresh,
             })
         })
     }
@@ -65,6 +94,12 @@ impl RunManifest {
             builder
                 .put("source", &source.name)
                 .put("source-sha256", &source.sha256);
+        }
+        builder.put_some("save", self.save.as_ref());
+        if let Some(fresh) = &self.fresh {
+            builder
+                .put("clock", &fresh.clock)
+                .put("seed", &fresh.seed);
         }
         serialize(&[builder.manifest()], Style::wire())
     }

@@ -433,3 +433,43 @@ fn windows_recover_by_the_rfc() {
     assert_eq!(numbers(bench.wait()), [9]);
     assert_eq!(numbers(bench.send(port, &data(10, b""))), [10]);
 }
+
+#[test]
+fn what_is_held_back_is_told_and_answered_by_another_server() {
+    let mut bench = Bench::new(Root::new().get_bytes("manifest", *b"task").get_held("later"));
+    let request = packet::read_request("later", &[]);
+    assert_eq!(bench.send(REQUEST_PORT, &request), []);
+    let peer = bench.peer;
+    let told = [
+        Event::Requested {
+            peer,
+            kind: Kind::Get,
+            name: "later".into(),
+        },
+        Event::Held {
+            peer,
+            name: "later".into(),
+            request: request.clone(),
+        },
+    ];
+    assert_eq!(bench.events(), told);
+    // Asked again it is told again, and nothing has begun.
+    assert_eq!(bench.send(REQUEST_PORT, &request), []);
+    assert_eq!(bench.events(), told);
+    assert_eq!(bench.server.sessions(), 0);
+
+    let mut later = Bench::new(Root::new().get_bytes("later", *b"now"));
+    assert_eq!(later.download(&request).unwrap(), b"now");
+}
+
+#[test]
+fn what_is_made_is_made_at_each_request() {
+    let count = std::sync::atomic::AtomicU8::new(0);
+    let make = move || vec![count.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
+    let mut bench = Bench::new(Root::new().get_made("count", make));
+    for n in 0..3 {
+        let request = packet::read_request("count", &[]);
+        assert_eq!(bench.download(&request).unwrap(), [n]);
+        bench.peer.set_port(bench.peer.port() + 1);
+    }
+}

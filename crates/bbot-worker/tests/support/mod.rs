@@ -218,6 +218,8 @@ impl Run {
             agent: "bbot-agent/test".to_owned(),
             log_segments: (!self.host_is_full).then_some(1),
             source: None,
+            save: None,
+            fresh: None,
         };
         if let Some(source) = &self.source {
             let sha256 = hex::encode(Sha256::digest(source));
