@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bbot_machine::durable;
 use bbot_machine::layout::{self, BOOTSTRAP_PROTOCOL, MachineDir};
-use bbot_machine::machine::{Disk, ShutdownOutcome};
+use bbot_machine::machine::{Disk, Memory, ShutdownOutcome};
 use bbot_machine::owner::{OwnerError, Temporary};
 use bbot_machine::volume::{Stop, Volume};
 use bbot_manifest::{
@@ -180,6 +180,7 @@ async fn start_and_watch(
             mac,
             share,
             disk: Disk::Kept,
+            memory: Memory::Booted,
             root,
             folders: Arc::clone(&folders),
         };

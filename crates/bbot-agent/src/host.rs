@@ -19,6 +19,7 @@ use bbot_manifest::BootstrappedMachine;
 use crate::blocking::Blocking;
 use crate::options::Options;
 use crate::toolchain::{self, Toolchain};
+use crate::warm::Bases;
 
 /// How the folders of runs are called, so that they are told from others.
 const RUN_PREFIX: &str = "run-";
@@ -41,6 +42,8 @@ pub struct Host {
     pub blocking: Blocking,
     /// Machines with a worker older than the agent that were bootstrapped all the same.
     pub older: Older,
+    /// The machines' saved memory.
+    pub bases: Bases,
 }
 
 /// Bootstrapped machines whose worker is older than the agent, with the ids of machine
@@ -149,6 +152,7 @@ impl Host {
             toolchain,
             blocking: Blocking::default(),
             older: Older::default(),
+            bases: Bases::default(),
         })
     }
 

@@ -56,5 +56,6 @@ pub mod suspended;
 pub mod task;
 pub mod toolchain;
 pub mod version;
+pub mod warm;
 
 pub use agent::{run, serve};

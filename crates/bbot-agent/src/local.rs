@@ -11,8 +11,8 @@ use crate::inventory::{self, Machine, RETRIES, RETRY_PAUSE, State};
 use crate::options::Options;
 use crate::run::{Progress, Share};
 use crate::session::Session;
-use crate::source;
 use crate::task::{self, Job};
+use crate::{source, warm};
 
 /// Builds the source archive in a throw-away copy of the machine that the task
 /// names, which is bootstrapped first if it must be. `progress` hears what happens
@@ -82,6 +82,17 @@ pub(crate) async fn machine(
         let (theirs, wanted) = (host.clone(), name.to_owned());
         let look = move || inventory::look_for(&theirs, &wanted);
         let plan = match host.blocking.run(look).await? {
+            State::Usable(machine) if machine.cold => {
+                let share = share(host, machine.header());
+                match warm::save(host, &machine, share, progress).await? {
+                    warm::Outcome::Saved => tracing::info!("saved {name}"),
+                    warm::Outcome::Stale => tracing::debug!("machine {name} was replaced"),
+                    warm::Outcome::GaveUp(why) => {
+                        tracing::warn!("{name} cannot be saved and boots for each task: {why}");
+                    }
+                }
+                continue;
+            }
             State::Usable(machine) => return Ok(*machine),
             State::MustBootstrap(plan) => plan,
             State::Bad(problem) => bail!("machine {name}: {problem}"),

@@ -245,6 +245,13 @@ pub struct Options {
     #[arg(long, value_name = "auto|kvm|tcg", default_value_t = Choice::Auto)]
     pub accel: Choice,
 
+    /// Whether virtual machines are saved with their memory when they are
+    /// bootstrapped, and restored for each task instead of booted, where that is
+    /// possible (auto), or not (off). With a machine's name before it, for that
+    /// machine alone; can be repeated so
+    #[arg(long, value_name = "[machine=]auto|off")]
+    pub warm: Vec<Warm>,
+
     /// Network of the machines: nothing but the wire to the agent (none), the
     /// internet as a second card (user), or the host's bridge (bridge). Default:
     /// bridge where br1 exists and may be used, else none
@@ -437,7 +444,48 @@ pub enum Usage {
     Needs(&'static str, &'static str),
 }
 
+/// One word of `--warm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warm {
+    /// For this machine; absent: for all that are not named.
+    pub machine: Option<String>,
+    /// Whether it is saved and restored where that is possible.
+    pub auto: bool,
+}
+
+impl std::str::FromStr for Warm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (machine, word) = match text.rsplit_once('=') {
+            Some((machine, word)) => (Some(machine.to_owned()), word),
+            None => (None, text),
+        };
+        let auto = match word {
+            "auto" => true,
+            "off" => false,
+            _ => return Err(format!("'{word}' is neither auto nor off")),
+        };
+        if machine.as_deref() == Some("") {
+            return Err("there is no machine before the '='".to_owned());
+        }
+        Ok(Self { machine, auto })
+    }
+}
+
 impl Options {
+    /// Whether this machine is saved and restored where that is possible: the last word on it
+    /// counts, else the last on all.
+    pub fn is_warm(&self, machine: &str) -> bool {
+        let of = |name: Option<&str>| {
+            let mut words = self.warm.iter().rev();
+            words.find(|word| word.machine.as_deref() == name)
+        };
+        of(Some(machine))
+            .or_else(|| of(None))
+            .is_none_or(|word| word.auto)
+    }
+
     /// What `bbot-agent` with these options alone would be told; for embedding
     /// the agent in another program.
     pub fn with_controllers(controllers: &[String]) -> Self {

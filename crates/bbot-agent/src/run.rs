@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use bbot_machine::machine::{Disk, Exit, Machine, MachineEvent, StartSpec, Tftp};
+use bbot_machine::machine::{Disk, Exit, Machine, MachineEvent, Memory, StartSpec, Tftp};
 use bbot_machine::owner::{OwnedFolder, OwnerError};
 use bbot_manifest::{Mac, MachineManifest};
 use bbot_tftp::{Event, Kind, Limits, Root};
@@ -59,6 +59,11 @@ pub enum Stage {
         machine: String,
         /// Which try this is.
         attempt: u32,
+    },
+    /// A machine is started once more, and saved when its worker asks for a task.
+    Saving {
+        /// The machine.
+        machine: String,
     },
     /// A machine is being bootstrapped.
     Bootstrapping {
@@ -287,6 +292,7 @@ impl Running {
             network: options.machine_network(),
             accelerator: host.accelerator,
             disk: of.disk,
+            memory: of.memory,
             tftp: Tftp {
                 root: of.root,
                 limits: Limits::wire(),
@@ -342,6 +348,7 @@ pub(crate) struct Start<'a> {
     pub(crate) mac: Option<Mac>,
     pub(crate) share: Share,
     pub(crate) disk: Disk,
+    pub(crate) memory: Memory,
     pub(crate) root: Root,
     /// What is in them goes when the machine has gone, and nobody else has them.
     pub(crate) folders: Arc<RunFolders>,

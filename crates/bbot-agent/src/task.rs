@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bbot_machine::durable;
-use bbot_machine::machine::Disk;
+use bbot_machine::machine::{Disk, Error, Memory};
 use bbot_machine::owner::Temporary;
 use bbot_machine::volume::Stop;
+use bbot_machine::warm::Base;
 use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
 use bbot_tftp::{Event, Kind, Root};
 
@@ -22,7 +23,7 @@ use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, S
 use crate::segments::{self, Segments};
 use crate::session::Session;
 use crate::source;
-use crate::version;
+use crate::{version, warm};
 
 /// The largest result that is taken, packed or not.
 const RESULT_LIMIT: u64 = 64 * 1024 * 1024;
@@ -41,7 +42,8 @@ const RESULT_NAMES: [&str; 3] = ["manifest", "result.manifest", PACKED];
 const PACKED: &str = "result.manifest.lz4";
 
 const SOURCE: &str = "source.tar.gz";
-const RUN: &str = "run.manifest";
+/// The name under which the worker asks what its agent offers.
+pub(crate) const RUN: &str = "run.manifest";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -117,6 +119,7 @@ pub(crate) async fn perform(
     let startup = options.build_startup(host.accelerator);
 
     let mut attempt = 0;
+    let mut may_restore = true;
     let (mut running, alive) = loop {
         progress.stage(&Stage::Copying {
             machine: name.clone(),
@@ -127,22 +130,42 @@ pub(crate) async fn perform(
             machine: name.clone(),
             attempt: attempt + 1,
         });
+        // A machine that has once not gone on from where it was saved is better booted.
+        let base = match attempt {
+            0 => base_of(host, job, &copy, may_restore).await,
+            _ => None,
+        };
         let manifest = &job.machine.manifest.machine;
         let start = Start {
             manifest,
             mac: manifest.mac,
             share: job.share,
             disk: Disk::ThrowAway,
+            memory: base.clone().map_or(Memory::Booted, Memory::Restored),
             root: root.clone(),
             folders: Arc::clone(&folders),
         };
-        let mut running = Running::start(host, copy, start).await?;
+        let mut running = match Running::start(host, copy, start).await {
+            Err(e)
+                if let Some(base) = &base
+                    && matches!(e.downcast_ref(), Some(Error::Unrestored { .. })) =>
+            {
+                tracing::warn!("machine {name} boots: {e:#}");
+                host.bases.refuse(&job.machine.directory, base);
+                may_restore = false;
+                continue;
+            }
+            started => started?,
+        };
         // The first request says that the machine has booted and its worker runs.
         let alive = run::until_alive(running.machine.as_mut(), startup, asks_for_task).await;
         match &alive {
             // The seed's off by one is not kept: N retries are N + 1 starts.
             Startup::MisBoot(why) if attempt < options.build_retries => {
                 tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
+                if let Some(base) = &base {
+                    host.bases.refuse(&job.machine.directory, base);
+                }
                 Running::end(running).await?;
                 attempt += 1;
             }
@@ -326,10 +349,21 @@ async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
     Ok(Copied::make(&host.blocking, &machine.directory, copy).await?)
 }
 
+/// The saved memory that the copy can go on with, if it may.
+async fn base_of(host: &Host, job: &Job, copy: &Copied, may: bool) -> Option<Arc<Base>> {
+    if !may || !warm::can_be_warm(host, &job.machine.manifest) {
+        return None;
+    }
+    let (bases, directory) = (host.bases.clone(), job.machine.directory.clone());
+    let copy = copy.path().to_owned();
+    let load = move || bases.of_copy(&directory, &copy);
+    host.blocking.run(load).await
+}
+
 /// What the worker fetches.
 struct Offer {
     task: String,
-    run: String,
+    run: RunManifest,
     source: Option<PathBuf>,
 }
 
@@ -342,15 +376,15 @@ impl Offer {
                 name: SOURCE.to_owned(),
                 sha256: source.sha256.clone(),
             }),
+            save: None,
+            fresh: None,
         };
         Ok(Self {
             task: job
                 .task
                 .serialize(job.era)
                 .context("unable to write the task manifest")?,
-            run: run
-                .serialize()
-                .context("unable to write the run manifest")?,
+            run,
             source: job.source.as_ref().map(|source| source.path.clone()),
         })
     }
@@ -360,7 +394,10 @@ impl Offer {
         let (get, put) = (folders.join("get"), folders.join("put"));
         let manifest = get.join("manifest");
         durable::write(&manifest, self.task.as_bytes())?;
-        let mut root = Root::new().get_bytes(RUN, self.run.into_bytes());
+        let run = self.run.serialize();
+        let run = run.context("unable to write the run manifest")?;
+        let mut root = Root::new().get_bytes(RUN, run.into_bytes());
+        root = warm::fresh(root, &self.run)?;
         for name in TASK_NAMES {
             root = root.get_file(name, &manifest);
         }

@@ -16,4 +16,5 @@ pub mod owner;
 pub mod qemu;
 mod socket_folder;
 pub mod volume;
+pub mod warm;
 pub mod wire;

@@ -19,13 +19,15 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bbot_manifest::{MachineKind, MachineManifest};
 
 use crate::accel::Accelerator;
 use crate::bridge::Bridge;
 use crate::mac::Mac;
+use crate::warm::{Base, Waiting};
 use crate::wire::thread::{End, WireEvent, WireThread};
 use crate::wire::{MAX_BLKSIZE, Wire};
 
@@ -75,6 +77,18 @@ pub enum Disk {
     ThrowAway,
 }
 
+/// How a guest begins, and where its memory is.
+#[derive(Debug, Clone, Default)]
+pub enum Memory {
+    /// It boots.
+    #[default]
+    Booted,
+    /// It boots, and can be saved ([`Machine::save`]).
+    ToBeSaved,
+    /// It goes on from where it was saved, with the disk as it was then.
+    Restored(Arc<Base>),
+}
+
 /// What the guest may fetch and upload on its wire.
 #[derive(Debug, Clone)]
 pub struct Tftp {
@@ -86,12 +100,20 @@ pub struct Tftp {
 }
 
 impl Tftp {
-    /// Serves it on a wire of the machine's own.
-    pub(crate) fn serve_on(&self, end: End) -> std::io::Result<WireThread> {
+    /// Serves it on a wire of the machine's own. `heard` is what a restored guest waits for.
+    pub(crate) fn serve_on(
+        &self,
+        end: End,
+        heard: Option<(Mac, &Waiting)>,
+    ) -> std::io::Result<WireThread> {
         let mut limits = self.limits.clone();
         limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
         let server = bbot_tftp::Server::new(self.root.clone(), limits);
-        WireThread::start_over(Wire::new(server), end)
+        let mut wire = Wire::new(server);
+        if let Some((guest, waiting)) = heard {
+            wire.hear(guest, waiting, Instant::now());
+        }
+        WireThread::start_over(wire, end)
     }
 }
 
@@ -117,6 +139,8 @@ pub struct StartSpec {
     pub accelerator: Accelerator,
     /// What becomes of the disk.
     pub disk: Disk,
+    /// How the guest begins.
+    pub memory: Memory,
     /// What the guest may fetch and upload.
     pub tftp: Tftp,
     /// A directory for the run's sockets. It is made, with mode 0700, if it is
@@ -193,6 +217,22 @@ pub trait Machine: Send + fmt::Debug {
     ///
     /// When the machine has ended or does not obey.
     fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Saves a machine that was started to be saved ([`Memory::ToBeSaved`]) while its worker waits
+    /// for the answer to a request that was held back, and ends it. Its disk then belongs to what was
+    /// saved.
+    ///
+    /// # Errors
+    ///
+    /// When it was not started so, or cannot be saved.
+    fn save(&mut self, waiting: Waiting) -> BoxFuture<'_, Result<Base, Error>> {
+        drop(waiting);
+        Box::pin(async {
+            Err(Error::Unsaved {
+                why: "machines of its kind are not saved".to_owned(),
+            })
+        })
+    }
 
     /// Waits until the machine has ended, and tells why. Cancel safe, and
     /// answers again when asked again.
@@ -393,6 +433,18 @@ pub enum Error {
         machine: String,
         /// What the process said.
         detail: String,
+    },
+    /// The machine cannot be saved.
+    #[error("unable to save its memory: {why}")]
+    Unsaved {
+        /// Why.
+        why: String,
+    },
+    /// What was saved of the machine cannot be restored here and now.
+    #[error("unable to restore its saved memory: {why}")]
+    Unrestored {
+        /// Why.
+        why: String,
     },
     /// The machine refused a command.
     #[error("machine {machine} refused {command}: {reason}")]

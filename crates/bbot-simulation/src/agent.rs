@@ -216,6 +216,7 @@ impl Agent {
             },
             exclusive: machine.is_exclusive,
             kind: "kvm".to_owned(),
+            cold: false,
         };
         self.machines.iter().map(view).collect()
     }

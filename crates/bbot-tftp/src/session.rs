@@ -127,7 +127,11 @@ pub(crate) fn open(
         Ok(name) => name,
         Err(error) => {
             let refusal = Refusal::new(ErrorCode::AccessViolation, error.to_string());
-            return Err(NotBegun::Refused(refuse(printable(request.name), refusal, events)));
+            return Err(NotBegun::Refused(refuse(
+                printable(request.name),
+                refusal,
+                events,
+            )));
         }
     };
     events.push_back(Event::Requested {

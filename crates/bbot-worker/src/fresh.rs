@@ -97,7 +97,10 @@ fn reseed(seed: &str) -> anyhow::Result<()> {
     if added != 0 {
         return Err(io::Error::last_os_error()).context("the kernel takes no entropy");
     }
-    #[expect(unsafe_code, reason = "there is no other way to have the generators reseeded")]
+    #[expect(
+        unsafe_code,
+        reason = "there is no other way to have the generators reseeded"
+    )]
     // SAFETY: the descriptor is open, and this request takes no argument.
     let reseeded = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) };
     if reseeded != 0 {

@@ -14,7 +14,7 @@ use super::Agent;
 use super::answers::{self, Pledge};
 use super::ask::{Answered, Question};
 use super::driver::{Asking, Happened, Job, Run};
-use super::work::{self, BootstrapRun, Shown, TaskRun};
+use super::work::{self, BootstrapRun, SavingRun, Shown, TaskRun};
 use crate::controller;
 use crate::inventory::{self, Machine, RETRY_PAUSE, Scan, State};
 use crate::run::{Left, Share};
@@ -195,14 +195,20 @@ impl Agent {
     }
 
     pub(super) fn start_bootstrap(&mut self, run: RunId, machine: &str, share: Share) {
-        let Some(State::MustBootstrap(plan)) = self.machines.get(machine) else {
+        let plan = match self.machines.get(machine) {
+            Some(State::MustBootstrap(plan)) => (**plan).clone(),
+            Some(State::Usable(machine)) if machine.cold => {
+                let machine = (**machine).clone();
+                return self.start_saving(run, machine, share);
+            }
             // Overtaken by another look.
-            return self.tell(Event::BootstrapEnded {
-                run,
-                outcome: BootstrapOutcome::Interrupted,
-            });
+            _ => {
+                return self.tell(Event::BootstrapEnded {
+                    run,
+                    outcome: BootstrapOutcome::Interrupted,
+                });
+            }
         };
-        let plan = (**plan).clone();
         let exclusive = self.is_exclusive(plan.manifest.kind);
         let departing = self.make_room(share, exclusive.then_some(&plan.dir.name));
         let span = tracing::info_span!("bootstrap", machine = %machine, run = run.0);
@@ -218,6 +224,25 @@ impl Agent {
             departing,
         };
         let work = async move { Happened::BootstrapEnded(Box::new(bootstrap.perform().await)) };
+        self.spawn(Job::Bootstrap(run), work.instrument(span));
+    }
+
+    fn start_saving(&mut self, run: RunId, machine: Machine, share: Share) {
+        let name = machine.dir.name.clone();
+        let departing = self.make_room(share, None);
+        let span = tracing::info_span!("saving", machine = %name, run = run.0);
+        let nothing = Pledge::default();
+        let (stop, shown) = self.begin_run(run, RunKind::Saving, &name, share, nothing);
+        let saving = SavingRun {
+            context: self.context.clone(),
+            run,
+            machine,
+            share,
+            stop,
+            shown,
+            departing,
+        };
+        let work = async move { Happened::BootstrapEnded(Box::new(saving.perform().await)) };
         self.spawn(Job::Bootstrap(run), work.instrument(span));
     }
 
@@ -322,6 +347,7 @@ fn view(seen: &inventory::Seen, is_exclusive: impl Fn(MachineKind) -> bool) -> O
                 // It does not run at all.
                 exclusive: false,
                 kind: String::new(),
+                cold: false,
             });
         }
         State::Changing(_) | State::Passed => return None,
@@ -334,5 +360,6 @@ fn view(seen: &inventory::Seen, is_exclusive: impl Fn(MachineKind) -> bool) -> O
         state,
         exclusive: is_exclusive(kind),
         kind: kind.to_string(),
+        cold: matches!(&seen.state, State::Usable(machine) if machine.cold),
     })
 }

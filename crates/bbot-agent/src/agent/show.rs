@@ -73,6 +73,9 @@ impl Seen {
 
     pub(super) fn bootstrap_ended(&mut self, run: Option<Run>, outcome: &BootstrapOutcome) {
         let name = run.as_ref().map(|run| run.machine.clone());
+        if run.as_ref().is_some_and(|run| run.what == RunKind::Saving) {
+            return;
+        }
         match outcome {
             BootstrapOutcome::Done => {
                 self.counters.bootstraps += 1;

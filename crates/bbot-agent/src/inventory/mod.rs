@@ -35,7 +35,7 @@ use rustix::fs::OFlags;
 
 use crate::bootstrap::{FAKE_MAC, Plan};
 use crate::host::Host;
-use crate::version;
+use crate::{version, warm};
 use decide::{Agent, Decision, Existing, Why};
 
 /// How often a machine whose revision changes under our hands is looked at again.
@@ -58,6 +58,8 @@ pub struct Machine {
     pub manifest: BootstrappedMachine,
     /// What its copies are made with.
     pub volume: Arc<dyn Volume>,
+    /// It could be saved with its memory, and is not.
+    pub cold: bool,
 }
 
 impl Machine {
@@ -126,6 +128,7 @@ pub fn scan(host: &Host) -> Result<Scan> {
         scan.machines.push(Seen { name, state });
     }
     scan.machines.sort_by(|a, b| a.name.cmp(&b.name));
+    host.bases.retain(Path::is_dir);
     Ok(scan)
 }
 
@@ -220,6 +223,7 @@ fn look(host: &Host, dir: &MachineDir, toolchain: &Toolchain) -> Result<State> {
             return Ok(match there {
                 Ok(manifest) => State::Usable(Box::new(Machine {
                     dir: dir.clone(),
+                    cold: warm::is_cold(host, &directory, &manifest),
                     directory,
                     manifest,
                     volume,
@@ -242,6 +246,7 @@ fn look(host: &Host, dir: &MachineDir, toolchain: &Toolchain) -> Result<State> {
     {
         return Ok(State::Usable(Box::new(Machine {
             dir: dir.clone(),
+            cold: warm::is_cold(host, &directory, manifest),
             directory,
             manifest: manifest.clone(),
             volume,
@@ -400,6 +405,7 @@ pub fn fake_machine(host: &Host, file: &Path) -> Result<Machine> {
             bootstrap: BootstrapManifest::default(),
         },
         volume: Arc::new(volume::Copy),
+        cold: false,
     })
 }
 

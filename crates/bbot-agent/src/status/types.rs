@@ -246,6 +246,8 @@ pub enum RunKind {
     /// Bootstraps its machine.
     #[default]
     Bootstrap,
+    /// Saves its machine with its memory.
+    Saving,
     /// A task.
     Task {
         /// The package's name.

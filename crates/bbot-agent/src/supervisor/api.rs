@@ -80,6 +80,8 @@ pub struct MachineView {
     pub exclusive: bool,
     /// What it is, for people: `kvm`, `nspawn`.
     pub kind: String,
+    /// It can be used, and would start sooner once it is saved with its memory.
+    pub cold: bool,
 }
 
 /// What can be done with a machine.
@@ -260,7 +262,7 @@ pub enum Action {
         /// Why, for people.
         why: String,
     },
-    /// Bootstrap a machine.
+    /// Bootstrap a machine; one that can be used is saved with its memory.
     StartBootstrap {
         /// The new run.
         run: RunId,

@@ -155,7 +155,8 @@ impl Situation<'_> {
                 !self.runs.is_bootstrapping(&m.name) && self.starts(self.runs, m, Line::Kept)
             })
             .collect();
-        candidates.sort_by_key(|m| self.machines.last_bootstrapped(&m.name));
+        // What cannot build at all comes before what would only build sooner.
+        candidates.sort_by_key(|m| (m.cold, self.machines.last_bootstrapped(&m.name)));
         candidates.into_iter().find(|m| {
             let need = self.need(m);
             let any_builds = |used: Room| can_build.iter().any(|b| self.fits(used, b));

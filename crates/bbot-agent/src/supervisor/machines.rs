@@ -81,10 +81,10 @@ impl Machines {
             .filter(move |m| m.state == MachineState::Usable && !self.is_left_alone(m, now))
     }
 
-    /// Those to be bootstrapped now, as far as they are concerned.
+    /// Those to be bootstrapped or saved now, as far as they are concerned.
     pub(super) fn to_bootstrap(&self, now: Time) -> impl Iterator<Item = &MachineView> {
         self.all.values().filter(move |m| {
-            matches!(m.state, MachineState::MustBootstrap { .. })
+            (matches!(m.state, MachineState::MustBootstrap { .. }) || m.cold)
                 && !self.unseen.contains(&m.name)
                 && !self.is_left_alone(m, now)
         })

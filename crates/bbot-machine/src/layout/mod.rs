@@ -42,6 +42,13 @@ pub use scan::{Problem, ProblemKind, Scan, check_name, scan};
 /// The bootstrap protocol that this agent speaks (P; `bs_prot` of the seed).
 pub const BOOTSTRAP_PROTOCOL: u32 = 1;
 
+/// A warm machine's memory, in its directory.
+pub const WARM_RAM: &str = "warm.ram";
+/// The state of its devices.
+pub const WARM_STATE: &str = "warm.state";
+/// What both need to be restored.
+pub const WARM_MANIFEST: &str = "warm.manifest";
+
 /// What went wrong with the layout of a machine.
 #[derive(Debug, Error)]
 #[non_exhaustive]

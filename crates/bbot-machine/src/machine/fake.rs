@@ -348,6 +348,7 @@ mod tests {
             network: Network::None,
             accelerator: Accelerator::Tcg,
             disk: Disk::ThrowAway,
+            memory: crate::machine::Memory::Booted,
             tftp: Tftp {
                 root: bbot_tftp::Root::new(),
                 limits: bbot_tftp::Limits::wire(),

@@ -240,7 +240,7 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
             (wire, Some(attached))
         }
         (_, Some(card)) => {
-            let wire = spec.tftp.serve_on(End::Tap(card));
+            let wire = spec.tftp.serve_on(End::Tap(card), None);
             let wire = wire.map_err(trying(format!("serve the wire of machine {name}")))?;
             (wire, None)
         }

@@ -5,6 +5,9 @@ use crate::mac::Mac;
 use crate::machine::Disk;
 use crate::qemu::options::{self, Filling};
 
+/// The machine that QEMU plays, unless the machine's options say otherwise.
+pub const MACHINE_TYPE: &str = "q35";
+
 /// What every QEMU may not do once it runs: call what is obsolete, get more
 /// rights, start programs, change its limits.
 pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -52,6 +55,17 @@ impl CardEnd {
     }
 }
 
+/// Memory that is a file, so that it can be saved and restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryFile {
+    /// Number of its descriptor.
+    pub fd: i32,
+    /// Whether what the guest writes goes into the file; else it is the guest's own.
+    pub shared: bool,
+    /// Whether the guest goes on from a saved state, and does not boot.
+    pub restored: bool,
+}
+
 /// What QEMU is to run.
 pub struct Plan<'a> {
     /// The machine's name.
@@ -82,6 +96,8 @@ pub struct Plan<'a> {
     pub console_log: i32,
     /// The second card.
     pub second: Option<SecondCard>,
+    /// Where the memory is; absent: QEMU's own.
+    pub memory: Option<MemoryFile>,
 }
 
 impl std::fmt::Debug for Plan<'_> {
@@ -135,7 +151,10 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::OptionsError> {
     // Nothing that is not asked for here: no devices, no files of the host's.
     add(&["-nodefaults", "-no-user-config", "-display", "none"]);
     add(&["-sandbox", SANDBOX]);
-    add(&["-machine", "q35"]);
+    match plan.memory {
+        None => add(&["-machine", MACHINE_TYPE]),
+        Some(_) => add(&["-machine", &format!("{MACHINE_TYPE},memory-backend=ram0")]),
+    }
     // The machine's options may choose; a second -accel would be a fallback.
     if !devices.arguments.iter().any(|word| word == "-accel") {
         add(&["-accel", &plan.accelerator.to_string()]);
@@ -147,6 +166,24 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::OptionsError> {
         &format!("cpus={cpus},sockets=1,cores={cpus},threads=1"),
     ]);
     add(&["-m", &format!("size={}k", plan.ram_kib)]);
+    if let Some(memory) = plan.memory {
+        let share = if memory.shared { "on" } else { "off" };
+        add(&[
+            "-object",
+            &format!(
+                "memory-backend-file,id=ram0,size={}k,mem-path=/proc/self/fd/{},share={share}",
+                plan.ram_kib, memory.fd
+            ),
+        ]);
+        // Its kernel begins with new random numbers when it is restored, where it knows the device.
+        add(&["-device", "vmgenid,guid=auto"]);
+        // Nobody is there to hear that a restored guest has moved. A guest that expects to be asked
+        // for it while QEMU has no round of it brings QEMU down when it powers off.
+        add(&["-global", "virtio-net-device.guest_announce=off"]);
+        if memory.restored {
+            add(&["-incoming", "defer"]);
+        }
+    }
     // A bootstrap may restart its guest; who powers off is gone; who panics is
     // kept for a look.
     add(&["-action", "reboot=reset,shutdown=poweroff,panic=pause"]);
@@ -216,6 +253,12 @@ fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::OptionsError> {
         // Nobody reads it after a crash.
         Disk::ThrowAway => "unsafe",
     };
+    // A restored guest's disk is opened for writing from the start: when QEMU opens it anew as the
+    // guest goes on, the lock of the first time is still there.
+    let anew = match plan.memory {
+        Some(_) => ",auto-read-only=off",
+        None => "",
+    };
     Ok(options::Filled {
         arguments: [
             "-netdev".to_owned(),
@@ -223,7 +266,9 @@ fn devices(plan: &Plan<'_>) -> Result<options::Filled, options::OptionsError> {
             "-device".to_owned(),
             card("net0", plan.mac),
             "-drive".to_owned(),
-            format!("if=none,id=disk0,format=raw,file=/dev/fdset/1,cache={cache},discard=unmap"),
+            format!(
+                "if=none,id=disk0,format=raw,file=/dev/fdset/1,cache={cache},discard=unmap{anew}"
+            ),
             "-device".to_owned(),
             "virtio-blk-pci,drive=disk0,bootindex=1".to_owned(),
         ]
@@ -252,6 +297,7 @@ mod tests {
             sockets: "/proc/self/fd/9",
             console_log: 10,
             second: None,
+            memory: None,
         }
     }
 
@@ -397,6 +443,41 @@ mod tests {
         let line = self::line(&plan);
         assert!(line.contains("-netdev tap,id=n,fd=7,vhost=off "), "{line}");
         assert!(!line.contains("script"), "{line}");
+    }
+
+    #[test]
+    fn memory_can_be_a_file() {
+        let file = MemoryFile {
+            fd: 7,
+            shared: true,
+            restored: false,
+        };
+        let saved = line(&Plan {
+            memory: Some(file),
+            ..plan()
+        });
+        for part in [
+            "-machine q35,memory-backend=ram0 ",
+            "-object memory-backend-file,id=ram0,size=1048576k,mem-path=/proc/self/fd/7,share=on ",
+            "-device vmgenid,guid=auto -global virtio-net-device.guest_announce=off ",
+            "discard=unmap,auto-read-only=off ",
+        ] {
+            assert!(saved.contains(part), "{part} is not in {saved}");
+        }
+        let restored = line(&Plan {
+            memory: Some(MemoryFile {
+                shared: false,
+                restored: true,
+                ..file
+            }),
+            ..plan()
+        });
+        assert_eq!(
+            restored,
+            saved
+                .replace("share=on", "share=off")
+                .replace("announce=off", "announce=off -incoming defer")
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   qmp, events        how it is spoken to while it runs, and what it tells
 //!   words              what its guest says on the console, kept in part
 //!   running            one running machine
+//!   memory             its memory as a file: to be saved, or restored
 //!   internet           its second card, by way of passt
 //! ```
 
@@ -14,6 +15,7 @@ pub mod command;
 pub mod events;
 mod files;
 pub mod internet;
+mod memory;
 pub mod options;
 pub mod process;
 pub mod qmp;
@@ -31,7 +33,9 @@ use bbot_manifest::MachineKind;
 
 use crate::bridge::{self, GuestEnd};
 use crate::mac::{self, Mac};
-use crate::machine::{BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Network, StartSpec};
+use crate::machine::{
+    BoxFuture, Disk, Error, Hypervisor, LAST_WORDS, Machine, Memory, Network, StartSpec,
+};
 use crate::socket_folder::SocketFolder;
 use crate::wire::thread::{End, WireThread};
 
@@ -141,6 +145,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let sockets = Sockets::create(&spec.run_dir, credentials.as_ref())?;
     let sockets_fd = hand(&mut inherited, sockets.open()?);
 
+    let memory = memory::open(&spec, &mut inherited)?;
     let (wire_thread, card, bridge) = if let Network::Bridge(bridge) = spec.network {
         let (mut attached, thread) =
             bridge::attach(bridge, &name, mac, GuestEnd::Tap, spec.tftp.clone()).await?;
@@ -157,7 +162,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
             Some(attached),
         )
     } else {
-        let (thread, socket) = own_wire(&name, &spec)?;
+        let (thread, socket) = own_wire(&name, &spec, mac)?;
         (thread, CardEnd::Wire(hand(&mut inherited, socket)), None)
     };
 
@@ -186,28 +191,43 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         }
     };
 
+    let (built, traits) = {
+        let sockets_name = format!("/proc/self/fd/{sockets_fd}");
+        let has_file = |file: &str| files::is_machine_file(&spec.directory, file);
+        let plan = Plan {
+            name: &name,
+            options: options.as_deref(),
+            has_file: &has_file,
+            mac,
+            cpus: spec.cpus,
+            ram_kib: spec.ram_kib,
+            accelerator: spec.accelerator,
+            disk: spec.disk,
+            boot: boot.as_ref(),
+            card,
+            qmp,
+            sockets: &sockets_name,
+            console_log,
+            second,
+            memory: memory.as_ref().map(|memory| memory.file),
+        };
+        (command::build(&plan), memory::traits(&plan))
+    };
     let CommandLine {
         mut arguments,
         files,
-    } = command::build(&Plan {
-        name: &name,
-        options: options.as_deref(),
-        has_file: &|file| files::is_machine_file(&spec.directory, file),
-        mac,
-        cpus: spec.cpus,
-        ram_kib: spec.ram_kib,
-        accelerator: spec.accelerator,
-        disk: spec.disk,
-        boot: boot.as_ref(),
-        card,
-        qmp,
-        sockets: &format!("/proc/self/fd/{sockets_fd}"),
-        console_log,
-        second,
-    })
-    .map_err(|error| unsupported(error.to_string()))?;
+    } = built.map_err(|error| unsupported(error.to_string()))?;
+    let traits = traits.map_err(|error| unsupported(error.to_string()))?;
+    if let Memory::Restored(base) = &spec.memory {
+        memory::require_same(base.manifest(), &traits)?;
+    }
     for (index, file) in files.iter().enumerate() {
-        for Handed { fd, .. } in files::open_disk(&spec.directory.join(file))? {
+        let mut disk = files::open_disk(&spec.directory.join(file))?;
+        if memory.is_some() {
+            // The first is the one to write; another would keep a lock of its own.
+            disk.truncate(1);
+        }
+        for Handed { fd, .. } in disk {
             let fd = hand(&mut inherited, fd);
             arguments.extend(["-add-fd".to_owned(), format!("fd={fd},set={}", index + 1)]);
         }
@@ -233,7 +253,10 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         qemu.program.to_string_lossy()
     )))?;
 
-    let (qmp, events) = greet(&name, our_qmp, &mut process).await?;
+    let (mut qmp, mut events) = greet(&name, our_qmp, &mut process).await?;
+    if let (Memory::Restored(base), Some(memory)) = (&spec.memory, &memory) {
+        memory::restore(base, memory, &mut qmp, &mut events, &process).await?;
+    }
     Ok(QemuMachine::new(Parts {
         name,
         directory: spec.directory,
@@ -248,16 +271,21 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         internet,
         sockets,
         words,
+        saving: memory.and_then(|memory| memory.into_saving(traits)),
     }))
 }
 
 /// A wire that ends in the agent; gives the guest's end of it too.
-fn own_wire(name: &str, spec: &StartSpec) -> Result<(WireThread, OwnedFd), Error> {
+fn own_wire(name: &str, spec: &StartSpec, mac: Mac) -> Result<(WireThread, OwnedFd), Error> {
+    let heard = match &spec.memory {
+        Memory::Restored(base) => Some((mac, base.waiting())),
+        Memory::Booted | Memory::ToBeSaved => None,
+    };
     let (ours, its) = crate::wire::thread::socket_pair()
         .map_err(trying(format!("make the wire of machine {name}")))?;
     let thread = spec
         .tftp
-        .serve_on(End::Socket(ours))
+        .serve_on(End::Socket(ours), heard)
         .map_err(trying(format!("serve the wire of machine {name}")))?;
     Ok((thread, its))
 }

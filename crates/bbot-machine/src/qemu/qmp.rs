@@ -7,11 +7,14 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
@@ -48,8 +51,8 @@ pub enum QmpError {
 /// A line that was read.
 #[derive(Debug, PartialEq)]
 pub enum Line {
-    /// QEMU is there.
-    Greeting,
+    /// QEMU is there, of this version.
+    Greeting(String),
     /// What became of a command.
     Answer {
         /// The command's.
@@ -116,8 +119,8 @@ pub fn parse(bytes: &[u8]) -> Line {
             times: 1,
         });
     }
-    if object.contains_key("QMP") {
-        return Line::Greeting;
+    if let Some(greeting) = object.get("QMP") {
+        return Line::Greeting(version(greeting));
     }
     let Some(id) = object.get("id").and_then(Value::as_u64) else {
         return Line::Unknown;
@@ -144,6 +147,22 @@ pub fn parse(bytes: &[u8]) -> Line {
     Line::Unknown
 }
 
+/// The version in a greeting: three numbers, and the distribution's words where there are any.
+fn version(greeting: &Value) -> String {
+    let version = &greeting["version"];
+    let number = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
+    let numbers = format!(
+        "{}.{}.{}",
+        number("major"),
+        number("minor"),
+        number("micro")
+    );
+    match version["package"].as_str() {
+        Some(package) if !package.is_empty() => format!("{numbers} ({package})"),
+        _ => numbers,
+    }
+}
+
 type Answer = Result<Value, (String, String)>;
 
 /// Commands that wait for their answer. None: the stream has ended.
@@ -155,6 +174,7 @@ pub struct Qmp {
     writer: OwnedWriteHalf,
     waiting: Waiting,
     next_id: u64,
+    version: String,
     reader: JoinHandle<()>,
 }
 
@@ -185,15 +205,38 @@ impl Qmp {
             writer,
             waiting,
             next_id: 1,
+            version: String::new(),
             reader,
         };
         match tokio::time::timeout(timeout, greeted).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(version)) => qmp.version = version,
             Ok(Err(_)) => return Err(QmpError::Closed),
             Err(_) => return Err(QmpError::Timeout),
         }
         qmp.execute("qmp_capabilities", None, timeout).await?;
         Ok((qmp, events))
+    }
+
+    /// QEMU's version, in its own words.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Hands QEMU a descriptor, which it knows by a name from then on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub async fn hand(
+        &mut self,
+        name: &str,
+        fd: BorrowedFd<'_>,
+        timeout: Duration,
+    ) -> Result<(), QmpError> {
+        let arguments = Map::from_iter([("fdname".to_owned(), Value::from(name))]);
+        self.command("getfd", Some(arguments), Some(fd), timeout)
+            .await
+            .map(drop)
     }
 
     /// Runs a command and gives what it returns.
@@ -205,6 +248,16 @@ impl Qmp {
         &mut self,
         command: &str,
         arguments: Option<Map<String, Value>>,
+        timeout: Duration,
+    ) -> Result<Value, QmpError> {
+        self.command(command, arguments, None, timeout).await
+    }
+
+    async fn command(
+        &mut self,
+        command: &str,
+        arguments: Option<Map<String, Value>>,
+        fd: Option<BorrowedFd<'_>>,
         timeout: Duration,
     ) -> Result<Value, QmpError> {
         let id = self.next_id;
@@ -221,8 +274,7 @@ impl Qmp {
         let mut line = request.to_string();
         line.push('\n');
         let exchange = async {
-            self.writer
-                .write_all(line.as_bytes())
+            self.write(line.as_bytes(), fd)
                 .await
                 .map_err(|error| match error.kind() {
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QmpError::Closed,
@@ -241,6 +293,30 @@ impl Qmp {
         result.unwrap_or(Err(QmpError::Timeout))
     }
 
+    /// Writes a line, with a descriptor beside its first bytes.
+    async fn write(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut rest = line;
+        if let Some(fd) = fd {
+            let stream: &UnixStream = self.writer.as_ref();
+            let send = || {
+                let fds = [fd];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+                let sent = sendmsg(
+                    stream,
+                    &[io::IoSlice::new(line)],
+                    &mut control,
+                    SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+                )?;
+                Ok(sent)
+            };
+            let sent = stream.async_io(Interest::WRITABLE, send).await?;
+            rest = &line[sent..];
+        }
+        self.writer.write_all(rest).await
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -257,7 +333,7 @@ struct Reader {
     read: OwnedReadHalf,
     waiting: Waiting,
     events: events::Sender,
-    greeted: Option<oneshot::Sender<()>>,
+    greeted: Option<oneshot::Sender<String>>,
 }
 
 impl Reader {
@@ -287,10 +363,10 @@ impl Reader {
 
     fn take(&mut self, line: &[u8]) {
         match parse(line) {
-            Line::Greeting => {
+            Line::Greeting(version) => {
                 if let Some(greeted) = self.greeted.take() {
                     // Nobody waits any more: connecting was given up.
-                    let _ = greeted.send(());
+                    let _ = greeted.send(version);
                 }
             }
             Line::Answer { id, result } => {

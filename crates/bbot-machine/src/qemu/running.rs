@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::events;
 use super::internet::{self, Internet};
+use super::memory::{self, Saving};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
 use super::words::Words;
@@ -19,6 +20,7 @@ use crate::mac::Mac;
 use crate::machine::{
     BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
 };
+use crate::warm::{Base, Waiting};
 use crate::wire::thread::WireThread;
 
 /// How long QEMU may take to answer; it answers at once unless the host is
@@ -57,6 +59,7 @@ pub(super) struct Parts {
     pub(super) internet: Option<Internet>,
     pub(super) sockets: Sockets,
     pub(super) words: Words,
+    pub(super) saving: Option<Saving>,
 }
 
 /// A machine in QEMU. Dropping it kills QEMU and ends the wire's thread.
@@ -82,6 +85,8 @@ pub(super) struct QemuMachine {
     internet_over: bool,
     sockets: Sockets,
     words: Words,
+    /// It can be saved.
+    saving: Option<Saving>,
     /// How often the guest has restarted itself.
     resets: u32,
     /// That the host is full was told, and the guest halted since.
@@ -118,6 +123,7 @@ impl QemuMachine {
             internet_over: false,
             sockets: parts.sockets,
             words: parts.words,
+            saving: parts.saving,
             resets: 0,
             disk_full_told: false,
             backlog: VecDeque::new(),
@@ -333,6 +339,29 @@ impl QemuMachine {
         }
     }
 
+    async fn save_and_end(&mut self, waiting: Waiting) -> Result<Base, Error> {
+        self.require_running()?;
+        let Some(saving) = self.saving.take() else {
+            return Err(Error::Unsaved {
+                why: "it was not started to be saved".to_owned(),
+            });
+        };
+        self.execute("stop", ANSWER_TIMEOUT).await?;
+        self.state = State::Suspended;
+        let mut others = Vec::new();
+        let (qmp, events) = (&mut self.qmp, &mut self.events);
+        let saved = memory::save(saving, waiting, qmp, events, &mut others).await;
+        for event in others {
+            if let Some(event) = self.note(&event) {
+                self.backlog.push_back(event);
+            }
+        }
+        // Whatever became of it: nothing more may change on the disk.
+        self.end().await?;
+        // QEMU had the memory mapped until now.
+        saved?.into_base()
+    }
+
     async fn end(&mut self) -> Result<(), Error> {
         if self.exit.is_some() {
             return Ok(());
@@ -403,6 +432,10 @@ impl Machine for QemuMachine {
             self.state = State::Running;
             Ok(())
         })
+    }
+
+    fn save(&mut self, waiting: Waiting) -> BoxFuture<'_, Result<Base, Error>> {
+        Box::pin(self.save_and_end(waiting))
     }
 
     fn wait(&mut self) -> BoxFuture<'_, Exit> {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::file::{Content, copy_content};
 use super::{Stop, VolumeError, open_directory};
+use crate::layout::{WARM_RAM, WARM_STATE};
 
 /// What was copied.
 #[derive(Debug, Default, Clone, Copy)]
@@ -91,6 +92,14 @@ pub(super) fn join(directory: &Path, name: &CStr) -> PathBuf {
     directory.join(std::ffi::OsStr::from_bytes(name.to_bytes()))
 }
 
+/// Whether an entry at the top of a machine is of no use in a copy of it: saved memory is restored
+/// from where it was saved, by all copies.
+fn is_saved_memory(name: &CStr) -> bool {
+    [WARM_RAM, WARM_STATE]
+        .iter()
+        .any(|saved| saved.as_bytes() == name.to_bytes())
+}
+
 struct Copier<'a> {
     /// Whether the caller may give files away.
     root: bool,
@@ -122,6 +131,9 @@ impl Copier<'_> {
         for name in names(source).map_err(|e| VolumeError::io("read directory", shown, e))? {
             let path = join(shown, &name);
             let below = join(below, &name);
+            if depth == 0 && is_saved_memory(&name) {
+                continue;
+            }
             self.stop
                 .check()
                 .map_err(|e| VolumeError::io("copy", &path, e))?;

@@ -29,6 +29,9 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Instant;
 
+use crate::mac::Mac;
+use crate::warm::Waiting;
+
 /// The agent, as every guest sees it. The original's address.
 pub const AGENT: Ipv4Addr = Ipv4Addr::new(196, 254, 111, 222);
 /// The agent's hardware address, as every guest sees it.
@@ -118,6 +121,14 @@ impl Wire {
             Err(Dropped::Malformed) => self.counters.malformed += 1,
             Err(Dropped::Ignored) => self.counters.ignored += 1,
         }
+    }
+
+    /// Takes a request that a guest has sent before it was saved, as if it came now.
+    pub fn hear(&mut self, guest: Mac, waiting: &Waiting, now: Instant) {
+        self.guest = guest.0;
+        self.counters.requests += 1;
+        let port = bbot_tftp::REQUEST_PORT;
+        self.tftp.handle(waiting.peer, port, &waiting.request, now);
     }
 
     /// Lets time-outs happen.

@@ -16,5 +16,6 @@ mod internet_support;
 mod lifetime;
 mod refusals;
 mod support;
+mod warm;
 #[path = "../wire_support/mod.rs"]
 mod wire_support;

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bbot_machine::accel::Accelerator;
-use bbot_machine::machine::{Disk, Hypervisor, Machine, MachineEvent, Network, StartSpec, Tftp};
+use bbot_machine::machine::{
+    Disk, Hypervisor, Machine, MachineEvent, Memory, Network, StartSpec, Tftp,
+};
 use bbot_machine::qemu::Qemu;
 use bbot_manifest::MachineManifest;
 use bbot_tftp::{Event, Limits, Root};
@@ -124,6 +126,7 @@ pub(crate) fn prepare(script: &str, options: Option<&str>) -> (TempDir, StartSpe
         network: Network::None,
         accelerator: Accelerator::Tcg,
         disk: Disk::ThrowAway,
+        memory: Memory::Booted,
         tftp: Tftp {
             root: Root::new()
                 .get_bytes("script", script.as_bytes())

@@ -14,6 +14,7 @@ mod run;
 mod status;
 mod task;
 mod toolchain;
+mod warm;
 
 pub use machine::{Mac, MachineHeader, MachineKind, MachineManifest, MachineRole, ParseMacError};
 pub use request::{InteractiveMode, TaskRequest};
@@ -23,6 +24,7 @@ pub use run::{Fresh, RunManifest, Source};
 pub use status::{ParseStatusError, Status};
 pub use task::{Auxiliary, RepositoryType, Task};
 pub use toolchain::{BootstrapManifest, BootstrappedMachine, ToolchainManifest};
+pub use warm::WarmManifest;
 
 /// Whose manifests: the wire of 2017 or that of today.
 ///

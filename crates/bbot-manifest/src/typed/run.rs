@@ -97,9 +97,7 @@ impl RunManifest {
         }
         builder.put_some("save", self.save.as_ref());
         if let Some(fresh) = &self.fresh {
-            builder
-                .put("clock", &fresh.clock)
-                .put("seed", &fresh.seed);
+            builder.put("clock", &fresh.clock).put("seed", &fresh.seed);
         }
         serialize(&[builder.manifest()], Style::wire())
     }

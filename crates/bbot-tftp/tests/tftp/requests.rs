@@ -436,7 +436,11 @@ fn windows_recover_by_the_rfc() {
 
 #[test]
 fn what_is_held_back_is_told_and_answered_by_another_server() {
-    let mut bench = Bench::new(Root::new().get_bytes("manifest", *b"task").get_held("later"));
+    let mut bench = Bench::new(
+        Root::new()
+            .get_bytes("manifest", *b"task")
+            .get_held("later"),
+    );
     let request = packet::read_request("later", &[]);
     assert_eq!(bench.send(REQUEST_PORT, &request), []);
     let peer = bench.peer;

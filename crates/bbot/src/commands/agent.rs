@@ -235,6 +235,7 @@ fn runs(status: &Status) -> Table {
     for run in &status.runs {
         let (task, session) = match &run.what {
             RunKind::Bootstrap => ("(bootstrap)".to_string(), String::new()),
+            RunKind::Saving => ("(saved)".to_string(), String::new()),
             RunKind::Task {
                 name,
                 version,

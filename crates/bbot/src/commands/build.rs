@@ -259,6 +259,7 @@ fn describe(stage: &Stage) -> String {
             attempt: 1,
         } => format!("starting {machine}"),
         Stage::Starting { machine, attempt } => format!("starting {machine}, try {attempt}"),
+        Stage::Saving { machine } => format!("saving {machine}, to start sooner from now on"),
         Stage::Bootstrapping { machine, why } => format!("bootstrapping {machine}: {why}"),
         Stage::Working { machine } => format!("{machine} is at work"),
         Stage::Finished { machine } => format!("{machine} is done"),

@@ -446,6 +446,7 @@ async fn a_local_build_shows_its_log_as_it_grows() {
     let stages = |from: usize| -> Vec<&str> {
         let words = seen.1[from..].iter().map(|stage| match stage {
             Stage::Bootstrapping { .. } => "bootstrap",
+            Stage::Saving { .. } => "save",
             Stage::Copying { .. } => "copy",
             Stage::Starting { .. } => "start",
             Stage::Working { .. } => "work",

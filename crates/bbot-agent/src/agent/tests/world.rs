@@ -24,6 +24,7 @@ use crate::controller::Kin;
 use crate::controller::{Acknowledged, LinkError, Posted, Renewed, TaskAnswer};
 use crate::host::Older;
 use crate::supervisor::Event as Told;
+use crate::warm::Bases;
 
 /// Controllers that play a script, and what was asked of them.
 #[derive(Debug, Default)]
@@ -457,6 +458,10 @@ async fn posted(agent: &Agent) {
 
 fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&str]) -> Agent {
     let mut all = vec!["bbot-agent", "0001=http://c1.example", "http://c2.example"];
+    if !args.contains(&"--warm") {
+        // One machine runs less; who is interested in it says so.
+        all.extend(["--warm", "off"]);
+    }
     all.extend(args);
     let mut options = Options::parse_from(all);
     options.machines = dir.join("machines");
@@ -470,6 +475,7 @@ fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&
         instance: Instance::new("test").unwrap(),
         blocking: Blocking::default(),
         older: Older::default(),
+        bases: Bases::default(),
     };
     let link = Arc::clone(controllers) as Arc<dyn Link>;
     Agent::new(Parts {

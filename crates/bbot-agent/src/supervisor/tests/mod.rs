@@ -40,6 +40,7 @@ pub(super) fn usable(name: &str) -> MachineView {
         state: MachineState::Usable,
         exclusive: false,
         kind: "kvm".to_owned(),
+        cold: false,
     }
 }
 

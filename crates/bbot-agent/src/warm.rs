@@ -1,0 +1,309 @@
+//! Warm machines: a machine that was bootstrapped is started once more, saved when its worker asks
+//! for a task, and each task's copy goes on from there (`docs/decisions/0016-warm.md`).
+//!
+//! ```text
+//!   bootstrapped --copy, boot, worker waits, save--> <machine>-<toolchain> with warm.*   (save)
+//!   task: a copy, its memory from the base of that very machine                          (Bases)
+//! ```
+//!
+//! A machine whose memory cannot be saved or restored boots, as without all this.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use bbot_machine::machine::{Disk, MachineEvent, Memory, Network};
+use bbot_machine::owner::Temporary;
+use bbot_machine::warm::{Base, Waiting};
+use bbot_manifest::{BootstrappedMachine, Fresh, MachineKind, RunManifest};
+use bbot_tftp::{Event, Root};
+use tokio::time::{Instant, timeout_at};
+
+use crate::blocking::Copied;
+use crate::host::{Host, RunFolders};
+use crate::inventory::Machine;
+use crate::run::{Progress, Running, Share, Stage, Start};
+use crate::task::RUN;
+use crate::version;
+
+/// The name under which the worker of a machine that is saved asks once more, and gets its answer
+/// when it was restored.
+pub(crate) const RESTORED: &str = "restored.manifest";
+
+/// The name of the host's time.
+const CLOCK: &str = "clock";
+
+/// What is known of the machines' saved memory. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Bases(Arc<Mutex<HashMap<PathBuf, Known>>>);
+
+/// What is known of one machine's, by its directory.
+#[derive(Debug, Default)]
+struct Known {
+    /// The saved memory, and the text that tells it from others.
+    base: Option<Arc<Base>>,
+    /// The one that is of no use.
+    refused: Option<String>,
+    /// The machine that cannot be saved: its id and its toolchain's.
+    given_up: Option<String>,
+}
+
+impl Bases {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory that a copy of the machine at `directory` can go on with. None: it boots. Blocks
+    /// for as long as it takes to load, the first time.
+    pub(crate) fn of_copy(&self, directory: &Path, copy: &Path) -> Option<Arc<Base>> {
+        // The copy's own: the machine may be another one by now, with another disk.
+        let text = Base::manifest_in(copy).ok()??;
+        {
+            let known = self.lock();
+            let known = known.get(directory);
+            if known.is_some_and(|known| known.refused.as_ref() == Some(&text)) {
+                return None;
+            }
+            let base = known.and_then(|known| known.base.as_ref());
+            if let Some(base) = base.filter(|base| base.text() == text) {
+                return Some(Arc::clone(base));
+            }
+        }
+        // Where copies share blocks the memory is in the copy, else at the machine alone.
+        let loaded = [copy, directory].into_iter().find_map(|place| {
+            let base = Base::load(place).ok()??;
+            (base.text() == text).then_some(base)
+        });
+        let mut known = self.lock();
+        let known = known.entry(directory.to_owned()).or_default();
+        match loaded {
+            Some(base) => {
+                let base = Arc::new(base);
+                known.base = Some(Arc::clone(&base));
+                Some(base)
+            }
+            None => {
+                let why = match Base::load(directory) {
+                    Err(e) => format!("{:#}", anyhow::Error::new(e)),
+                    // Replaced meanwhile; the next copy is of the new one.
+                    Ok(_) => return None,
+                };
+                tracing::warn!("{}: {why}; it boots", directory.display());
+                known.base = None;
+                known.refused = Some(text);
+                None
+            }
+        }
+    }
+
+    /// That memory cannot be restored; it is not tried again.
+    pub(crate) fn refuse(&self, directory: &Path, base: &Base) {
+        let mut known = self.lock();
+        let known = known.entry(directory.to_owned()).or_default();
+        known.base = None;
+        known.refused = Some(base.text().to_owned());
+    }
+
+    /// The machine as it is now cannot be saved; that is not tried again.
+    fn give_up(&self, machine: &Machine) {
+        let mut known = self.lock();
+        let known = known.entry(machine.directory.clone()).or_default();
+        known.given_up = Some(identity(&machine.manifest));
+    }
+
+    fn put(&self, directory: &Path, base: Arc<Base>) {
+        self.lock().entry(directory.to_owned()).or_default().base = Some(base);
+    }
+
+    /// Forgets all machines but these.
+    pub(crate) fn retain(&self, is_there: impl Fn(&Path) -> bool) {
+        self.lock().retain(|directory, _| is_there(directory));
+    }
+}
+
+fn identity(machine: &BootstrappedMachine) -> String {
+    format!("{} {}", machine.machine.header.id, machine.toolchain.id)
+}
+
+/// Whether a machine is to be saved: it can be, and is not, or what is saved of it is of no use. Reads a small file.
+pub(crate) fn is_cold(host: &Host, directory: &Path, machine: &BootstrappedMachine) -> bool {
+    if !can_be_warm(host, machine) {
+        return false;
+    }
+    let Ok(text) = Base::manifest_in(directory) else {
+        return false;
+    };
+    let known = host.bases.lock();
+    let known = known.get(directory);
+    if known.is_some_and(|known| known.given_up == Some(identity(machine))) {
+        return false;
+    }
+    match text {
+        None => true,
+        Some(text) => known.is_some_and(|known| known.refused == Some(text)),
+    }
+}
+
+/// Whether a machine can be saved and restored, as far as is known without trying.
+pub(crate) fn can_be_warm(host: &Host, machine: &BootstrappedMachine) -> bool {
+    let options = &host.options;
+    options.is_warm(&machine.machine.header.name)
+        && machine.machine.kind == MachineKind::Kvm
+        // Its worker must know how to wait, and what to make its own.
+        && machine.bootstrap.is_ours()
+        && machine.machine.options.is_none()
+        && options.machine_network() == Network::None
+}
+
+/// How saving a machine has ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is warm.
+    Saved,
+    /// It has changed meanwhile: it must be looked at again.
+    Stale,
+    /// It cannot be saved, and boots.
+    GaveUp(String),
+}
+
+/// Boots a copy of a machine until its worker asks for a task, saves it, and puts it in the
+/// machine's place. Nothing of the run is left when this is dropped.
+///
+/// # Errors
+///
+/// When the host is at fault.
+pub(crate) async fn save(
+    host: &Host,
+    machine: &Machine,
+    share: Share,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
+    let name = &machine.dir.name;
+    progress.stage(&Stage::Saving {
+        machine: name.clone(),
+    });
+    let theirs = host.clone();
+    let make = move || RunFolders::create(&theirs, "bootstrap", &[]);
+    let folders = Arc::new(host.blocking.run(make).await?);
+    let copy = copy_of(host, machine).await?;
+    let manifest = &machine.manifest.machine;
+    let run = RunManifest {
+        agent: format!("bbot-agent/{}", version::OWN),
+        log_segments: None,
+        source: None,
+        save: Some(RESTORED.to_owned()),
+        fresh: None,
+    };
+    let run = run
+        .serialize()
+        .context("unable to write the run manifest")?;
+    let start = Start {
+        manifest,
+        mac: manifest.mac,
+        share,
+        disk: Disk::Kept,
+        memory: Memory::ToBeSaved,
+        root: Root::new()
+            .get_bytes(RUN, run.into_bytes())
+            .get_held(RESTORED),
+        folders,
+    };
+    let mut running = Running::start(host, copy, start).await?;
+    let limit = host.options.build_startup(host.accelerator);
+    let saved = match until_waiting(&mut running, limit).await {
+        Ok(waiting) => running
+            .machine
+            .save(waiting)
+            .await
+            .map_err(|e| format!("{:#}", anyhow::Error::new(e))),
+        Err(why) => Err(why),
+    };
+    let base = match saved {
+        Ok(base) => base,
+        Err(why) => {
+            Running::end(running).await?;
+            host.bases.give_up(machine);
+            return Ok(Outcome::GaveUp(why));
+        }
+    };
+    let copy = Running::into_copy(running).await;
+    let path = copy.path().to_owned();
+    let (base, stored) = host
+        .blocking
+        .run(move || {
+            let stored = base.store(&path);
+            (Arc::new(base), stored)
+        })
+        .await;
+    stored?;
+    if has_changed(machine) {
+        copy.delete().await?;
+        return Ok(Outcome::Stale);
+    }
+    copy.replace(&machine.directory).await?;
+    host.bases.put(&machine.directory, base);
+    Ok(Outcome::Saved)
+}
+
+/// Waits until the guest's worker has made everything ready to be saved.
+async fn until_waiting(running: &mut Running, limit: Duration) -> Result<Waiting, String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match timeout_at(deadline, running.machine.next_event()).await {
+            Err(_) => {
+                let seconds = limit.as_secs();
+                return Err(format!(
+                    "its worker did not ask for a task within {seconds} s"
+                ));
+            }
+            Ok(MachineEvent::Tftp(Event::Held { peer, request, .. })) => {
+                return Ok(Waiting { peer, request });
+            }
+            Ok(MachineEvent::Exited(exit)) => return Err(exit.to_string()),
+            Ok(MachineEvent::Panicked) => return Err("the guest's kernel panicked".to_owned()),
+            Ok(MachineEvent::RebootLoop) => return Err("the guest restarts for ever".to_owned()),
+            Ok(MachineEvent::DiskFull { detail }) => return Err(detail),
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
+    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
+    let (volume, from) = (Arc::clone(&machine.volume), machine.directory.clone());
+    let base = machine.dir.bootstrapped(&toolchain);
+    let copy = move |stop: &_| Temporary::copy_until(&instance, &volume, &from, &base, stop);
+    Ok(Copied::make(&host.blocking, &machine.directory, copy).await?)
+}
+
+/// Whether another one has taken the machine's place meanwhile.
+fn has_changed(machine: &Machine) -> bool {
+    let path = machine.directory.join("manifest");
+    let now = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| BootstrappedMachine::parse(&bytes, "").ok());
+    now.as_ref() != Some(&machine.manifest)
+}
+
+/// What a worker that was restored makes its machine's own, and where it finds it.
+pub(crate) fn fresh(root: Root, run: &RunManifest) -> Result<Root> {
+    let seed: [u8; 32] = rand::random();
+    let run = RunManifest {
+        fresh: Some(Fresh {
+            clock: CLOCK.to_owned(),
+            seed: hex::encode(seed),
+        }),
+        ..run.clone()
+    };
+    let run = run
+        .serialize()
+        .context("unable to write the run manifest")?;
+    Ok(root
+        .get_bytes(RESTORED, run.into_bytes())
+        .get_made(CLOCK, || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            now.unwrap_or_default().as_nanos().to_string().into_bytes()
+        }))
+}
