@@ -8,6 +8,7 @@
 mod accelerator;
 mod alone;
 mod attach;
+mod fresh;
 mod guest;
 mod hostile;
 mod internet;
