@@ -106,6 +106,28 @@ impl Base {
         })
     }
 
+    /// What a machine that plays a script is saved as: memory without anything in it.
+    pub(crate) fn scripted(ram_kib: u64, waiting: Waiting) -> io::Result<Self> {
+        let manifest = WarmManifest {
+            qemu: "none".to_owned(),
+            machine_type: "script".to_owned(),
+            cpu_model: "none".to_owned(),
+            accelerator: "none".to_owned(),
+            host_cpu: None,
+            options: "0".repeat(64),
+            cpus: 1,
+            ram: ram_kib,
+            state: String::new(),
+            waiting: String::new(),
+            request: String::new(),
+        };
+        let memory = memory_file("warm.ram", ram_kib.saturating_mul(1024))?;
+        let mut state = memory_file("warm.state", 0)?;
+        // Each is another one.
+        state.write_all(durable::random_hex()?.as_bytes())?;
+        Self::new(manifest, waiting, memory.into(), state.into())
+    }
+
     /// Reads what [`Base::store`] has written to a machine's directory. None: it was never saved.
     /// Blocks for as long as the memory takes.
     ///

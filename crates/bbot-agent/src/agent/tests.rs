@@ -8,6 +8,7 @@ mod slots;
 mod steering;
 mod sweeping;
 mod tasks;
+mod warm;
 mod world;
 
 use std::fs;

@@ -25,10 +25,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    BoxFuture, Error, Exit, ExitCause, Hypervisor, Machine, MachineEvent, ShutdownOutcome,
+    BoxFuture, Error, Exit, ExitCause, Hypervisor, Machine, MachineEvent, Memory, ShutdownOutcome,
     StartSpec,
 };
 use crate::mac::Mac;
+use crate::warm::{Base, Waiting};
 
 /// One step of a script.
 #[derive(Debug)]
@@ -93,6 +94,8 @@ pub enum Call {
     Suspend(usize),
     /// It was resumed.
     Resume(usize),
+    /// It was saved.
+    Save(usize),
     /// It was waited for.
     Wait(usize),
     /// It was dropped.
@@ -294,6 +297,19 @@ impl Machine for FakeMachine {
         })
     }
 
+    fn save(&mut self, waiting: Waiting) -> BoxFuture<'_, Result<Base, Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::Save(self.number));
+            self.require_running()?;
+            let unsaved = |why: String| Error::Unsaved { why };
+            if !matches!(self.spec.memory, Memory::ToBeSaved) {
+                return Err(unsaved("it was not started to be saved".to_owned()));
+            }
+            self.end(ExitCause::Forced);
+            Base::scripted(self.spec.ram_kib, waiting).map_err(|error| unsaved(error.to_string()))
+        })
+    }
+
     fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.fake.record(Call::Resume(self.number));
@@ -348,7 +364,7 @@ mod tests {
             network: Network::None,
             accelerator: Accelerator::Tcg,
             disk: Disk::ThrowAway,
-            memory: crate::machine::Memory::Booted,
+            memory: Memory::Booted,
             tftp: Tftp {
                 root: bbot_tftp::Root::new(),
                 limits: bbot_tftp::Limits::wire(),
