@@ -150,6 +150,8 @@ pub(crate) fn is_cold(host: &Host, directory: &Path, machine: &BootstrappedMachi
 pub(crate) fn can_be_warm(host: &Host, machine: &BootstrappedMachine) -> bool {
     let options = &host.options;
     options.is_warm(&machine.machine.header.name)
+        && !options.fake_build
+        && !options.fake_bootstrap
         && machine.machine.kind == MachineKind::Kvm
         // Its worker must know how to wait, and what to make its own.
         && machine.bootstrap.is_ours()

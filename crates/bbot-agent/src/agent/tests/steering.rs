@@ -97,7 +97,8 @@ async fn a_reload_keeps_the_build_and_adds_a_machine_and_a_controller() {
     };
     let (first, second) = (text(""), text("controller http://c2.example\n"));
     fs::write(&file, first).unwrap();
-    let arguments = ["bbot-agent".into(), "--config".into(), file.clone().into()];
+    let arguments = ["--warm=off".into(), "--config".into(), file.clone().into()];
+    let arguments = std::iter::once("bbot-agent".into()).chain(arguments);
     world.agent().configuration = Configuration::read(arguments).unwrap();
     world.boots();
     assert_eq!(world.turn().await, Turn::Idle);
@@ -400,7 +401,8 @@ async fn a_reload_takes_other_time_outs_to_its_connections() {
     ];
     let texts = texts.map(|(more, is_other)| (text(more), is_other));
     fs::write(&file, &texts[0].0).unwrap();
-    let arguments = ["bbot-agent".into(), "--config".into(), file.clone().into()];
+    let arguments = ["--warm=off".into(), "--config".into(), file.clone().into()];
+    let arguments = std::iter::once("bbot-agent".into()).chain(arguments);
     world.agent().configuration = Configuration::read(arguments).unwrap();
     for (text, is_other) in texts {
         let before = Arc::clone(&world.agent().context.link);
