@@ -6,6 +6,7 @@
 //! to be done instead.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -389,6 +390,15 @@ fn changed(host: &Host, plan: &Plan) -> Option<&'static str> {
 }
 
 fn write_manifest(path: &Path, text: &str) -> Result<()> {
+    // Memory that was saved of the revision, if that was bootstrapped once, is not this disk's.
+    if let Some(directory) = path.parent() {
+        for name in [layout::WARM_MANIFEST, layout::WARM_STATE, layout::WARM_RAM] {
+            match fs::remove_file(directory.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+                _ => {}
+            }
+        }
+    }
     durable::write(path, text.as_bytes())?;
     Ok(())
 }

@@ -84,12 +84,17 @@ pub(crate) async fn machine(
         let plan = match host.blocking.run(look).await? {
             State::Usable(machine) if machine.cold => {
                 let share = share(host, machine.header());
-                match warm::save(host, &machine, share, progress).await? {
+                match warm::save(host, &machine, share, progress).await {
                     warm::Outcome::Saved => tracing::info!("saved {name}"),
                     warm::Outcome::Stale => tracing::debug!("machine {name} was replaced"),
                     warm::Outcome::GaveUp(why) => {
                         tracing::warn!("{name} cannot be saved and boots for each task: {why}");
+                        return Ok(*machine);
                     }
+                }
+                tries += 1;
+                if tries > RETRIES {
+                    return Ok(*machine);
                 }
                 continue;
             }

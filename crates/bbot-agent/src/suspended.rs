@@ -18,11 +18,11 @@ use std::time::Duration;
 use bbot_machine::machine::MachineEvent;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::run::Left;
+use crate::run::{ENDING_LIMIT, Left};
 use crate::status::Attachment;
 
 /// How many machines are kept, and for how long.
@@ -77,6 +77,8 @@ struct Kept {
     orders: mpsc::Sender<Order>,
     /// Told to end, and so not counted any more.
     ending: bool,
+    /// Cancelled when it is to end, though there is no room for the order.
+    end: CancellationToken,
     /// Cancelled when nothing of it is left.
     gone: CancellationToken,
 }
@@ -171,11 +173,13 @@ impl Pool {
             entry.reach.info
         );
         let (orders, receiver) = mpsc::channel(8);
+        let end = CancellationToken::new();
+        let ends = end.clone();
         let gone = CancellationToken::new();
         let leaves = gone.clone().drop_guard();
         let until = entry.until;
         let keeper = async move {
-            let number = keep(number, left, until, receiver).await;
+            let number = keep(number, left, until, receiver, ends).await;
             drop(leaves);
             number
         };
@@ -186,6 +190,7 @@ impl Pool {
                 entry,
                 orders,
                 ending: false,
+                end,
                 gone,
             },
         );
@@ -328,8 +333,9 @@ impl Pool {
         if let Some(kept) = self.kept.get_mut(&number) {
             kept.ending = true;
             let why = why.to_owned();
-            // Full or closed: it is about to end for other reasons, or hears it later.
+            // Closed: it is about to end for other reasons. Full: it hears of it below.
             let _ = kept.orders.try_send(Order::End { why });
+            kept.end.cancel();
         }
     }
 
@@ -358,6 +364,7 @@ async fn keep(
     mut left: Left,
     until: Instant,
     mut orders: mpsc::Receiver<Order>,
+    end: CancellationToken,
 ) -> u64 {
     let id = format!("s{number}");
     let machine = left.running.machine.as_mut();
@@ -366,6 +373,7 @@ async fn keep(
         let order = tokio::select! {
             biased;
             order = orders.recv() => order,
+            () = end.cancelled() => break,
             exit = async {
                 if !resumed {
                     return machine.wait().await;
@@ -400,7 +408,10 @@ async fn keep(
             None => break,
         }
     }
-    left.clean_up().await;
+    // What does not end in time goes on by itself; nobody waits for it any more.
+    if timeout(ENDING_LIMIT, left.clean_up()).await.is_err() {
+        tracing::warn!("the suspended machine {id} has not ended in time");
+    }
     number
 }
 

@@ -35,7 +35,7 @@ const UPLOAD_LIMIT: u64 = 256 * 1024 * 1024;
 const COPY_RETRIES: u32 = 3;
 
 /// The names under which the worker may fetch its task.
-const TASK_NAMES: [&str; 2] = ["manifest", "task.manifest"];
+pub(crate) const TASK_NAMES: [&str; 2] = ["manifest", "task.manifest"];
 
 /// The names under which the worker may upload its result.
 const RESULT_NAMES: [&str; 3] = ["manifest", "result.manifest", PACKED];
@@ -130,11 +130,7 @@ pub(crate) async fn perform(
             machine: name.clone(),
             attempt: attempt + 1,
         });
-        // A machine that has once not gone on from where it was saved is better booted.
-        let base = match attempt {
-            0 => base_of(host, job, &copy, may_restore).await,
-            _ => None,
-        };
+        let base = base_of(host, job, &copy, may_restore).await;
         let manifest = &job.machine.manifest.machine;
         let start = Start {
             manifest,
@@ -160,12 +156,17 @@ pub(crate) async fn perform(
         // The first request says that the machine has booted and its worker runs.
         let alive = run::until_alive(running.machine.as_mut(), startup, asks_for_task).await;
         match &alive {
+            Startup::MisBoot(why) if let Some(base) = &base => {
+                tracing::warn!(
+                    "machine {name} does not go on from where it was saved ({why}), booting it"
+                );
+                host.bases.refuse(&job.machine.directory, base);
+                may_restore = false;
+                Running::end(running).await?;
+            }
             // The seed's off by one is not kept: N retries are N + 1 starts.
             Startup::MisBoot(why) if attempt < options.build_retries => {
                 tracing::warn!("machine {name} appears to have mis-booted ({why}), retrying");
-                if let Some(base) = &base {
-                    host.bases.refuse(&job.machine.directory, base);
-                }
                 Running::end(running).await?;
                 attempt += 1;
             }
@@ -355,8 +356,8 @@ async fn base_of(host: &Host, job: &Job, copy: &Copied, may: bool) -> Option<Arc
         return None;
     }
     let (bases, directory) = (host.bases.clone(), job.machine.directory.clone());
-    let copy = copy.path().to_owned();
-    let load = move || bases.of_copy(&directory, &copy);
+    let (copy, share) = (copy.path().to_owned(), job.share);
+    let load = move || bases.of_copy(&directory, &copy, share);
     host.blocking.run(load).await
 }
 

@@ -15,29 +15,34 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use bbot_machine::machine::{Disk, MachineEvent, Memory, Network};
-use bbot_machine::owner::Temporary;
+use bbot_machine::owner::{OwnerError, Temporary};
 use bbot_machine::warm::{Base, Waiting};
-use bbot_manifest::{BootstrappedMachine, Fresh, MachineKind, RunManifest};
+use bbot_manifest::{BootstrappedMachine, Fresh, MachineKind, RunManifest, WarmManifest};
 use bbot_tftp::{Event, Root};
 use tokio::time::{Instant, timeout_at};
 
 use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
+use crate::local;
 use crate::run::{Progress, Running, Share, Stage, Start};
-use crate::task::RUN;
+use crate::task::{RUN, TASK_NAMES};
 use crate::version;
 
 /// The name under which the worker of a machine that is saved asks once more, and gets its answer
 /// when it was restored.
 pub(crate) const RESTORED: &str = "restored.manifest";
 
+/// How often one machine is saved: what does not go on after that never will, or somebody else saves
+/// it for other ends.
+const MOST_SAVES: u32 = 3;
+
 /// The name of the host's time.
 const CLOCK: &str = "clock";
 
 /// What is known of the machines' saved memory. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Bases(Arc<Mutex<HashMap<PathBuf, Known>>>);
+pub struct Bases(Arc<Mutex<HashMap<PathBuf, Known>>>, Arc<Mutex<()>>);
 
 /// What is known of one machine's, by its directory.
 #[derive(Debug, Default)]
@@ -48,6 +53,8 @@ struct Known {
     refused: Option<String>,
     /// The machine that cannot be saved: its id and its toolchain's.
     given_up: Option<String>,
+    /// How often which machine was saved by this agent.
+    saved: (String, u32),
 }
 
 impl Bases {
@@ -57,9 +64,15 @@ impl Bases {
 
     /// The memory that a copy of the machine at `directory` can go on with. None: it boots. Blocks
     /// for as long as it takes to load, the first time.
-    pub(crate) fn of_copy(&self, directory: &Path, copy: &Path) -> Option<Arc<Base>> {
+    pub(crate) fn of_copy(&self, directory: &Path, copy: &Path, share: Share) -> Option<Arc<Base>> {
         // The copy's own: the machine may be another one by now, with another disk.
         let text = Base::manifest_in(copy).ok()??;
+        if !is_for(&text, share) {
+            // One with all processors, say: it boots, and the next one does not.
+            return None;
+        }
+        // One loads it for all that come at once.
+        let _loading = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let known = self.lock();
             let known = known.get(directory);
@@ -114,7 +127,25 @@ impl Bases {
     }
 
     fn put(&self, directory: &Path, base: Arc<Base>) {
-        self.lock().entry(directory.to_owned()).or_default().base = Some(base);
+        let mut known = self.lock();
+        let known = known.entry(directory.to_owned()).or_default();
+        known.base = Some(base);
+        known.refused = None;
+    }
+
+    /// The machine is about to be saved; not for ever.
+    fn count(&self, machine: &Machine) {
+        let mut known = self.lock();
+        let known = known.entry(machine.directory.clone()).or_default();
+        let identity = identity(&machine.manifest);
+        let before = match &known.saved {
+            (of, count) if *of == identity => *count,
+            _ => 0,
+        };
+        if before + 1 >= MOST_SAVES {
+            known.given_up = Some(identity.clone());
+        }
+        known.saved = (identity, before + 1);
     }
 
     /// Forgets all machines but these.
@@ -142,8 +173,17 @@ pub(crate) fn is_cold(host: &Host, directory: &Path, machine: &BootstrappedMachi
     }
     match text {
         None => true,
-        Some(text) => known.is_some_and(|known| known.refused == Some(text)),
+        Some(text) => {
+            known.is_some_and(|known| known.refused.as_ref() == Some(&text))
+                || !is_for(&text, local::share(host, &machine.machine.header))
+        }
     }
+}
+
+/// Whether what was saved is for a machine with this share of the host.
+fn is_for(text: &str, share: Share) -> bool {
+    WarmManifest::parse(text.as_bytes(), "")
+        .is_ok_and(|saved| saved.cpus == u64::from(share.cpus) && saved.ram == share.ram_kib)
 }
 
 /// Whether a machine can be saved and restored, as far as is known without trying.
@@ -171,12 +211,36 @@ pub(crate) enum Outcome {
 }
 
 /// Boots a copy of a machine until its worker asks for a task, saves it, and puts it in the
-/// machine's place. Nothing of the run is left when this is dropped.
-///
-/// # Errors
-///
-/// When the host is at fault.
+/// machine's place. Whatever comes of it, the machine can be used as before. Nothing of the run is
+/// left when this is dropped.
 pub(crate) async fn save(
+    host: &Host,
+    machine: &Machine,
+    share: Share,
+    progress: &mut dyn Progress,
+) -> Outcome {
+    host.bases.count(machine);
+    match try_to_save(host, machine, share, progress).await {
+        Ok(Outcome::GaveUp(why)) => {
+            host.bases.give_up(machine);
+            Outcome::GaveUp(why)
+        }
+        Ok(outcome) => outcome,
+        Err(e) if is_race(&e) => Outcome::Stale,
+        Err(e) => {
+            host.bases.give_up(machine);
+            Outcome::GaveUp(format!("{e:#}"))
+        }
+    }
+}
+
+fn is_race(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<OwnerError>()
+        .is_some_and(OwnerError::is_race)
+}
+
+async fn try_to_save(
     host: &Host,
     machine: &Machine,
     share: Share,
@@ -226,7 +290,6 @@ pub(crate) async fn save(
         Ok(base) => base,
         Err(why) => {
             Running::end(running).await?;
-            host.bases.give_up(machine);
             return Ok(Outcome::GaveUp(why));
         }
     };
@@ -262,6 +325,14 @@ async fn until_waiting(running: &mut Running, limit: Duration) -> Result<Waiting
             }
             Ok(MachineEvent::Tftp(Event::Held { peer, request, .. })) => {
                 return Ok(Waiting { peer, request });
+            }
+            Ok(MachineEvent::Tftp(Event::Requested { name, .. }))
+                if TASK_NAMES.contains(&name.as_str()) =>
+            {
+                return Err(
+                    "its worker does not know how to wait; a newer toolchain has one that does"
+                        .to_owned(),
+                );
             }
             Ok(MachineEvent::Exited(exit)) => return Err(exit.to_string()),
             Ok(MachineEvent::Panicked) => return Err("the guest's kernel panicked".to_owned()),

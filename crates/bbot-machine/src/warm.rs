@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bbot_manifest::WarmManifest;
@@ -107,7 +107,7 @@ impl Base {
     }
 
     /// What a machine that plays a script is saved as: memory without anything in it.
-    pub(crate) fn scripted(ram_kib: u64, waiting: Waiting) -> io::Result<Self> {
+    pub(crate) fn scripted(cpus: u32, ram_kib: u64, waiting: Waiting) -> io::Result<Self> {
         let manifest = WarmManifest {
             qemu: "none".to_owned(),
             machine_type: "script".to_owned(),
@@ -115,7 +115,7 @@ impl Base {
             accelerator: "none".to_owned(),
             host_cpu: None,
             options: "0".repeat(64),
-            cpus: 1,
+            cpus: u64::from(cpus),
             ram: ram_kib,
             state: String::new(),
             waiting: String::new(),
@@ -135,7 +135,15 @@ impl Base {
     ///
     /// When it is not whole or cannot be read.
     pub fn load(directory: &Path) -> Result<Option<Self>, WarmError> {
-        let Some(text) = Self::manifest_in(directory)? else {
+        // Another one may take the machine's place meanwhile: all is read from one directory.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(directory, flags, Mode::empty()) {
+            Ok(opened) => opened,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(trying("open", directory)(error.into())),
+        };
+        let open = |path: &Path| open(opened.as_fd(), path);
+        let Some(text) = read_manifest(opened.as_fd(), directory)? else {
             return Ok(None);
         };
         let path = directory.join(WARM_MANIFEST);
@@ -195,18 +203,12 @@ impl Base {
     ///
     /// When it cannot be read.
     pub fn manifest_in(directory: &Path) -> Result<Option<String>, WarmError> {
-        let path = directory.join(WARM_MANIFEST);
-        let file = match open(&path) {
-            Err(WarmError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            file => file?,
-        };
-        let mut text = String::new();
-        file.take(MANIFEST_LIMIT)
-            .read_to_string(&mut text)
-            .map_err(trying("read", &path))?;
-        Ok(Some(text))
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(directory, flags, Mode::empty()) {
+            Ok(opened) => read_manifest(opened.as_fd(), directory),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(trying("open", directory)(error.into())),
+        }
     }
 
     /// Writes it into the machine's directory; the manifest last, and flushed, so that what is there
@@ -292,9 +294,27 @@ fn reopen(fd: i32) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{fd}"))
 }
 
-fn open(path: &Path) -> Result<File, WarmError> {
+/// Reads the manifest of an open directory; none where there is none.
+fn read_manifest(directory: BorrowedFd<'_>, shown: &Path) -> Result<Option<String>, WarmError> {
+    let path = shown.join(WARM_MANIFEST);
+    let file = match open(directory, &path) {
+        Err(WarmError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        file => file?,
+    };
+    let mut text = String::new();
+    file.take(MANIFEST_LIMIT)
+        .read_to_string(&mut text)
+        .map_err(trying("read", &path))?;
+    Ok(Some(text))
+}
+
+/// Opens the file of an open directory that `path` names.
+fn open(directory: BorrowedFd<'_>, path: &Path) -> Result<File, WarmError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    rustix::fs::open(path, flags, Mode::empty())
+    let name = path.file_name().unwrap_or_default();
+    rustix::fs::openat(directory, name, flags, Mode::empty())
         .map(File::from)
         .map_err(|error| trying("open", path)(error.into()))
 }

@@ -76,7 +76,7 @@ impl Channel {
         loop {
             if let Some(mut run) = self.ask_run_manifest(&mut chances) {
                 if let Some(again) = offered(run.as_deref()).and_then(|run| run.save) {
-                    run = Some(self.wait_until_restored(&again));
+                    run = self.wait_until_restored(&again).or(run);
                 }
                 for name in [TASK_MANIFEST, MANIFEST] {
                     match self.get_bytes(name) {
@@ -90,16 +90,27 @@ impl Channel {
     }
 
     /// Holds the machine still until it was saved and restored: the agent does not answer before.
-    fn wait_until_restored(&self, again: &str) -> Vec<u8> {
+    /// None: it does not save it after all.
+    fn wait_until_restored(&self, again: &str) -> Option<Vec<u8>> {
         fresh::stop_others();
         let run = loop {
             match self.get_bytes(again) {
-                Ok(run) => break run,
-                Err(error) => eprintln!("trace: {error}"),
+                Ok(run) => break Some(run),
+                Err(error) => {
+                    eprintln!("trace: {error}");
+                    // One that answers so does not save the machine.
+                    if matches!(error.reason, Reason::Peer { .. }) && !passes(&error) {
+                        break None;
+                    }
+                }
             }
+            thread::sleep(PAUSE);
         };
-        if let Some(fresh) = offered(Some(&run)).and_then(|run| run.fresh) {
-            fresh::make(self, &fresh);
+        match offered(run.as_deref()).and_then(|run| run.fresh) {
+            Some(fresh) => fresh::make(self, &fresh),
+            None => eprintln!(
+                "error: nothing came with which this machine makes its time and entropy its own"
+            ),
         }
         fresh::go_on();
         run

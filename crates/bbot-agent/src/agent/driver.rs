@@ -99,6 +99,10 @@ impl Agent {
                 is_ready = true;
                 self.steering.ready();
             }
+            if self.steering.is_overdue(Instant::now()) {
+                tracing::warn!("not all that runs has ended in time; the next start sees to it");
+                return Ok(());
+            }
             self.show();
             self.step(signals).await?;
         }

@@ -143,10 +143,15 @@ impl Steering {
     pub(super) fn due(&self) -> Option<Instant> {
         let watchdog = self.systemd.as_ref().and_then(|(_, w)| w.deadline());
         let drained = self.drained.and_then(|drained| drained.until);
-        [watchdog, self.measure_at, drained]
+        [watchdog, self.measure_at, drained, self.stopping]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Whether the agent was to have ended by now.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.stopping.is_some_and(|at| at <= now)
     }
 
     pub(super) fn ready(&self) {

@@ -349,9 +349,10 @@ pub(super) async fn build(
 
 /// Who is at fault when a task could not be run.
 fn outcome_of(error: &anyhow::Error) -> Outcome {
-    let of_link = error
-        .downcast_ref::<LinkError>()
-        .filter(|e| !matches!(e, LinkError::Write { .. }));
+    let of_link = error.downcast_ref::<LinkError>();
+    if matches!(of_link, Some(LinkError::Write { .. })) {
+        return Outcome::HostFailed;
+    }
     if let Some(e) = of_link {
         Outcome::LinkFailed {
             passing: e.is_passing(),
@@ -506,21 +507,17 @@ impl SavingRun {
         };
         let outcome = match saved {
             None => BootstrapOutcome::Interrupted,
-            Some(Ok(warm::Outcome::Saved)) => {
+            Some(warm::Outcome::Saved) => {
                 tracing::info!("saved {name}: it is restored for each task from now on");
                 BootstrapOutcome::Done
             }
-            Some(Ok(warm::Outcome::Stale)) => {
+            Some(warm::Outcome::Stale) => {
                 tracing::info!("what was saved of {name} is of no use: it was replaced");
                 BootstrapOutcome::Interrupted
             }
-            Some(Ok(warm::Outcome::GaveUp(why))) => {
+            Some(warm::Outcome::GaveUp(why)) => {
                 tracing::warn!("{name} cannot be saved and boots for each task: {why}");
                 BootstrapOutcome::Done
-            }
-            Some(Err(e)) => {
-                tracing::warn!("unable to save {name}: {e:#}");
-                BootstrapOutcome::Interrupted
             }
         };
         BootstrapEnded {

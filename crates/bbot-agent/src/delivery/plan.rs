@@ -142,6 +142,8 @@ struct Origin {
     heard: Option<Time>,
     /// For how long it has been answering posts, in all.
     answering: Duration,
+    /// It has answered something else since the last post to it ended.
+    answers_others: bool,
     /// Failures in a row to reach it, and until when it is left alone for them.
     unreached: Pause,
     /// The same for answers to results that are in order ...
@@ -287,6 +289,13 @@ impl Plan {
             origin.in_flight = None;
         }
         origin.last_try = Some(now);
+        // One that answers everything else and this never is not away: it is this result's fault,
+        // which must not hold up the others for ever.
+        let verdict = match verdict {
+            Verdict::Unreachable if origin.answers_others => Verdict::Busy,
+            verdict => verdict,
+        };
+        origin.answers_others = false;
         let Some(entry) = origin.waiting.get_mut(&id) else {
             return Fate::Forget;
         };
@@ -370,6 +379,7 @@ impl Plan {
     pub fn reached(&mut self, origin: &str) {
         if let Some(origin) = self.origins.get_mut(origin) {
             origin.unreached = Pause::default();
+            origin.answers_others = true;
         }
     }
 

@@ -221,7 +221,8 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
             Ok(body) => body,
             Err(unread) => return unread,
         };
-        let smaller = tokio::task::spawn_blocking(move || cut(&whole)).await;
+        // By what was sent: the disk may not have let the last cut be kept.
+        let smaller = tokio::task::spawn_blocking(move || cut(&whole, length)).await;
         let Ok(Some(smaller)) = smaller else {
             let why = format!("it is too large although its logs are cut to {length} bytes");
             let verdict = match to.kin {
@@ -305,9 +306,9 @@ async fn replace(inner: &Arc<Inner>, id: Id, to: &Destination, body: &[u8]) -> R
     Ok(())
 }
 
-/// The body with its logs cut so that it has half its length.
-fn cut(body: &[u8]) -> Option<Vec<u8>> {
-    let limit = body.len() / 2;
+/// The body with its logs cut so that it has half of what was too long.
+fn cut(body: &[u8], length: usize) -> Option<Vec<u8>> {
+    let limit = length.min(body.len()) / 2;
     if limit < SMALLEST {
         return None;
     }

@@ -306,7 +306,8 @@ impl Machine for FakeMachine {
                 return Err(unsaved("it was not started to be saved".to_owned()));
             }
             self.end(ExitCause::Forced);
-            Base::scripted(self.spec.ram_kib, waiting).map_err(|error| unsaved(error.to_string()))
+            Base::scripted(self.spec.cpus, self.spec.ram_kib, waiting)
+                .map_err(|error| unsaved(error.to_string()))
         })
     }
 

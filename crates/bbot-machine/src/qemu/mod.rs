@@ -211,15 +211,16 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
             second,
             memory: memory.as_ref().map(|memory| memory.file),
         };
-        (command::build(&plan), memory::traits(&plan))
+        let traits = memory.as_ref().map(|_| memory::traits(&plan));
+        (command::build(&plan), traits.transpose())
     };
     let CommandLine {
         mut arguments,
         files,
     } = built.map_err(|error| unsupported(error.to_string()))?;
     let traits = traits.map_err(|error| unsupported(error.to_string()))?;
-    if let Memory::Restored(base) = &spec.memory {
-        memory::require_same(base.manifest(), &traits)?;
+    if let (Memory::Restored(base), Some(traits)) = (&spec.memory, &traits) {
+        memory::require_same(base.manifest(), traits)?;
     }
     for (index, file) in files.iter().enumerate() {
         let mut disk = files::open_disk(&spec.directory.join(file))?;
@@ -271,7 +272,9 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         internet,
         sockets,
         words,
-        saving: memory.and_then(|memory| memory.into_saving(traits)),
+        saving: memory
+            .zip(traits)
+            .and_then(|(memory, traits)| memory.into_saving(traits)),
     }))
 }
 
