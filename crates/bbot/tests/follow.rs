@@ -212,20 +212,24 @@ fn a_log_is_followed_over_a_restart_of_the_controller() {
         &["log", "1", "-f", "--operation", "test"],
     );
     let agent = Agent::take(&controller);
-    agent.log(1, "update", b"one\n\x1b[31mtwo\x1b[0m\nthr");
+    // Both are there.
+    agent.log(1, "test", b"first\n");
+    assert_eq!(only.line(), "first");
+    assert_eq!([follow.line(), follow.line()], ["==== test ====", "first"]);
+    agent.log(2, "update", b"one\n\x1b[31mtwo\x1b[0m\nthr");
     assert_eq!(
         [follow.line(), follow.line(), follow.line()],
         ["==== update ====", "one", "two"]
     );
-    agent.log(2, "update", b"ee\x1b]0;x\x07\n");
+    agent.log(3, "update", b"ee\x1b]0;x\x07\n");
     assert_eq!(follow.line(), "three?");
 
     let port = controller.address.port();
     drop(controller);
     let controller = Controller::start(dir.path(), port);
-    agent.log(3, "update", b"four\n");
+    agent.log(4, "update", b"four\n");
     assert_eq!(follow.line(), "four", "nothing twice, nothing lost");
-    agent.log(4, "test", b"no newline");
+    agent.log(5, "test", b"no newline");
     agent.result("warning");
     let (rest, said, code) = follow.end();
     assert_eq!(rest, ["==== test ====", "no newline"], "{said}");

@@ -160,6 +160,9 @@ impl Agent {
             "1",
             "--build-retries",
             "0",
+            // What runs is what the test is about.
+            "--warm",
+            "off",
         ]);
         for (option, path) in [
             ("--machines", &bench.dir.join("machines")),
