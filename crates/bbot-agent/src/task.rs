@@ -334,7 +334,7 @@ async fn watch(
 
 /// A copy of the bootstrapped machine. Another process may put a new one in its
 /// place while it is copied: then once more.
-async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
+pub(crate) async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
     let instance = host.instance.clone();
     let base = machine.dir.bootstrapped(&host.toolchain);
     let (volume, from) = (Arc::clone(&machine.volume), machine.directory.clone());

@@ -15,18 +15,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use bbot_machine::machine::{Disk, MachineEvent, Memory, Network};
-use bbot_machine::owner::{OwnerError, Temporary};
+use bbot_machine::owner::OwnerError;
 use bbot_machine::warm::{Base, Waiting};
 use bbot_manifest::{BootstrappedMachine, Fresh, MachineKind, RunManifest, WarmManifest};
 use bbot_tftp::{Event, Root};
 use tokio::time::{Instant, timeout_at};
 
-use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
 use crate::local;
 use crate::run::{Progress, Running, Share, Stage, Start};
-use crate::task::{RUN, TASK_NAMES};
+use crate::task::{RUN, TASK_NAMES, copy_of};
 use crate::version;
 
 /// The name under which the worker of a machine that is saved asks once more, and gets its answer
@@ -341,14 +340,6 @@ async fn until_waiting(running: &mut Running, limit: Duration) -> Result<Waiting
             Ok(_) => {}
         }
     }
-}
-
-async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
-    let (instance, toolchain) = (host.instance.clone(), host.toolchain.clone());
-    let (volume, from) = (Arc::clone(&machine.volume), machine.directory.clone());
-    let base = machine.dir.bootstrapped(&toolchain);
-    let copy = move |stop: &_| Temporary::copy_until(&instance, &volume, &from, &base, stop);
-    Ok(Copied::make(&host.blocking, &machine.directory, copy).await?)
 }
 
 /// Whether another one has taken the machine's place meanwhile.
