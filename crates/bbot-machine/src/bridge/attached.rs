@@ -112,7 +112,12 @@ impl Attached {
              and ip)"
                 .to_owned(),
         ))?;
-        let mut batch = String::new();
+        let mut batch = match host::address_to_keep(bridge.name)
+            .map_err(trying("find the bridge's ports".to_owned()))?
+        {
+            Some(mac) => format!("link set dev {} address {mac}\n", bridge.name),
+            None => String::new(),
+        };
         match card {
             GuestEnd::Tap => {
                 let tap = tap::make(name).map_err(trying(format!("make tap {name}")))?;
@@ -121,7 +126,8 @@ impl Attached {
             GuestEnd::In(namespace) => {
                 attached.is_pair = true;
                 // The path is for ip, which is another process.
-                batch = format!(
+                let _ = write!(
+                    batch,
                     "link add name {name} type veth peer name eth0 address {guest} \
                      netns /proc/{}/fd/{}\n",
                     std::process::id(),
@@ -272,7 +278,7 @@ pub(crate) async fn attach(
 }
 
 /// The tap's own hardware address: high, so that a bridge that takes its lowest port's does not
-/// take this one.
+/// take this one; one without other ports is told to keep what it has.
 fn host_address(guest: Mac) -> Mac {
     let mut octets = guest.0;
     octets[0] = 0xfe;

@@ -10,6 +10,7 @@ use super::command;
 use super::plan::{Facts, Interface};
 use super::server::Net;
 use super::{InterfaceName, tap};
+use crate::mac::Mac;
 
 /// The bit of `CAP_NET_ADMIN`.
 const CAP_NET_ADMIN: u32 = 12;
@@ -95,6 +96,27 @@ pub(super) fn net_of(name: InterfaceName) -> io::Result<Option<Net>> {
                 .unwrap_or(Ipv4Addr::BROADCAST);
             Some(Net { address, mask })
         }))
+}
+
+/// The address that a bridge is to keep, where it may take one of ours: it takes the lowest of its
+/// ports, and with the port it goes. None: it has a port of somebody else's, whose address is lower.
+pub(super) fn address_to_keep(name: InterfaceName) -> io::Result<Option<Mac>> {
+    let arguments = ["-json", "link", "show", "master", name.as_str()];
+    let said = command::run("ip", &arguments, "")?;
+    let ports: Vec<Value> = serde_json::from_str(&said).map_err(io::Error::other)?;
+    if !ports.iter().all(is_tap_of_ours) {
+        return Ok(None);
+    }
+    let link = link(name)?.unwrap_or_default();
+    Ok(link["address"].as_str().and_then(|mac| mac.parse().ok()))
+}
+
+/// By its name: what else tells it is there a moment later.
+fn is_tap_of_ours(port: &Value) -> bool {
+    let number = port["ifname"]
+        .as_str()
+        .and_then(|name| name.strip_prefix("bbot"));
+    number.is_some_and(|number| number.parse::<u16>().is_ok())
 }
 
 fn may_change() -> bool {

@@ -194,6 +194,28 @@ fn what_a_killed_agent_left_is_swept_and_nothing_else() {
     );
 }
 
+/// A bridge takes the lowest address of its ports: what machines that stay know of it would be wrong
+/// for a minute once that machine goes.
+#[test]
+fn a_bridge_of_machines_alone_keeps_its_address() {
+    if !inside("cleanup::a_bridge_of_machines_alone_keeps_its_address") {
+        return;
+    }
+    let address = || {
+        let link: serde_json::Value =
+            serde_json::from_str(&said("ip", &["-json", "link", "show", "dev", "br1"])).unwrap();
+        link[0]["address"].as_str().unwrap().to_owned()
+    };
+    let before = address();
+    let first = attach("one");
+    assert_eq!(address(), before);
+    let second = attach("two");
+    drop(first);
+    assert_eq!(address(), before);
+    drop(second);
+    assert_eq!(address(), before);
+}
+
 /// Records that are malformed, of others, of another namespace: they are told of, kept, or gone as they should be.
 #[test]
 fn odd_records_harm_nothing() {
