@@ -16,6 +16,7 @@
 //!   begin           what actions begin, and what follows when it ends
 //!   ask             one request for a task
 //!   work            one task, one bootstrap
+//!   prepare         machines that are restored before there is a task
 //!   once            --dump-machines, --fake-request: no controller is asked
 //!   reload          SIGHUP
 //!   steer           commands, and the watch over the host
@@ -28,6 +29,7 @@ mod ask;
 mod begin;
 mod driver;
 mod once;
+mod prepare;
 mod reload;
 mod show;
 mod steer;
@@ -53,6 +55,7 @@ use crate::delivery::{Bounds, Delivery, Handle};
 use crate::host::Host;
 use crate::inventory::{self, Inventory};
 use crate::options::{HOLD, Options};
+use crate::prepared::Stock;
 use crate::source::Cache;
 use crate::spool::Spool;
 use crate::supervisor::{AskId, Config, ControllerConfig, Priority, RunId, Supervisor};
@@ -139,6 +142,8 @@ pub(crate) struct Agent {
     /// What each job is for, should it panic.
     names: HashMap<tokio::task::Id, driver::Job>,
     suspended: Pool,
+    /// Machines that are restored already.
+    stock: Stock,
     /// Something has changed that the status tells.
     changed: Arc<Notify>,
     seen: show::Seen,
@@ -221,6 +226,7 @@ impl Agent {
             jobs: JoinSet::new(),
             names: HashMap::new(),
             suspended: Pool::default(),
+            stock: Stock::default(),
             changed: Arc::new(Notify::new()),
             seen: show::Seen::default(),
             begin,

@@ -183,7 +183,7 @@ async fn start_and_watch(
             disk: Disk::Kept,
             memory: Memory::Booted,
             root,
-            folders: Arc::clone(&folders),
+            folders: Some(Arc::clone(&folders)),
         };
         let mut running = Running::start(host, copy, start).await?;
         let (file, own) = (mac_file.clone(), running.machine.mac());

@@ -43,6 +43,7 @@ pub mod local;
 pub mod metrics;
 pub mod notify;
 pub mod options;
+mod prepared;
 pub mod resources;
 pub mod result;
 pub mod run;

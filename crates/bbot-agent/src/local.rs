@@ -12,6 +12,7 @@ use crate::options::Options;
 use crate::run::{Progress, Share};
 use crate::session::Session;
 use crate::task::{self, Job};
+use crate::warm::Warmth;
 use crate::{source, warm};
 
 /// Builds the source archive in a throw-away copy of the machine that the task
@@ -57,7 +58,7 @@ pub async fn build_on(
         source: Some(source),
         session: Session::none(),
     };
-    let performed = task::perform(host, &job, progress).await?;
+    let performed = task::perform(host, &job, None, progress).await?;
     if let Some(left) = performed.left {
         if let Some(why) = &left.look {
             tracing::error!("{why} on machine {}", left.name);
@@ -82,7 +83,7 @@ pub(crate) async fn machine(
         let (theirs, wanted) = (host.clone(), name.to_owned());
         let look = move || inventory::look_for(&theirs, &wanted);
         let plan = match host.blocking.run(look).await? {
-            State::Usable(machine) if machine.cold => {
+            State::Usable(machine) if machine.warmth == Warmth::Cold => {
                 let share = share(host, machine.header());
                 match warm::save(host, &machine, share, progress).await {
                     warm::Outcome::Saved => tracing::info!("saved {name}"),

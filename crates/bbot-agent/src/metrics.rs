@@ -200,6 +200,11 @@ fn host(page: &mut Page, status: &Status) {
         page.sample("machines", &[("state", state)], float(count.count() as u64));
     }
     page.gauge(
+        "prepared_machines",
+        "Machines that are restored already and wait for a task.",
+        float(status.machines.iter().map(|m| m.prepared).sum()),
+    );
+    page.gauge(
         "suspended_machines",
         "Machines that are kept for a person.",
         float(status.suspended.len() as u64),

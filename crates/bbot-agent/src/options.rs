@@ -252,6 +252,12 @@ pub struct Options {
     #[arg(long, value_name = "[machine=]auto|off")]
     pub warm: Vec<Warm>,
 
+    /// Most virtual machines that are restored before there is a task for them and wait
+    /// stopped, each with the memory of one (see --warm); at most as many as run at once.
+    /// Default: 2 on a host with 4 processors and 16 GiB or more, else 0
+    #[arg(long, value_name = "num")]
+    pub prepare: Option<u32>,
+
     /// Network of the machines: nothing but the wire to the agent (none), the
     /// internet as a second card (user), or the host's bridge (bridge). Default:
     /// bridge where br1 exists and may be used, else none
@@ -629,6 +635,14 @@ impl Options {
         Duration::from_secs(self.drain_timeout)
     }
 
+    /// Most machines that are prepared ahead.
+    pub fn prepare_max(&self) -> usize {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let default = || default_prepared(cpus, physical_ram_kib());
+        let most = self.prepare.unwrap_or_else(default).min(self.instance_max);
+        usize::try_from(most).unwrap_or(usize::MAX)
+    }
+
     /// How long a suspended machine is kept.
     pub fn suspend_timeout(&self) -> Duration {
         Duration::from_secs(self.suspend_timeout)
@@ -663,6 +677,14 @@ fn physical_ram_kib() -> u64 {
 fn default_ram_budget(physical: u64, one: u64) -> u64 {
     const RESERVE: u64 = 512 * 1024;
     physical.saturating_sub(RESERVE.max(physical / 8)).max(one)
+}
+
+/// How many machines a host with so many processors and so much memory (KiB) prepares ahead: to
+/// restore one takes from what runs.
+fn default_prepared(cpus: usize, ram_kib: u64) -> u32 {
+    // A host of 16 GiB has a little less for its programs.
+    let is_large = cpus >= 4 && ram_kib >= 15 * 1024 * 1024;
+    if is_large { 2 } else { 0 }
 }
 
 /// What was asked for is taken as it is; the default knows of the accelerator.

@@ -271,7 +271,8 @@ pub(crate) struct Running {
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) copy: Copied,
     _sockets: OwnedFolder,
-    folders: Arc<RunFolders>,
+    /// None before it has a task.
+    pub(crate) folders: Option<Arc<RunFolders>>,
 }
 
 impl Running {
@@ -324,7 +325,7 @@ impl Running {
         force_down(this.machine.as_mut()).await;
         let end = |running: Self| {
             drop(running.machine);
-            if let Some(folders) = Arc::into_inner(running.folders) {
+            if let Some(folders) = running.folders.and_then(Arc::into_inner) {
                 folders.remove_here();
             }
             running.copy.delete_here()
@@ -351,7 +352,7 @@ pub(crate) struct Start<'a> {
     pub(crate) memory: Memory,
     pub(crate) root: Root,
     /// What is in them goes when the machine has gone, and nobody else has them.
-    pub(crate) folders: Arc<RunFolders>,
+    pub(crate) folders: Option<Arc<RunFolders>>,
 }
 
 /// What is left of a run that has come to its end.

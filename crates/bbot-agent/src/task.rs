@@ -11,13 +11,13 @@ use bbot_machine::durable;
 use bbot_machine::machine::{Disk, Error, Memory};
 use bbot_machine::owner::Temporary;
 use bbot_machine::volume::Stop;
-use bbot_machine::warm::Base;
 use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
 use bbot_tftp::{Event, Kind, Root};
 
 use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
+use crate::prepared::Prepared;
 use crate::result::{self, AGENT_OPERATION, Judged};
 use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, Startup, Waited};
 use crate::segments::{self, Segments};
@@ -84,8 +84,8 @@ pub(crate) enum Fault {
     Machine(String),
 }
 
-/// Performs a task. Whatever becomes of it there is a result; an error means that
-/// the host itself is at fault (no room, no permission). Nothing of the run is left
+/// Performs a task, in the machine that is `ready` for it if there is one. Whatever becomes of it
+/// there is a result; an error means that the host itself is at fault (no room, no permission). Nothing of the run is left
 /// when this is dropped.
 ///
 /// # Errors
@@ -94,6 +94,7 @@ pub(crate) enum Fault {
 pub(crate) async fn perform(
     host: &Host,
     job: &Job,
+    mut ready: Option<Prepared>,
     progress: &mut dyn Progress,
 ) -> Result<Performed> {
     let options = &host.options;
@@ -121,41 +122,63 @@ pub(crate) async fn perform(
     let mut attempt = 0;
     let mut may_restore = true;
     let (mut running, alive) = loop {
-        progress.stage(&Stage::Copying {
-            machine: name.clone(),
-            attempt: attempt + 1,
-        });
-        let copy = copy_of(host, &job.machine).await?;
-        progress.stage(&Stage::Starting {
-            machine: name.clone(),
-            attempt: attempt + 1,
-        });
-        let base = base_of(host, job, &copy, may_restore).await;
-        let manifest = &job.machine.manifest.machine;
-        let start = Start {
-            manifest,
-            mac: manifest.mac,
-            share: job.share,
-            disk: Disk::ThrowAway,
-            memory: base.clone().map_or(Memory::Booted, Memory::Restored),
-            root: root.clone(),
-            folders: Arc::clone(&folders),
-        };
-        let mut running = match Running::start(host, copy, start).await {
-            Err(e)
-                if let Some(base) = &base
-                    && matches!(e.downcast_ref(), Some(Error::Unrestored { .. })) =>
-            {
-                tracing::warn!("machine {name} boots: {e:#}");
-                host.bases.refuse(&job.machine.directory, base);
-                may_restore = false;
-                continue;
+        let is_ready = ready.is_some();
+        let (mut running, base) = if let Some(ready) = ready.take() {
+            progress.stage(&Stage::Starting {
+                machine: name.clone(),
+                attempt: attempt + 1,
+            });
+            match ready.go_on(root.clone(), Arc::clone(&folders)).await {
+                Ok((running, base)) => (running, Some(base)),
+                Err(e) => {
+                    tracing::warn!("machine {name}, which was prepared, does not go on: {e:#}");
+                    continue;
+                }
             }
-            started => started?,
+        } else {
+            progress.stage(&Stage::Copying {
+                machine: name.clone(),
+                attempt: attempt + 1,
+            });
+            let copy = copy_of(host, &job.machine).await?;
+            progress.stage(&Stage::Starting {
+                machine: name.clone(),
+                attempt: attempt + 1,
+            });
+            let base = match may_restore {
+                true => warm::base_of(host, &job.machine, job.share, &copy).await,
+                false => None,
+            };
+            let manifest = &job.machine.manifest.machine;
+            let start = Start {
+                manifest,
+                mac: manifest.mac,
+                share: job.share,
+                disk: Disk::ThrowAway,
+                memory: base.clone().map_or(Memory::Booted, Memory::Restored),
+                root: root.clone(),
+                folders: Some(Arc::clone(&folders)),
+            };
+            match Running::start(host, copy, start).await {
+                Err(e)
+                    if let Some(base) = &base
+                        && matches!(e.downcast_ref(), Some(Error::Unrestored { .. })) =>
+                {
+                    tracing::warn!("machine {name} boots: {e:#}");
+                    host.bases.refuse(&job.machine.directory, base);
+                    may_restore = false;
+                    continue;
+                }
+                started => (started?, base),
+            }
         };
         // The first request says that the machine has booted and its worker runs.
         let alive = run::until_alive(running.machine.as_mut(), startup, asks_for_task).await;
         match &alive {
+            Startup::MisBoot(why) if is_ready => {
+                tracing::warn!("machine {name}, which was prepared, does not go on: {why}");
+                Running::end(running).await?;
+            }
             Startup::MisBoot(why) if let Some(base) = &base => {
                 tracing::warn!(
                     "machine {name} does not go on from where it was saved ({why}), booting it"
@@ -348,17 +371,6 @@ pub(crate) async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
         }
     };
     Ok(Copied::make(&host.blocking, &machine.directory, copy).await?)
-}
-
-/// The saved memory that the copy can go on with, if it may.
-async fn base_of(host: &Host, job: &Job, copy: &Copied, may: bool) -> Option<Arc<Base>> {
-    if !may || !warm::can_be_warm(host, &job.machine.manifest) {
-        return None;
-    }
-    let (bases, directory) = (host.bases.clone(), job.machine.directory.clone());
-    let (copy, share) = (copy.path().to_owned(), job.share);
-    let load = move || bases.of_copy(&directory, &copy, share);
-    host.blocking.run(load).await
 }
 
 /// What the worker fetches.

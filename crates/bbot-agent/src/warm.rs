@@ -21,6 +21,7 @@ use bbot_manifest::{BootstrappedMachine, Fresh, MachineKind, RunManifest, WarmMa
 use bbot_tftp::{Event, Root};
 use tokio::time::{Instant, timeout_at};
 
+use crate::blocking::Copied;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
 use crate::local;
@@ -31,6 +32,9 @@ use crate::version;
 /// The name under which the worker of a machine that is saved asks once more, and gets its answer
 /// when it was restored.
 pub(crate) const RESTORED: &str = "restored.manifest";
+
+/// The same of one that was restored ahead of its task, and so is asked to wait once more.
+pub(crate) const PREPARED: &str = "prepared.manifest";
 
 /// How often one machine is saved: what does not go on after that never will, or somebody else saves
 /// it for other ends.
@@ -157,25 +161,39 @@ fn identity(machine: &BootstrappedMachine) -> String {
     format!("{} {}", machine.machine.header.id, machine.toolchain.id)
 }
 
-/// Whether a machine is to be saved: it can be, and is not, or what is saved of it is of no use. Reads a small file.
-pub(crate) fn is_cold(host: &Host, directory: &Path, machine: &BootstrappedMachine) -> bool {
+/// Whether a machine's tasks go on from its saved memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Warmth {
+    /// It boots for each: it cannot be saved, or is not to be.
+    #[default]
+    Boots,
+    /// It boots until it is saved.
+    Cold,
+    /// They do.
+    Warm,
+}
+
+/// Whether a machine is to be saved: it can be, and is not, or what is saved of it is of no use. Reads
+/// a small file.
+pub(crate) fn warmth(host: &Host, directory: &Path, machine: &BootstrappedMachine) -> Warmth {
     if !can_be_warm(host, machine) {
-        return false;
+        return Warmth::Boots;
     }
     let Ok(text) = Base::manifest_in(directory) else {
-        return false;
+        return Warmth::Boots;
     };
     let known = host.bases.lock();
     let known = known.get(directory);
-    if known.is_some_and(|known| known.given_up == Some(identity(machine))) {
-        return false;
-    }
-    match text {
-        None => true,
-        Some(text) => {
-            known.is_some_and(|known| known.refused.as_ref() == Some(&text))
-                || !is_for(&text, local::share(host, &machine.machine.header))
-        }
+    let is_of_use = text.is_some_and(|text| {
+        known.is_none_or(|known| known.refused.as_ref() != Some(&text))
+            && is_for(&text, local::share(host, &machine.machine.header))
+    });
+    if is_of_use {
+        Warmth::Warm
+    } else if known.is_some_and(|known| known.given_up == Some(identity(machine))) {
+        Warmth::Boots
+    } else {
+        Warmth::Cold
     }
 }
 
@@ -196,6 +214,22 @@ pub(crate) fn can_be_warm(host: &Host, machine: &BootstrappedMachine) -> bool {
         && machine.bootstrap.is_ours()
         && machine.machine.options.is_none()
         && options.machine_network() == Network::None
+}
+
+/// The saved memory that a copy of a machine can go on with, if it may.
+pub(crate) async fn base_of(
+    host: &Host,
+    machine: &Machine,
+    share: Share,
+    copy: &Copied,
+) -> Option<Arc<Base>> {
+    if !can_be_warm(host, &machine.manifest) {
+        return None;
+    }
+    let (bases, directory) = (host.bases.clone(), machine.directory.clone());
+    let copy = copy.path().to_owned();
+    let load = move || bases.of_copy(&directory, &copy, share);
+    host.blocking.run(load).await
 }
 
 /// How saving a machine has ended.
@@ -273,7 +307,7 @@ async fn try_to_save(
         root: Root::new()
             .get_bytes(RUN, run.into_bytes())
             .get_held(RESTORED),
-        folders,
+        folders: Some(folders),
     };
     let mut running = Running::start(host, copy, start).await?;
     let limit = host.options.build_startup(host.accelerator);
@@ -312,7 +346,10 @@ async fn try_to_save(
 }
 
 /// Waits until the guest's worker has made everything ready to be saved.
-async fn until_waiting(running: &mut Running, limit: Duration) -> Result<Waiting, String> {
+pub(crate) async fn until_waiting(
+    running: &mut Running,
+    limit: Duration,
+) -> Result<Waiting, String> {
     let deadline = Instant::now() + limit;
     loop {
         match timeout_at(deadline, running.machine.next_event()).await {
@@ -364,8 +401,10 @@ pub(crate) fn fresh(root: Root, run: &RunManifest) -> Result<Root> {
     let run = run
         .serialize()
         .context("unable to write the run manifest")?;
+    let run = run.into_bytes();
     Ok(root
-        .get_bytes(RESTORED, run.into_bytes())
+        .get_bytes(RESTORED, run.clone())
+        .get_bytes(PREPARED, run)
         .get_made(CLOCK, || {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             now.unwrap_or_default().as_nanos().to_string().into_bytes()

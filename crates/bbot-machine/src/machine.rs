@@ -234,6 +234,22 @@ pub trait Machine: Send + fmt::Debug {
         })
     }
 
+    /// Lets a suspended guest go on that was restored, and whose worker waits for the answer to a
+    /// request that was held back: from now on it is served from this root. What happened on its
+    /// wire before is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When it was not restored, or does not obey.
+    fn go_on(&mut self, tftp: Tftp, waiting: Waiting) -> BoxFuture<'_, Result<(), Error>> {
+        drop((tftp, waiting));
+        Box::pin(async {
+            Err(Error::Unrestored {
+                why: "machines of its kind are not restored".to_owned(),
+            })
+        })
+    }
+
     /// Waits until the machine has ended, and tells why. Cancel safe, and
     /// answers again when asked again.
     fn wait(&mut self) -> BoxFuture<'_, Exit>;

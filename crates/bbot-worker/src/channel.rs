@@ -90,12 +90,20 @@ impl Channel {
     }
 
     /// Holds the machine still until it was saved and restored: the agent does not answer before.
-    /// None: it does not save it after all.
+    /// A restored one may be told to wait once more, until there is a task. None: it does not save
+    /// it after all.
     fn wait_until_restored(&self, again: &str) -> Option<Vec<u8>> {
         fresh::stop_others();
+        let mut again = again.to_owned();
         let run = loop {
-            match self.get_bytes(again) {
-                Ok(run) => break Some(run),
+            match self.get_bytes(&again) {
+                Ok(run) => match offered(Some(&run)).and_then(|run| run.save) {
+                    Some(name) => {
+                        again = name;
+                        continue;
+                    }
+                    None => break Some(run),
+                },
                 Err(error) => {
                     eprintln!("trace: {error}");
                     // One that answers so does not save the machine.

@@ -180,6 +180,8 @@ fn busy() -> Status {
                 name: "debian-12".to_string(),
                 kind: "kvm".to_string(),
                 state: MachineState::Usable,
+                warm: true,
+                prepared: 2,
             },
             Machine {
                 name: "broken".to_string(),
@@ -187,6 +189,7 @@ fn busy() -> Status {
                 state: MachineState::Bad {
                     problem: "no rootfs\u{1b}[2J".to_string(),
                 },
+                ..Machine::default()
             },
         ],
         runs: vec![Run {

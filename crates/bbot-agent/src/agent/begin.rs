@@ -23,6 +23,7 @@ use crate::supervisor::{
     AskId, BootstrapOutcome, Event, MachineState, MachineView, Outcome, RunId,
 };
 use crate::suspended::Departing;
+use crate::warm::Warmth;
 
 impl Agent {
     /// Looks at the machines.
@@ -74,6 +75,7 @@ impl Agent {
         self.machines = machines.map(|seen| (seen.name, seen.state)).collect();
         let machines = &self.machines;
         self.seen.machines_are(|name| machines.contains_key(name));
+        self.stock.retain(|name| machines.contains_key(name));
         self.tell(Event::Enumerated(views));
         Ok(())
     }
@@ -117,7 +119,7 @@ impl Agent {
         Ok(())
     }
 
-    fn usable(&self, name: &str) -> Option<&Machine> {
+    pub(super) fn usable(&self, name: &str) -> Option<&Machine> {
         match self.machines.get(name) {
             Some(State::Usable(machine)) => Some(machine),
             _ => None,
@@ -164,6 +166,7 @@ impl Agent {
         }
         let exclusive = self.is_exclusive(machine.manifest.machine.kind);
         let departing = self.make_room(share, exclusive.then_some(&machine.dir.name));
+        let ready = self.stock.take(&machine, share);
         let assignment = &given.assignment;
         let what = RunKind::Task {
             name: assignment.task.name.clone(),
@@ -184,6 +187,7 @@ impl Agent {
             run,
             given,
             machine,
+            ready,
             share,
             stop,
             shown,
@@ -197,7 +201,7 @@ impl Agent {
     pub(super) fn start_bootstrap(&mut self, run: RunId, machine: &str, share: Share) {
         let plan = match self.machines.get(machine) {
             Some(State::MustBootstrap(plan)) => (**plan).clone(),
-            Some(State::Usable(machine)) if machine.cold => {
+            Some(State::Usable(machine)) if machine.warmth == Warmth::Cold => {
                 let machine = (**machine).clone();
                 return self.start_saving(run, machine, share);
             }
@@ -360,6 +364,6 @@ fn view(seen: &inventory::Seen, is_exclusive: impl Fn(MachineKind) -> bool) -> O
         state,
         exclusive: is_exclusive(kind),
         kind: kind.to_string(),
-        cold: matches!(&seen.state, State::Usable(machine) if machine.cold),
+        cold: matches!(&seen.state, State::Usable(machine) if machine.warmth == Warmth::Cold),
     })
 }

@@ -15,6 +15,7 @@ use super::work::{BootstrapEnded, Shown, TaskEnded};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
 use crate::inventory::Scan;
+use crate::prepared::Prepared;
 use crate::resources::Level;
 use crate::run::Share;
 use crate::status::RunKind;
@@ -59,6 +60,7 @@ pub(super) enum Job {
     Task(RunId),
     Bootstrap(RunId),
     GiveBack,
+    Prepare,
     Measure,
     Sweep,
 }
@@ -71,6 +73,7 @@ pub(super) enum Happened {
     TaskEnded(Box<TaskEnded>),
     BootstrapEnded(Box<BootstrapEnded>),
     GaveBack,
+    Prepared(Box<anyhow::Result<Prepared>>),
     Measured(Box<crate::resources::Facts>),
     Swept,
 }
@@ -239,6 +242,7 @@ impl Agent {
                 self.tell(Event::Stop);
             }
         }
+        self.prepare();
         Ok(false)
     }
 
@@ -297,6 +301,7 @@ impl Agent {
                 });
             }
             Happened::GaveBack => {}
+            Happened::Prepared(prepared) => self.stock.prepared(*prepared),
             Happened::Measured(facts) => self.measured(*facts),
             Happened::Swept => self.sweeping.ended(Instant::now()),
         }
@@ -337,6 +342,7 @@ impl Agent {
             }
             Some(Job::Measure) => self.steering.measured_nothing(),
             Some(Job::Sweep) => self.sweeping.ended(Instant::now()),
+            Some(Job::Prepare) => self.stock.prepared(Err(anyhow::anyhow!(why))),
             Some(Job::GiveBack) | None => {}
         }
         Ok(())
@@ -364,6 +370,7 @@ impl Agent {
         // Each is bounded by itself.
         let _ = timeout(LAST_SENDS, send).await;
         self.jobs.shutdown().await;
+        self.stock.clear();
         self.suspended.kill_all();
         if let Some(results) = &self.context.results {
             results.give_back_all().await;

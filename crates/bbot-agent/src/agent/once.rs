@@ -125,8 +125,11 @@ impl Agent {
             &self.context,
             &given,
             &task,
-            &machine,
-            share,
+            work::On {
+                machine: &machine,
+                ready: None,
+                share,
+            },
             Session::none(),
             &mut silent,
         );

@@ -23,6 +23,7 @@ use crate::supervisor::{
     Outcome, Time, View,
 };
 use crate::version;
+use crate::warm::Warmth;
 
 /// What is remembered for the status alone.
 #[derive(Debug, Default)]
@@ -223,6 +224,10 @@ impl Agent {
             name: machine.name.clone(),
             kind: machine.kind.clone(),
             state,
+            warm: self
+                .usable(&machine.name)
+                .is_some_and(|machine| machine.warmth == Warmth::Warm),
+            prepared: self.stock.count(&machine.name) as u64,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::bootstrap::{self, Plan};
 use crate::controller::{self, LinkError};
 use crate::host;
 use crate::inventory::Machine;
+use crate::prepared::Prepared;
 use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
 use crate::session::Session;
 use crate::source::Archive;
@@ -117,6 +118,8 @@ pub(super) struct TaskRun {
     pub(super) run: RunId,
     pub(super) given: Given,
     pub(super) machine: Machine,
+    /// One of it that was prepared.
+    pub(super) ready: Option<Prepared>,
     pub(super) share: Share,
     /// It is interrupted.
     pub(super) stop: CancellationToken,
@@ -174,8 +177,11 @@ impl TaskRun {
                 &self.context,
                 &self.given,
                 &task,
-                &self.machine,
-                self.share,
+                On {
+                    machine: &self.machine,
+                    ready: self.ready.take(),
+                    share: self.share,
+                },
                 session.clone(),
                 &mut self.shown,
             )
@@ -303,13 +309,20 @@ pub(super) fn era_of(context: &Context, given: &Given) -> Era {
     }
 }
 
+/// What a task is built on.
+pub(super) struct On<'a> {
+    pub(super) machine: &'a Machine,
+    /// One of it that was prepared.
+    pub(super) ready: Option<Prepared>,
+    pub(super) share: Share,
+}
+
 /// Builds a task, with its source if that is one of its controller's.
 pub(super) async fn build(
     context: &Context,
     given: &Given,
     task: &Task,
-    machine: &Machine,
-    share: Share,
+    on: On<'_>,
     session: Session,
     progress: &mut dyn Progress,
 ) -> Result<Performed> {
@@ -337,14 +350,14 @@ pub(super) async fn build(
         _ => None,
     };
     let job = Job {
-        machine: machine.clone(),
+        machine: on.machine.clone(),
         task: task.clone(),
         era,
         source,
-        share,
+        share: on.share,
         session,
     };
-    task::perform(&context.host, &job, progress).await
+    task::perform(&context.host, &job, on.ready, progress).await
 }
 
 /// Who is at fault when a task could not be run.

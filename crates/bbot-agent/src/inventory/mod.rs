@@ -35,6 +35,7 @@ use rustix::fs::OFlags;
 
 use crate::bootstrap::{FAKE_MAC, Plan};
 use crate::host::Host;
+use crate::warm::Warmth;
 use crate::{version, warm};
 use decide::{Agent, Decision, Existing, Why};
 
@@ -58,8 +59,8 @@ pub struct Machine {
     pub manifest: BootstrappedMachine,
     /// What its copies are made with.
     pub volume: Arc<dyn Volume>,
-    /// It could be saved with its memory, and is not.
-    pub cold: bool,
+    /// Whether its tasks go on from its saved memory.
+    pub warmth: Warmth,
 }
 
 impl Machine {
@@ -223,7 +224,7 @@ fn look(host: &Host, dir: &MachineDir, toolchain: &Toolchain) -> Result<State> {
             return Ok(match there {
                 Ok(manifest) => State::Usable(Box::new(Machine {
                     dir: dir.clone(),
-                    cold: warm::is_cold(host, &directory, &manifest),
+                    warmth: warm::warmth(host, &directory, &manifest),
                     directory,
                     manifest,
                     volume,
@@ -246,7 +247,7 @@ fn look(host: &Host, dir: &MachineDir, toolchain: &Toolchain) -> Result<State> {
     {
         return Ok(State::Usable(Box::new(Machine {
             dir: dir.clone(),
-            cold: warm::is_cold(host, &directory, manifest),
+            warmth: warm::warmth(host, &directory, manifest),
             directory,
             manifest: manifest.clone(),
             volume,
@@ -405,7 +406,7 @@ pub fn fake_machine(host: &Host, file: &Path) -> Result<Machine> {
             bootstrap: BootstrapManifest::default(),
         },
         volume: Arc::new(volume::Copy),
-        cold: false,
+        warmth: Warmth::Boots,
     })
 }
 

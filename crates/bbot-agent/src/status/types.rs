@@ -160,6 +160,10 @@ pub struct Machine {
     pub kind: String,
     /// What it can be used for.
     pub state: MachineState,
+    /// Whether its tasks go on from its saved memory, and do not boot.
+    pub warm: bool,
+    /// How many of it are restored already and wait for a task.
+    pub prepared: u64,
 }
 
 /// What a machine can be used for.
@@ -510,6 +514,7 @@ mod tests {
                 why: "w".to_owned(),
                 until: Moment(1.0),
             },
+            ..Machine::default()
         });
         let text = serde_json::to_string(&status).unwrap();
         assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);

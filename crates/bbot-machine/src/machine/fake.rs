@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::{
     BoxFuture, Error, Exit, ExitCause, Hypervisor, Machine, MachineEvent, Memory, ShutdownOutcome,
-    StartSpec,
+    StartSpec, Tftp,
 };
 use crate::mac::Mac;
 use crate::warm::{Base, Waiting};
@@ -96,6 +96,8 @@ pub enum Call {
     Resume(usize),
     /// It was saved.
     Save(usize),
+    /// It was let go on with another root.
+    GoOn(usize),
     /// It was waited for.
     Wait(usize),
     /// It was dropped.
@@ -311,6 +313,14 @@ impl Machine for FakeMachine {
         })
     }
 
+    fn go_on(&mut self, tftp: Tftp, _: Waiting) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.fake.record(Call::GoOn(self.number));
+            self.spec.tftp = tftp;
+            self.require_running()
+        })
+    }
+
     fn resume(&mut self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.fake.record(Call::Resume(self.number));
@@ -349,7 +359,7 @@ impl Drop for FakeMachine {
 mod tests {
     use super::*;
     use crate::accel::Accelerator;
-    use crate::machine::{Disk, Network, Tftp};
+    use crate::machine::{Disk, Network};
 
     fn spec() -> StartSpec {
         let manifest = bbot_manifest::MachineManifest::parse(

@@ -146,7 +146,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     let sockets_fd = hand(&mut inherited, sockets.open()?);
 
     let memory = memory::open(&spec, &mut inherited)?;
-    let (wire_thread, card, bridge) = if let Network::Bridge(bridge) = spec.network {
+    let (wire_thread, card, bridge, again) = if let Network::Bridge(bridge) = spec.network {
         let (mut attached, thread) =
             bridge::attach(bridge, &name, mac, GuestEnd::Tap, spec.tftp.clone()).await?;
         let tap = attached
@@ -160,10 +160,12 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
             thread,
             CardEnd::Tap(hand(&mut inherited, tap)),
             Some(attached),
+            None,
         )
     } else {
-        let (thread, socket) = own_wire(&name, &spec, mac)?;
-        (thread, CardEnd::Wire(hand(&mut inherited, socket)), None)
+        let (thread, socket, again) = own_wire(&name, &spec, mac)?;
+        let card = CardEnd::Wire(hand(&mut inherited, socket));
+        (thread, card, None, again)
     };
 
     let (our_qmp, its_qmp) =
@@ -268,6 +270,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         qmp,
         events,
         wire: wire_thread,
+        again,
         bridge,
         internet,
         sockets,
@@ -278,19 +281,28 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
     }))
 }
 
-/// A wire that ends in the agent; gives the guest's end of it too.
-fn own_wire(name: &str, spec: &StartSpec, mac: Mac) -> Result<(WireThread, OwnedFd), Error> {
+/// A wire that ends in the agent; gives the guest's end of it too, and, of a restored guest, what it
+/// can be served over once more.
+fn own_wire(
+    name: &str,
+    spec: &StartSpec,
+    mac: Mac,
+) -> Result<(WireThread, OwnedFd, Option<OwnedFd>), Error> {
     let heard = match &spec.memory {
         Memory::Restored(base) => Some((mac, base.waiting())),
         Memory::Booted | Memory::ToBeSaved => None,
     };
-    let (ours, its) = crate::wire::thread::socket_pair()
-        .map_err(trying(format!("make the wire of machine {name}")))?;
+    let make = || {
+        let (ours, its) = crate::wire::thread::socket_pair()?;
+        let again = heard.map(|_| ours.try_clone()).transpose()?;
+        Ok((ours, its, again))
+    };
+    let (ours, its, again) = make().map_err(trying(format!("make the wire of machine {name}")))?;
     let thread = spec
         .tftp
         .serve_on(End::Socket(ours), heard)
         .map_err(trying(format!("serve the wire of machine {name}")))?;
-    Ok((thread, its))
+    Ok((thread, its, again))
 }
 
 /// Keeps a descriptor for the child and gives its number.

@@ -1,6 +1,7 @@
 //! One running machine in QEMU.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -18,10 +19,10 @@ use crate::accel::Accelerator;
 use crate::bridge::Attached;
 use crate::mac::Mac;
 use crate::machine::{
-    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
+    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome, Tftp,
 };
 use crate::warm::{Base, Waiting};
-use crate::wire::thread::WireThread;
+use crate::wire::thread::{End, WireThread};
 
 /// How long QEMU may take to answer; it answers at once unless the host is
 /// swamped or a disk hangs.
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     pub(super) qmp: Qmp,
     pub(super) events: events::Receiver,
     pub(super) wire: WireThread,
+    pub(super) again: Option<OwnedFd>,
     pub(super) bridge: Option<Attached>,
     pub(super) internet: Option<Internet>,
     pub(super) sockets: Sockets,
@@ -78,6 +80,8 @@ pub(super) struct QemuMachine {
     events_over: bool,
     wire: WireThread,
     wire_over: bool,
+    /// What a restored guest can be served over once more.
+    again: Option<OwnedFd>,
     /// After the wire, whose port it has mapped.
     _bridge: Option<Attached>,
     internet: Option<Internet>,
@@ -118,6 +122,7 @@ impl QemuMachine {
             events_over: false,
             wire: parts.wire,
             wire_over: false,
+            again: parts.again,
             _bridge: parts.bridge,
             internet: parts.internet,
             internet_over: false,
@@ -339,6 +344,25 @@ impl QemuMachine {
         }
     }
 
+    async fn serve_again(&mut self, tftp: Tftp, waiting: Waiting) -> Result<(), Error> {
+        self.require_running()?;
+        let Some(socket) = self.again.take() else {
+            return Err(Error::Unrestored {
+                why: "it was not restored, or goes on already".to_owned(),
+            });
+        };
+        // What the guest has sent before is taken by who served it before.
+        self.wire.finish();
+        while self.wire.next().await.is_some() {}
+        self.backlog.clear();
+        self.wire = tftp
+            .serve_on(End::Socket(socket), Some((self.mac, &waiting)))
+            .map_err(trying(format!("serve the wire of machine {}", self.name)))?;
+        self.execute("cont", ANSWER_TIMEOUT).await?;
+        self.state = State::Running;
+        Ok(())
+    }
+
     async fn save_and_end(&mut self, waiting: Waiting) -> Result<Base, Error> {
         self.require_running()?;
         let Some(saving) = self.saving.take() else {
@@ -436,6 +460,10 @@ impl Machine for QemuMachine {
 
     fn save(&mut self, waiting: Waiting) -> BoxFuture<'_, Result<Base, Error>> {
         Box::pin(self.save_and_end(waiting))
+    }
+
+    fn go_on(&mut self, tftp: Tftp, waiting: Waiting) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.serve_again(tftp, waiting))
     }
 
     fn wait(&mut self) -> BoxFuture<'_, Exit> {

@@ -258,7 +258,7 @@ fn runs(status: &Status) -> Table {
 }
 
 fn machines(machines: &[Machine], now: Moment) -> Table {
-    let mut table = Table::new(&["machine", "type", "state", "why"]);
+    let mut table = Table::new(&["machine", "type", "state", "start", "why"]);
     for machine in machines {
         let mut state = machine.state.word().to_string();
         if let MachineState::BackingOff { until, .. } = &machine.state {
@@ -268,10 +268,21 @@ fn machines(machines: &[Machine], now: Moment) -> Table {
             machine.name.clone(),
             machine.kind.clone(),
             state,
+            start(machine),
             machine.state.why().to_string(),
         ]);
     }
     table
+}
+
+/// How a task's copy of it begins.
+fn start(machine: &Machine) -> String {
+    match (&machine.state, machine.warm, machine.prepared) {
+        (MachineState::Usable, false, _) => "boots".to_string(),
+        (MachineState::Usable, true, 0) => "restored".to_string(),
+        (MachineState::Usable, true, ready) => format!("restored, {ready} ready"),
+        _ => String::new(),
+    }
 }
 
 fn controllers(status: &Status) -> Table {

@@ -1,6 +1,6 @@
 //! Machines that are saved with their memory, and restored for their tasks.
 
-use bbot_machine::machine::{Error, Memory};
+use bbot_machine::machine::{Error, Exit, ExitCause, Memory};
 
 use super::*;
 
@@ -27,6 +27,15 @@ async fn warm_world(args: &[&str]) -> World {
         .goes_on_until(|agent| fake.calls().contains(&Call::Save(1)) && agent.runs.is_empty())
         .await;
     world
+}
+
+/// The same of one that is prepared.
+fn waits_again() -> Step {
+    Step::Now(MachineEvent::Tftp(bbot_tftp::Event::Held {
+        peer: PEER.parse().unwrap(),
+        name: "prepared.manifest".to_owned(),
+        request: b"request".to_vec(),
+    }))
 }
 
 fn began(world: &World, number: usize) -> Memory {
@@ -142,4 +151,89 @@ async fn a_machine_that_cannot_be_saved_boots_and_is_not_tried_again() {
     }
     assert!(!files(&world).contains(&"warm.manifest".to_owned()));
     world.is_clean().await;
+}
+
+fn count(world: &World, of: impl Fn(&Call) -> bool) -> usize {
+    world.fake.calls().iter().filter(|call| of(call)).count()
+}
+
+/// Plays a machine that is prepared, and does this when it has a task.
+fn prepared(world: &mut World, upload: &str) {
+    let steps = vec![
+        get("restored.manifest"),
+        waits_again(),
+        get("prepared.manifest"),
+        get("manifest"),
+        world.upload(upload, RESULT.as_bytes()),
+    ];
+    world.plays(steps);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prepared_machine_goes_on_with_the_task_and_the_next_is_prepared_meanwhile() {
+    let mut world = warm_world(&["--prepare", "1"]).await;
+    prepared(&mut world, "manifest");
+    prepared(&mut world, "manifest");
+    let ready = |agent: &Agent| agent.stock.count("linux") == 1;
+    world.goes_on_until(ready).await;
+    assert!(matches!(began(&world, 2), Memory::Restored(_)));
+    assert_eq!(count(&world, |call| *call == Call::Suspend(2)), 1);
+    let view = world.agent().supervisor.view();
+    let shown = world.agent().status(&view);
+    assert_eq!(
+        (shown.machines[0].warm, shown.machines[0].prepared),
+        (true, 1)
+    );
+
+    build(&mut world).await;
+    world.goes_on_until(ready).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(count(&world, |call| *call == Call::GoOn(2)), 1);
+    assert_eq!(count(&world, |call| *call == Call::Suspend(3)), 1);
+    // No machine was started for the task.
+    assert_eq!(world.fake.started().len(), 4);
+    // What waits goes with the agent.
+    world.restart(&["--warm", "auto"]).await;
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_go_on_is_not_missed() {
+    // There is no room for a second one while the task runs.
+    let room = ["--prepare", "1", "--host-ram", "1048576"];
+    let mut world = warm_world(&room).await;
+    let ended = Step::Now(MachineEvent::Exited(Exit {
+        cause: ExitCause::Crashed,
+        detail: String::new(),
+    }));
+    world.plays(vec![waits_again(), ended]);
+    let ready = |agent: &Agent| agent.stock.count("linux") == 1;
+    world.goes_on_until(ready).await;
+    world.builds("manifest", RESULT.as_bytes());
+    world.plays(vec![waits_again()]);
+    build(&mut world).await;
+    assert_eq!(world.posted().len(), 1);
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(count(&world, |call| *call == Call::GoOn(2)), 1);
+    // It was restored in its place, and not booted.
+    assert!(matches!(began(&world, 3), Memory::Restored(_)));
+    world.goes_on_until(ready).await;
+    assert_eq!(world.fake.started().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_does_not_wait_once_more_is_not_prepared() {
+    let mut world = warm_world(&["--prepare", "1"]).await;
+    // It asks for its task at once.
+    world.plays(vec![get("restored.manifest"), get("task.manifest")]);
+    let fake = world.fake.clone();
+    world
+        .goes_on_until(|agent| agent.stock.is_empty() && fake.started().len() == 3)
+        .await;
+    world.builds("manifest", RESULT.as_bytes());
+    build(&mut world).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(count(&world, |call| matches!(call, Call::GoOn(_))), 0);
+    // It is not tried again.
+    assert_eq!(world.fake.started().len(), 4);
 }

@@ -462,6 +462,9 @@ fn make_agent(dir: &Path, fake: &Fake, controllers: &Arc<Controllers>, args: &[&
         // One machine runs less; who is interested in it says so.
         all.extend(["--warm", "off"]);
     }
+    if !args.contains(&"--prepare") {
+        all.extend(["--prepare", "0"]);
+    }
     all.extend(args);
     let mut options = Options::parse_from(all);
     options.machines = dir.join("machines");

@@ -1,0 +1,283 @@
+//! Machines that are prepared ahead: restored while there is no task for them yet, and stopped until
+//! one comes (`docs/decisions/0017-prepared.md`).
+//!
+//! ```text
+//!   warm machine --copy, restore, worker waits once more, stop--> Prepared --task--> goes on
+//!                                     (prepare)                     (Stock)
+//! ```
+//!
+//! Which ones there are to be is a pure function of what there is ([`plan`]). A task that finds none
+//! has its machine restored as ever.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use bbot_machine::machine::{Disk, Memory, Tftp};
+use bbot_machine::warm::{Base, Waiting};
+use bbot_manifest::{BootstrappedMachine, RunManifest};
+use bbot_tftp::{Limits, Root};
+use tokio::time::Instant;
+
+use crate::blocking::Elsewhere;
+use crate::host::{Host, RunFolders};
+use crate::inventory::Machine;
+use crate::run::{Running, Share, Start};
+use crate::task::copy_of;
+use crate::warm::{PREPARED, RESTORED, Warmth, base_of, until_waiting};
+use crate::{local, version};
+
+/// What a prepared machine is a copy of, and what it has of the host.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Of {
+    manifest: BootstrappedMachine,
+    share: Share,
+}
+
+impl Of {
+    pub(crate) fn new(machine: &Machine, share: Share) -> Self {
+        Self {
+            manifest: machine.manifest.clone(),
+            share,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.manifest.machine.header.name
+    }
+}
+
+/// A machine that is restored and stopped. Dropping it leaves nothing of it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    of: Of,
+    running: Elsewhere<Running>,
+    waiting: Waiting,
+    base: Arc<Base>,
+}
+
+impl Prepared {
+    /// Lets it go on with a task.
+    ///
+    /// # Errors
+    ///
+    /// When it does not; nothing is left of it then.
+    pub(crate) async fn go_on(
+        mut self,
+        root: Root,
+        folders: Arc<RunFolders>,
+    ) -> Result<(Elsewhere<Running>, Arc<Base>)> {
+        let tftp = Tftp {
+            root,
+            limits: Limits::wire(),
+        };
+        self.running.machine.go_on(tftp, self.waiting).await?;
+        self.running.folders = Some(folders);
+        Ok((self.running, self.base))
+    }
+}
+
+/// Prepares a machine.
+///
+/// # Errors
+///
+/// When it cannot be; nothing is left of it then.
+pub(crate) async fn prepare(host: &Host, machine: &Machine, share: Share) -> Result<Prepared> {
+    let copy = copy_of(host, machine).await?;
+    let base = base_of(host, machine, share, &copy)
+        .await
+        .ok_or_else(|| anyhow!("what was saved of it is of no use"))?;
+    // Its worker is asked to wait once more: all that this takes is known to QEMU by the time of a
+    // task, and need not be translated.
+    let run = RunManifest {
+        agent: format!("bbot-agent/{}", version::OWN),
+        log_segments: None,
+        source: None,
+        save: Some(PREPARED.to_owned()),
+        fresh: None,
+    };
+    let run = run
+        .serialize()
+        .context("unable to write the run manifest")?;
+    let manifest = &machine.manifest.machine;
+    let start = Start {
+        manifest,
+        mac: manifest.mac,
+        share,
+        disk: Disk::ThrowAway,
+        memory: Memory::Restored(Arc::clone(&base)),
+        root: Root::new()
+            .get_bytes(RESTORED, run.into_bytes())
+            .get_held(PREPARED),
+        folders: None,
+    };
+    let mut running = Running::start(host, copy, start).await?;
+    let limit = host.options.build_startup(host.accelerator);
+    let waiting = until_waiting(&mut running, limit)
+        .await
+        .map_err(|why| anyhow!(why))?;
+    running.machine.suspend().await?;
+    Ok(Prepared {
+        of: Of::new(machine, share),
+        running,
+        waiting,
+        base,
+    })
+}
+
+/// A machine that could be prepared, and when it was used last.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Candidate {
+    pub(crate) of: Of,
+    pub(crate) used: Option<Instant>,
+}
+
+/// What there is for prepared machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Means {
+    /// Most of them.
+    pub(crate) most: usize,
+    /// Memory for all of them, KiB.
+    pub(crate) ram_kib: u64,
+}
+
+/// What is to be done now.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// Those of what is ready that go, by their place.
+    pub(crate) drop: Vec<usize>,
+    /// What is prepared next.
+    pub(crate) make: Option<Of>,
+}
+
+/// Which machines are to be there: one of each, those used last first, then one more of each, and so
+/// on, while there are the means for it.
+pub(crate) fn plan(ready: &[Of], mut candidates: Vec<Candidate>, means: Means) -> Plan {
+    candidates.sort_by_key(|candidate| (Reverse(candidate.used), candidate.of.name().to_owned()));
+    let mut wanted = vec![0usize; candidates.len()];
+    let (mut count, mut ram) = (0, 0u64);
+    loop {
+        let before = count;
+        for (candidate, wanted) in candidates.iter().zip(&mut wanted) {
+            let with = ram.saturating_add(candidate.of.share.ram_kib);
+            if count < means.most && with <= means.ram_kib {
+                *wanted += 1;
+                (count, ram) = (count + 1, with);
+            }
+        }
+        if count == before {
+            break;
+        }
+    }
+    let mut plan = Plan::default();
+    for (place, of) in ready.iter().enumerate() {
+        let at = candidates.iter().position(|other| other.of == *of);
+        match at.and_then(|at| wanted.get_mut(at)) {
+            Some(left) if *left > 0 => *left -= 1,
+            _ => plan.drop.push(place),
+        }
+    }
+    let missing = candidates.into_iter().zip(wanted);
+    plan.make = missing
+        .into_iter()
+        .find_map(|(candidate, left)| (left > 0).then_some(candidate.of));
+    plan
+}
+
+/// The machines that are ready.
+#[derive(Debug, Default)]
+pub(crate) struct Stock {
+    ready: Vec<Prepared>,
+    /// What is being prepared: one at a time.
+    in_work: Option<Of>,
+    /// What could not be prepared as it is.
+    given_up: Vec<Of>,
+    /// When each machine was used last.
+    used: HashMap<String, Instant>,
+}
+
+impl Stock {
+    /// One for a task. None: there is none.
+    pub(crate) fn take(&mut self, machine: &Machine, share: Share) -> Option<Prepared> {
+        let now = Instant::now();
+        self.used.insert(machine.dir.name.clone(), now);
+        let of = Of::new(machine, share);
+        let place = self.ready.iter().position(|prepared| prepared.of == of)?;
+        Some(self.ready.remove(place))
+    }
+
+    /// How many of a machine are ready.
+    pub(crate) fn count(&self, name: &str) -> usize {
+        let of_it = self.ready.iter().filter(|ready| ready.of.name() == name);
+        of_it.count()
+    }
+
+    /// Lets go of what is too much, and tells what is to be prepared now.
+    pub(crate) fn next(
+        &mut self,
+        candidates: Vec<Candidate>,
+        means: Means,
+    ) -> Option<(String, Share)> {
+        let is_there = |of: &Of| candidates.iter().any(|candidate| candidate.of == *of);
+        self.given_up.retain(is_there);
+        let usable = candidates.into_iter();
+        let usable = usable.filter(|candidate| !self.given_up.contains(&candidate.of));
+        let ready: Vec<Of> = self.ready.iter().map(|ready| ready.of.clone()).collect();
+        let plan = plan(&ready, usable.collect(), means);
+        for place in plan.drop.into_iter().rev() {
+            self.ready.remove(place);
+        }
+        if self.in_work.is_some() {
+            return None;
+        }
+        let of = plan.make?;
+        let next = (of.name().to_owned(), of.share);
+        self.in_work = Some(of);
+        Some(next)
+    }
+
+    /// Whether nothing is ready, nor is to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.in_work.is_none()
+    }
+
+    /// When a machine was used last.
+    pub(crate) fn used(&self, name: &str) -> Option<Instant> {
+        self.used.get(name).copied()
+    }
+
+    /// What was being prepared has ended so.
+    pub(crate) fn prepared(&mut self, prepared: Result<Prepared>) {
+        let of = self.in_work.take();
+        match prepared {
+            Ok(prepared) => self.ready.push(prepared),
+            Err(e) => {
+                let Some(of) = of else { return };
+                tracing::warn!("machine {} cannot be prepared ahead: {e:#}", of.name());
+                self.given_up.push(of);
+            }
+        }
+    }
+
+    /// Lets go of all.
+    pub(crate) fn clear(&mut self) {
+        self.ready.clear();
+    }
+
+    /// Forgets all machines but these.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.used.retain(|name, _| is_there(name));
+    }
+}
+
+/// A machine that could be prepared, if it could.
+pub(crate) fn candidate(host: &Host, machine: &Machine, stock: &Stock) -> Option<Candidate> {
+    (machine.warmth == Warmth::Warm).then(|| Candidate {
+        of: Of::new(machine, local::share(host, machine.header())),
+        used: stock.used(&machine.dir.name),
+    })
+}
+
+#[cfg(test)]
+mod tests;
