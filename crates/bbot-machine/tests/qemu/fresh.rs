@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bbot_machine::mac::Mac;
-use bbot_machine::machine::{ExitCause, MachineEvent, Memory};
+use bbot_machine::machine::{ExitCause, MachineEvent, Memory, Tftp};
 use bbot_machine::warm::{Base, Waiting};
 use bbot_manifest::{Fresh, RunManifest};
 use bbot_tftp::{Event, Root};
@@ -73,13 +73,18 @@ async fn saved(worker: Vec<u8>) -> (TempDir, Base) {
         .get_bytes("run.manifest", run(Some("restored.manifest"), None))
         .get_held("restored.manifest");
     let mut guest = Guest::start(folder, spec).await;
-    let waiting = loop {
-        if let MachineEvent::Tftp(Event::Held { peer, request, .. }) = guest.event().await {
-            break Waiting { peer, request };
-        }
-    };
+    let waiting = waits(&mut guest).await;
     let base = guest.machine.save(waiting).await.unwrap();
     (guest.folder, base)
+}
+
+/// Waits until its worker waits.
+async fn waits(guest: &mut Guest) -> Waiting {
+    loop {
+        if let MachineEvent::Tftp(Event::Held { peer, request, .. }) = guest.event().await {
+            return Waiting { peer, request };
+        }
+    }
 }
 
 /// What one restored copy says of itself.
@@ -123,7 +128,7 @@ impl Said {
     }
 }
 
-/// Restores a copy, with a disk of its own, and lets it come to its end.
+/// Restores a copy, with a disk of its own, and lets it come to its end. Each second one is prepared first, and waits.
 async fn restore(disk: Vec<u8>, base: Arc<Base>, number: usize) -> Said {
     let (folder, mut spec) = prepare(SCRIPT, None);
     let image = spec.directory.join("disk.img");
@@ -135,12 +140,32 @@ async fn restore(disk: Vec<u8>, base: Arc<Base>, number: usize) -> Said {
         clock: "clock".to_owned(),
         seed: hex::encode(seed),
     };
-    spec.tftp.root = Root::new()
-        .get_bytes("restored.manifest", run(None, Some(fresh)))
+    let of_task = Root::new()
+        .get_bytes("restored.manifest", run(None, Some(fresh.clone())))
+        .get_bytes("prepared.manifest", run(None, Some(fresh)))
         .get_made("clock", || now().as_nanos().to_string().into_bytes())
         .get_bytes("after", format!("copy {number}\n").into_bytes())
         .put_any(folder.path().join("put"), 1 << 20);
+    let is_prepared = number % 2 == 1;
+    spec.tftp.root = match is_prepared {
+        true => Root::new()
+            .get_bytes("restored.manifest", run(Some("prepared.manifest"), None))
+            .get_held("prepared.manifest"),
+        false => of_task.clone(),
+    };
+    let limits = spec.tftp.limits.clone();
     let mut guest = Guest::start(folder, spec).await;
+    if is_prepared {
+        let waiting = waits(&mut guest).await;
+        guest.machine.suspend().await.unwrap();
+        // Its clock stands still meanwhile.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let tftp = Tftp {
+            root: of_task,
+            limits,
+        };
+        guest.machine.go_on(tftp, waiting).await.unwrap();
+    }
     let said = String::from_utf8(guest.uploaded("out").await).unwrap();
     let MachineEvent::Exited(exit) = (loop {
         match guest.other_event().await {
