@@ -53,6 +53,7 @@ use crate::control::{Signal, Signals};
 use crate::controller::{self, Http, Link, Settings, Url};
 use crate::delivery::{Bounds, Delivery, Handle};
 use crate::host::Host;
+use crate::inventory::watch::Watch;
 use crate::inventory::{self, Inventory};
 use crate::options::{HOLD, Options};
 use crate::prepared::Stock;
@@ -132,6 +133,8 @@ pub(crate) struct Agent {
     machines: HashMap<String, inventory::State>,
     /// Whether the machines were seen at all.
     has_looked: bool,
+    /// Tells that something has changed about them; None where the system does not.
+    watch: Option<Watch>,
     /// When they are looked at again without being asked for.
     look_again: Option<Instant>,
     /// Tasks that have come, until they are begun or given back.
@@ -202,6 +205,7 @@ impl Agent {
         };
         let sources = Arc::new(Cache::open(&state).with_context(hint)?);
         let begin = Instant::now();
+        let watch = open_watch(options);
         Ok(Self {
             allowed_result_urls,
             supervisor: Supervisor::new(config, rand::random()),
@@ -219,6 +223,7 @@ impl Agent {
             inventory: Inventory::default(),
             machines: HashMap::new(),
             has_looked: false,
+            watch,
             look_again: None,
             given: HashMap::new(),
             asks: HashMap::new(),
@@ -295,6 +300,19 @@ async fn open_keys(options: &Options) -> Result<Keys> {
     )
     .await
     .context("unable to obtain authentication public key")
+}
+
+/// A watch over the machines, where there are real ones.
+fn open_watch(options: &Options) -> Option<Watch> {
+    if options.fake_machine.is_some() {
+        return None;
+    }
+    let watch = Watch::new();
+    watch
+        .inspect_err(|e| {
+            tracing::warn!("unable to watch the machines: {e}; they are looked at before each task")
+        })
+        .ok()
 }
 
 fn open_link(options: &Options) -> Result<Arc<dyn Link>> {

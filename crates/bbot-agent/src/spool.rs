@@ -225,15 +225,15 @@ impl Spool {
         Ok(Held(self.write_new(path, to, body, now)?.path))
     }
 
-    /// There is a result: what was held for this case is not needed.
+    /// There is a result: what was held for this case is not needed. Not synced: should it
+    /// be there again after a power loss, the result beside it tells that it is not needed.
     ///
     /// # Errors
     ///
     /// When its file cannot be removed: it will be posted after the result, which
     /// changes nothing then.
     pub fn release(&self, held: &Held) -> Result<(), SpoolError> {
-        fs::remove_file(&held.0).map_err(error("remove", &held.0))?;
-        sync_dir(&self.held)
+        fs::remove_file(&held.0).map_err(error("remove", &held.0))
     }
 
     /// What is held is to be posted now, after the results that wait already: one that was
@@ -371,14 +371,14 @@ impl Spool {
         Ok(read_header(&mut file, path)?.0)
     }
 
-    /// The result is taken.
+    /// The result is taken. Not synced: should it be there again after a power loss it is
+    /// posted again, to a controller that says so.
     ///
     /// # Errors
     ///
     /// When its file cannot be removed: it will be posted again.
     pub fn taken(&self, path: &Path) -> Result<(), SpoolError> {
-        fs::remove_file(path).map_err(error("remove the result", path))?;
-        sync_dir(&self.results)
+        fs::remove_file(path).map_err(error("remove the result", path))
     }
 
     /// The result will not be taken: keeps it for a person, and returns where.

@@ -1,6 +1,7 @@
 //! What actions begin: looks at the machines, requests, tasks, bootstraps; and what
 //! follows when they have ended.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,35 +26,73 @@ use crate::supervisor::{
 use crate::suspended::Departing;
 use crate::warm::Warmth;
 
+/// What a look at the machines has come to.
+#[derive(Debug)]
+pub(super) struct Looked {
+    scan: Result<Scan>,
+    /// Whether changes are told from now on.
+    watched: io::Result<bool>,
+}
+
+impl From<Result<Scan>> for Looked {
+    /// Nothing is watched.
+    fn from(scan: Result<Scan>) -> Self {
+        Self {
+            scan,
+            watched: Ok(false),
+        }
+    }
+}
+
 impl Agent {
     /// Looks at the machines.
     pub(super) fn look(&mut self) {
         let host = Arc::clone(&self.context.host);
         if let Some(file) = host.options.fake_machine.clone() {
             let work = async move {
-                Happened::Looked(inventory::fake_machine(&host, &file).map(|machine| Scan {
+                let scan = inventory::fake_machine(&host, &file).map(|machine| Scan {
                     machines: vec![inventory::Seen {
                         name: machine.dir.name.clone(),
                         state: State::Usable(Box::new(machine)),
                     }],
                     problems: Vec::new(),
-                }))
+                });
+                Happened::Looked(scan.into())
             };
             return self.spawn(Job::Look, work);
         }
+        let watch = self.watch.clone();
         let work = async move {
             let looks = Arc::clone(&host);
             let look = move || {
+                // First, so that nothing happens between the look and the watch.
+                let watched = watch.map(|watch| watch.follow(&looks.options, &looks.toolchain));
                 inventory::remove_forsaken(&looks);
-                inventory::scan(&looks)
+                Looked {
+                    scan: inventory::scan(&looks),
+                    watched: watched.transpose().map(|watched| watched.is_some()),
+                }
             };
             Happened::Looked(host.blocking.run(look).await)
         };
         self.spawn(Job::Look, work);
     }
 
-    pub(super) fn looked(&mut self, scan: Result<Scan>) -> Result<()> {
-        let mut scan = match scan {
+    pub(super) fn looked(&mut self, looked: Looked) -> Result<()> {
+        let is_watched = match looked.watched {
+            Ok(is_watched) => is_watched,
+            Err(e) => {
+                if self.watch.take().is_some() {
+                    tracing::warn!(
+                        "unable to watch the machines: {e} (fs.inotify.max_user_watches may be \
+                         raised); they are looked at before each task"
+                    );
+                }
+                false
+            }
+        };
+        self.tell(Event::Watched(is_watched));
+        let mut scan = match looked.scan {
             Ok(scan) => scan,
             // The operator is there.
             Err(e) if !self.has_looked => return Err(e),

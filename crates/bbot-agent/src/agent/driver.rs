@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Pledge;
 use super::ask::Answered;
+use super::begin::Looked;
 use super::work::{BootstrapEnded, Shown, TaskEnded};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
-use crate::inventory::Scan;
 use crate::prepared::Prepared;
 use crate::resources::Level;
 use crate::run::Share;
@@ -68,7 +68,7 @@ pub(super) enum Job {
 /// What a job has come to.
 #[derive(Debug)]
 pub(super) enum Happened {
-    Looked(Result<Scan>),
+    Looked(Looked),
     Answered(Answered),
     TaskEnded(Box<TaskEnded>),
     BootstrapEnded(Box<BootstrapEnded>),
@@ -116,6 +116,7 @@ impl Agent {
         self.steering.progress();
         let wake = self.wake();
         let changed = Arc::clone(&self.changed);
+        let watch = self.watch.clone();
         let (results, is_full) = (self.context.results.clone(), self.steering.is_full);
         tokio::select! {
             biased;
@@ -127,6 +128,15 @@ impl Agent {
                 Ok(())
             }
             () = changed.notified() => Ok(()),
+            () = async {
+                match &watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            } => {
+                self.tell(Event::MachinesChanged);
+                Ok(())
+            }
             () = async {
                 match &results {
                     Some(results) => results.until_full_is(!is_full).await,
@@ -312,7 +322,7 @@ impl Agent {
     fn panicked(&mut self, job: Option<Job>) -> Result<()> {
         let why = "a fault of the agent".to_owned();
         match job {
-            Some(Job::Look) => return self.looked(Err(anyhow::anyhow!(why))),
+            Some(Job::Look) => return self.looked(Err(anyhow::anyhow!(why)).into()),
             Some(Job::Ask(ask)) => self.answered(Answered {
                 ask,
                 answer: Answer::Failed(why),

@@ -13,6 +13,7 @@
 //! ([`Inventory`]).
 
 pub mod decide;
+pub(crate) mod watch;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

@@ -180,6 +180,10 @@ pub enum Event {
     Tick,
     /// What machines there are: the answer to [`Action::Enumerate`].
     Enumerated(Vec<MachineView>),
+    /// Whether changes of the machines are told from now on: then they need not be looked at to find out.
+    Watched(bool),
+    /// Something has changed about the machines, or may have.
+    MachinesChanged,
     /// What a controller answered.
     Answered {
         /// The request.

@@ -37,7 +37,8 @@ impl Supervisor {
             Answer::Nothing => {
                 self.answers_again(&url);
                 let (controllers, config) = (&mut self.controllers, &self.config);
-                controllers.had_nothing(&url, config, ask.is_outdated, self.now);
+                let times = (ask.since, self.now);
+                controllers.had_nothing(&url, config, ask.is_outdated, times);
                 None
             }
             Answer::Task { machine } if !ask.machines.contains(&machine) => {
@@ -151,6 +152,7 @@ impl Supervisor {
                 is_held: !hold.is_zero(),
                 is_cancelled: false,
                 is_outdated: false,
+                since: self.now,
             });
             // Who is the only one may hold it.
             let within = (self.controllers.all.len() > 1).then_some(ANSWER);

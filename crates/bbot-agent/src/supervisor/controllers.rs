@@ -105,14 +105,24 @@ impl Controllers {
         due.into_iter().map(|(.., index)| index).collect()
     }
 
-    /// It had no task: when it is asked again. `again`: there is more to offer than when it was asked.
-    pub(super) fn had_nothing(&mut self, url: &str, config: &Config, again: bool, now: Time) {
+    /// It had no task: when it is asked again. `again`: there is more to offer than when it was asked, at
+    /// `asked`.
+    pub(super) fn had_nothing(
+        &mut self,
+        url: &str,
+        config: &Config,
+        again: bool,
+        (asked, now): (Time, Time),
+    ) {
         let is_single = self.all.len() == 1;
         if let Some(c) = self.get_mut(url) {
             c.failures = 0;
             let pause = match (config.idle_pause, c.kin) {
                 (Some(pause), _) => pause,
-                (None, Kin::Ours) if is_single => IDLE_PAUSE_HELD,
+                // That it has held the request was the pause.
+                (None, Kin::Ours) if is_single => {
+                    IDLE_PAUSE_HELD.saturating_sub(now.saturating_sub(asked))
+                }
                 (None, Kin::Ours) => IDLE_PAUSE_OURS,
                 (None, Kin::Stranger) => IDLE_PAUSE,
             };
@@ -210,31 +220,38 @@ mod tests {
 
     #[test]
     fn pauses_are_by_whose_controllers_they_are() {
-        let pause = |urls: &[&str], kin, idle_pause, again| {
+        let pause = |urls: &[&str], kin, idle_pause, again, held| {
             let mut all = Controllers::new(&controllers(urls));
             all.all[0].kin = kin;
             let config = Config {
                 idle_pause,
                 ..config(1)
             };
-            all.had_nothing("a", &config, again, NOW);
-            (all.all[0].next - NOW).as_secs()
+            all.had_nothing(
+                "a",
+                &config,
+                again,
+                (NOW - Duration::from_millis(held), NOW),
+            );
+            (all.all[0].next - NOW).as_millis()
         };
-        for (urls, kin, given, again, expected) in [
-            (&["a"][..], Kin::Ours, None, false, 1),
-            (&["a"], Kin::Stranger, None, false, 60),
-            (&["a", "b"], Kin::Ours, None, false, 5),
-            (&["a", "b"], Kin::Stranger, None, false, 60),
-            (
-                &["a"],
-                Kin::Stranger,
-                Some(Duration::from_secs(7)),
-                false,
-                7,
-            ),
-            (&["a"], Kin::Stranger, None, true, 0),
+        let seven = Some(Duration::from_secs(7));
+        for (urls, kin, given, again, held, expected) in [
+            (&["a"][..], Kin::Ours, None, false, 0, 1000),
+            (&["a"], Kin::Ours, None, false, 300, 700),
+            (&["a"], Kin::Ours, None, false, 20_000, 0),
+            (&["a"], Kin::Stranger, None, false, 20_000, 60_000),
+            (&["a", "b"], Kin::Ours, None, false, 300, 5000),
+            (&["a", "b"], Kin::Stranger, None, false, 0, 60_000),
+            (&["a"], Kin::Stranger, seven, false, 0, 7000),
+            (&["a"], Kin::Ours, seven, false, 20_000, 7000),
+            (&["a"], Kin::Stranger, None, true, 0, 0),
         ] {
-            assert_eq!(pause(urls, kin, given, again), expected, "{urls:?} {kin:?}");
+            assert_eq!(
+                pause(urls, kin, given, again, held),
+                expected,
+                "{urls:?} {kin:?} {held}"
+            );
         }
     }
 
@@ -266,7 +283,7 @@ mod tests {
         );
         assert!(all.well("a"));
         assert!(!all.well("a"));
-        all.had_nothing("a", &config(1), false, NOW);
+        all.had_nothing("a", &config(1), false, (NOW, NOW));
         assert_eq!(all.all[0].failures, 0);
     }
 

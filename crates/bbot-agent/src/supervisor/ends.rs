@@ -14,7 +14,7 @@ impl Supervisor {
         if let Some(waiting) = &mut self.waiting {
             waiting.victims.retain(|victim| *victim != id);
         }
-        self.changed();
+        self.has_room();
         Some(run)
     }
 
@@ -55,6 +55,7 @@ impl Supervisor {
     pub(super) fn bootstrap_ended(&mut self, id: RunId, outcome: BootstrapOutcome) {
         let Some(run) = self.ended(id) else { return };
         self.machines.bootstrap_ended(&run.machine);
+        self.changed();
         match outcome {
             BootstrapOutcome::Done => self.machines.well(&run.machine, run.since),
             BootstrapOutcome::Failed(why) => self.machine_failed(&run, &why),

@@ -65,6 +65,7 @@ struct Ask {
     is_cancelled: bool,
     /// There is more to offer than this request says.
     is_outdated: bool,
+    since: Time,
 }
 
 /// A task that has come and waits until what it interrupted has ended.
@@ -99,6 +100,10 @@ pub struct Supervisor {
     ask: Option<Ask>,
     waiting: Option<Waiting>,
     turn: Turn,
+    /// Whether changes of the machines are told.
+    is_watched: bool,
+    /// Whether something has changed since the look that goes on began.
+    must_look_again: bool,
     /// Whether the inventory is being looked at.
     is_enumerating: bool,
     /// When the inventory was looked at last; `None`: not since something changed.
@@ -127,6 +132,8 @@ impl Supervisor {
             ask: None,
             waiting: None,
             turn: Turn::Bootstrap,
+            is_watched: false,
+            must_look_again: false,
             is_enumerating: false,
             enumerated: None,
             last_answer: None,
@@ -145,6 +152,12 @@ impl Supervisor {
         match event {
             Event::Tick => {}
             Event::Enumerated(machines) => self.enumerated(machines),
+            Event::Watched(is_watched) => self.is_watched = is_watched,
+            Event::MachinesChanged => {
+                self.enumerated = None;
+                // What is being looked at may have been seen before.
+                self.must_look_again = self.is_enumerating;
+            }
             Event::Answered { ask, answer, kin } => self.answered(ask, answer, kin),
             Event::RunEnded { run, outcome } => self.run_ended(run, outcome),
             Event::BootstrapEnded { run, outcome } => self.bootstrap_ended(run, outcome),
@@ -226,9 +239,17 @@ impl Supervisor {
         self.last_id
     }
 
-    /// There may be more to offer than a moment ago.
+    /// There may be more to offer than a moment ago, other machines perhaps.
     fn changed(&mut self) {
         self.enumerated = None;
+        self.has_room();
+    }
+
+    /// There may be more to offer than a moment ago, of the same machines.
+    fn has_room(&mut self) {
+        if !self.is_watched {
+            self.enumerated = None;
+        }
         self.controllers.ask_again(self.now);
         if let Some(ask) = &mut self.ask {
             ask.is_outdated = true;
@@ -240,7 +261,7 @@ impl Supervisor {
         if self.machines.replace(machines) {
             self.changed();
         }
-        self.enumerated = Some(self.now);
+        self.enumerated = (!std::mem::take(&mut self.must_look_again)).then_some(self.now);
         let situation = self.situation();
         let problem = |machine: &MachineView| match &machine.state {
             MachineState::Bad { problem } => Some(problem.clone()),

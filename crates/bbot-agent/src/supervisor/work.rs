@@ -12,6 +12,9 @@ use crate::options::IDLE_PAUSE_OURS;
 /// An inventory that is so old is looked at again before a controller is asked.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// The same where changes are told: what was missed all the same is found so.
+const FRESH_WATCHED: Duration = Duration::from_secs(60);
+
 impl Supervisor {
     pub(super) fn work(&mut self) {
         self.start_waiting();
@@ -19,6 +22,13 @@ impl Supervisor {
         let waits: Vec<Wait> = self.machines.iter().map(|m| situation.waiting(m)).collect();
         self.machines.wait(waits, self.now);
         if self.block().is_some() || self.waiting.is_some() || self.is_enumerating {
+            return;
+        }
+        if self.ask.is_some() && self.is_watched && self.enumerated.is_none() && self.is_slot_free()
+        {
+            // Not when the controller has answered, which may take its time.
+            self.is_enumerating = true;
+            self.act(Action::Enumerate);
             return;
         }
         if self.ask.is_some() {
@@ -47,7 +57,12 @@ impl Supervisor {
         let Some(at) = self.enumerated else {
             return self.is_slot_free() || self.is_anybody_to_be_asked();
         };
-        let is_stale = at.saturating_add(FRESH) <= self.now;
+        let fresh = if self.is_watched {
+            FRESH_WATCHED
+        } else {
+            FRESH
+        };
+        let is_stale = at.saturating_add(fresh) <= self.now;
         let would_bootstrap = || self.situation().bootstrap(Turn::Bootstrap, &[]).is_some();
         (is_stale && (would_bootstrap() || self.is_anybody_to_be_asked()))
             || self.look_again().is_some_and(|at| at <= self.now)

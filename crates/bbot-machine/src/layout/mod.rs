@@ -265,7 +265,7 @@ pub(crate) fn fresh(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Whether a name ends as the temporaries of ours do.
-pub(crate) fn ends_like_a_temporary(name: &str) -> bool {
+pub fn ends_like_a_temporary(name: &str) -> bool {
     name.rsplit_once("-t").is_some_and(|(_, digits)| {
         digits.len() == 16
             && digits

@@ -238,3 +238,41 @@ fn nothing_runs_while_the_host_is_short() {
     assert_eq!(bench.words(), ["enumerate", "bootstrap b", "ask c a"]);
     assert_eq!(bench.reports[1..], ["tasks are asked for again"]);
 }
+
+#[test]
+fn machines_that_are_watched_are_looked_at_when_they_change() {
+    let machines = [usable("a")];
+    let mut bench = Bench::new(config(2), &machines);
+    bench.event(Event::Watched(true));
+    assert_eq!(bench.words(), ["ask c a"]);
+    // Not between tasks,
+    for _ in 0..3 {
+        bench.task("a");
+        bench.is_built("a");
+        let words = bench.words();
+        assert!(words.contains(&"ask c a".to_owned()), "{words:?}");
+        assert!(!words.contains(&"enumerate".to_owned()), "{words:?}");
+    }
+    // but when something has changed, also while a controller takes its time;
+    bench.event(Event::MachinesChanged);
+    assert_eq!(bench.words(), ["enumerate"]);
+    bench.machines(&[usable("a"), unready("b")]);
+    assert_eq!(bench.words(), ["bootstrap b"]);
+    let run = bench.run("b");
+    let outcome = BootstrapOutcome::Done;
+    bench.event(Event::BootstrapEnded { run, outcome });
+    assert_eq!(bench.words(), ["enumerate"]);
+    // once more when it has changed meanwhile;
+    bench.event(Event::MachinesChanged);
+    assert_eq!(bench.words(), [""; 0]);
+    bench.machines(&[usable("a"), unready("b")]);
+    assert_eq!(bench.words(), ["enumerate"]);
+    bench.machines(&[usable("a"), usable("b")]);
+    // and now and then all the same.
+    bench.answer(Answer::Nothing);
+    assert_eq!(bench.words(), ["ask c a,b"]);
+    bench.answer(Answer::Nothing);
+    bench.now += Duration::from_secs(61);
+    bench.event(Event::Tick);
+    assert_eq!(bench.words(), ["enumerate"]);
+}

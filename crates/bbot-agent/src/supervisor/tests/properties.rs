@@ -14,6 +14,8 @@ enum Step {
     Answer(u8, u8),
     End(u8, u8),
     Resources(bool),
+    Watched(bool),
+    Changed,
     Drain(u8),
     Undrain,
     Stop,
@@ -48,6 +50,8 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Step::Answer(a, b)),
         8 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Step::End(a, b)),
         1 => any::<bool>().prop_map(Step::Resources),
+        1 => any::<bool>().prop_map(Step::Watched),
+        1 => Just(Step::Changed),
         1 => (0_u8..200).prop_map(Step::Drain),
         2 => Just(Step::Undrain),
         1 => prop_oneof![9 => Just(Step::Undrain), 1 => Just(Step::Stop)],
@@ -198,6 +202,8 @@ fn event(step: Step, world: &mut World, config: &mut Config, now: &mut Time) -> 
             *now += Duration::from_secs(seconds.into());
             Event::Tick
         }
+        Step::Watched(is_watched) => Event::Watched(is_watched),
+        Step::Changed => Event::MachinesChanged,
         Step::Enumerated(machines) => {
             // Also when nobody asked: a driver may look by itself.
             world.is_enumerating = false;
