@@ -27,6 +27,7 @@
 mod answers;
 mod ask;
 mod begin;
+mod blame;
 mod driver;
 mod once;
 mod prepare;

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
@@ -100,6 +100,28 @@ impl Ready {
     }
 }
 
+/// What is wrong with the cache. Whatever the task and its machine, it is the host's fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// What was fetched just now cannot be opened.
+    #[error("unable to open {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is fetched is gone each time before it can be locked.
+    #[error("the source {url} does not stay in {}: another program removes it", dir.display())]
+    Lost {
+        /// The source.
+        url: Url,
+        /// The cache.
+        dir: PathBuf,
+    },
+}
+
 fn sha256_of(file: &mut File) -> io::Result<String> {
     let mut sum = Sha256::new();
     io::copy(file, &mut sum)?;
@@ -144,7 +166,8 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// When it cannot be fetched in several tries, or is not the one with this hash.
+    /// When it cannot be fetched in several tries, or is not the one with this hash ([`LinkError`]);
+    /// when it cannot be kept ([`CacheError`]).
     pub async fn get(&self, link: &dyn Link, archive: &Archive) -> Result<Ready> {
         let path = self.dir.join(format!("{}.tar.gz", archive.sha256));
         if let Some(lock) = self.whole(&path, &archive.sha256).await {
@@ -170,11 +193,15 @@ impl Cache {
                 }
                 Ok::<_, io::Error>(lock)
             });
-            let Some(lock) = opened
-                .await
-                .map_err(io::Error::other)
-                .flatten()
-                .with_context(|| format!("unable to open {}", path.display()))?
+            let Some(lock) =
+                opened
+                    .await
+                    .map_err(io::Error::other)
+                    .flatten()
+                    .map_err(|source| CacheError::Open {
+                        path: path.clone(),
+                        source,
+                    })?
             else {
                 continue;
             };
@@ -184,11 +211,11 @@ impl Cache {
                 _lock: Some(lock),
             });
         }
-        Err(anyhow!(
-            "the source {} does not stay in {}: another program removes it",
-            archive.url,
-            self.dir.display()
-        ))
+        Err(CacheError::Lost {
+            url: archive.url.clone(),
+            dir: self.dir.clone(),
+        }
+        .into())
     }
 
     /// The archive that is here, locked; none when it is missing or damaged.
@@ -377,7 +404,11 @@ mod tests {
 
     /// A controller with one archive, and how often it was fetched.
     #[derive(Debug, Default)]
-    struct Archives(std::sync::atomic::AtomicU32);
+    struct Archives {
+        fetched: std::sync::atomic::AtomicU32,
+        /// What is fetched is gone at once.
+        vanishes: bool,
+    }
 
     const CONTENT: &[u8] = b"0123456789";
 
@@ -415,15 +446,18 @@ mod tests {
             _: &'a str,
             to: &'a Path,
         ) -> BoxFuture<'a, Result<(), LinkError>> {
-            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            fs::write(to, CONTENT).unwrap();
+            self.fetched
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if !self.vanishes {
+                fs::write(to, CONTENT).unwrap();
+            }
             Box::pin(async { Ok(()) })
         }
     }
 
     impl Archives {
         fn fetched(&self) -> u32 {
-            self.0.load(std::sync::atomic::Ordering::Relaxed)
+            self.fetched.load(std::sync::atomic::Ordering::Relaxed)
         }
     }
 
@@ -449,6 +483,29 @@ mod tests {
             assert_eq!(link.fetched(), before + 1);
             assert_eq!(fs::read(&ready.path).unwrap(), CONTENT);
         }
+    }
+
+    /// The host's disk, or who works on it, is at fault, and not the task's controller.
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_the_caches_fault() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = Cache::open(state.path()).unwrap();
+        let get = async |vanishes| {
+            let link = Archives {
+                vanishes,
+                ..Archives::default()
+            };
+            let error = cache.get(&link, &archive()).await.unwrap_err();
+            assert_eq!(link.fetched(), if vanishes { TRIES } else { 1 });
+            error.downcast::<CacheError>().unwrap()
+        };
+        let lost = get(true).await;
+        assert!(matches!(lost, CacheError::Lost { .. }), "{lost}");
+        let gate = cache.dir.join(GATE);
+        fs::remove_file(&gate).unwrap();
+        fs::create_dir(&gate).unwrap();
+        let closed = get(false).await;
+        assert!(matches!(closed, CacheError::Open { .. }), "{closed}");
     }
 
     #[tokio::test]

@@ -18,13 +18,12 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
 use super::answers::Answers;
 use super::ask::Given;
+use super::{Context, blame};
 use crate::assignment::Assignment;
 use crate::bootstrap::{self, Plan};
 use crate::controller::{self, LinkError};
-use crate::host;
 use crate::inventory::Machine;
 use crate::prepared::Prepared;
 use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
@@ -34,7 +33,7 @@ use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
 use crate::suspended::Departing;
 use crate::task::{self, Fault, Job, Performed};
-use crate::{fake, resources, result, version, warm};
+use crate::{fake, result, version, warm};
 
 /// What of the agent can change a build: its version. The controller gets it back
 /// with the next task of the same configuration.
@@ -227,7 +226,7 @@ impl TaskRun {
                     fault: None,
                     left: None,
                 };
-                (performed, outcome_of(&e), why)
+                (performed, blame::outcome_of(&e), why)
             }
         };
         let mut ended = ended(outcome);
@@ -358,23 +357,6 @@ pub(super) async fn build(
         session,
     };
     task::perform(&context.host, &job, on.ready, progress).await
-}
-
-/// Who is at fault when a task could not be run.
-fn outcome_of(error: &anyhow::Error) -> Outcome {
-    let of_link = error.downcast_ref::<LinkError>();
-    if matches!(of_link, Some(LinkError::Write { .. })) {
-        return Outcome::HostFailed;
-    }
-    if let Some(e) = of_link {
-        Outcome::LinkFailed {
-            passing: e.is_passing(),
-        }
-    } else if host::is_at_fault(error) || resources::is_of_host(error.as_ref()) {
-        Outcome::HostFailed
-    } else {
-        Outcome::MachineFailed
-    }
 }
 
 /// A machine that is to be bootstrapped.
