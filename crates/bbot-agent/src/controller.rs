@@ -52,6 +52,10 @@ pub enum LinkError {
         /// The first line of what it said.
         message: String,
     },
+    /// The answer of somebody between us and a controller that is known to be ours (a proxy that is told
+    /// of no such host, a login page): it says nothing of what was asked for.
+    #[error("{0}, not by the controller itself")]
+    Between(String),
     /// A redirect that is not followed.
     #[error("redirected to {to}: give the final URL")]
     Redirect {
@@ -86,7 +90,7 @@ impl LinkError {
     /// Whether it may be better in a while.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Transport(_) => true,
+            Self::Transport(_) | Self::Between(_) => true,
             Self::Status { status, .. } => {
                 status.is_server_error() || matches!(status.as_u16(), 408 | 429)
             }
@@ -190,8 +194,8 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         body: Vec<u8>,
     ) -> BoxFuture<'a, Acknowledged>;
 
-    /// Fetches a source archive into the file `to`, which is made or replaced;
-    /// it is on disk when this returns.
+    /// Fetches a source archive of a controller that is known to be of this kin into the
+    /// file `to`, which is made or replaced; it is on disk when this returns.
     ///
     /// # Errors
     ///
@@ -200,6 +204,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
     fn fetch<'a>(
         &'a self,
         url: &'a Url,
+        kin: Kin,
         sha256: &'a str,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), LinkError>>;
@@ -334,6 +339,21 @@ pub fn verdict(status: StatusCode, kin: Kin, is_ours: bool, message: &str) -> Po
         (Kin::Ours, 401 | 408 | 421 | 429) => Posted::Again(text()),
         (Kin::Ours, 400..=499) | (Kin::Stranger, 400) => Posted::Refused(text()),
         _ => Posted::Again(text()),
+    }
+}
+
+/// What it means that an answer is not the archive that was asked for, but `wrong`; `kin` and
+/// `is_ours` as in [`verdict`].
+pub fn not_fetched(wrong: LinkError, kin: Kin, is_ours: bool) -> LinkError {
+    match wrong {
+        LinkError::Status { .. } | LinkError::Hash { .. } | LinkError::TooLong { .. }
+            if kin == Kin::Ours && !is_ours =>
+        {
+            LinkError::Between(wrong.to_string())
+        }
+        // Ours redirects nobody.
+        LinkError::Redirect { .. } if kin == Kin::Ours => LinkError::Between(wrong.to_string()),
+        wrong => wrong,
     }
 }
 

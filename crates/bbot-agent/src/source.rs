@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::controller::{Link, LinkError, Url, parse_url};
+use crate::controller::{Kin, Link, LinkError, Url, parse_url};
 
 /// What the cache may hold; the archives that were used the longest ago go first.
 const CACHE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
@@ -162,13 +162,13 @@ impl Cache {
         }
     }
 
-    /// The archive, fetched unless it is here and whole.
+    /// The archive, fetched from its controller, which is of this kin, unless it is here and whole.
     ///
     /// # Errors
     ///
     /// When it cannot be fetched in several tries, or is not the one with this hash ([`LinkError`]);
     /// when it cannot be kept ([`CacheError`]).
-    pub async fn get(&self, link: &dyn Link, archive: &Archive) -> Result<Ready> {
+    pub async fn get(&self, link: &dyn Link, kin: Kin, archive: &Archive) -> Result<Ready> {
         let path = self.dir.join(format!("{}.tar.gz", archive.sha256));
         if let Some(lock) = self.whole(&path, &archive.sha256).await {
             return Ok(Ready {
@@ -178,7 +178,7 @@ impl Cache {
             });
         }
         for _ in 0..TRIES {
-            fetch(link, archive, &path)
+            fetch(link, kin, archive, &path)
                 .await
                 .with_context(|| format!("unable to fetch the source {}", archive.url))?;
             // Its hash was checked on the way. Another agent may have tidied it away
@@ -342,9 +342,9 @@ pub(crate) fn new_fetching(dir: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), LinkError> {
+async fn fetch(link: &dyn Link, kin: Kin, archive: &Archive, to: &Path) -> Result<(), LinkError> {
     for pause in PAUSES {
-        match link.fetch(&archive.url, &archive.sha256, to).await {
+        match link.fetch(&archive.url, kin, &archive.sha256, to).await {
             Err(e) if e.is_passing() => {
                 let seconds = pause.as_secs();
                 tracing::warn!(
@@ -356,7 +356,7 @@ async fn fetch(link: &dyn Link, archive: &Archive, to: &Path) -> Result<(), Link
             ended => return ended,
         }
     }
-    link.fetch(&archive.url, &archive.sha256, to).await
+    link.fetch(&archive.url, kin, &archive.sha256, to).await
 }
 
 #[cfg(test)]
@@ -364,7 +364,7 @@ mod tests {
     use bbot_machine::machine::BoxFuture;
 
     use super::*;
-    use crate::controller::{Acknowledged, Kin, Posted, Renewed, TaskAnswer, task_url};
+    use crate::controller::{Acknowledged, Posted, Renewed, TaskAnswer, task_url};
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -443,6 +443,7 @@ mod tests {
         fn fetch<'a>(
             &'a self,
             _: &'a Url,
+            _: Kin,
             _: &'a str,
             to: &'a Path,
         ) -> BoxFuture<'a, Result<(), LinkError>> {
@@ -473,13 +474,13 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let cache = Cache::open(state.path()).unwrap();
         let link = Archives::default();
-        let path = cache.get(&link, &archive()).await.unwrap().path;
-        cache.get(&link, &archive()).await.unwrap();
+        let path = cache.get(&link, Kin::Ours, &archive()).await.unwrap().path;
+        cache.get(&link, Kin::Ours, &archive()).await.unwrap();
         assert_eq!(link.fetched(), 1, "it is kept");
         for damage in [&b"0123456780"[..], b"", b"01234"] {
             let before = link.fetched();
             fs::write(&path, damage).unwrap();
-            let ready = cache.get(&link, &archive()).await.unwrap();
+            let ready = cache.get(&link, Kin::Ours, &archive()).await.unwrap();
             assert_eq!(link.fetched(), before + 1);
             assert_eq!(fs::read(&ready.path).unwrap(), CONTENT);
         }
@@ -495,7 +496,7 @@ mod tests {
                 vanishes,
                 ..Archives::default()
             };
-            let error = cache.get(&link, &archive()).await.unwrap_err();
+            let error = cache.get(&link, Kin::Ours, &archive()).await.unwrap_err();
             assert_eq!(link.fetched(), if vanishes { TRIES } else { 1 });
             error.downcast::<CacheError>().unwrap()
         };
@@ -521,12 +522,12 @@ mod tests {
         let fetching = file.path().to_owned();
         // Fetched just now, and found in the cache.
         for _ in 0..2 {
-            let ready = one.get(&link, &archive()).await.unwrap();
+            let ready = one.get(&link, Kin::Ours, &archive()).await.unwrap();
             other.prune(&newest).unwrap();
             assert!(ready.path.exists() && fetching.exists());
         }
         assert_eq!(link.fetched(), 1);
-        let path = one.get(&link, &archive()).await.unwrap().path;
+        let path = one.get(&link, Kin::Ours, &archive()).await.unwrap().path;
         // As an agent that is killed over it leaves it.
         let (lock, kept) = file.keep().unwrap();
         drop(lock);

@@ -50,6 +50,10 @@ mod tests {
                 Outcome::HostFailed,
             ),
             (LinkError::Transport("down".to_owned()).into(), link(true)),
+            (
+                LinkError::Between("404 Not Found".to_owned()).into(),
+                link(true),
+            ),
             (LinkError::TooLong { limit: 1 }.into(), link(false)),
             (
                 LinkError::Write {

@@ -338,7 +338,9 @@ pub(super) async fn build(
     let archive = controller.and_then(|c| Archive::of_task(&task.repository_url, &c));
     let source = match &archive {
         Some(archive) if !options.fake_build => {
-            let source = context.sources.get(&*context.link, archive);
+            let source = context
+                .sources
+                .get(&*context.link, given.assignment.kin, archive);
             let source = timeout(PREPARING_LIMIT, source).await.unwrap_or_else(|_| {
                 let limit = PREPARING_LIMIT.as_secs() / 60;
                 let late = LinkError::Transport(format!("not there within {limit} min"));

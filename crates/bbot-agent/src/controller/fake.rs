@@ -107,6 +107,7 @@ impl Link for FakeLink {
     fn fetch<'a>(
         &'a self,
         _: &'a Url,
+        _: Kin,
         _: &'a str,
         _: &'a Path,
     ) -> BoxFuture<'a, Result<(), LinkError>> {

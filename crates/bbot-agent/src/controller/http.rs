@@ -21,7 +21,7 @@ use tokio_util::bytes::Bytes;
 
 use super::{
     Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url, acknowledged, below,
-    printable, redirected, renewed, verdict,
+    not_fetched, printable, redirected, renewed, verdict,
 };
 use crate::source::new_fetching;
 
@@ -196,7 +196,13 @@ impl Http {
         .await
     }
 
-    async fn fetch_to(&self, url: &Url, sha256: &str, to: &Path) -> Result<(), LinkError> {
+    async fn fetch_to(
+        &self,
+        url: &Url,
+        kin: Kin,
+        sha256: &str,
+        to: &Path,
+    ) -> Result<(), LinkError> {
         let write = |source| LinkError::Write {
             path: to.to_owned(),
             source,
@@ -212,8 +218,11 @@ impl Http {
         };
         let response = timeout(self.timeout, self.send(request))
             .await
-            .map_err(silent)??;
-        let mut response = expect_success(response).await?;
+            .map_err(silent)?
+            .map_err(|e| not_fetched(e, kin, false))?;
+        let is_ours = is_ours(&response);
+        let wrong = |e| not_fetched(e, kin, is_ours);
+        let mut response = expect_success(response).await.map_err(wrong)?;
         let dir = to.parent().unwrap_or(Path::new("."));
         let mut file = new_fetching(dir).map_err(write)?;
         let mut sum = Sha256::new();
@@ -225,19 +234,19 @@ impl Http {
         {
             length += chunk.len() as u64;
             if length > ARCHIVE_LIMIT {
-                return Err(LinkError::TooLong {
+                return Err(wrong(LinkError::TooLong {
                     limit: ARCHIVE_LIMIT,
-                });
+                }));
             }
             sum.update(&chunk);
             file.write_all(&chunk).map_err(write)?;
         }
         let actual = hex::encode(sum.finalize());
         if actual != sha256 {
-            return Err(LinkError::Hash {
+            return Err(wrong(LinkError::Hash {
                 expected: sha256.to_owned(),
                 actual,
-            });
+            }));
         }
         let to = to.to_owned();
         // The disk may take minutes for gigabytes, and leases are renewed on this thread.
@@ -341,10 +350,11 @@ impl Link for Http {
     fn fetch<'a>(
         &'a self,
         url: &'a Url,
+        kin: Kin,
         sha256: &'a str,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), LinkError>> {
-        Box::pin(self.fetch_to(url, sha256, to))
+        Box::pin(self.fetch_to(url, kin, sha256, to))
     }
 }
 

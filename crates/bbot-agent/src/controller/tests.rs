@@ -266,16 +266,102 @@ async fn an_archive_is_kept_only_with_the_right_hash() {
     ]);
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("a");
-    http().fetch(&url, &sum, &to).await.unwrap();
+    http().fetch(&url, Kin::Stranger, &sum, &to).await.unwrap();
     assert_eq!(std::fs::read(&to).unwrap(), b"archive");
     std::fs::remove_file(&to).unwrap();
     assert!(matches!(
-        http().fetch(&url, &sum, &to).await,
+        http().fetch(&url, Kin::Stranger, &sum, &to).await,
         Err(LinkError::Hash { .. })
     ));
-    let gone = http().fetch(&url, &sum, &to).await.unwrap_err();
+    let gone = http()
+        .fetch(&url, Kin::Stranger, &sum, &to)
+        .await
+        .unwrap_err();
     assert_eq!(gone.to_string(), "404 Not Found: gone");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    server.join().unwrap();
+}
+
+#[test]
+fn who_says_so_decides_whether_an_archive_is_asked_for_again() {
+    let status = |code: u16| LinkError::Status {
+        status: StatusCode::from_u16(code).unwrap(),
+        message: String::new(),
+    };
+    let hash = || LinkError::Hash {
+        expected: "1".to_owned(),
+        actual: "2".to_owned(),
+    };
+    let redirect = || LinkError::Redirect {
+        to: "https://login.example/".to_owned(),
+    };
+    let write = || LinkError::Write {
+        path: "/x".into(),
+        source: std::io::ErrorKind::PermissionDenied.into(),
+    };
+    // Of a stranger, of ours with its mark, of a proxy in front of ours.
+    for (of, expected) in [
+        (
+            &(|| status(400)) as &dyn Fn() -> LinkError,
+            [false, false, true],
+        ),
+        (&|| status(401), [false, false, true]),
+        (&|| status(404), [false, false, true]),
+        (&|| status(408), [true, true, true]),
+        (&|| status(429), [true, true, true]),
+        (&|| status(503), [true, true, true]),
+        (&hash, [false, false, true]),
+        (&|| LinkError::TooLong { limit: 1 }, [false, false, true]),
+        (&redirect, [false, true, true]),
+        (&write, [false, false, false]),
+        (
+            &|| LinkError::Transport("down".to_owned()),
+            [true, true, true],
+        ),
+    ] {
+        let passes = |kin, is_ours| not_fetched(of(), kin, is_ours).is_passing();
+        let seen = [
+            passes(Kin::Stranger, false),
+            passes(Kin::Ours, true),
+            passes(Kin::Ours, false),
+        ];
+        assert_eq!(seen, expected, "{}", of());
+        assert_eq!(passes(Kin::Stranger, true), expected[0], "{}", of());
+    }
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_of_an_archive_is_not_its_controllers_word() {
+    let ours = "Bbot-Controller: 1\r\n";
+    let sum = hex::encode(Sha256::digest(b"archive"));
+    let (url, server) = serve(vec![
+        answer("404 Not Found", "", "no such site"),
+        answer("200 OK", "", "<html>please sign in"),
+        answer("302 Found", "Location: https://login.example/\r\n", ""),
+        answer("404 Not Found", ours, "gone"),
+        answer("200 OK", ours, "another"),
+        answer("200 OK", "", "archive"),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("a");
+    let mut fetched = Vec::new();
+    for _ in 0..6 {
+        let got = http().fetch(&url, Kin::Ours, &sum, &to).await;
+        fetched.push(got.map_err(|e| (e.is_passing(), e.to_string())));
+    }
+    assert_eq!(
+        fetched[0],
+        Err((
+            true,
+            "404 Not Found: no such site, not by the controller itself".to_owned()
+        ))
+    );
+    assert!(matches!(&fetched[1], Err((true, why)) if why.contains("SHA-256")));
+    assert!(matches!(&fetched[2], Err((true, why)) if why.contains("login.example")));
+    assert_eq!(fetched[3], Err((false, "404 Not Found: gone".to_owned())));
+    assert!(matches!(&fetched[4], Err((false, _))));
+    // Its hash is all that counts.
+    assert_eq!(fetched[5], Ok(()));
     server.join().unwrap();
 }
 
@@ -309,8 +395,11 @@ async fn an_archive_may_come_slowly_but_not_stop() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("a");
     let short = Http::new(Duration::from_secs(1)).unwrap();
-    short.fetch(&url, &sum, &to).await.unwrap();
-    let error = short.fetch(&url, &sum, &to).await.unwrap_err();
+    short.fetch(&url, Kin::Stranger, &sum, &to).await.unwrap();
+    let error = short
+        .fetch(&url, Kin::Stranger, &sum, &to)
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "no answer within 1 s");
     assert!(error.is_passing());
     drop(short);

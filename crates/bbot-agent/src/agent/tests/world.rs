@@ -104,6 +104,7 @@ impl Link for Controllers {
     fn fetch<'a>(
         &'a self,
         _: &'a Url,
+        _: Kin,
         _: &'a str,
         to: &'a Path,
     ) -> BoxFuture<'a, Result<(), LinkError>> {

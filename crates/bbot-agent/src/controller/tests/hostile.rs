@@ -146,7 +146,9 @@ async fn endless_headers_and_bodies_end() {
     let dir = tempfile::tempdir().unwrap();
     let fetch = Http::new(SHORT).unwrap();
     let to = dir.path().join("a");
-    let fetched = fetch.fetch(&headers, &"0".repeat(64), &to).await;
+    let fetched = fetch
+        .fetch(&headers, Kin::Stranger, &"0".repeat(64), &to)
+        .await;
     assert!(fetched.is_err() && std::fs::read_dir(dir.path()).unwrap().count() == 0);
 }
 
@@ -238,11 +240,11 @@ async fn nothing_is_unpacked_that_was_not_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("a");
     let hash = hex::encode(Sha256::digest(&bomb));
-    http().fetch(&url, &hash, &to).await.unwrap();
+    http().fetch(&url, Kin::Stranger, &hash, &to).await.unwrap();
     assert_eq!(std::fs::read(&to).unwrap(), bomb);
 
     let (url, server) = serve(vec![scripted::answer("404 Not Found", "", ""); 2]);
-    let _ = http().fetch(&url, &hash, &to).await;
+    let _ = http().fetch(&url, Kin::Stranger, &hash, &to).await;
     let _ = ask(&http(), &url).await;
     for seen in server.join().unwrap() {
         assert_eq!(seen.header("accept-encoding"), Some("identity"));
