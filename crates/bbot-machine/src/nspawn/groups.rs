@@ -8,22 +8,22 @@
 //! The owner record of a group is its name, the agent's process and the time it started, and a lock
 //! that the agent holds on the directory: an agent in another process namespace does not see that
 //! process. A group whose owner is gone is removed by [`sweep`]; the kernel has ended its processes
-//! already.
+//! already. So is one of this process that could not be removed when its run ended.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::owner::Process;
+mod left;
 
-/// How a container's group is called.
-const PREFIX: &str = "bbot-nspawn-";
+pub(super) use left::sweep;
+use left::{fresh_name, live};
+
 /// The group that the agent goes to, to make room for others beside it.
 const OWN_LEAF: &str = "agent";
 /// The time in which shares of the processors are counted, in microseconds.
@@ -202,8 +202,10 @@ fn values_one(bounds: &Bounds) -> Vec<Value> {
 }
 
 /// The control groups of one container. Dropping this removes them; the container must have ended.
+/// What cannot be removed then is left for the next [`sweep`].
 #[derive(Debug)]
 pub(super) struct Groups {
+    name: String,
     directories: Vec<PathBuf>,
     /// Held: whose groups these are lives.
     locks: Vec<File>,
@@ -222,6 +224,7 @@ impl Groups {
     /// None at all.
     pub(super) fn none() -> Self {
         Self {
+            name: String::new(),
             directories: Vec::new(),
             locks: Vec::new(),
             freezer: None,
@@ -230,7 +233,10 @@ impl Groups {
     }
 
     fn make_in(hierarchies: &[Hierarchy], bounds: &Bounds, name: &str) -> Self {
+        // Before there is any: a sweep may come between.
+        live().insert(name.to_owned());
         let mut groups = Self {
+            name: name.to_owned(),
             directories: Vec::new(),
             locks: Vec::new(),
             freezer: None,
@@ -344,7 +350,7 @@ impl Drop for Groups {
                     }
                     Err(error) => {
                         tracing::warn!(
-                            "unable to remove the control group {}: {error}",
+                            "unable to remove the control group {}: {error}; left for the next sweep",
                             directory.display()
                         );
                         break;
@@ -352,6 +358,8 @@ impl Drop for Groups {
                 }
             }
         }
+        self.locks.clear();
+        live().remove(&self.name);
     }
 }
 
@@ -374,76 +382,6 @@ fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
-    }
-}
-
-/// Removes the groups that agents which are gone have left. Those of others stay.
-pub(super) fn sweep() {
-    let mut removed = BTreeSet::new();
-    for hierarchy in found() {
-        let mut parents = vec![hierarchy.own.clone()];
-        parents.extend(hierarchy.own.parent().map(Path::to_owned));
-        for parent in parents {
-            if parent.starts_with(&hierarchy.mount) {
-                removed.extend(sweep_in(&parent, start_time));
-            }
-        }
-    }
-    // One container has a group in each hierarchy.
-    if !removed.is_empty() {
-        let names: Vec<String> = removed.into_iter().collect();
-        tracing::info!("removed control groups, left behind: {}", names.join(", "));
-    }
-}
-
-/// The names of the groups that are gone now.
-fn sweep_in(parent: &Path, start_time: impl Fn(u32) -> Option<u64>) -> Vec<String> {
-    let mut removed = Vec::new();
-    let Ok(entries) = fs::read_dir(parent) else {
-        return removed;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some((pid, started)) = name.to_str().and_then(owner) else {
-            continue;
-        };
-        let is_locked =
-            || File::open(entry.path()).is_ok_and(|directory| directory.try_lock().is_err());
-        if start_time(pid) == Some(started) || is_locked() {
-            continue;
-        }
-        match remove(&entry.path()) {
-            Ok(()) => removed.push(name.to_string_lossy().into_owned()),
-            Err(error) => tracing::warn!(
-                "unable to remove the control group {}, left behind: {error}",
-                entry.path().display()
-            ),
-        }
-    }
-    removed
-}
-
-fn fresh_name() -> String {
-    static RUNS: AtomicUsize = AtomicUsize::new(0);
-    let pid = std::process::id();
-    let started = start_time(pid).unwrap_or_default();
-    let run = RUNS.fetch_add(1, Ordering::Relaxed);
-    format!("{PREFIX}{pid}-{started}-{run}")
-}
-
-/// The process that a group's name speaks of, and when it started.
-fn owner(name: &str) -> Option<(u32, u64)> {
-    let mut parts = name.strip_prefix(PREFIX)?.split('-');
-    let owner = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let _run: u64 = parts.next()?.parse().ok()?;
-    parts.next().is_none().then_some(owner)
-}
-
-/// When a process started, in the kernel's ticks since it booted; None: there is no such process.
-fn start_time(pid: u32) -> Option<u64> {
-    match crate::owner::process(pid) {
-        Process::Running { start_time } => Some(start_time),
-        Process::Ended | Process::Unknown => None,
     }
 }
 

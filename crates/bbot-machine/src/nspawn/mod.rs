@@ -115,9 +115,9 @@ impl Nspawn {
         self
     }
 
-    /// Removes what containers of agents that are gone have left on this host: their control
-    /// groups, known by their names. Their processes are gone, the kernel saw to that. Safe at any
-    /// time.
+    /// Removes what containers of agents that are gone, and those of this one that have ended, have
+    /// left on this host: their control groups, known by their names. Their processes are gone, the
+    /// kernel saw to that. Safe at any time.
     pub fn sweep() {
         groups::sweep();
     }

@@ -1,3 +1,4 @@
+use super::left::{Run, is_left, owner, start_time, sweep_in};
 use super::*;
 
 const BOUNDS: Bounds = Bounds {
@@ -137,6 +138,43 @@ fn only_what_is_left_of_ours_is_swept() {
     drop(lock);
     sweep_in(top.path(), |_| Some(501));
     assert!(!top.path().join("bbot-nspawn-10-500-0").exists());
+}
+
+#[test]
+fn what_is_left_is_told_by_its_owner_and_its_run() {
+    for (owner_lives, own_run, expected) in [
+        (false, None, true),
+        (true, None, false),
+        (true, Some(Run::GoesOn), false),
+        (true, Some(Run::Over), true),
+    ] {
+        assert_eq!(is_left(owner_lives, own_run), expected, "{own_run:?}");
+    }
+}
+
+#[test]
+fn what_could_not_be_removed_when_its_run_ended_is_swept_while_its_agent_lives() {
+    let top = tempfile::tempdir().unwrap();
+    let hierarchy = Hierarchy {
+        own: top.path().to_owned(),
+        mount: top.path().to_owned(),
+        version: Version::One {
+            controllers: vec!["memory".to_owned()],
+        },
+    };
+    let make = || Groups::make_in(std::slice::from_ref(&hierarchy), &BOUNDS, &fresh_name());
+    let sweep = || sweep_in(top.path(), start_time);
+    let (mut ended, goes_on) = (make(), make());
+    // No lock can be had.
+    ended.locks.clear();
+    assert!(sweep().is_empty());
+    let (name, directory) = (ended.name.clone(), ended.directories[0].clone());
+    fs::write(directory.join("stuck"), "").unwrap();
+    drop(ended);
+    assert!(sweep().is_empty() && directory.exists());
+    fs::remove_file(directory.join("stuck")).unwrap();
+    assert_eq!(sweep(), [name]);
+    assert!(goes_on.directories[0].exists());
 }
 
 #[test]
