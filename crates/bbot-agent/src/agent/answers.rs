@@ -69,10 +69,14 @@ impl<'a> Answers<'a> {
 
     /// What is posted for a task that will not be done, and in whose words. None: it is left
     /// to its time-out.
-    fn not_done(&self) -> Option<(ResultRequest, Era)> {
+    fn not_done(&self, why: Option<&str>) -> Option<(ResultRequest, Era)> {
         let task = &self.given.assignment.task;
         if self.given.knows_interrupt(self.era) {
-            let result = BuildResult::new(&task.name, &task.version, Status::Interrupt);
+            let mut result = BuildResult::new(&task.name, &task.version, Status::Interrupt);
+            if let Some(why) = why {
+                result = result::of_agent(task, Status::Abort, why);
+                result.status = Status::Interrupt;
+            }
             return Some((self.request(result), Era::Later));
         }
         // For a machine that was not offered there may be another agent in time.
@@ -98,7 +102,7 @@ impl<'a> Answers<'a> {
     /// Puts on disk that the task is given back should the agent end over it.
     pub(super) async fn hold(&self) -> Option<Held> {
         let (url, kin, results) = self.to()?;
-        let (request, era) = self.not_done()?;
+        let (request, era) = self.not_done(None)?;
         let held = results.hold(url, kin, &request, era).await;
         // It only makes the controller wait if things go wrong.
         held.map_err(|e| tracing::warn!("{e:#}")).ok()
@@ -112,18 +116,22 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// The task will not be done.
-    pub(super) async fn give_back(&self, held: Option<Held>) {
+    /// The task will not be done; why, if that is more than that the agent was told so.
+    pub(super) async fn give_back(&self, held: Option<Held>, why: Option<&str>) {
         let Some((url, kin, results)) = self.to() else {
             return;
         };
-        if let Some(held) = held {
-            return results.give_back(held).await;
-        }
-        let Some((request, era)) = self.not_done() else {
+        // A stranger looks for no reason in what it does not keep.
+        let why = why.filter(|_| kin == Kin::Ours);
+        let held = match (held, why) {
+            // It lies there in the same words.
+            (Some(held), None) => return results.give_back(held).await,
+            (held, _) => held,
+        };
+        let Some((request, era)) = self.not_done(why) else {
             return;
         };
-        let added = results.add(url, kin, request, era, None, None);
+        let added = results.add(url, kin, request, era, held, None);
         if let Err(e) = added.await {
             tracing::error!("{e:#}");
         }
@@ -160,5 +168,6 @@ pub(super) async fn give_back(context: Context, given: Given, why: String) {
         given.from
     );
     let held = given.pledge.take();
-    Answers::of(&context, &given).give_back(held).await;
+    let answers = Answers::of(&context, &given);
+    answers.give_back(held, Some(&why)).await;
 }

@@ -199,7 +199,7 @@ impl TaskRun {
         let held = self.given.pledge.take();
         let (performed, outcome, why) = match built {
             Built::Interrupted => {
-                answers.give_back(held).await;
+                answers.give_back(held, None).await;
                 tracing::info!("gave back {what}: interrupted");
                 return ended(Outcome::Interrupted);
             }
@@ -231,7 +231,7 @@ impl TaskRun {
         };
         let mut ended = ended(outcome);
         if answers.gives_back(outcome) {
-            answers.give_back(held).await;
+            answers.give_back(held, Some(&why)).await;
             tracing::error!("gave back {what}: {why}");
         } else {
             let status = performed.result.status;

@@ -199,7 +199,11 @@ fn tell(
             app.wake_followers();
         }
         Verdict::Requeue => {
-            tracing::info!("{name} {version} was given back by its agent: queued again");
+            let why = result.reason().map(|why| format!(": {}", one_line(why)));
+            tracing::info!(
+                "{name} {version} was given back by its agent and is queued again{}",
+                why.unwrap_or_default()
+            );
             app.wake_agents();
         }
         Verdict::GiveUp => {

@@ -3,7 +3,7 @@
 //! The original answers 200 to results that it drops (a lapsed session, a wrong challenge), so that an
 //! agent never learns. Strangers are answered like that here too; an agent of ours is told.
 
-use bbot_manifest::Status;
+use bbot_manifest::{Status, cut_middle, log_text};
 
 use super::State;
 use super::lease::{self, Lapse};
@@ -73,23 +73,48 @@ pub const INTERRUPTS: u32 = 5;
 /// The operation under which the controller says why a build has no better result. Its name is opaque.
 pub const CONTROLLER_OPERATION: &str = "controller";
 
+/// The most that is kept of an agent's reason, in bytes.
+const REASON: usize = 1024;
+
 /// The log of a build whose task came back without a result too often; `lapses` of the times nothing was heard of
-/// the agent any more, else it gave the task back. `agent` and `machine` are those that had it last.
+/// the agent any more, else it gave the task back. `agent` and `machine` are those that had it last, `reason` is why
+/// that agent gave it back, if it said so.
 #[must_use]
-pub fn given_up_log(lapses: u32, agent: Option<&str>, machine: Option<&str>) -> String {
+pub fn given_up_log(
+    lapses: u32,
+    agent: Option<&str>,
+    machine: Option<&str>,
+    reason: Option<&str>,
+) -> String {
     let lapsed = match lapses {
         0 => String::new(),
         1 => "info: once of these nothing was heard of the agent in time\n".to_owned(),
         n => format!("info: {n} times of these nothing was heard of the agent in time\n"),
     };
+    let agent = agent.unwrap_or("unknown");
+    let machine = machine.unwrap_or("unknown");
+    let last = match reason.map(quote).filter(|quoted| !quoted.is_empty()) {
+        None => format!(
+            "info: the last one was {agent} with the machine {machine}; see the logs of the agents, then ask for a rebuild\n"
+        ),
+        Some(quoted) => format!(
+            "info: the last one was {agent} with the machine {machine}, and said why:\n\
+             {quoted}\
+             info: the logs of the agents say more; when it is mended, ask for a rebuild\n"
+        ),
+    };
     format!(
         "error: {INTERRUPTS} times in a row the agent that had this task was stopped or ended over it and gave it back, \
          or was not heard of any more, so it is not given out any more\n\
-         {lapsed}\
-         info: the last one was {} with the machine {}; see the logs of the agents, then ask for a rebuild\n",
-        agent.unwrap_or("unknown"),
-        machine.unwrap_or("unknown"),
+         {lapsed}{last}"
     )
+}
+
+/// What somebody else says within a log of ours: bounded, and told from our own words by where it stands.
+fn quote(text: &str) -> String {
+    let text = log_text(text.as_bytes());
+    let lines = cut_middle(text.trim(), REASON);
+    lines.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// Whether a build is to be queued once more when it is done.
@@ -413,10 +438,33 @@ mod tests {
         };
         assert_eq!(mixed(1, 2), Verdict::Requeue);
         assert_eq!(mixed(2, 2), Verdict::GiveUp);
-        let log = given_up_log(0, Some("h1"), None);
+        let log = given_up_log(0, Some("h1"), None, None);
         assert!(log.contains("5 times") && log.contains("h1 with the machine unknown"));
         assert!(!log.contains("of these"), "{log}");
-        assert!(given_up_log(2, None, None).contains("2 times of these"));
+        assert!(given_up_log(2, None, None, None).contains("2 times of these"));
+    }
+
+    #[test]
+    fn the_last_agents_reason_is_said_within_bounds() {
+        let of = |reason: &str| given_up_log(0, Some("h1"), Some("m"), Some(reason));
+        let silent = given_up_log(0, Some("h1"), Some("m"), None);
+        for nothing in ["", " \n"] {
+            assert_eq!(of(nothing), silent, "{nothing:?}");
+        }
+        let log = of("no room: \u{1b}[31mred\u{7}\nerror: forged\n");
+        assert!(
+            log.contains("machine m, and said why:\n  no room: red?\n  error: forged\ninfo: "),
+            "{log}"
+        );
+        let log = of(&format!("the beginning {} the end", "x".repeat(100_000)));
+        assert!(
+            log.len() < silent.len() + 2 * REASON
+                && log.contains("  the beginning")
+                && log.contains("the end\n"),
+            "{log}"
+        );
+        let lines = of(&"y\n".repeat(100_000));
+        assert!(lines.len() < silent.len() + 3 * REASON, "{}", lines.len());
     }
 
     fn any_facts() -> impl Strategy<Value = Facts> {

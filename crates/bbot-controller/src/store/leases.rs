@@ -374,7 +374,7 @@ impl Store {
                         .doing(DOING)?;
                 }
                 Lapse::GiveUp => {
-                    let ended = results::given_up(&build, build.lapses.saturating_add(1));
+                    let ended = results::given_up(&build, build.lapses.saturating_add(1), None);
                     let by = results::By::Controller;
                     results::keep(&mut transaction, by, &build, &ended, State::Built, now).await?;
                 }

@@ -18,6 +18,15 @@ pub struct NewResult {
     pub operations: Vec<NewOperation>,
 }
 
+impl NewResult {
+    /// Why its agent gives a task back, where it says so: the log of its first operation that has one.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        let mut logs = self.operations.iter().map(|o| o.log.trim());
+        logs.find(|log| !log.is_empty())
+    }
+}
+
 /// One operation of a result.
 #[derive(Debug, Clone)]
 pub struct NewOperation {
@@ -174,7 +183,7 @@ impl Store {
                 end_given_back(&mut transaction, &facts.session).await?;
             }
             Verdict::GiveUp => {
-                let ended = given_up(&facts.build, facts.build.lapses);
+                let ended = given_up(&facts.build, facts.build.lapses, result.reason());
                 let by = By::Agent {
                     session: &facts.session,
                     late: false,
@@ -209,14 +218,19 @@ async fn end_given_back(
 }
 
 /// The result of a build whose task came back without one too often, `lapses` times of these because its lease had
-/// lapsed.
-pub(super) fn given_up(build: &Build, lapses: u32) -> NewResult {
+/// lapsed. `reason`: what the agent that gave it back says, if one did.
+pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewResult {
     NewResult {
         status: Status::Abort,
         operations: vec![NewOperation {
             name: outcome::CONTROLLER_OPERATION.to_owned(),
             status: Status::Abort,
-            log: outcome::given_up_log(lapses, build.agent.as_deref(), build.machine.as_deref()),
+            log: outcome::given_up_log(
+                lapses,
+                build.agent.as_deref(),
+                build.machine.as_deref(),
+                reason,
+            ),
         }],
     }
 }

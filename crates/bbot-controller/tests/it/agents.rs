@@ -302,7 +302,9 @@ fn what_becomes_of_results_by_session() {
     for interrupt in 2..=5 {
         assert_eq!(controller.build(&id)["state"], "queued", "{interrupt}");
         let session = controller.take();
-        let given_back = result(&session, "foo", "1.0.0", "interrupt");
+        let reason =
+            format!("agent-status: abort\nagent-log: the {interrupt}th machine is out of order\n");
+        let given_back = result(&session, "foo", "1.0.0", "interrupt") + &reason;
         assert_eq!(post(ours, &given_back).status, 200);
         // The answer was lost.
         assert_eq!(post(ours, &given_back).status, 200);
@@ -313,7 +315,12 @@ fn what_becomes_of_results_by_session() {
         (&"built".into(), &"abort".into())
     );
     let log = controller.send("GET", &format!("/api/v1/builds/{id}/log"), b"");
-    assert!(log.text().contains("5 times in a row"), "{}", log.text());
+    let log = log.text();
+    assert!(
+        log.contains("5 times in a row") && log.contains("\n  the 5th machine is out of order\n"),
+        "{log}"
+    );
+    assert!(!log.contains("4th"), "{log}");
     let rebuild = format!("/api/v1/builds/{id}/rebuild");
     assert_eq!(controller.send("POST", &rebuild, b"").status, 200);
 
