@@ -212,7 +212,7 @@ async fn start_and_watch(
     };
     let watched = match alive {
         Startup::MisBoot(why) => Err(Fault::look(format!("bootstrap startup timeout ({why})"))),
-        Startup::HostFull(detail) => Err(Fault::host_full(&detail)),
+        Startup::DiskFull(detail) => Err(Fault::host_full(&detail)),
         Startup::Alive => {
             progress.stage(&Stage::Working {
                 machine: name.clone(),
@@ -296,7 +296,9 @@ async fn watch(
             let why = "the guest restarts for ever".to_owned();
             return Ok(Err(Fault::look(why)));
         }
-        Waited::HostFull(detail) => return Ok(Err(Fault::host_full(&detail))),
+        Waited::DiskFull(detail) | Waited::HostFull(detail) => {
+            return Ok(Err(Fault::host_full(&detail)));
+        }
         Waited::Ended(exit) => {
             let why = format!("it ended before it was bootstrapped: {exit}");
             return Ok(Err(Fault::over(why)));

@@ -105,8 +105,8 @@ pub(crate) enum Startup {
     Alive,
     /// It gave no sign of life, and why nothing can be expected any more.
     MisBoot(String),
-    /// The host has no room for what the guest writes: where, and the system's words.
-    HostFull(String),
+    /// The host has no room for what the guest writes to its disk: where, and the system's words.
+    DiskFull(String),
 }
 
 /// How waiting for an upload went.
@@ -129,7 +129,9 @@ pub(crate) enum Waited {
     Panicked,
     /// The guest restarts for ever.
     Restarting,
-    /// The host has no room for what the guest writes: where, and the system's words.
+    /// The host has no room for what the guest writes to its disk: where, and the system's words.
+    DiskFull(String),
+    /// The host could not take the upload: what it lacks.
     HostFull(String),
 }
 
@@ -166,7 +168,7 @@ pub(crate) async fn until_alive(
             Ok(MachineEvent::RebootLoop) => {
                 return Startup::MisBoot("the guest restarts for ever".to_owned());
             }
-            Ok(MachineEvent::DiskFull { detail }) => return Startup::HostFull(detail),
+            Ok(MachineEvent::DiskFull { detail }) => return Startup::DiskFull(detail),
             Ok(other) => tell(&other),
         }
     }
@@ -224,7 +226,7 @@ pub(crate) async fn until_uploaded(
             Ok(MachineEvent::Exited(exit)) => return Waited::Ended(exit),
             Ok(MachineEvent::Panicked) => return Waited::Panicked,
             Ok(MachineEvent::RebootLoop) => return Waited::Restarting,
-            Ok(MachineEvent::DiskFull { detail }) => return Waited::HostFull(detail),
+            Ok(MachineEvent::DiskFull { detail }) => return Waited::DiskFull(detail),
             Ok(event) => tell(&event),
         }
     }

@@ -78,8 +78,11 @@ pub(crate) struct Performed {
 /// What kept a task from being done, and why.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The host has no room.
+    /// The host lacks something for it.
     Host(String),
+    /// The guest has filled the room that its disk had on the host. How much of that comes back with the
+    /// copy's deletion tells who is at fault.
+    Full(String),
     /// The machine never came up.
     Machine(String),
 }
@@ -208,7 +211,7 @@ pub(crate) async fn perform(
                 fault: Some(Fault::Machine(reason)),
             }
         }
-        Startup::HostFull(detail) => Ended::host_full(task, &detail, ""),
+        Startup::DiskFull(detail) => Ended::host_full(task, Fault::Full, &detail, ""),
         Startup::Alive => {
             progress.stage(&Stage::Working {
                 machine: name.clone(),
@@ -266,12 +269,12 @@ impl Ended {
         }
     }
 
-    fn host_full(task: &Task, detail: &str, log: &str) -> Self {
+    fn host_full(task: &Task, fault: fn(String) -> Fault, detail: &str, log: &str) -> Self {
         let reason = format!("the build host has no room for what the guest writes: {detail}");
         Self {
             result: result::cut_short(task, Status::Abort, &reason, log),
             look: None,
-            fault: Some(Fault::Host(reason)),
+            fault: Some(fault(reason)),
         }
     }
 }
@@ -345,7 +348,8 @@ async fn watch(
             let reason = format!("machine {name} restarts for ever");
             Ended::look(cut_short(Status::Abnormal, &reason), reason)
         }
-        Waited::HostFull(detail) => Ended::host_full(task, &detail, &segments.text()),
+        Waited::DiskFull(detail) => Ended::host_full(task, Fault::Full, &detail, &segments.text()),
+        Waited::HostFull(detail) => Ended::host_full(task, Fault::Host, &detail, &segments.text()),
         Waited::Ended(exit) => {
             let reason = format!("machine {name} ended before it uploaded a result: {exit}");
             tracing::error!("{reason}");

@@ -2,6 +2,7 @@
 //! goes back, follows from it.
 
 use crate::controller::LinkError;
+use crate::resources::Mark;
 use crate::source::CacheError;
 use crate::supervisor::Outcome;
 use crate::{host, resources};
@@ -27,6 +28,19 @@ pub(super) fn outcome_of(error: &anyhow::Error) -> Outcome {
     }
 }
 
+/// Less than this is no room, also where the operator wants no mark: a guest writes it in a second.
+const ROOM: u64 = 64 << 20;
+
+/// Who is at fault that a guest found no room for its disk. `free`: what its volume has, in bytes, now
+/// that the copy is deleted; below `mark` no task would do better.
+pub(super) fn of_full_disk(free: Option<u64>, mark: Mark) -> Outcome {
+    match free {
+        Some(free) if free >= mark.low.max(ROOM) => Outcome::RoomFilled,
+        // What is not known is no better.
+        _ => Outcome::HostFailed,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -36,6 +50,26 @@ mod tests {
 
     use super::*;
     use crate::controller::parse_url;
+    use crate::resources::Limits;
+
+    #[test]
+    fn a_host_is_at_fault_that_is_short_without_the_copy_too() {
+        let mark = |low| Mark { low, critical: 0 };
+        let (mib, default) = (1 << 20, Limits::default().disk);
+        for (free, mark, expected) in [
+            (Some(2048 * mib), default, Outcome::RoomFilled),
+            (Some(2048 * mib - 1), default, Outcome::HostFailed),
+            (Some(0), default, Outcome::HostFailed),
+            (None, default, Outcome::HostFailed),
+            (Some(64 * mib), mark(0), Outcome::RoomFilled),
+            (Some(64 * mib - 1), mark(0), Outcome::HostFailed),
+            (Some(100 * mib), mark(100 * mib), Outcome::RoomFilled),
+            (Some(99 * mib), mark(100 * mib), Outcome::HostFailed),
+            (None, mark(0), Outcome::HostFailed),
+        ] {
+            assert_eq!(of_full_disk(free, mark), expected, "{free:?} {mark:?}");
+        }
+    }
 
     #[test]
     fn who_is_at_fault() {

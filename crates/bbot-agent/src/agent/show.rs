@@ -64,7 +64,10 @@ impl Seen {
         match ended.outcome {
             Outcome::Interrupted => self.counters.interrupts += 1,
             Outcome::HostFailed => self.counters.host_failures += 1,
-            Outcome::Done(_) | Outcome::MachineFailed | Outcome::LinkFailed { .. } => {}
+            Outcome::Done(_)
+            | Outcome::MachineFailed
+            | Outcome::RoomFilled
+            | Outcome::LinkFailed { .. } => {}
         }
         if let Some(run) = run {
             self.counters.run_seconds.record(run.since.elapsed());

@@ -7,6 +7,7 @@
 //!     interrupted: the machine is killed, `interrupt` is the result
 //!   the result to disk, and so to its controller                (delivery)
 //!   only then: the machine is ended, its copy deleted; or it is kept for a person
+//!     (one that has filled its disk's room goes first)
 //! ```
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,7 @@ use crate::bootstrap::{self, Plan};
 use crate::controller::{self, LinkError};
 use crate::inventory::Machine;
 use crate::prepared::Prepared;
+use crate::resources::RELIEF_PAUSE;
 use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
 use crate::session::Session;
 use crate::source::Archive;
@@ -33,7 +35,7 @@ use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
 use crate::suspended::Departing;
 use crate::task::{self, Fault, Job, Performed};
-use crate::{fake, result, version, warm};
+use crate::{fake, resources, result, version, warm};
 
 /// What of the agent can change a build: its version. The controller gets it back
 /// with the next task of the same configuration.
@@ -196,24 +198,31 @@ impl TaskRun {
             },
         };
         let answers = Answers::of(&self.context, &self.given);
-        let held = self.given.pledge.take();
+        // Taken when it is used: should this run come to an end that nobody thought of, it is there.
+        let pledge = &self.given.pledge;
         let (performed, outcome, why) = match built {
             Built::Interrupted => {
-                answers.give_back(held, None).await;
+                answers.give_back(pledge.take(), None).await;
                 tracing::info!("gave back {what}: interrupted");
                 return ended(Outcome::Interrupted);
             }
             Built::Over => {
                 // Nobody wants to hear of it any more.
-                answers.forget(held).await;
+                answers.forget(pledge.take()).await;
                 let why = session.is_over().unwrap_or_default();
                 tracing::info!("dropped {what}: its controller has ended the session: {why}");
                 return ended(Outcome::Interrupted);
             }
-            Built::Performed(performed) => {
-                let (outcome, why) = match &performed.fault {
-                    Some(Fault::Host(why)) => (Outcome::HostFailed, why.clone()),
-                    Some(Fault::Machine(why)) => (Outcome::MachineFailed, why.clone()),
+            Built::Performed(mut performed) => {
+                let (outcome, why) = match performed.fault.take() {
+                    Some(Fault::Host(why)) => (Outcome::HostFailed, why),
+                    Some(Fault::Full(why)) => {
+                        // First of all: what is to be put on disk now may need that room.
+                        let relieve = self.relieve(performed.left.take());
+                        let relieved = put_away(&self.stop, relieve).await;
+                        (relieved.unwrap_or(Outcome::HostFailed), why)
+                    }
+                    Some(Fault::Machine(why)) => (Outcome::MachineFailed, why),
                     None => (Outcome::Done(performed.result.status), String::new()),
                 };
                 (*performed, outcome, why)
@@ -231,7 +240,7 @@ impl TaskRun {
         };
         let mut ended = ended(outcome);
         if answers.gives_back(outcome) {
-            answers.give_back(held, Some(&why)).await;
+            answers.give_back(pledge.take(), Some(&why)).await;
             tracing::error!("gave back {what}: {why}");
         } else {
             let status = performed.result.status;
@@ -245,7 +254,7 @@ impl TaskRun {
                 return ended;
             }
             tracing::info!("built {what} for {}: {status}", self.given.from);
-            answers.post(performed.result, held, session).await;
+            answers.post(performed.result, pledge.take(), session).await;
         }
         match performed.left {
             Some(left) if left.look.is_some() && kept => {
@@ -256,6 +265,26 @@ impl TaskRun {
             }
         }
         ended
+    }
+}
+
+impl TaskRun {
+    /// Deletes what has filled the room of the machine's volume, and says who is at fault by what there is
+    /// then. What a deletion gives back may take a while to show (btrfs).
+    async fn relieve(&self, left: Option<Left>) -> Outcome {
+        clean_up(left).await;
+        let host = &self.context.host;
+        let mark = host.options.resource_limits().disk;
+        let end = Instant::now() + RELIEF_PAUSE;
+        loop {
+            let beside = self.machine.directory.clone();
+            let free = host.blocking.run(move || resources::free_at(&beside)).await;
+            let outcome = blame::of_full_disk(free, mark);
+            if outcome != Outcome::HostFailed || Instant::now() >= end {
+                return outcome;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use probe::{Probe, is_of_host, raise_handles};
+pub use probe::{Probe, free_at, is_of_host, raise_handles};
 
 use crate::supervisor::HostState;
 

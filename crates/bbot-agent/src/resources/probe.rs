@@ -68,7 +68,7 @@ impl Probe {
             }
             volumes.push(VolumeFacts {
                 path,
-                free: stat.f_bavail.saturating_mul(stat.f_frsize),
+                free: free(&stat),
                 total: stat.f_blocks.saturating_mul(stat.f_frsize),
                 free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
             });
@@ -176,6 +176,17 @@ fn nearest(folder: &Path) -> Option<(PathBuf, rustix::fs::StatVfs)> {
     let path = folder.ancestors().find(|path| path.is_dir())?;
     let stat = rustix::fs::statvfs(path).ok()?;
     Some((path.to_owned(), stat))
+}
+
+/// Bytes that may still be written on the volume of this folder, or of the nearest one above it that is
+/// there. Blocks.
+pub fn free_at(folder: &Path) -> Option<u64> {
+    let (_, stat) = nearest(folder)?;
+    Some(free(&stat))
+}
+
+fn free(stat: &rustix::fs::StatVfs) -> u64 {
+    stat.f_bavail.saturating_mul(stat.f_frsize)
 }
 
 /// A value of `/proc/meminfo` in bytes.

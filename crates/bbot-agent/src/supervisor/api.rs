@@ -141,6 +141,9 @@ pub enum Outcome {
     },
     /// The host is at fault: no other task would do better now.
     HostFailed,
+    /// Its machine filled the room that its disk had on the host, and the room is back since the machine
+    /// is deleted: another task may do better at once.
+    RoomFilled,
     /// It was interrupted.
     Interrupted,
 }
@@ -150,14 +153,15 @@ impl Outcome {
     /// place of an `abort`: what kept it from being done was not the build.
     ///
     /// A machine that does not come up may be what the task's controller wants to hear of,
-    /// as ever; ours queues the task again, and bounds how often.
+    /// as ever; ours queues the task again, and bounds how often. So it is with one that filled the
+    /// room of its disk: without a bound it would go round for ever.
     pub fn gives_back(self, kin: Kin, knows_interrupt: bool) -> bool {
         match self {
             Self::Done(_) | Self::LinkFailed { passing: false } => false,
             Self::HostFailed | Self::LinkFailed { passing: true } | Self::Interrupted => {
                 knows_interrupt
             }
-            Self::MachineFailed => kin == Kin::Ours,
+            Self::MachineFailed | Self::RoomFilled => kin == Kin::Ours,
         }
     }
 }

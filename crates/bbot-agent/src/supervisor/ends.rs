@@ -7,6 +7,10 @@ use super::controllers::Fault;
 use super::runs::Run;
 use super::{BootstrapOutcome, Outcome, Report, RunId, Supervisor};
 
+/// So many machines in a row may fill their room before that speaks against the host: as often as a
+/// controller of ours hands out one task. There may be a quota that the free space does not show.
+const FILLS: u32 = 5;
+
 impl Supervisor {
     /// The end of a run that there is; its room is free.
     fn ended(&mut self, id: RunId) -> Option<Run> {
@@ -26,6 +30,7 @@ impl Supervisor {
             Outcome::Done(_) => {
                 self.machines.well(&run.machine, run.since);
                 self.host.failures = 0;
+                self.host.fills = 0;
                 let controller = run
                     .task
                     .and_then(|t| self.controllers.get_mut(&t.controller));
@@ -42,11 +47,12 @@ impl Supervisor {
                     self.trouble(&task.controller, Fault::Wrong, why);
                 }
             }
-            Outcome::HostFailed => {
-                let pause = backoff::HOST.after(self.host.failures);
-                self.host.failures = self.host.failures.saturating_add(1);
-                self.host.until = self.now.saturating_add(pause);
-                self.report(Report::HostTrouble { pause });
+            Outcome::HostFailed => self.host_failed(),
+            Outcome::RoomFilled => {
+                self.host.fills = self.host.fills.saturating_add(1);
+                if self.host.fills > FILLS {
+                    self.host_failed();
+                }
             }
             Outcome::Interrupted => {}
         }
@@ -65,6 +71,13 @@ impl Supervisor {
                     .overtaken(&run.machine, &run.identity, self.now);
             }
         }
+    }
+
+    fn host_failed(&mut self) {
+        let pause = backoff::HOST.after(self.host.failures);
+        self.host.failures = self.host.failures.saturating_add(1);
+        self.host.until = self.now.saturating_add(pause);
+        self.report(Report::HostTrouble { pause });
     }
 
     fn machine_failed(&mut self, run: &Run, why: &str) {

@@ -83,6 +83,8 @@ struct Waiting {
 struct HostTrouble {
     low: Option<String>,
     failures: u32,
+    /// How many machines in a row have filled their room, with nothing done between.
+    fills: u32,
     until: Time,
 }
 

@@ -187,3 +187,50 @@ async fn a_run_whose_result_the_host_cannot_take_ends_as_that() {
         world.is_clean().await;
     }
 }
+
+/// Nobody else waits for room that is there again; and the task does not go round for ever.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_fills_its_disks_room_rests_the_host_only_if_it_stays_short() {
+    let more_than_any = (1_u64 << 39).to_string();
+    for (kin, min_free_disk, at, status) in [
+        (Kin::Ours, "0", "build", Status::Interrupt),
+        (Kin::Ours, "0", "boot", Status::Interrupt),
+        (Kin::Ours, &more_than_any, "build", Status::Interrupt),
+        (Kin::Stranger, "0", "build", Status::Abort),
+    ] {
+        let mut world = World::bootstrapped(&["--min-free-disk", min_free_disk]).await;
+        let full = Step::Now(MachineEvent::DiskFull {
+            detail: "disk.img: No space left on device".to_owned(),
+        });
+        world.plays(match at {
+            "boot" => vec![full],
+            _ => vec![get("manifest"), full],
+        });
+        let answer = TaskAnswer {
+            kin,
+            ..stranger(&task_for("linux"))
+        };
+        let answers = &world.controllers.answers;
+        answers.lock().unwrap().push_back(Ok(answer));
+        let fake = world.fake.clone();
+        let has_run =
+            |agent: &Agent| agent.runs.is_empty() && fake.calls().contains(&Call::Start(1));
+        world.goes_on_until(has_run).await;
+        world.controllers.requests.lock().unwrap().clear();
+        world.goes_on(50).await;
+        let case = format!("{kin:?} {min_free_disk} {at}");
+        let result = world.posted().remove(0).result;
+        assert_eq!(result.status, status, "{case}");
+        let log = &result.operations[0].log;
+        assert!(log.contains("No space left on device"), "{case}: {log}");
+        world.is_clean().await;
+        assert_eq!((world.posted().len(), world.spool("held")), (1, 0));
+
+        let rests = min_free_disk != "0";
+        let failures = world.agent().seen.counters.host_failures;
+        assert_eq!(failures, u64::from(rests), "{case}");
+        let asked = world.controllers.requests.lock().unwrap().len();
+        assert_eq!(asked == 0, rests, "{case}: {asked}");
+        world.kill().await;
+    }
+}

@@ -245,6 +245,7 @@ fn event(step: Step, world: &mut World, config: &mut Config, now: &mut Time) -> 
                         0 => Outcome::MachineFailed,
                         1 => Outcome::LinkFailed { passing: how > 128 },
                         2 if how > 200 => Outcome::HostFailed,
+                        2 if how > 150 => Outcome::RoomFilled,
                         n => Outcome::Done(Status::ALL[n as usize % 7]),
                     },
                 },

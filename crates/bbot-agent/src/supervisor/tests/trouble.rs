@@ -221,6 +221,7 @@ fn what_was_not_the_builds_fault_goes_back_where_that_is_understood() {
         Outcome::LinkFailed { passing: true },
         Outcome::LinkFailed { passing: false },
         Outcome::MachineFailed,
+        Outcome::RoomFilled,
         Outcome::Done(Status::Abort),
         Outcome::Done(Status::Abnormal),
     ];
@@ -228,14 +229,14 @@ fn what_was_not_the_builds_fault_goes_back_where_that_is_understood() {
         (
             Kin::Ours,
             true,
-            [true, true, true, false, true, false, false],
+            [true, true, true, false, true, true, false, false],
         ),
         (
             Kin::Stranger,
             true,
-            [true, true, true, false, false, false, false],
+            [true, true, true, false, false, false, false, false],
         ),
-        (Kin::Stranger, false, [false; 7]),
+        (Kin::Stranger, false, [false; 8]),
     ] {
         let back = outcomes.map(|outcome| outcome.gives_back(kin, knows_interrupt));
         assert_eq!(back, expected, "{kin:?} {knows_interrupt}");
@@ -260,6 +261,33 @@ fn a_host_at_fault_takes_no_more_tasks_for_a_while() {
     assert_eq!(bench.now.as_secs(), 60);
     bench.machines(&machines);
     assert_eq!(bench.words(), ["enumerate", "ask c a"]);
+}
+
+/// It has its room back; but where machine after machine finds none, free space is not the whole truth.
+#[test]
+fn a_host_whose_room_is_back_takes_the_next_task_unless_it_is_filled_again_and_again() {
+    let machines = [usable("a")];
+    let mut bench = Bench::new(config(1), &machines);
+    let fill = |bench: &mut Bench, outcome| {
+        bench.task("a");
+        bench.ends("a", outcome);
+        bench.machines(&machines);
+        bench.supervisor.ask.is_some()
+    };
+    for _ in 0..5 {
+        assert!(fill(&mut bench, Outcome::RoomFilled));
+    }
+    assert!(fill(&mut bench, Outcome::Done(Status::Error)));
+    for _ in 0..5 {
+        assert!(fill(&mut bench, Outcome::RoomFilled));
+    }
+    assert!(bench.reports.is_empty(), "{:?}", bench.reports);
+    bench.task("a");
+    bench.ends("a", Outcome::RoomFilled);
+    assert_eq!(
+        bench.reports[0],
+        "the host failed a task: no work is taken for 60 s"
+    );
 }
 
 #[test]
