@@ -10,6 +10,7 @@
 //!     (one that has filled its disk's room goes first)
 //! ```
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use super::{Context, blame};
 use crate::assignment::Assignment;
 use crate::bootstrap::{self, Plan};
 use crate::controller::{self, LinkError};
+use crate::host::Host;
 use crate::inventory::Machine;
 use crate::prepared::Prepared;
 use crate::resources::RELIEF_PAUSE;
@@ -218,7 +220,8 @@ impl TaskRun {
                     Some(Fault::Host(why)) => (Outcome::HostFailed, why),
                     Some(Fault::Full(why)) => {
                         // First of all: what is to be put on disk now may need that room.
-                        let relieve = self.relieve(performed.left.take());
+                        let (host, machine) = (&self.context.host, &self.machine.directory);
+                        let relieve = relieve(host, machine, performed.left.take());
                         let relieved = put_away(&self.stop, relieve).await;
                         (relieved.unwrap_or(Outcome::HostFailed), why)
                     }
@@ -268,23 +271,20 @@ impl TaskRun {
     }
 }
 
-impl TaskRun {
-    /// Deletes what has filled the room of the machine's volume, and says who is at fault by what there is
-    /// then. What a deletion gives back may take a while to show (btrfs).
-    async fn relieve(&self, left: Option<Left>) -> Outcome {
-        clean_up(left).await;
-        let host = &self.context.host;
-        let mark = host.options.resource_limits().disk;
-        let end = Instant::now() + RELIEF_PAUSE;
-        loop {
-            let beside = self.machine.directory.clone();
-            let free = host.blocking.run(move || resources::free_at(&beside)).await;
-            let outcome = blame::of_full_disk(free, mark);
-            if outcome != Outcome::HostFailed || Instant::now() >= end {
-                return outcome;
-            }
-            sleep(Duration::from_secs(1)).await;
+/// Deletes what has filled the room of a machine's volume, and says who is at fault by what there is
+/// then. What a deletion gives back may take a while to show (btrfs).
+async fn relieve(host: &Host, machine: &Path, left: Option<Left>) -> Outcome {
+    clean_up(left).await;
+    let mark = host.options.resource_limits().disk;
+    let end = Instant::now() + RELIEF_PAUSE;
+    loop {
+        let beside = machine.to_owned();
+        let free = host.blocking.run(move || resources::free_at(&beside)).await;
+        let outcome = blame::of_full_disk(free, mark);
+        if outcome != Outcome::HostFailed || Instant::now() >= end {
+            return outcome;
         }
+        sleep(Duration::from_secs(1)).await;
     }
 }
 
