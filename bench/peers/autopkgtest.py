@@ -18,7 +18,8 @@ PROGRAMS = {"autopkgtest-virt-qemu": "autopkgtest", "mmdebstrap": "mmdebstrap", 
 # The kernel of its kind that has the 9p file system, by which it shares a folder with the machine.
 PACKAGES = ("linux-image-amd64,systemd-sysv,udev,dbus,python3,iproute2,initramfs-tools,ifupdown,isc-dhcp-client,ca-certificates")
 # These of its waits are too short for a machine that is translated.
-LONGER = [(r"timeout\(10,", "timeout(120,"), (r"execute_timeout\(None, 5,", "execute_timeout(None, 60,")]
+LONGER = [(r"timeout\(10,", "timeout(120,"), (r"execute_timeout\(None, 5,", "execute_timeout(None, 60,"),
+          (r"(expect\(term, [^)]*), 5\)", r"\1, 60)")]
 # It takes KVM where there is /dev/kvm, whether a guest runs there or not.
 WITHOUT_KVM = """#!/bin/sh
 for word; do
@@ -35,6 +36,14 @@ class Autopkgtest:
         self.is_kvm = is_kvm
         if not os.path.exists(os.path.join(self.folder, "disk.qcow2")):
             self.make()
+        with open(shutil.which("autopkgtest-virt-qemu"), encoding="utf-8") as file:
+            text = file.read()
+        for short, long in LONGER:
+            text = re.sub(short, long, text)
+        for name, content in [("virt-qemu", text), ("qemu", WITHOUT_KVM)]:
+            with open(self.path(name), "w", encoding="utf-8") as file:
+                file.write(content)
+            os.chmod(self.path(name), 0o755)
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -56,14 +65,6 @@ class Autopkgtest:
         with open(self.path("machine.conf"), "w", encoding="ascii") as file:
             file.write(f'[machine]\n  kernel = "{self.path("vmlinuz")}"\n  initrd = "{self.path("initrd")}"\n'
                        '  append = "root=/dev/vda rw console=ttyS0 net.ifnames=0"\n')
-        with open(shutil.which("autopkgtest-virt-qemu"), encoding="utf-8") as file:
-            text = file.read()
-        for short, long in LONGER:
-            text = re.sub(short, long, text)
-        for name, content in [("virt-qemu", text), ("qemu", WITHOUT_KVM)]:
-            with open(self.path(name), "w", encoding="utf-8") as file:
-                file.write(content)
-            os.chmod(self.path(name), 0o755)
         shutil.rmtree(root)
         # Last: it says that all is there.
         run("qemu-img", "convert", "-O", "qcow2", raw, self.path("disk.qcow2.new"))
