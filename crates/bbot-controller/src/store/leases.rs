@@ -181,7 +181,8 @@ impl Store {
     }
 
     /// Renews the lease of the session whose URL ends with `path` for `lease` from `steady` on, if it may be; `now` is
-    /// for the record. What became of it, with what is known of the session.
+    /// for the record. What became of it, with what is known of the session. Not synced: after a start every lease
+    /// has its full length anyway.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -193,7 +194,7 @@ impl Store {
         now: Millis,
     ) -> Result<(Renewal, Option<SessionFacts>), StoreError> {
         const DOING: &str = "renew a lease";
-        let mut transaction = self.begin(DOING).await?;
+        let mut transaction = self.begin_passing(DOING).await?;
         let row = sqlx::query(FACTS_BY_PATH)
             .bind(path)
             .fetch_optional(&mut *transaction)

@@ -79,6 +79,8 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: AnyPool,
+    /// For what may be forgotten when the power goes.
+    passing: AnyPool,
     path: PathBuf,
 }
 
@@ -112,6 +114,11 @@ impl Store {
             .connect(&url(path))
             .await
             .map_err(open)?;
+        let passing = AnyPoolOptions::new()
+            .max_connections(1)
+            .after_connect(|connection, _| Box::pin(prepare_passing(connection)))
+            .connect_lazy(&url(path))
+            .map_err(open)?;
         sqlx::migrate!("./migrations")
             .run(&pool)
             .await
@@ -121,6 +128,7 @@ impl Store {
             })?;
         Ok(Self {
             pool,
+            passing,
             path: path.to_owned(),
         })
     }
@@ -133,6 +141,7 @@ impl Store {
 
     /// Ends all connections, so that everything is in the file.
     pub async fn close(&self) {
+        self.passing.close().await;
         self.pool.close().await;
     }
 
@@ -141,6 +150,15 @@ impl Store {
         doing: &'static str,
     ) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
         self.pool.begin_with(BEGIN).await.doing(doing)
+    }
+
+    /// For what need not be on disk when it is answered: it is with whatever is written next. A
+    /// store that loses it is as it was before.
+    async fn begin_passing(
+        &self,
+        doing: &'static str,
+    ) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
+        self.passing.begin_with(BEGIN).await.doing(doing)
     }
 }
 
@@ -154,6 +172,14 @@ async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
     ] {
         sqlx::query(pragma).execute(&mut *connection).await?;
     }
+    Ok(())
+}
+
+async fn prepare_passing(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    prepare(connection).await?;
+    sqlx::query("PRAGMA synchronous = NORMAL")
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
