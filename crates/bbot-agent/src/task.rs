@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use bbot_machine::durable;
 use bbot_machine::machine::{Disk, Error, Memory};
 use bbot_machine::owner::Temporary;
 use bbot_machine::volume::Stop;
@@ -111,7 +110,7 @@ pub(crate) async fn perform(
     }
     let offer = Offer::of(job)?;
     let theirs = host.clone();
-    // It is synced to a disk that others may keep busy.
+    // To a disk that others may keep busy.
     let prepared = host.blocking.run(move || {
         let folders = RunFolders::create(&theirs, "build", &["get", "put"])?;
         let root = offer.write(folders.path())?;
@@ -410,7 +409,9 @@ impl Offer {
     fn write(self, folders: &Path) -> Result<Root> {
         let (get, put) = (folders.join("get"), folders.join("put"));
         let manifest = get.join("manifest");
-        durable::write(&manifest, self.task.as_bytes())?;
+        // Gone with the run: nobody reads it after a power loss.
+        fs::write(&manifest, self.task.as_bytes())
+            .with_context(|| format!("unable to write {}", manifest.display()))?;
         let run = self.run.serialize();
         let run = run.context("unable to write the run manifest")?;
         let mut root = Root::new().get_bytes(RUN, run.into_bytes());
