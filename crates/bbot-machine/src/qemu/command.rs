@@ -62,8 +62,8 @@ pub struct MemoryFile {
     pub fd: i32,
     /// Whether what the guest writes goes into the file; else it is the guest's own.
     pub shared: bool,
-    /// Whether the guest goes on from a saved state, and does not boot.
-    pub restored: bool,
+    /// Number of the descriptor of a saved state, from which the guest goes on and does not boot.
+    pub state: Option<i32>,
 }
 
 /// What QEMU is to run.
@@ -180,7 +180,12 @@ pub fn build(plan: &Plan<'_>) -> Result<CommandLine, options::OptionsError> {
         // Nobody is there to hear that a restored guest has moved. A guest that expects to be asked
         // for it while QEMU has no round of it brings QEMU down when it powers off.
         add(&["-global", "virtio-net-device.guest_announce=off"]);
-        if memory.restored {
+        if memory.state.is_some() {
+            // Its end is to be told; there are no switches that must hear of it. Said here and not
+            // later, since of its control socket QEMU reads one byte each time it looks around.
+            for setting in ["x-events=on", "announce-rounds=0"] {
+                add(&["-global", &format!("migration.{setting}")]);
+            }
             add(&["-incoming", "defer"]);
         }
     }
@@ -450,7 +455,7 @@ mod tests {
         let file = MemoryFile {
             fd: 7,
             shared: true,
-            restored: false,
+            state: None,
         };
         let saved = line(&Plan {
             memory: Some(file),
@@ -467,16 +472,18 @@ mod tests {
         let restored = line(&Plan {
             memory: Some(MemoryFile {
                 shared: false,
-                restored: true,
+                state: Some(8),
                 ..file
             }),
             ..plan()
         });
         assert_eq!(
             restored,
-            saved
-                .replace("share=on", "share=off")
-                .replace("announce=off", "announce=off -incoming defer")
+            saved.replace("share=on", "share=off").replace(
+                "guest_announce=off",
+                "guest_announce=off -global migration.x-events=on \
+                 -global migration.announce-rounds=0 -incoming defer"
+            )
         );
     }
 
