@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use bbot_manifest::{BuildResult, OperationResult, RunManifest, Status, Task};
 
 use crate::ABNORMAL_AND_UPLOADED;
+use crate::ahead;
 use crate::arguments::Arguments;
 use crate::build_systems::{self, BuildSystem, Operation};
 use crate::channel::{self, Channel, Delivery, Given, RUN_MANIFEST, TASK_MANIFEST};
@@ -29,7 +30,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     isolation::survive_want_of_memory();
     isolation::adopt_orphans();
     let channel = Channel::new(options.agent);
-    let given = given(&options.build, &channel)?;
+    let isolation;
+    let given = if options.ahead {
+        // The machine may be saved once this is done: nothing in it may depend on the time or on chance.
+        isolation = Isolation::establish(options.agent);
+        match ahead::wait_for_task(|| ())? {
+            Some(given) => given,
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    } else {
+        let given = given(&options.build, &channel)?;
+        isolation = Isolation::establish(options.agent);
+        given
+    };
     let task = Task::parse(&given.task, TASK_MANIFEST)?;
     let run = given.run.as_deref().and_then(channel::read_run_manifest);
 
@@ -39,7 +52,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     } else {
         Stream::nowhere()
     };
-    let operations = perform(options, &channel, &task, run.as_ref(), &stream);
+    let operations = perform(
+        options,
+        &channel,
+        &task,
+        run.as_ref(),
+        isolation.as_ref().map_err(Clone::clone),
+        &stream,
+    );
     // The result ends the run: what is still on its way goes first.
     stream.close();
 
@@ -65,7 +85,7 @@ fn given(directory: &Path, channel: &Channel) -> anyhow::Result<Given> {
             run: read(&directory.join(RUN_MANIFEST))?,
             task,
         }),
-        None => Ok(channel.ask()),
+        None => Ok(channel.ask(|| ())),
     }
 }
 
@@ -78,8 +98,8 @@ fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 /// All that is needed before the first command can run.
-struct Prepared {
-    isolation: Isolation,
+struct Prepared<'a> {
+    isolation: &'a Isolation,
     arguments: Arguments,
     places: Places,
     system: &'static dyn BuildSystem,
@@ -91,6 +111,7 @@ fn perform(
     channel: &Channel,
     task: &Task,
     run: Option<&RunManifest>,
+    isolation: Result<&Isolation, String>,
     stream: &Stream,
 ) -> Vec<OperationResult> {
     let mut results = Vec::new();
@@ -105,7 +126,7 @@ fn perform(
             return results;
         }
     };
-    let prepared = match prepare(options, channel, task, run) {
+    let prepared = match prepare(options, channel, task, run, isolation) {
         Ok(prepared) => prepared,
         Err((status, why)) => {
             results.push(unprepared(status, &format!("error: {why}\n"), stream));
@@ -120,7 +141,7 @@ fn perform(
     for operation in Operation::ALL {
         let mut shell = Shell {
             places: &prepared.places,
-            isolation: &prepared.isolation,
+            isolation: prepared.isolation,
             environment,
             jobs,
             log: Log::new(operation.name(), stream, &patterns),
@@ -154,7 +175,7 @@ fn perform(
 }
 
 /// The first words of the log: what is built, how, where.
-fn introduce(task: &Task, options: &Options, prepared: &Prepared, shell: &mut Shell<'_>) {
+fn introduce(task: &Task, options: &Options, prepared: &Prepared<'_>, shell: &mut Shell<'_>) {
     shell.say(&format!(
         "info: {} {} for {} on {}, with {}",
         task.name,
@@ -177,15 +198,16 @@ fn introduce(task: &Task, options: &Options, prepared: &Prepared, shell: &mut Sh
     }
 }
 
-fn prepare(
+fn prepare<'a>(
     options: &Options,
     channel: &Channel,
     task: &Task,
     run: Option<&RunManifest>,
-) -> Result<Prepared, (Status, String)> {
+    isolation: Result<&'a Isolation, String>,
+) -> Result<Prepared<'a>, (Status, String)> {
     let abort = |why: String| (Status::Abort, why);
     let arguments = Arguments::of(task, &options.arguments).map_err(abort)?;
-    let isolation = Isolation::establish(options.agent).map_err(abort)?;
+    let isolation = isolation.map_err(abort)?;
     let Some(source) = run.and_then(|run| run.source.as_ref()) else {
         return Err(abort(format!(
             "the agent offers no source archive, and this worker does not fetch repositories ({})",
@@ -207,7 +229,7 @@ fn prepare(
         .and_then(|()| fs::canonicalize(&work))
         .map_err(|error| failed("cannot make a directory to build in", &error))
         .and_then(|work| {
-            let root = source::prepare(channel, source, &work, &isolation)
+            let root = source::prepare(channel, source, &work, isolation)
                 .map_err(|error| abort(format!("{error:#}")))?;
             let places = Places {
                 source: root,
@@ -216,7 +238,7 @@ fn prepare(
                 tmp: work.join("tmp"),
             };
             for directory in [&places.out, &places.home, &places.tmp] {
-                own_directory(directory, &isolation)
+                own_directory(directory, isolation)
                     .map_err(|error| failed("cannot make a directory to build in", &error))?;
             }
             let Some(system) = build_systems::detect(&places.source) else {

@@ -70,13 +70,14 @@ impl Channel {
     }
 
     /// Asks for the run manifest and the task until there is one. A machine that is to be saved is
-    /// saved meanwhile, and made fresh when it was restored.
-    pub(crate) fn ask(&self) -> Given {
+    /// saved meanwhile, and made fresh when it was restored; `get_ready` is called each time before
+    /// it waits for that.
+    pub(crate) fn ask(&self, mut get_ready: impl FnMut()) -> Given {
         let mut chances = CHANCES;
         loop {
             if let Some(mut run) = self.ask_run_manifest(&mut chances) {
                 if let Some(again) = offered(run.as_deref()).and_then(|run| run.save) {
-                    run = self.wait_until_restored(&again).or(run);
+                    run = self.wait_until_restored(&again, &mut get_ready).or(run);
                 }
                 for name in [TASK_MANIFEST, MANIFEST] {
                     match self.get_bytes(name) {
@@ -92,7 +93,8 @@ impl Channel {
     /// Holds the machine still until it was saved and restored: the agent does not answer before.
     /// A restored one may be told to wait once more, until there is a task. None: it does not save
     /// it after all.
-    fn wait_until_restored(&self, again: &str) -> Option<Vec<u8>> {
+    fn wait_until_restored(&self, again: &str, get_ready: &mut dyn FnMut()) -> Option<Vec<u8>> {
+        get_ready();
         fresh::stop_others();
         let mut again = again.to_owned();
         let run = loop {
@@ -100,6 +102,7 @@ impl Channel {
                 Ok(run) => match offered(Some(&run)).and_then(|run| run.save) {
                     Some(name) => {
                         again = name;
+                        get_ready();
                         continue;
                     }
                     None => break Some(run),

@@ -4,6 +4,7 @@
 //! starts itself again in *build* mode, which does the work. Two processes, so that a build that brings its own process
 //! down is still reported.
 
+mod ahead;
 mod arguments;
 mod build;
 mod build_systems;

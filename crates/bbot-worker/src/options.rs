@@ -24,6 +24,8 @@ the build directory, or asks the agent for one.
   --env-script <path>    the environment script that has been run (startup
                          passes it to build, which then keeps the environment)
   --env-target <target>  the target that it has been run for
+  --ahead                wait for the task on standard input (startup passes it
+                         to a build that it starts before there is a task)
   --tftp-host <addr[:port]>
                          the agent; 196.254.111.222 and port 69 by default
   --verbose <level>      0 to 6, 1 by default
@@ -56,6 +58,8 @@ pub(crate) struct Options {
     pub(crate) environments: PathBuf,
     pub(crate) env_script: Option<PathBuf>,
     pub(crate) env_target: Option<String>,
+    /// The task comes later, from startup.
+    pub(crate) ahead: bool,
     pub(crate) agent: SocketAddr,
     /// More configuration, from an environment script.
     pub(crate) arguments: Vec<String>,
@@ -79,6 +83,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed,
         environments: PathBuf::from(home.unwrap_or_else(|| "/root".into())),
         env_script: None,
         env_target: None,
+        ahead: false,
         agent: SocketAddr::new(AGENT, PORT),
         arguments: Vec::new(),
     };
@@ -102,6 +107,10 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed,
             }
             Arg::Long("env-target") => {
                 options.env_target = Some(parser.value()?.string()?);
+                continue;
+            }
+            Arg::Long("ahead") => {
+                options.ahead = true;
                 continue;
             }
             Arg::Long("tftp-host") => {

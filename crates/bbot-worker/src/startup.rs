@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::Context;
 use bbot_manifest::{BuildResult, OperationResult, Status, Task};
 
 use crate::ABNORMAL_AND_UPLOADED;
-use crate::channel::{Channel, Delivery, RUN_MANIFEST, TASK_MANIFEST};
+use crate::ahead::Ahead;
+use crate::channel::{Channel, Delivery, Given, RUN_MANIFEST, TASK_MANIFEST};
 use crate::command::{BASE_PATH, shown};
 use crate::options::Options;
 use crate::report;
@@ -21,7 +22,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.verbose > 0 {
         eprintln!("info: asking {} for a task", options.agent);
     }
-    let given = channel.ask();
+    let mut ahead = None;
+    let given = channel.ask(|| get_ready(&mut ahead, options));
     let task = match Task::parse(&given.task, TASK_MANIFEST) {
         Ok(task) => task,
         Err(error) => {
@@ -31,7 +33,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             return deliver(&channel, &result);
         }
     };
-    match build(options, &given, &task) {
+    match build(options, &given, &task, ahead) {
         Ok(Built::Reported(code)) => Ok(code),
         Ok(Built::NotAtAll(why)) => deliver(
             &channel,
@@ -61,27 +63,84 @@ enum Built {
     Died(String),
 }
 
-fn build(options: &Options, given: &crate::channel::Given, task: &Task) -> anyhow::Result<Built> {
-    let directory = &options.build;
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    let directory = &fs::canonicalize(directory)
-        .with_context(|| format!("cannot find {}", directory.display()))?;
-    put(&directory.join(TASK_MANIFEST), Some(&given.task))?;
-    put(&directory.join(RUN_MANIFEST), given.run.as_deref())?;
+/// Has a build process ready before there is a task. It is not to be had where a script may prepare its environment
+/// first; then, and when it cannot be made, one is started for the task.
+fn get_ready(ahead: &mut Option<Ahead>, options: &Options) {
+    match ready(ahead.take(), options) {
+        Ok(process) => *ahead = process,
+        Err(error) => eprintln!("trace: no build process ahead of its task: {error:#}"),
+    }
+}
 
+fn ready(ahead: Option<Ahead>, options: &Options) -> anyhow::Result<Option<Ahead>> {
+    let mut process = match ahead {
+        Some(process) => process,
+        None if choose(&options.environments, None) != Ok(None) => return Ok(None),
+        None => {
+            let mut command = command(options, &own_directory(options)?, None, "")?;
+            command.arg("--ahead");
+            Ahead::start(command)?
+        }
+    };
+    process.get_ready()?;
+    Ok(Some(process))
+}
+
+fn build(
+    options: &Options,
+    given: &Given,
+    task: &Task,
+    ahead: Option<Ahead>,
+) -> anyhow::Result<Built> {
     let script = match choose(&options.environments, task.environment.as_deref()) {
         Ok(script) => script,
         Err(why) => return Ok(Built::NotAtAll(why)),
     };
+    match (ahead, &script) {
+        (Some(ahead), None) => match ahead.build(given) {
+            Ok(status) => return Ok(built(status)),
+            Err(error) => eprintln!("trace: the build process that was there: {error}"),
+        },
+        (Some(ahead), Some(_)) => ahead.dismiss(),
+        (None, _) => {}
+    }
+    let directory = own_directory(options)?;
+    put(&directory.join(TASK_MANIFEST), Some(&given.task))?;
+    put(&directory.join(RUN_MANIFEST), given.run.as_deref())?;
+    let mut command = command(options, &directory, script.as_deref(), &task.target)?;
+    if options.verbose > 0 {
+        eprintln!("{}", shown(&command).trim_end());
+    }
+    let status = command.stdin(Stdio::null()).status().with_context(|| {
+        let program = command.get_program().to_string_lossy();
+        format!("cannot run {program}")
+    })?;
+    Ok(built(status))
+}
+
+/// The build directory, made if need be.
+fn own_directory(options: &Options) -> anyhow::Result<PathBuf> {
+    let directory = &options.build;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::canonicalize(directory).with_context(|| format!("cannot find {}", directory.display()))
+}
+
+/// The build process, by way of the environment script if there is one.
+fn command(
+    options: &Options,
+    directory: &Path,
+    script: Option<&Path>,
+    target: &str,
+) -> anyhow::Result<Command> {
     let worker = std::env::current_exe().context("cannot find my own program")?;
-    let mut command = match &script {
-        None => Command::new(&worker),
+    let mut command = match script {
+        None => Command::new(worker),
         Some(script) => {
             let mut command = Command::new(script);
-            command.arg(&task.target).arg(&worker);
+            command.arg(target).arg(worker);
             command.arg("--env-script").arg(script);
-            command.arg("--env-target").arg(&task.target);
+            command.arg("--env-target").arg(target);
             command
         }
     };
@@ -93,7 +152,6 @@ fn build(options: &Options, given: &crate::channel::Given, task: &Task) -> anyho
         .arg("--verbose")
         .arg(options.verbose.to_string())
         .current_dir(directory)
-        .stdin(Stdio::null())
         // What an environment script sets is all that a build sees; what the boot scripts set is not its business.
         .env_clear()
         .env(
@@ -105,14 +163,12 @@ fn build(options: &Options, given: &crate::channel::Given, task: &Task) -> anyho
             std::env::var_os("HOME").unwrap_or_else(|| "/root".into()),
         )
         .env("LANG", "C.UTF-8");
-    if options.verbose > 0 {
-        eprintln!("{}", shown(&command).trim_end());
-    }
-    let program = script.unwrap_or(worker);
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    Ok(match status.code() {
+    Ok(command)
+}
+
+/// What the end of the build process says.
+fn built(status: ExitStatus) -> Built {
+    match status.code() {
         Some(0) => Built::Reported(ExitCode::SUCCESS),
         Some(code) if code == i32::from(ABNORMAL_AND_UPLOADED) => {
             Built::Reported(ExitCode::from(ABNORMAL_AND_UPLOADED))
@@ -120,7 +176,7 @@ fn build(options: &Options, given: &crate::channel::Given, task: &Task) -> anyho
         _ => Built::Died(format!(
             "error: the build process ended without a result ({status}); the machine's console has its words\n"
         )),
-    })
+    }
 }
 
 fn put(path: &Path, contents: Option<&[u8]>) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use bbot_manifest::Status;
-use support::{Cards, Run, task};
+use support::{Cards, Run, Saved, task};
 
 /// A makefile that wants no compiler.
 const PLAIN: &str = "all:\n\t@echo building\n\t@id -u >who\ncheck:\n\t@echo checked\n";
@@ -414,6 +414,40 @@ fn startup_answers_for_a_build_that_dies_and_for_a_task_that_cannot_be_read() {
         "{}",
         outcome.log("configure")
     );
+}
+
+/// A build process that was ready before the machine was saved gets the task; where there is none any more, or the task
+/// needs an environment, one is started as ever.
+#[test]
+fn a_build_that_was_ready_before_the_machine_was_saved_gets_the_task() {
+    if !testkit::root() {
+        return;
+    }
+    let makefile = "all:\n\t@echo \"greeting '$$GREETING' leak '$$TEST_LEAK'\"; sleep 600 &\n";
+    let script = "#!/bin/sh\nGREETING=hello\nexport GREETING\nshift\nexec \"$@\"\n";
+    for (saved, environment, is_started) in [
+        (Saved::Restored, None, false),
+        (Saved::WithoutItsBuild, None, true),
+        (Saved::Restored, Some("other"), true),
+    ] {
+        let mut task = task();
+        task.environment = environment.map(str::to_owned);
+        let mut run = Run::build(&[("Makefile", 0o644, makefile)]);
+        run.saved = Some(saved);
+        run.scripts = vec![("other", script.to_owned())];
+        let outcome = run.task(&task).startup().run();
+        assert_eq!(
+            outcome.statuses(),
+            "configure: success, update: success, test: success"
+        );
+        let greeting = environment.map_or("", |_| "hello");
+        let wanted = format!("greeting '{greeting}' leak ''");
+        let update = outcome.log("update");
+        assert!(update.contains(&wanted), "{update}");
+        let said = String::from_utf8_lossy(&outcome.output.stderr);
+        let starts = said.lines().any(|line| line.contains(" --build "));
+        assert_eq!(starts, is_started, "{said}");
+    }
 }
 
 /// A build that is done is not lost since the agent's host has no room for its result for a while.

@@ -113,6 +113,16 @@ pub struct Run {
     pub scripts: Vec<(&'static str, String)>,
     /// The agent's host has no room for the result, until it was tried once.
     pub host_is_full: bool,
+    /// The machine is to be saved; what happens when it is.
+    pub saved: Option<Saved>,
+}
+
+/// The agent answers at once, as it does when a machine was restored, and once more has it wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saved {
+    Restored,
+    /// The build process that was made ready is gone then.
+    WithoutItsBuild,
 }
 
 impl Run {
@@ -126,6 +136,7 @@ impl Run {
             arguments: Vec::new(),
             scripts: Vec::new(),
             host_is_full: false,
+            saved: None,
         }
     }
 
@@ -229,8 +240,46 @@ impl Run {
             });
             root = root.get_bytes("source.tar.gz", source.clone());
         }
-        root.get_bytes("run.manifest", manifest.serialize().unwrap().into_bytes())
+        let text = |save: Option<&str>| {
+            let mut manifest = manifest.clone();
+            manifest.save = save.map(str::to_owned);
+            manifest.serialize().unwrap().into_bytes()
+        };
+        let Some(saved) = self.saved else {
+            return root.get_bytes("run.manifest", text(None));
+        };
+        let (prepared, place) = (
+            text(Some("prepared.manifest")),
+            put.parent().unwrap().to_owned(),
+        );
+        root.get_bytes("run.manifest", text(Some("restored.manifest")))
+            .get_made("restored.manifest", move || {
+                if saved == Saved::WithoutItsBuild {
+                    kill_ahead(&place);
+                }
+                prepared.clone()
+            })
+            .get_bytes("prepared.manifest", text(None))
     }
+}
+
+/// Kills the build process that waits for its task, for the build directory `place`.
+fn kill_ahead(place: &Path) {
+    let is_it = |pid: i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let has = |word: &[u8]| words.split(|byte| *byte == 0).any(|other| other == word);
+        has(b"--ahead") && has(place.as_os_str().as_encoded_bytes())
+    };
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.to_str()?.parse::<i32>().ok()
+    });
+    let found: Vec<i32> = pids.filter(|pid| is_it(*pid)).collect();
+    let [pid] = found[..] else {
+        panic!("{found:?}")
+    };
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 /// The raw log of each operation out of the segments, which are numbered without gaps.
