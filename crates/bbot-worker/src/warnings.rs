@@ -3,8 +3,11 @@
 use bbot_manifest::log_text;
 use regex::Regex;
 
-/// Lines that are warnings wherever they come from (the original's defaults).
-const DEFAULT: [&str; 2] = ["^warning: ", "^.+: warning: "];
+/// Whether a line is a warning wherever it comes from: the original's defaults, `^warning: ` and `^.+: warning: `. By hand,
+/// since every machine would have to compile these first, and most tasks have no other.
+fn is_warning(line: &str) -> bool {
+    line.starts_with("warning: ") || line.rfind(": warning: ").is_some_and(|at| at > 0)
+}
 
 /// Only this much of a line is looked at, in bytes (as the original does): a generated line may have no end.
 const LOOKED_AT: usize = 512;
@@ -12,7 +15,7 @@ const LOOKED_AT: usize = 512;
 /// What is kept of a line so that [`LOOKED_AT`] bytes remain when colours are taken out.
 const KEPT: usize = 4 * LOOKED_AT;
 
-/// The default patterns and a task's own.
+/// A task's own patterns, beside the default ones.
 #[derive(Debug)]
 pub(crate) struct Patterns(Vec<Regex>);
 
@@ -25,15 +28,11 @@ pub(crate) struct BadPattern {
 }
 
 impl Patterns {
-    /// Compiles the default patterns and these.
-    pub(crate) fn compile(more: &[String]) -> Result<Self, BadPattern> {
-        let all = DEFAULT
-            .iter()
-            .copied()
-            .chain(more.iter().map(String::as_str));
-        let compiled = all.map(|pattern| {
+    /// Compiles these.
+    pub(crate) fn compile(patterns: &[String]) -> Result<Self, BadPattern> {
+        let compiled = patterns.iter().map(|pattern| {
             Regex::new(pattern).map_err(|source| BadPattern {
-                pattern: pattern.to_owned(),
+                pattern: pattern.clone(),
                 source,
             })
         });
@@ -48,7 +47,7 @@ impl Patterns {
             end -= 1;
         }
         let head = text[..end].trim_end_matches('\r');
-        self.0.iter().any(|pattern| pattern.is_match(head))
+        is_warning(head) || self.0.iter().any(|pattern| pattern.is_match(head))
     }
 }
 
@@ -134,6 +133,25 @@ mod tests {
         }
         let far = format!("{}: warning: far", "x".repeat(600));
         assert!(!patterns.matches(far.as_bytes()));
+    }
+
+    #[test]
+    fn the_default_patterns_are_the_originals() {
+        let originals = ["^warning: ", "^.+: warning: "].map(|text| Regex::new(text).unwrap());
+        for line in [
+            "warning: ",
+            "warning:",
+            ": warning: x",
+            "x: warning: y",
+            ": warning: : warning: z",
+            "é: warning: y",
+            "x warning: y",
+            "\r: warning: y",
+            "",
+        ] {
+            let expected = originals.iter().any(|regex| regex.is_match(line));
+            assert_eq!(is_warning(line), expected, "{line:?}");
+        }
     }
 
     #[test]
