@@ -10,6 +10,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::guard;
+use crate::network::{self, Stock};
 use crate::user::User;
 
 /// How long processes that were killed may take to be gone.
@@ -36,11 +38,10 @@ const PROCESSES: u64 = 16_384;
 )]
 mod numbers {
     pub(super) const INTERNET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
-    pub(super) const UP: libc::c_short = libc::IFF_UP as libc::c_short;
     pub(super) const ADDRESS_SIZE: libc::socklen_t =
         size_of::<libc::sockaddr_in>() as libc::socklen_t;
 }
-use numbers::{ADDRESS_SIZE, INTERNET, UP};
+use numbers::{ADDRESS_SIZE, INTERNET};
 
 /// Where a build's network is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,7 @@ enum Network {
 pub(crate) struct Isolation {
     pub(crate) user: User,
     network: Network,
+    stock: Stock,
 }
 
 impl Isolation {
@@ -92,7 +94,14 @@ impl Isolation {
             },
             SocketAddr::V6(_) => Network::Own,
         };
-        let isolation = Self { user, network };
+        let isolation = Self {
+            user,
+            network,
+            stock: Stock::default(),
+        };
+        isolation
+            .make_ahead(1)
+            .map_err(|error| format!("a network namespace cannot be made: {error}"))?;
         match isolation.reaches(agent) {
             Ok(false) => Ok(isolation),
             Ok(true) => Err(format!(
@@ -102,15 +111,25 @@ impl Isolation {
         }
     }
 
+    /// Makes what the next commands, so many, would have to make first.
+    pub(crate) fn make_ahead(&self, commands: usize) -> io::Result<()> {
+        match self.network {
+            Network::Own => self.stock.fill(commands),
+            Network::Guarded => Ok(()),
+        }
+    }
+
     /// Makes a command run in this separation, in `directory`, once it is started.
     pub(crate) fn confine(&self, command: &mut Command, directory: &Path) -> io::Result<()> {
         let directory = CString::new(directory.as_os_str().as_bytes())?;
         let (uid, gid, network) = (self.user.uid, self.user.gid, self.network);
+        let namespace = self.stock.take();
         // SAFETY: the closure runs between fork and exec; it makes system calls on its own values and the stack, and
         // allocates nothing.
         unsafe {
             command.pre_exec(move || {
-                become_builder(uid, gid, network)?;
+                let namespace = namespace.as_deref().map(AsFd::as_fd);
+                become_builder(uid, gid, network, namespace)?;
                 // With the user's rights: what it cannot reach must fail here, by name, and not later.
                 check(libc::chdir(directory.as_ptr()))
             });
@@ -121,8 +140,11 @@ impl Isolation {
     /// Whether the build's user, where it is put, could send to the agent. Nothing is sent.
     fn reaches(&self, agent: SocketAddr) -> io::Result<bool> {
         let (uid, gid, network) = (self.user.uid, self.user.gid, self.network);
+        // The first command gets it next: this leaves nothing in it.
+        let namespace = self.stock.look();
         let code = in_child(|| {
-            if become_builder(uid, gid, network).is_err() {
+            let namespace = namespace.as_deref().map(AsFd::as_fd);
+            if become_builder(uid, gid, network, namespace).is_err() {
                 return 2;
             }
             // SAFETY: these calls take no pointers but to the local address; the descriptor ends with the process.
@@ -194,7 +216,12 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 /// Turns the calling process, a fresh child of a root process, into one of the build. Async-signal-safe.
-fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
+fn become_builder(
+    uid: u32,
+    gid: u32,
+    network: Network,
+    namespace: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     // SAFETY: system calls with numbers, pointers to locals, and a null pointer for an empty list of groups.
     unsafe {
         // A session of its own: no terminal, and no process group shared with the worker.
@@ -202,8 +229,7 @@ fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
         if network == Network::Own {
-            check(libc::unshare(libc::CLONE_NEWNET))?;
-            loopback_up()?;
+            network::enter(namespace)?;
         }
         for (resource, most) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NPROC, PROCESSES)] {
             let mut limit = libc::rlimit {
@@ -230,27 +256,6 @@ fn become_builder(uid: u32, gid: u32, network: Network) -> io::Result<()> {
 fn become_killer(uid: u32) -> io::Result<()> {
     // SAFETY: a system call with numbers.
     unsafe { check(libc::setresuid(KILLER, uid, KILLER)) }
-}
-
-/// Brings up the loopback of the calling process's network namespace. Async-signal-safe.
-fn loopback_up() -> io::Result<()> {
-    // SAFETY: `request` is a valid, initialised `ifreq`, whose flags are the member that these two calls use.
-    unsafe {
-        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if socket < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        let mut result = check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut request));
-        if result.is_ok() {
-            request.ifr_ifru.ifru_flags |= UP;
-            result = check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request));
-        }
-        libc::close(socket);
-        result
-    }
 }
 
 /// Runs `work` in a forked child and gives its exit code.
@@ -358,7 +363,7 @@ mod tests {
             let mut after = low;
             // SAFETY: system calls with numbers and pointers to locals.
             let is_low = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const low) == 0 };
-            if !is_low || become_builder(54_322, 54_322, Network::Guarded).is_err() {
+            if !is_low || become_builder(54_322, 54_322, Network::Guarded, None).is_err() {
                 return 2;
             }
             // SAFETY: a system call with a number and a pointer to a local.

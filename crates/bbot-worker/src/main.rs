@@ -14,6 +14,7 @@ mod fresh;
 mod guard;
 mod isolation;
 mod log;
+mod network;
 mod options;
 mod report;
 mod segments;
