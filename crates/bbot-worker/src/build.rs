@@ -5,9 +5,10 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
-use bbot_manifest::{BuildResult, OperationResult, RunManifest, Status, Task};
+use bbot_manifest::{BuildResult, OperationResult, Status, Task};
 
 use crate::ABNORMAL_AND_UPLOADED;
 use crate::ahead;
@@ -18,23 +19,29 @@ use crate::command::{Environment, Places, Shell, Stop, own_directory};
 use crate::isolation::{self, Isolation};
 use crate::log::Log;
 use crate::options::Options;
+use crate::rehearsal;
 use crate::report;
 use crate::segments::Stream;
-use crate::source;
+use crate::source::{self, Origin};
 use crate::warnings::Patterns;
 
 /// The format of log segments that this worker sends.
 const SEGMENT_FORMAT: u64 = 1;
 
+/// The directory below the build's in which all is done.
+pub(crate) const WORK: &str = "work";
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     isolation::survive_want_of_memory();
     isolation::adopt_orphans();
     let channel = Channel::new(options.agent);
+    let stream = options.ahead.then(|| Stream::to(channel.clone()));
     let isolation;
     let given = if options.ahead {
         // The machine may be saved once this is done: nothing in it may depend on the time or on chance.
         isolation = Isolation::establish(options.agent);
-        match ahead::wait_for_task(|| ())? {
+        let mut get_ready = rehearsal::Rehearsals::new(options, isolation.as_ref().ok());
+        match ahead::wait_for_task(|| get_ready.next())? {
             Some(given) => given,
             None => return Ok(ExitCode::SUCCESS),
         }
@@ -48,18 +55,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
     let takes_segments = run.as_ref().and_then(|run| run.log_segments) == Some(SEGMENT_FORMAT);
     let stream = if takes_segments {
-        Stream::to(channel.clone())
+        stream.unwrap_or_else(|| Stream::to(channel.clone()))
     } else {
         Stream::nowhere()
     };
-    let operations = perform(
+    let source = run.as_ref().and_then(|run| run.source.as_ref());
+    let job = Job {
         options,
-        &channel,
-        &task,
-        run.as_ref(),
-        isolation.as_ref().map_err(Clone::clone),
-        &stream,
-    );
+        task: &task,
+        source: source.map(|source| Origin::Agent(&channel, source)),
+        isolation: isolation.as_ref().map_err(Clone::clone),
+        stream: &stream,
+        until: None,
+    };
+    let operations = perform(&job);
     // The result ends the run: what is still on its way goes first.
     stream.close();
 
@@ -97,6 +106,19 @@ fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
+/// What is to be built, and with what.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) task: &'a Task,
+    /// None: the agent offers none.
+    pub(crate) source: Option<Origin<'a>>,
+    pub(crate) isolation: Result<&'a Isolation, String>,
+    pub(crate) stream: &'a Stream,
+    /// A command that runs still is ended then.
+    pub(crate) until: Option<Instant>,
+}
+
 /// All that is needed before the first command can run.
 struct Prepared<'a> {
     isolation: &'a Isolation,
@@ -106,14 +128,13 @@ struct Prepared<'a> {
 }
 
 /// Performs the operations, until one does not succeed.
-fn perform(
-    options: &Options,
-    channel: &Channel,
-    task: &Task,
-    run: Option<&RunManifest>,
-    isolation: Result<&Isolation, String>,
-    stream: &Stream,
-) -> Vec<OperationResult> {
+pub(crate) fn perform(job: &Job<'_>) -> Vec<OperationResult> {
+    let Job {
+        options,
+        task,
+        stream,
+        ..
+    } = *job;
     let mut results = Vec::new();
     let patterns = match Patterns::compile(&task.warning_regex) {
         Ok(patterns) => patterns,
@@ -126,7 +147,7 @@ fn perform(
             return results;
         }
     };
-    let prepared = match prepare(options, channel, task, run, isolation) {
+    let prepared = match prepare(job) {
         Ok(prepared) => prepared,
         Err((status, why)) => {
             results.push(unprepared(status, &format!("error: {why}\n"), stream));
@@ -144,6 +165,7 @@ fn perform(
             isolation: prepared.isolation,
             environment,
             jobs,
+            until: job.until,
             log: Log::new(operation.name(), stream, &patterns),
         };
         if operation == Operation::Configure {
@@ -198,24 +220,19 @@ fn introduce(task: &Task, options: &Options, prepared: &Prepared<'_>, shell: &mu
     }
 }
 
-fn prepare<'a>(
-    options: &Options,
-    channel: &Channel,
-    task: &Task,
-    run: Option<&RunManifest>,
-    isolation: Result<&'a Isolation, String>,
-) -> Result<Prepared<'a>, (Status, String)> {
+fn prepare<'a>(job: &Job<'a>) -> Result<Prepared<'a>, (Status, String)> {
+    let Job { options, task, .. } = *job;
     let abort = |why: String| (Status::Abort, why);
     let arguments = Arguments::of(task, &options.arguments).map_err(abort)?;
-    let isolation = isolation.map_err(abort)?;
-    let Some(source) = run.and_then(|run| run.source.as_ref()) else {
+    let isolation = job.isolation.clone().map_err(abort)?;
+    let Some(source) = job.source else {
         return Err(abort(format!(
             "the agent offers no source archive, and this worker does not fetch repositories ({})",
             task.repository_url
         )));
     };
     let failed = |what: &str, error: &io::Error| (Status::Abnormal, format!("{what}: {error}"));
-    let work = options.build.join("work");
+    let work = options.build.join(WORK);
     match fs::remove_dir_all(&work) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed(
@@ -229,7 +246,7 @@ fn prepare<'a>(
         .and_then(|()| fs::canonicalize(&work))
         .map_err(|error| failed("cannot make a directory to build in", &error))
         .and_then(|work| {
-            let root = source::prepare(channel, source, &work, isolation)
+            let root = source::prepare(source, &work, isolation)
                 .map_err(|error| abort(format!("{error:#}")))?;
             let places = Places {
                 source: root,

@@ -13,13 +13,14 @@ use bbot_manifest::Status;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::isolation::{Isolation, first_to_go};
+use crate::isolation::{Isolation, end_of, first_to_go};
 use crate::log::Log;
 
 /// Where programs are looked for when no environment script says otherwise.
 pub(crate) const BASE_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 
-/// How often a command that keeps silent is looked at: it may have ended while something it left behind holds its output.
+/// How often a command that keeps silent is looked at, in milliseconds, where the kernel (before 5.3) does not tell of its end: it
+/// may have ended while something it left behind holds its output.
 const LOOK: u16 = 50;
 
 /// What a probe may print before the rest is no longer looked at, in bytes.
@@ -56,6 +57,8 @@ pub(crate) struct Shell<'a> {
     pub(crate) isolation: &'a Isolation,
     pub(crate) environment: Environment,
     pub(crate) jobs: usize,
+    /// A command that runs still is ended then.
+    pub(crate) until: Option<Instant>,
     pub(crate) log: Log<'a>,
 }
 
@@ -75,6 +78,7 @@ impl Shell<'_> {
             self.isolation,
             self.environment,
             self.places,
+            self.until,
             |bytes| log.output(bytes),
         );
         let status = match ended {
@@ -118,6 +122,7 @@ impl Shell<'_> {
             self.isolation,
             self.environment,
             self.places,
+            self.until,
             |bytes| {
                 let room = PROBE - output.len();
                 output.extend_from_slice(&bytes[..room.min(bytes.len())]);
@@ -158,17 +163,16 @@ pub(crate) fn quoted(word: &str) -> String {
 }
 
 /// Runs a command in the build's separation and hands on what it prints until it ends.
-///
-/// What it leaves running does not hold this up; it is killed at the end of the operation.
 fn execute(
     command: &mut Command,
     directory: &Path,
     isolation: &Isolation,
     environment: Environment,
     places: &Places,
-    mut output: impl FnMut(&[u8]),
+    until: Option<Instant>,
+    output: impl FnMut(&[u8]),
 ) -> io::Result<ExitStatus> {
-    let (mut reader, writer) = io::pipe()?;
+    let (reader, writer) = io::pipe()?;
     let own: Vec<_> = command
         .get_envs()
         .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
@@ -192,21 +196,47 @@ fn execute(
         .stdout(writer.try_clone()?)
         .stderr(writer);
     isolation.confine(command, directory)?;
-    let mut child = command.spawn()?;
+    let child = command.spawn()?;
     first_to_go(child.id());
     // The command holds this end of the pipe open, too: without this there would be no end of its output.
     command.stdout(Stdio::null()).stderr(Stdio::null());
+    attend(child, reader, until, output)
+}
 
+/// Waits until a command ends, and hands on what it prints until then.
+///
+/// What it leaves running does not hold this up; it is killed at the end of the operation.
+fn attend(
+    mut child: Child,
+    mut reader: io::PipeReader,
+    until: Option<Instant>,
+    mut output: impl FnMut(&[u8]),
+) -> io::Result<ExitStatus> {
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let end = end_of(&child);
     let mut looked = Instant::now();
+    let mut until = until;
     loop {
-        let mut waiting = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut waiting, PollTimeout::from(LOOK)) {
+        let mut waiting = vec![PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        waiting.extend(
+            end.as_ref()
+                .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN)),
+        );
+        let look = Duration::from_millis(LOOK.into());
+        let wait = match (until, &end) {
+            (None, Some(_)) => PollTimeout::NONE,
+            _ => PollTimeout::from(LOOK),
+        };
+        match poll(&mut waiting, wait) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return abandon(child, error.into()),
         }
-        // Looked for now and then even while there is output: what the command left behind may never fall silent.
-        let ended = if looked.elapsed() >= Duration::from_millis(LOOK.into()) {
+        let may_have_ended = match waiting.get(1) {
+            Some(end) => end.any().unwrap_or(true),
+            // Looked for now and then even while there is output: what the command left behind may never fall silent.
+            None => looked.elapsed() >= look,
+        };
+        let ended = if may_have_ended {
             looked = Instant::now();
             child.try_wait()?
         } else {
@@ -220,6 +250,10 @@ fn execute(
         }
         if let Some(status) = ended {
             return Ok(status);
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            until = None;
+            child.kill()?;
         }
     }
 }

@@ -16,6 +16,7 @@ mod isolation;
 mod log;
 mod network;
 mod options;
+mod rehearsal;
 mod report;
 mod segments;
 mod source;

@@ -3,7 +3,7 @@
 //! The worker does it as root, so nothing in the archive may lead it out of its directory: names with `..` or a leading
 //! `/`, links that point outside, files below a link, and everything that is neither file, directory nor link is refused.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -62,7 +62,7 @@ pub(crate) fn unpack(
         owner,
         bounds,
         bytes: 0,
-        directories: HashSet::new(),
+        directories: BTreeSet::new(),
         times: Vec::new(),
     };
     let mut entries = 0;
@@ -87,7 +87,7 @@ struct Unpacker<'a> {
     bounds: Bounds,
     bytes: u64,
     /// Made by this run, and so known to be directories and not links.
-    directories: HashSet<PathBuf>,
+    directories: BTreeSet<PathBuf>,
     times: Vec<(PathBuf, SystemTime)>,
 }
 
@@ -408,7 +408,7 @@ mod tests {
             }
             writer.finish().unwrap()
         };
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         for first in &entries {
             for second in &entries {
                 for chosen in [

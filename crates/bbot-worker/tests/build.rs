@@ -423,7 +423,8 @@ fn a_build_that_was_ready_before_the_machine_was_saved_gets_the_task() {
     if !testkit::root() {
         return;
     }
-    let makefile = "all:\n\t@echo \"greeting '$$GREETING' leak '$$TEST_LEAK'\"; sleep 600 &\n";
+    let makefile =
+        "all:\n\t@echo \"greeting '$$GREETING' leak '$$TEST_LEAK'\"; ls -R ../..; sleep 600 &\n";
     let script = "#!/bin/sh\nGREETING=hello\nexport GREETING\nshift\nexec \"$@\"\n";
     for (saved, environment, is_started) in [
         (Saved::Restored, None, false),
@@ -447,6 +448,9 @@ fn a_build_that_was_ready_before_the_machine_was_saved_gets_the_task() {
         let said = String::from_utf8_lossy(&outcome.output.stderr);
         let starts = said.lines().any(|line| line.contains(" --build "));
         assert_eq!(starts, is_started, "{said}");
+        // It was rehearsed before and after the machine was restored, of which nothing is left.
+        assert!(!said.contains("rehears"), "{said}");
+        assert!(!update.contains("rehears"), "{update}");
     }
 }
 
