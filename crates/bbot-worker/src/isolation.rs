@@ -18,12 +18,17 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use crate::guard;
 use crate::network::{self, Stock};
 use crate::user::User;
 
 /// How long processes that were killed may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+
+/// How long those that have ended may take to be seen off: by this worker, unless they are somebody else's children.
+const SEEN_OFF: Duration = Duration::from_millis(200);
 
 /// A user of nobody's, who kills for the worker: the last number that Debian keeps in reserve.
 const KILLER: u32 = 65_533;
@@ -177,9 +182,13 @@ impl Isolation {
 
     /// Kills every process of the build's user and waits until they are gone.
     pub(crate) fn kill_all(&self) -> io::Result<()> {
-        let deadline = Instant::now() + GONE;
+        let began = Instant::now();
         let uid = self.user.uid;
         loop {
+            reap();
+            if !has_processes(uid)? {
+                return Ok(());
+            }
             in_child(|| {
                 if become_killer(uid).is_err() {
                     return 1;
@@ -190,19 +199,20 @@ impl Isolation {
                 }
                 0
             })?;
-            reap();
-            let left = processes_of(uid)?;
-            if left == 0 {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{left} processes of the build do not end"),
-                ));
+            if began.elapsed() >= SEEN_OFF {
+                let left = processes_of(uid)?;
+                if left == 0 {
+                    return Ok(());
+                }
+                if began.elapsed() >= GONE {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{left} processes of the build do not end"),
+                    ));
+                }
             }
             // Between being killed and being gone there is no event for a process that is not a child.
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(2));
         }
     }
 }
@@ -308,6 +318,17 @@ fn reap() {
         if status == WaitStatus::StillAlive {
             break;
         }
+    }
+}
+
+/// Whether there is any process with this real user, zombies included. The kernel knows all: none can hide, as in `/proc`.
+fn has_processes(uid: u32) -> io::Result<bool> {
+    // SAFETY: a system call with numbers. The C library's would return a priority that looks like an error.
+    let priority = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_USER, uid) };
+    match Errno::result(priority) {
+        Ok(_) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -417,6 +438,7 @@ mod tests {
                 libc::WEXITSTATUS(status)
             }
         });
+        assert!(has_processes(uid).unwrap());
         let killed = in_child(|| {
             if become_killer(uid).is_err() {
                 return 2;
@@ -429,6 +451,7 @@ mod tests {
             victim.kill().unwrap();
         }
         let status = victim.wait().unwrap();
+        assert!(!has_processes(uid).unwrap());
         assert_eq!(harmed.unwrap(), 0, "the build's user could signal it");
         assert_eq!(killed.unwrap(), 0);
         assert_eq!(status.signal(), Some(libc::SIGKILL));
