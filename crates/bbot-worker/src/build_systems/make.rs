@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{BuildSystem, Operation, assignment, command, make_test};
+use super::{BuildSystem, Operation, assignment, command, make_test, makefile};
 use crate::arguments::Arguments;
 use crate::command::{Shell, Stop};
 
@@ -15,8 +15,7 @@ impl BuildSystem for Make {
     }
 
     fn is_for(&self, source: &Path) -> bool {
-        // The names that GNU make looks for.
-        ["GNUmakefile", "makefile", "Makefile"]
+        makefile::NAMES
             .iter()
             .any(|file| source.join(file).is_file())
     }

@@ -6,6 +6,7 @@
 mod autoconf;
 mod cmake;
 mod make;
+mod makefile;
 
 use std::fmt;
 use std::io;
@@ -89,6 +90,9 @@ fn command<S: AsRef<std::ffi::OsStr>>(
 /// Runs the first of these targets that the makefile has, and says so when it has none.
 fn make_test(shell: &mut Shell<'_>, variables: &[String], directory: &Path) -> Result<(), Stop> {
     for target in ["check", "test"] {
+        if makefile::surely_has(directory, target) {
+            return shell.run(make_command(target, variables), directory);
+        }
         let probe = command(
             "make",
             ["-n", target]
@@ -102,21 +106,19 @@ fn make_test(shell: &mut Shell<'_>, variables: &[String], directory: &Path) -> R
                 shell.say("error: make is not installed in this machine");
                 return Err(Stop(bbot_manifest::Status::Error));
             }
-            _ => {
-                let make = command(
-                    "make",
-                    [target]
-                        .into_iter()
-                        .chain(variables.iter().map(String::as_str)),
-                );
-                return shell.run(make, directory);
-            }
+            _ => return shell.run(make_command(target, variables), directory),
         }
     }
     shell.say(
         "info: the makefile has neither a target 'check' nor a target 'test': nothing to test",
     );
     Ok(())
+}
+
+fn make_command(target: &str, variables: &[String]) -> Command {
+    let mut make = command("make", [target]);
+    make.args(variables);
+    make
 }
 
 /// Whether make says that it does not know how to make this target (GNU make 3.8 quotes with a backtick).
