@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use bbot_manifest::{BuildResult, OperationResult, Status, Task};
+use bbot_manifest::{BuildResult, OperationResult, Source, Status, Task};
 
 use crate::ABNORMAL_AND_UPLOADED;
 use crate::ahead;
@@ -22,11 +22,11 @@ use crate::options::Options;
 use crate::rehearsal;
 use crate::report;
 use crate::segments::Stream;
-use crate::source::{self, Origin};
+use crate::source;
 use crate::warnings::Patterns;
 
 /// The format of log segments that this worker sends.
-const SEGMENT_FORMAT: u64 = 1;
+pub(crate) const SEGMENT_FORMAT: u64 = 1;
 
 /// The directory below the build's in which all is done.
 pub(crate) const WORK: &str = "work";
@@ -50,6 +50,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         isolation = Isolation::establish(options.agent);
         given
     };
+    let isolation = isolation.as_ref().map_err(Clone::clone);
+    build(options, &channel, &given, isolation, stream, None)
+}
+
+/// Performs the task that was given, and delivers its result. Its log goes into the stream that is there, if the agent wants
+/// one; a command that runs still at the time `until` is ended.
+pub(crate) fn build(
+    options: &Options,
+    channel: &Channel,
+    given: &Given,
+    isolation: Result<&Isolation, String>,
+    stream: Option<Stream>,
+    until: Option<Instant>,
+) -> anyhow::Result<ExitCode> {
     let task = Task::parse(&given.task, TASK_MANIFEST)?;
     let run = given.run.as_deref().and_then(channel::read_run_manifest);
 
@@ -59,14 +73,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     } else {
         Stream::nowhere()
     };
-    let source = run.as_ref().and_then(|run| run.source.as_ref());
     let job = Job {
         options,
+        channel,
         task: &task,
-        source: source.map(|source| Origin::Agent(&channel, source)),
-        isolation: isolation.as_ref().map_err(Clone::clone),
+        source: run.as_ref().and_then(|run| run.source.as_ref()),
+        isolation,
         stream: &stream,
-        until: None,
+        until,
     };
     let operations = perform(&job);
     // The result ends the run: what is still on its way goes first.
@@ -107,16 +121,16 @@ fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 /// What is to be built, and with what.
-#[derive(Debug)]
-pub(crate) struct Job<'a> {
-    pub(crate) options: &'a Options,
-    pub(crate) task: &'a Task,
+struct Job<'a> {
+    options: &'a Options,
+    channel: &'a Channel,
+    task: &'a Task,
     /// None: the agent offers none.
-    pub(crate) source: Option<Origin<'a>>,
-    pub(crate) isolation: Result<&'a Isolation, String>,
-    pub(crate) stream: &'a Stream,
+    source: Option<&'a Source>,
+    isolation: Result<&'a Isolation, String>,
+    stream: &'a Stream,
     /// A command that runs still is ended then.
-    pub(crate) until: Option<Instant>,
+    until: Option<Instant>,
 }
 
 /// All that is needed before the first command can run.
@@ -128,7 +142,7 @@ struct Prepared<'a> {
 }
 
 /// Performs the operations, until one does not succeed.
-pub(crate) fn perform(job: &Job<'_>) -> Vec<OperationResult> {
+fn perform(job: &Job<'_>) -> Vec<OperationResult> {
     let Job {
         options,
         task,
@@ -246,7 +260,7 @@ fn prepare<'a>(job: &Job<'a>) -> Result<Prepared<'a>, (Status, String)> {
         .and_then(|()| fs::canonicalize(&work))
         .map_err(|error| failed("cannot make a directory to build in", &error))
         .and_then(|work| {
-            let root = source::prepare(source, &work, isolation)
+            let root = source::prepare(job.channel, source, &work, isolation)
                 .map_err(|error| abort(format!("{error:#}")))?;
             let places = Places {
                 source: root,

@@ -44,6 +44,8 @@ const MANIFEST: &str = "manifest";
 #[derive(Debug, Clone)]
 pub(crate) struct Channel {
     agent: SocketAddr,
+    /// Whether what the agent cannot do for now is worth to wait for.
+    is_patient: bool,
 }
 
 /// What the agent gave out.
@@ -66,7 +68,18 @@ pub(crate) enum Delivery {
 
 impl Channel {
     pub(crate) fn new(agent: SocketAddr) -> Self {
-        Self { agent }
+        Self {
+            agent,
+            is_patient: true,
+        }
+    }
+
+    /// To one that only stands in for an agent: what does not work at once is given up.
+    pub(crate) fn to_stand_in(agent: SocketAddr) -> Self {
+        Self {
+            agent,
+            is_patient: false,
+        }
     }
 
     /// Asks for the run manifest and the task until there is one. A machine that is to be saved is
@@ -161,7 +174,7 @@ impl Channel {
             limit,
             ..Options::default()
         };
-        let mut pauses = pauses(FILE_CHANCES);
+        let mut pauses = self.pauses(FILE_CHANCES);
         loop {
             let mut file = std::fs::File::create(to)?;
             match client::get(self.agent, name, &mut file, &options) {
@@ -181,7 +194,7 @@ impl Channel {
     /// Uploads the result until it is acknowledged or refused: a result is never lost for want of an answer, nor since the
     /// agent cannot take it for a while.
     pub(crate) fn deliver(&self, result: &str) -> Delivery {
-        self.deliver_with(result, pauses(RESULT_CHANCES))
+        self.deliver_with(result, self.pauses(RESULT_CHANCES))
     }
 
     fn deliver_with(&self, result: &str, mut pauses: impl Iterator<Item = Duration>) -> Delivery {
@@ -195,7 +208,7 @@ impl Channel {
                     let pause = match &error.reason {
                         Reason::Peer { .. } if !passes(&error) => None,
                         Reason::Peer { .. } => pauses.next(),
-                        _ => Some(PAUSE),
+                        _ => self.is_patient.then_some(PAUSE),
                     };
                     match pause {
                         Some(pause) => thread::sleep(pause),
@@ -204,6 +217,11 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// The pauses before this agent is asked again, at most so many.
+    fn pauses(&self, count: usize) -> impl Iterator<Item = Duration> + use<> {
+        pauses(if self.is_patient { count } else { 0 })
     }
 
     /// Uploads a log segment. The outer error is for a server that does not want any.

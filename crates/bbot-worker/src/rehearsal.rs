@@ -1,23 +1,28 @@
-//! A build of a package of the worker's own, whose result nobody sees: what builds begin with is then in the guest's memory,
-//! and known to what translates for its processor.
+//! A build of a package of the worker's own, for an agent of its own on the loopback, whose result nobody sees: what builds
+//! begin and end with is then in the guest's memory, and known to what translates for its processor.
 //!
 //! It is done before the machine is saved, so that copies find programs in the page cache, and once more in a copy that was
 //! restored and waits for its task. Nothing of it stays but that.
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use bbot_manifest::{Status, Task};
+use anyhow::{bail, ensure};
+use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
+use bbot_tftp::udp::{self, Stop};
+use bbot_tftp::{Limits, Root};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
 
-use crate::build::{self, Job, WORK};
+use crate::build::{self, WORK};
+use crate::channel::{Channel, Given};
 use crate::isolation::Isolation;
 use crate::options::Options;
-use crate::segments::Stream;
-use crate::source::Origin;
 
 /// The package.
 const FILES: [(&str, &str); 2] = [
@@ -27,6 +32,18 @@ const FILES: [(&str, &str); 2] = [
 
 /// How long a rehearsal's commands may take.
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// How long a packet to oneself may take.
+const LOOPBACK: Duration = Duration::from_millis(500);
+
+/// The name of the source archive.
+const SOURCE: &str = "source.tar.gz";
+
+/// The name of the result.
+const RESULT: &str = "manifest";
+
+/// The largest upload, in bytes.
+const LARGEST: u64 = 1 << 20;
 
 /// Commands whose surroundings are made ahead: those of most builds.
 const COMMANDS: usize = 4;
@@ -56,7 +73,7 @@ impl<'a> Rehearsals<'a> {
             return;
         };
         if let Err(error) = rehearse(self.options, isolation, self.again) {
-            eprintln!("trace: no rehearsal: {error}");
+            eprintln!("trace: no rehearsal: {error:#}");
         }
         self.again = true;
         if let Err(error) = isolation.make_ahead(COMMANDS) {
@@ -65,27 +82,86 @@ impl<'a> Rehearsals<'a> {
     }
 }
 
-fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> io::Result<()> {
-    let archive = archive()?;
-    let sha256 = hex::encode(Sha256::digest(&archive));
-    let mut task = Task::new("rehearsal", "1", "none", "none", "none");
+fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> anyhow::Result<()> {
+    let folder = options.build.join("rehearsal");
+    clear(&folder)?;
+    fs::create_dir(&folder)?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = socket.local_addr()?;
+    // A guest whose loopback is down is no reason to wait for long.
+    let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    probe.set_read_timeout(Some(LOOPBACK))?;
+    probe.send_to(b"?", probe.local_addr()?)?;
+    probe.recv(&mut [0])?;
+
+    let (given, source) = given(again)?;
+    let root = Root::new()
+        .get_bytes(SOURCE, source)
+        .put_once(&[RESULT], &folder, LARGEST)
+        .put_numbered("log.", &folder, LARGEST);
+    let stop = Stop::new();
+    let quiet = Options {
+        verbose: 0,
+        ..options.clone()
+    };
+    let outcome = thread::scope(|scope| {
+        let serve = || udp::serve(socket, &root, &Limits::default(), &stop, &|_| ());
+        let server = thread::Builder::new().spawn_scoped(scope, serve)?;
+        let outcome = build::build(
+            &quiet,
+            &Channel::to_stand_in(address),
+            &given,
+            Ok(isolation),
+            None,
+            Some(Instant::now() + LONGEST),
+        );
+        stop.stop();
+        if server.join().is_err() {
+            bail!("the agent's stand-in failed");
+        }
+        outcome
+    });
+    let result = fs::read(folder.join(RESULT));
+    clear(&folder)?;
+    clear(&options.build.join(WORK))?;
+    outcome?;
+    let result = BuildResult::parse(&result?, RESULT)?;
+    ensure!(
+        result.status <= Status::Warning,
+        "it ended as {}",
+        result.status
+    );
+    Ok(())
+}
+
+fn clear(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What an agent gives out, and the source.
+fn given(again: bool) -> anyhow::Result<(Given, Vec<u8>)> {
+    let source = archive()?;
+    let run = RunManifest {
+        agent: "none".to_owned(),
+        log_segments: Some(build::SEGMENT_FORMAT),
+        source: Some(Source {
+            name: SOURCE.to_owned(),
+            sha256: hex::encode(Sha256::digest(&source)),
+        }),
+        save: None,
+        fresh: None,
+    };
+    let mut task = Task::new("rehearsal", "1", "http://127.0.0.1/", "none", "none");
     // The compiler is the largest program of all: to run it again takes more than it gives.
     task.target_config = (!again).then(|| "COMPILE=yes".to_owned());
-    let results = build::perform(&Job {
-        options,
-        task: &task,
-        source: Some(Origin::Here(&archive, &sha256)),
-        isolation: Ok(isolation),
-        stream: &Stream::nowhere(),
-        until: Some(Instant::now() + LONGEST),
-    });
-    if let Some(last) = results.last()
-        && last.status > Status::Warning
-    {
-        // A machine may have no make.
-        eprintln!("trace: rehearsal: {} {}", last.name, last.status);
-    }
-    fs::remove_dir_all(options.build.join(WORK))
+    let given = Given {
+        run: Some(run.serialize()?.into_bytes()),
+        task: task.serialize(Era::Later)?.into_bytes(),
+    };
+    Ok((given, source))
 }
 
 /// The package as the agent would hand it out.

@@ -15,38 +15,22 @@ use crate::unpack::{self, Bounds};
 /// The largest archive, in bytes: what fits several times on a machine's disk.
 const ARCHIVE_LIMIT: u64 = 2 << 30;
 
-/// Where a source archive comes from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Origin<'a> {
-    /// The agent has it.
-    Agent(&'a Channel, &'a Source),
-    /// It is there, with this hash.
-    Here(&'a [u8], &'a str),
-}
-
-/// Gets the archive into `work`, checks its hash and unpacks it; the source's root, which belongs to the build's user.
+/// Fetches the archive into `work`, checks its hash and unpacks it; the source's root, which belongs to the build's user.
 pub(crate) fn prepare(
-    origin: Origin<'_>,
+    channel: &Channel,
+    source: &Source,
     work: &Path,
     isolation: &Isolation,
 ) -> anyhow::Result<PathBuf> {
     let archive = work.join("source.tar.gz");
-    let expected = match origin {
-        Origin::Agent(channel, source) => {
-            channel
-                .get_file(&source.name, &archive, ARCHIVE_LIMIT)
-                .context("cannot fetch the source archive")?;
-            &source.sha256
-        }
-        Origin::Here(bytes, sha256) => {
-            fs::write(&archive, bytes).context("cannot write the source archive")?;
-            sha256
-        }
-    };
+    channel
+        .get_file(&source.name, &archive, ARCHIVE_LIMIT)
+        .context("cannot fetch the source archive")?;
     let found = sha256(&archive).context("cannot read the source archive")?;
-    if found != expected {
+    if found != source.sha256 {
         bail!(
-            "the source archive is not the one that was submitted: its SHA-256 is {found}, not {expected}"
+            "the source archive is not the one that was submitted: its SHA-256 is {found}, not {}",
+            source.sha256
         );
     }
     let to = work.join("source");
