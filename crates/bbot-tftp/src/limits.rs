@@ -5,21 +5,27 @@ use std::time::Duration;
 /// When an unanswered packet is sent again, and when that ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retransmit {
-    /// The first pause; each further one is twice as long.
+    /// The shortest first pause, however fast the peer answers; between this and
+    /// [`Retransmit::first`] the pause follows the time that answers take (RFC 6298). A receiver's
+    /// is four times as long: it is the sender's to repeat first. As long as the first: fixed.
+    pub shortest: Duration,
+    /// The first pause as long as nothing is known of the peer; each further one is twice as long.
     pub first: Duration,
     /// The longest pause.
     pub longest: Duration,
-    /// How often a packet is sent again before the transfer is given up.
+    /// How often a packet is sent again before the transfer is given up. Repetitions after
+    /// pauses below the first do not count.
     pub retries: u32,
 }
 
 impl Default for Retransmit {
-    /// 1, 2, 4, 8, 8, 8 s: a guest under emulation may be busy for seconds, and one that is gone
+    /// From 10 ms, a few ticks of a kernel's clock, up to the first second, then 2, 4, 8, 8, 8 s: a guest under emulation may be busy for seconds, and one that is gone
     /// should not hold its session for minutes. The longest pause is longer than the 5 s after
     /// which common clients repeat a block: some start their clock anew with each repeated ACK,
     /// and would never come to it if the ACKs came sooner.
     fn default() -> Self {
         Self {
+            shortest: Duration::from_millis(10),
             first: Duration::from_secs(1),
             longest: Duration::from_secs(8),
             retries: 5,

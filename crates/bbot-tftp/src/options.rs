@@ -38,11 +38,13 @@ impl Default for Agreed {
 }
 
 impl Agreed {
-    /// The pauses: they start with the peer's wish, if it has one, and grow all the same, so that
+    /// The pauses: they start with the peer's wish, if it has one, however fast it answers
+    /// (RFC 2349: the time to wait before a packet is sent again), and grow all the same, so that
     /// the clock of a peer with the same pause is not always set back just before its end.
     pub(crate) fn retransmit(&self, ours: Retransmit) -> Retransmit {
         match self.timeout {
             Some(pause) => Retransmit {
+                shortest: pause,
                 first: pause,
                 longest: ours.longest.max(pause * 2),
                 ..ours

@@ -19,10 +19,15 @@ use crate::packet::{self, ErrorCode, Packet};
 use crate::retry::{Due, Retry};
 use crate::transfer::{Failure, Output, Refusal, Sink, State, wire_number};
 
-/// A repetition of the block that came last is answered again only after this pause when the
-/// window is larger than one: a sender that repeats for want of our ACK has waited longer, and what
-/// comes sooner is an echo that would start a round of its own.
+/// A repetition of the block that came last is answered again only after a pause when the window is
+/// larger than one: a sender that repeats for want of our ACK has waited longer, and what comes
+/// sooner is an echo that would start a round of its own. This is the pause as long as no round trip
+/// was timed, and the longest: an echo is back within one.
 const ECHO: Duration = Duration::from_millis(100);
+
+/// The sender is the first to repeat what was lost: it knows what is missing. If both had the same
+/// pause, both would.
+const PATIENCE: u32 = 4;
 
 /// The receiving end of a transfer.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct Receiver<K> {
     bytes: u64,
     state: State,
     retry: Retry,
+    /// Half of the sender's shortest pause: what comes sooner is no repetition for want of an ACK.
+    echo: Duration,
     dally: Duration,
     /// When a complete receiver may be forgotten.
     dally_until: Option<Instant>,
@@ -60,6 +67,11 @@ impl<K: Sink> Receiver<K> {
         dally: Duration,
         now: Instant,
     ) -> Self {
+        let echo = ECHO.min(retransmit.shortest / 2);
+        let retransmit = Retransmit {
+            shortest: retransmit.first.min(retransmit.shortest * PATIENCE),
+            ..retransmit
+        };
         Self {
             sink,
             block_size: usize::from(block_size.max(1)),
@@ -72,6 +84,7 @@ impl<K: Sink> Receiver<K> {
             bytes: 0,
             state: State::Running,
             retry: Retry::new(retransmit, now),
+            echo,
             dally,
             dally_until: None,
         }
@@ -122,7 +135,7 @@ impl<K: Sink> Receiver<K> {
             Due::SendAgain if self.received == 0 && self.opening.is_some() => self.start(out),
             Due::SendAgain => self.acknowledge(now, out),
             Due::GiveUp => {
-                let tries = self.retry.tries() + 1;
+                let tries = self.retry.times_sent();
                 out.send(&packet::error(ErrorCode::Undefined, "no answer, given up"));
                 self.state = State::Failed(Failure::TimedOut { tries });
             }
@@ -176,11 +189,16 @@ impl<K: Sink> Receiver<K> {
 
     /// The last packet was sent again and is not answered yet.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.retry.tries() > 0
+        self.retry.is_stalled()
     }
 
     pub(crate) fn block_size(&self) -> usize {
         self.block_size
+    }
+
+    /// Goes by what another clock has seen of the peer.
+    pub(crate) fn learn_from(&mut self, clock: &Retry, now: Instant) {
+        self.retry.learn_from(clock, now);
     }
 
     pub(crate) fn fail(&mut self, failure: Failure) {
@@ -199,6 +217,7 @@ impl<K: Sink> Receiver<K> {
             // Blocks that come after a gap are not kept: the sender resumes after our ACK anyway.
             if u64::from(ahead) < self.window && !self.gap_told {
                 self.gap_told = true;
+                self.retry.sent(now);
                 self.acknowledge(now, out);
             }
             return;
@@ -220,6 +239,7 @@ impl<K: Sink> Receiver<K> {
         if !last && self.received >= self.acknowledged + self.window {
             // Ahead of the writing, so that the peer is not idle meanwhile: only the last ACK
             // says more than that the block has come.
+            self.retry.sent(now);
             self.acknowledge(now, out);
         }
         let mut taken = self.sink.write(data);
@@ -242,7 +262,9 @@ impl<K: Sink> Receiver<K> {
         if self.received == 0 || block != wire_number(self.received) {
             return;
         }
-        if self.window > 1 && now.saturating_duration_since(self.acknowledged_at) < ECHO {
+        let round_trip = self.retry.round_trip();
+        let echo = round_trip.map_or(ECHO, |bound| bound.clamp(self.echo, ECHO));
+        if self.window > 1 && now.saturating_duration_since(self.acknowledged_at) < echo {
             return;
         }
         self.acknowledge(now, out);

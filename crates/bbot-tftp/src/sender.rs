@@ -116,7 +116,7 @@ impl<S: Read> Sender<S> {
                 self.send_again(out);
             }
             Due::GiveUp => {
-                let tries = self.retry.tries() + 1;
+                let tries = self.retry.times_sent();
                 out.send(&packet::error(ErrorCode::Undefined, "no answer, given up"));
                 self.state = State::Failed(Failure::TimedOut { tries });
             }
@@ -160,7 +160,12 @@ impl<S: Read> Sender<S> {
 
     /// The last packets were sent again and are not answered yet.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.retry.tries() > 0
+        self.retry.is_stalled()
+    }
+
+    /// Goes by what another clock has seen of the peer.
+    pub(crate) fn learn_from(&mut self, clock: &Retry, now: Instant) {
+        self.retry.learn_from(clock, now);
     }
 
     pub(crate) fn fail(&mut self, failure: Failure) {
@@ -174,6 +179,7 @@ impl<S: Read> Sender<S> {
             if block == 0 {
                 self.opening = None;
                 self.retry.progress(now);
+                self.retry.sent(now);
                 self.send(out);
                 self.read_ahead(out);
             }
@@ -207,11 +213,13 @@ impl<S: Read> Sender<S> {
             self.state = State::Complete;
             return;
         }
+        self.retry.sent(now);
         self.send(out);
         self.read_ahead(out);
     }
 
     fn send_again(&mut self, out: &mut dyn Output) {
+        self.retry.sent_again();
         self.sent = self.acknowledged;
         self.send(out);
     }

@@ -243,7 +243,7 @@ impl<'a> Client<'a> {
                 Due::SendAgain => send(&self.request),
                 Due::GiveUp => {
                     self.failed = Some(Reason::TimedOut {
-                        tries: self.retry.tries() + 1,
+                        tries: self.retry.times_sent(),
                     });
                 }
             },
@@ -289,7 +289,7 @@ impl<'a> Client<'a> {
             ),
             _ => {
                 return Err(Reason::TimedOut {
-                    tries: self.retry.tries() + 1,
+                    tries: self.retry.times_sent(),
                 });
             }
         };
@@ -319,6 +319,7 @@ impl<'a> Client<'a> {
                 self.offered.clear();
                 self.request.clone_from(&self.plain);
                 self.retry.progress(now);
+                self.retry.sent(now);
                 out(self.server, &self.request);
                 return;
             }
@@ -351,6 +352,7 @@ impl<'a> Client<'a> {
             _ => return,
         };
         self.peer = Some(from);
+        self.retry.progress(now);
         self.begin(agreed, packet, now);
         let mut send = |packet: &[u8]| out(from, packet);
         match &mut self.step {
@@ -373,18 +375,19 @@ impl<'a> Client<'a> {
                 let Agreed {
                     block_size, window, ..
                 } = agreed;
-                Step::Getting(Receiver::new(
-                    guard, block_size, window, opening, pauses, dally, now,
-                ))
+                let mut receiver =
+                    Receiver::new(guard, block_size, window, opening, pauses, dally, now);
+                receiver.learn_from(&self.retry, now);
+                Step::Getting(receiver)
             }
-            Step::AskingToPut(watch) => Step::Putting(Sender::new(
-                watch,
-                agreed.block_size,
-                agreed.window,
-                None,
-                pauses,
-                now,
-            )),
+            Step::AskingToPut(watch) => {
+                let Agreed {
+                    block_size, window, ..
+                } = agreed;
+                let mut sender = Sender::new(watch, block_size, window, None, pauses, now);
+                sender.learn_from(&self.retry, now);
+                Step::Putting(sender)
+            }
             other => other,
         };
     }

@@ -85,6 +85,7 @@ pub(crate) fn impatient() -> Limits {
 
 pub(crate) fn quick() -> Retransmit {
     Retransmit {
+        shortest: Duration::from_millis(10),
         first: Duration::from_millis(40),
         longest: Duration::from_secs(8),
         retries: 10,
@@ -113,6 +114,7 @@ impl TftpdHpa {
         let server = Self { address, child };
         let options = Options {
             retransmit: Retransmit {
+                shortest: Duration::from_millis(20),
                 first: Duration::from_millis(20),
                 longest: Duration::from_millis(20),
                 retries: 1000,

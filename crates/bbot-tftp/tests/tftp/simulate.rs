@@ -28,6 +28,8 @@ struct Network {
 struct Traffic {
     data: u64,
     acks: u64,
+    /// When the last DATA was sent, after the start.
+    took: Duration,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +106,7 @@ fn simulate(
     let mut link = Link::new(network);
     let mut events = Vec::new();
     let mut now = start;
+    let (mut data, mut took) = (0, Duration::ZERO);
     client.start(&mut |to, packet| link.send(now, true, to.port(), packet));
     for step in 0.. {
         assert!(step < 2_000_000, "it never ends");
@@ -148,8 +151,13 @@ fn simulate(
         while let Some(event) = server.poll_event() {
             events.push(event);
         }
+        if link.traffic.data > data {
+            data = link.traffic.data;
+            took = now - start;
+        }
     }
     assert_eq!(server.sessions(), 0, "a session is left");
+    link.traffic.took = took;
     (client.finish(), events, link.traffic)
 }
 
@@ -171,6 +179,7 @@ struct Case {
     window: u16,
     server_block_size: u16,
     server_window: u16,
+    shortest: Duration,
     retries: u32,
 }
 
@@ -178,6 +187,7 @@ impl Case {
     fn retransmit(&self) -> Retransmit {
         let (first, longest) = (Duration::from_millis(200), Duration::from_secs(2));
         Retransmit {
+            shortest: self.shortest,
             first,
             longest,
             retries: self.retries,
@@ -283,7 +293,9 @@ fn cases(loss: std::ops::Range<u64>, retries: u32) -> impl Strategy<Value = Case
         Just(8192),
         8..2000u16
     ];
-    let windows = prop_oneof![Just(1u16), Just(2), Just(8), 1..40u16];
+    let windows = prop_oneof![Just(1u16), Just(2), Just(8), Just(64), 1..40u16];
+    // Pauses that follow the answers, and fixed ones.
+    let shortest = prop_oneof![Just(10), Just(200), 1..200u64];
     let network = (any::<u64>(), loss, 0..30u64, 1..60_000u64).prop_map(
         |(seed, loss, duplication, delay)| Network {
             seed,
@@ -300,9 +312,19 @@ fn cases(loss: std::ops::Range<u64>, retries: u32) -> impl Strategy<Value = Case
         windows.clone(),
         block_sizes,
         windows,
+        shortest,
     )
         .prop_map(
-            move |(network, blocks, more, block_size, window, server_block_size, server_window)| {
+            move |(
+                network,
+                blocks,
+                more,
+                block_size,
+                window,
+                server_block_size,
+                server_window,
+                shortest,
+            )| {
                 // Lengths around the multiples of the block are the ones that matter.
                 let agreed = i64::from(block_size.min(server_block_size));
                 let length = i64::try_from(blocks).unwrap() * agreed + more;
@@ -314,6 +336,7 @@ fn cases(loss: std::ops::Range<u64>, retries: u32) -> impl Strategy<Value = Case
                     window,
                     server_block_size,
                     server_window,
+                    shortest: Duration::from_millis(shortest),
                     retries,
                 }
             },
@@ -357,6 +380,7 @@ fn lock_step(length: usize, network: Network) -> Case {
         window: 1,
         server_block_size: 512,
         server_window: 1,
+        shortest: Duration::from_millis(200),
         retries: 5,
     }
 }
@@ -421,6 +445,52 @@ fn windows_save_acknowledgements() {
     let (result, _, traffic) = case.put();
     result.unwrap();
     assert_eq!((traffic.data, traffic.acks), (1000, 63));
+}
+
+#[test]
+fn a_loss_costs_hundredths_of_a_second() {
+    // 1 % is lost both ways. In lock-step each loss waits for a clock; in windows few do, since the
+    // blocks that follow a lost one tell of it.
+    for (window, bound) in [(1, 4000), (16, 800), (64, 600)] {
+        let network = Network {
+            loss: 1,
+            ..quiet(5)
+        };
+        let case = Case {
+            network,
+            length: 1428 * 5000,
+            block_size: 1428,
+            window,
+            server_block_size: 1428,
+            server_window: window,
+            shortest: Duration::from_millis(10),
+            retries: 5,
+        };
+        for (result, _, traffic) in [case.get(), case.put()] {
+            result.unwrap();
+            assert!(
+                traffic.took < Duration::from_millis(bound),
+                "window {window}: {traffic:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_slow_answer_is_no_loss() {
+    // A guest under emulation answers after hundredths of a second, one time sooner than another.
+    let network = Network {
+        delay: Duration::from_millis(60),
+        ..quiet(9)
+    };
+    let case = Case {
+        shortest: Duration::from_millis(10),
+        ..lock_step(512 * 500, network)
+    };
+    for (result, _, traffic) in [case.get(), case.put()] {
+        result.unwrap();
+        assert!(traffic.data < 520, "{traffic:?}");
+    }
 }
 
 #[test]
