@@ -12,6 +12,7 @@ pub use machine::{Client, SendTo};
 
 use crate::limits::{Retransmit, buffer_for, fitting_window};
 use crate::packet::{self, ErrorCode};
+use crate::runs::{Gathering, Receiving};
 use crate::socket::receive_buffer;
 
 /// What a client asks for, and how long it tries.
@@ -184,16 +185,16 @@ fn open(server: SocketAddr, options: &Options) -> Result<(UdpSocket, Options), R
 }
 
 fn drive(mut client: Client<'_>, socket: &UdpSocket, options: &Options) -> Result<u64, Reason> {
-    let mut buffer = vec![0; usize::from(options.block_size.max(512)) + packet::DATA_HEADER + 1];
+    let longest = usize::from(options.block_size.max(512)) + packet::DATA_HEADER + 1;
+    let mut incoming = Receiving::from(socket, longest, options.window > 1);
     // A datagram that cannot be sent is a lost one: in a machine that just boots, the network may
     // come any moment.
-    let mut out = |to: SocketAddr, packet: &[u8]| {
-        let _ = socket.send_to(packet, to);
-    };
-    let mut waiting = Duration::ZERO;
-    client.start(&mut out);
+    let mut outgoing = Gathering::over(socket);
+    client.start(&mut |to, packet| outgoing.send_to(Some(to), packet));
     let mut now = Instant::now();
     loop {
+        outgoing.flush();
+        let mut out = |to: SocketAddr, packet: &[u8]| outgoing.send_to(Some(to), packet);
         let Some(due) = client.deadline() else {
             return client.finish();
         };
@@ -202,16 +203,15 @@ fn drive(mut client: Client<'_>, socket: &UdpSocket, options: &Options) -> Resul
             client.tick(now, &mut out);
             continue;
         }
-        if wait != waiting {
-            socket
-                .set_read_timeout(Some(wait))
-                .map_err(Reason::Socket)?;
-            waiting = wait;
-        }
-        let received = socket.recv_from(&mut buffer);
+        let received = incoming.wait(wait);
         now = Instant::now();
         match received {
-            Ok((length, from)) => client.handle(from, &buffer[..length], now, &mut out),
+            Ok(received) => {
+                let Some(from) = received.from else { continue };
+                for packet in received.packets() {
+                    client.handle(from, packet, now, &mut out);
+                }
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock
                 | io::ErrorKind::TimedOut

@@ -14,6 +14,7 @@
 //!   session                        one transfer of a server: request, sender or receiver, its events
 //!   server                         all transfers of one server, without I/O (a machine's wire)
 //!   udp                            the same transfers over a real socket, a thread each
+//!   runs                           a window over a real socket with one system call
 //!   client                         GET and PUT: a state machine, and a blocking driver over UDP
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod packet;
 pub mod receiver;
 mod retry;
 mod root;
+mod runs;
 pub mod sender;
 mod server;
 mod session;

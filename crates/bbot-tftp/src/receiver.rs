@@ -192,6 +192,10 @@ impl<K: Sink> Receiver<K> {
         self.retry.is_stalled()
     }
 
+    pub(crate) fn window(&self) -> u64 {
+        self.window
+    }
+
     pub(crate) fn block_size(&self) -> usize {
         self.block_size
     }

@@ -370,6 +370,11 @@ impl Session {
         .max(2048)
     }
 
+    /// The peer may send many packets before it waits.
+    pub(crate) fn takes_runs(&self) -> bool {
+        matches!(&self.body, Body::Put(receiver) if receiver.window() > 1)
+    }
+
     /// Nothing is to be done any more: failed, sent, or dallied long enough.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         self.state() != &State::Running && self.deadline().is_none_or(|until| until <= now)

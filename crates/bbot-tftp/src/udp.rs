@@ -1,5 +1,5 @@
 //! The server over a real UDP socket: a listener, and a thread with a connected socket for each
-//! transfer, so that a block costs one receive and one send.
+//! transfer, so that a window costs one send and one receive.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,13 +7,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::Shutdown;
 
 use crate::limits::Limits;
 use crate::packet::{self, ErrorCode, Packet};
 use crate::root::Root;
+use crate::runs::{Gathering, Received, Receiving};
 use crate::session::{self, Event, LATE, NotBegun, Session};
 use crate::socket::receive_buffer;
 use crate::transfer::{Failure, Output, Refusal, State};
@@ -346,14 +347,13 @@ impl Transfer {
     fn run(mut self, stop: &Stop, on_event: &(dyn Fn(Event) + Sync)) {
         let socket = Arc::clone(&self.slot.socket);
         // A datagram that cannot be sent is a lost one: the clock of the session deals with it.
-        let mut out = |packet: &[u8]| {
-            let _ = socket.send(packet);
-        };
-        let mut buffer = vec![0; self.session.longest_packet()];
-        let mut waiting = Duration::ZERO;
+        let mut out = Gathering::over(&socket);
+        let longest = self.session.longest_packet();
+        let mut incoming = Receiving::from(&socket, longest, self.session.takes_runs());
         self.session.start(&mut out);
         let mut now = Instant::now();
         loop {
+            out.flush();
             if let Some(event) = self.session.take_event() {
                 on_event(event);
             }
@@ -369,15 +369,7 @@ impl Transfer {
                 self.session.tick(now, &mut out);
                 continue;
             }
-            // Progress sets the clock anew, so that the time-out seldom changes.
-            if wait != waiting {
-                if socket.set_read_timeout(Some(wait)).is_err() {
-                    self.session.fail(Failure::Closed);
-                    continue;
-                }
-                waiting = wait;
-            }
-            let received = socket.recv(&mut buffer);
+            let received = incoming.wait(wait);
             now = Instant::now();
             if stop.is_stopped() {
                 if self.session.state() == &State::Running {
@@ -390,17 +382,17 @@ impl Transfer {
                 return;
             }
             if self.slot.superseded.load(Ordering::SeqCst) {
-                if let Ok(length) = received {
-                    self.session.handle(&buffer[..length], now, &mut out);
+                if let Ok(received) = received {
+                    self.take(&received, now, &mut out);
                 }
-                self.hear_out(&mut buffer, now, &mut out);
+                self.hear_out(&mut incoming, now, &mut out);
                 self.end(Failure::Superseded, on_event);
                 return;
             }
             match received {
-                Ok(length) => self.session.handle(&buffer[..length], now, &mut out),
+                Ok(received) => self.take(&received, now, &mut out),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.hear_out(&mut buffer, now, &mut out);
+                    self.hear_out(&mut incoming, now, &mut out);
                     self.end(Failure::Closed, on_event);
                     return;
                 }
@@ -409,15 +401,22 @@ impl Transfer {
         }
     }
 
-    /// Takes what the peer sent before it closed its port or began anew: it may be the last ACK.
-    fn hear_out(&mut self, buffer: &mut [u8], now: Instant, out: &mut dyn Output) {
-        let socket = Arc::clone(&self.slot.socket);
-        // A socket that was shut down gives empty datagrams for ever.
-        while let Ok((length @ 1.., _)) =
-            rustix::net::recv(&*socket, &mut *buffer, RecvFlags::DONTWAIT)
-        {
-            self.session.handle(&buffer[..length], now, out);
+    fn take(&mut self, received: &Received<'_>, now: Instant, out: &mut dyn Output) {
+        for packet in received.packets() {
+            self.session.handle(packet, now, out);
         }
+    }
+
+    /// Takes what the peer sent before it closed its port or began anew: it may be the last ACK.
+    fn hear_out(&mut self, incoming: &mut Receiving<'_>, now: Instant, out: &mut Gathering<'_>) {
+        while let Ok(received) = incoming.take() {
+            // A socket that was shut down gives empty datagrams for ever.
+            if received.is_empty() {
+                break;
+            }
+            self.take(&received, now, out);
+        }
+        out.flush();
     }
 
     fn end(&mut self, failure: Failure, on_event: &(dyn Fn(Event) + Sync)) {
