@@ -25,7 +25,11 @@ struct Arguments {
 fn arguments() -> Result<Arguments, lexopt::Error> {
     use lexopt::prelude::*;
     let (mut way, mut server, mut name, mut file) = (None, None, None, None);
-    let mut options = Options::default();
+    let mut options = Options {
+        // What is asked for is what is measured.
+        in_one_piece: false,
+        ..Options::default()
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {

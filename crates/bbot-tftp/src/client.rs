@@ -5,7 +5,7 @@
 mod machine;
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 pub use machine::{Client, SendTo};
@@ -13,14 +13,24 @@ pub use machine::{Client, SendTo};
 use crate::limits::{Retransmit, buffer_for, fitting_window};
 use crate::packet::{self, ErrorCode};
 use crate::runs::{Gathering, Receiving};
-use crate::socket::receive_buffer;
+use crate::socket::{block_in_one_piece, facing, receive_buffer};
+
+/// The largest block in an Ethernet frame: 1500 less the headers of IPv4 (20), UDP (8) and TFTP (4).
+pub const ETHERNET_BLOCK: u16 = 1468;
+
+/// The smallest block that is asked for on account of a link: that of a server without options.
+const SMALL_BLOCK: u16 = 512;
 
 /// What a client asks for, and how long it tries.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `blksize` to ask for, 8 to 65464; 512 asks for nothing.
     pub block_size: u16,
-    /// `windowsize` to ask for; 1 asks for nothing.
+    /// Asks for no larger block than fits into a frame of the link to the server: a datagram in
+    /// fragments is lost with any of them. Where the link is not known, [`ETHERNET_BLOCK`].
+    pub in_one_piece: bool,
+    /// `windowsize` to ask for, as far as it fits into the socket's receive buffer; 1 asks for
+    /// nothing.
     pub window: u16,
     /// When unanswered packets are sent again.
     pub retransmit: Retransmit,
@@ -34,11 +44,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A block fits into an Ethernet frame.
+    /// A block fits into an Ethernet frame, and a window hides the time that its ACK takes.
     fn default() -> Self {
         Self {
-            block_size: 1468,
-            window: 16,
+            block_size: ETHERNET_BLOCK,
+            in_one_piece: true,
+            window: 64,
             retransmit: Retransmit::default(),
             deadline: None,
             limit: u64::MAX,
@@ -167,16 +178,17 @@ fn failed(server: SocketAddr, name: &str, reason: Reason) -> ClientError {
     }
 }
 
-/// A socket for one transfer, and the options with a window that fits into its buffer.
+/// A socket for one transfer, and the options with a block that fits the link and a window that
+/// fits into the socket's buffer.
 fn open(server: SocketAddr, options: &Options) -> Result<(UdpSocket, Options), Reason> {
-    let any = match server.ip() {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = UdpSocket::bind((any, 0)).map_err(Reason::Socket)?;
+    let socket = facing(server).map_err(Reason::Socket)?;
+    let mut options = options.clone();
+    if options.in_one_piece {
+        let most = block_in_one_piece(server).unwrap_or(ETHERNET_BLOCK);
+        options.block_size = options.block_size.min(most.max(SMALL_BLOCK));
+    }
     let wanted = buffer_for(options.window, options.block_size);
     let buffer = receive_buffer(&socket, wanted).map_err(Reason::Socket)?;
-    let mut options = options.clone();
     options.window = options
         .window
         .min(fitting_window(buffer, options.block_size))

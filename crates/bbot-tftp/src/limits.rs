@@ -33,6 +33,18 @@ impl Default for Retransmit {
     }
 }
 
+impl Retransmit {
+    /// For a guest's own network, at either end: it loses next to nothing, but a guest may stand
+    /// still for a while, and all that is repeated takes its time. From 200 ms, as TCP on Linux.
+    #[must_use]
+    pub fn guest() -> Self {
+        Self {
+            shortest: Duration::from_millis(200),
+            ..Self::default()
+        }
+    }
+}
+
 /// The bounds within which a server works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -74,7 +86,9 @@ impl Limits {
         Self {
             max_sessions: 8,
             max_block_size: 1468,
-            max_window: 16,
+            // A whole window: there is no socket's buffer here, and a card has room for more frames.
+            window_bytes: 256 * 1024,
+            retransmit: Retransmit::guest(),
             ..Self::default()
         }
     }

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::limits::Retransmit;
 
+/// How many of the shortest pauses a peer may take to put a file on its disk.
+const WORK: u32 = 20;
+
 /// What is to be done at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -96,6 +99,15 @@ impl Retry {
     /// The same was sent again, before its time.
     pub(crate) fn sent_again(&mut self) {
         self.sent = None;
+    }
+
+    /// The answer that is waited for comes only after the peer has put a file on its disk.
+    pub(crate) fn allow_for_work(&mut self) {
+        let least = (self.pauses.shortest * WORK).min(self.pauses.first);
+        if let Some(more) = least.checked_sub(self.pause) {
+            self.pause = least;
+            self.deadline += more;
+        }
     }
 
     /// The peer went on: the pauses start anew.
@@ -220,6 +232,16 @@ mod tests {
             let waited = now - start;
             assert!((31_000 * MS..33_000 * MS).contains(&waited), "{waited:?}");
         }
+    }
+
+    #[test]
+    fn a_file_may_take_a_while_to_be_on_disk() {
+        let (mut retry, now) = timed(&[MS; 5]);
+        retry.allow_for_work();
+        assert_eq!(pause(&retry, now), 200 * MS);
+        let (mut retry, now) = timed(&[]);
+        retry.allow_for_work();
+        assert_eq!(pause(&retry, now), 1000 * MS);
     }
 
     #[test]

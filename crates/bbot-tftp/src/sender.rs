@@ -243,6 +243,9 @@ impl<S: Read> Sender<S> {
             }
             self.sent += 1;
         }
+        if Some(self.sent) == self.last {
+            self.retry.allow_for_work();
+        }
     }
 
     /// Reads the next window while the peer is busy with this one.

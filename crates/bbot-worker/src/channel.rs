@@ -1,12 +1,13 @@
 //! The worker's way to its agent: TFTP.
 
-use std::io::Cursor;
+use std::io::{BufWriter, Cursor};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use bbot_manifest::RunManifest;
+use bbot_tftp::Retransmit;
 use bbot_tftp::client::{self, Options, Reason};
 use bbot_tftp::packet::ErrorCode;
 
@@ -14,6 +15,12 @@ use crate::fresh;
 
 /// Bound of the manifests that an agent gives out, in bytes.
 const MANIFEST_LIMIT: u64 = 16 << 20;
+
+/// The largest block of a file, where the link takes it whole: what fits into a jumbo frame of 9000 bytes.
+const LARGEST_BLOCK: u16 = 8968;
+
+/// How much of a file is gathered before it is written, in bytes: a toolchain has a hundred thousand blocks and more.
+const GATHERED: usize = 128 * 1024;
 
 /// Pause before the agent is asked again for what it does not have yet.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -162,7 +169,7 @@ impl Channel {
         let mut bytes = Vec::new();
         let options = Options {
             limit: MANIFEST_LIMIT,
-            ..Options::default()
+            ..options()
         };
         client::get(self.agent, name, &mut bytes, &options)?;
         Ok(bytes)
@@ -171,12 +178,13 @@ impl Channel {
     /// Fetches a file of this size at most.
     pub(crate) fn get_file(&self, name: &str, to: &Path, limit: u64) -> anyhow::Result<()> {
         let options = Options {
+            block_size: LARGEST_BLOCK,
             limit,
-            ..Options::default()
+            ..options()
         };
         let mut pauses = self.pauses(FILE_CHANCES);
         loop {
-            let mut file = std::fs::File::create(to)?;
+            let mut file = BufWriter::with_capacity(GATHERED, std::fs::File::create(to)?);
             match client::get(self.agent, name, &mut file, &options) {
                 Ok(_) => return Ok(()),
                 Err(error) if passes(&error) => match pauses.next() {
@@ -201,7 +209,7 @@ impl Channel {
         loop {
             let size = Some(result.len() as u64);
             let mut from = Cursor::new(result.as_bytes());
-            match client::put(self.agent, MANIFEST, &mut from, size, &Options::default()) {
+            match client::put(self.agent, MANIFEST, &mut from, size, &options()) {
                 Ok(_) => return Delivery::Taken,
                 Err(error) => {
                     eprintln!("trace: {error}");
@@ -228,14 +236,16 @@ impl Channel {
     pub(crate) fn put_segment(&self, number: u64, body: &[u8]) -> Result<(), client::ClientError> {
         let name = format!("log.{number}");
         let size = Some(body.len() as u64);
-        client::put(
-            self.agent,
-            &name,
-            &mut Cursor::new(body),
-            size,
-            &Options::default(),
-        )?;
+        client::put(self.agent, &name, &mut Cursor::new(body), size, &options())?;
         Ok(())
+    }
+}
+
+/// A machine's network is its own.
+fn options() -> Options {
+    Options {
+        retransmit: Retransmit::guest(),
+        ..Options::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use bbot_tftp::{Outgoing, REQUEST_PORT, Root, Server};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::InterfaceName;
 use crate::wire::thread::{Given, Service};
@@ -13,6 +14,12 @@ use crate::wire::{Counters, MAX_BLKSIZE, flood};
 
 /// How many ports are tried from the first on.
 const TRIES: u16 = 512;
+
+/// What the socket may hold, in bytes: the windows of all uploads of a guest come to it.
+const RECEIVE_BUFFER: usize = 512 * 1024;
+
+/// How many uploads of a guest share it: a result or a file, and the log.
+const UPLOADS: usize = 2;
 
 /// An IPv4 network, and the host's own address in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +49,10 @@ pub(super) fn bind(bridge: InterfaceName, address: Ipv4Addr, first: u16) -> io::
         match UdpSocket::bind(SocketAddrV4::new(address, port)) {
             Ok(socket) => {
                 socket.set_nonblocking(true)?;
+                // The kernel takes less without an error when its own limit is lower.
+                setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
                 let name = std::ffi::OsString::from(bridge.as_str());
-                nix::sys::socket::setsockopt(
-                    &socket,
-                    nix::sys::socket::sockopt::BindToDevice,
-                    &name,
-                )?;
+                setsockopt(&socket, sockopt::BindToDevice, &name)?;
                 return Ok(socket);
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -80,6 +85,9 @@ impl Datagrams {
         net: Net,
     ) -> Self {
         limits.max_block_size = limits.max_block_size.min(MAX_BLKSIZE);
+        // Where it cannot be told, lock-step always fits.
+        let buffer = getsockopt(&socket, sockopt::RcvBuf).unwrap_or(0);
+        limits.window_bytes = limits.window_bytes.min(buffer / UPLOADS);
         Self {
             server: Server::new(root, limits).on_one_port(),
             socket,

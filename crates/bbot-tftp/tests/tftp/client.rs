@@ -124,7 +124,7 @@ fn a_server_that_grants_what_was_not_asked() {
     for answer in [
         &[("blksize", 1469)][..],
         &[("blksize", 7)],
-        &[("windowsize", 17)],
+        &[("windowsize", 65)],
         &[("windowsize", 0)],
         &[("timeout", 1)],
         &[("multicast", 1)],

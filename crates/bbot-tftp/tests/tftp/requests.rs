@@ -113,7 +113,7 @@ fn options_are_negotiated() {
         ),
         (
             &[("windowsize", "65535"), ("blksize", "65464")],
-            &[("windowsize", 16), ("blksize", 1468)],
+            &[("windowsize", 64), ("blksize", 1468)],
         ),
         (&[("timeout", "3")], &[("timeout", 3)]),
         (
