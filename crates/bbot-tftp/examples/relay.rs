@@ -199,6 +199,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    match listener.local_addr() {
+        Ok(address) => println!("listening on {address}"),
+        Err(error) => eprintln!("relay: {error}"),
+    }
     let mut relay = Relay {
         listener,
         server: arguments.server,

@@ -54,9 +54,12 @@ pub struct Limits {
     pub max_block_size: u16,
     /// The largest `windowsize` that is agreed to, in blocks.
     pub max_window: u16,
-    /// What a window may take of a socket's receive buffer, in bytes; a larger window would be
-    /// lost in it. The default is Linux's default buffer.
+    /// What a window may take of the receive buffer at its end, in bytes; a larger window would
+    /// be lost in it. The default is Linux's default buffer, since a client's is not known.
     pub window_bytes: usize,
+    /// How large the buffer is made of a socket that an upload comes to, in bytes, as far as the
+    /// kernel allows it; the window fits into what it is.
+    pub upload_buffer: usize,
     /// The pauses before packets are sent again, unless the peer asks for others (`timeout`).
     pub retransmit: Retransmit,
     /// The longest `timeout` that a peer may ask for, in seconds; others are not agreed to.
@@ -72,6 +75,7 @@ impl Default for Limits {
             max_block_size: 65464,
             max_window: 64,
             window_bytes: 212_992,
+            upload_buffer: 1 << 20,
             retransmit: Retransmit::default(),
             max_timeout: 30,
             dally: Duration::from_secs(12),

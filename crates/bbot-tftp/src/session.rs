@@ -167,6 +167,11 @@ pub(crate) fn open(
     }
 }
 
+/// Whether a datagram asks for an upload, well or badly.
+pub(crate) fn is_upload(payload: &[u8]) -> bool {
+    matches!(payload, [0, 2, ..])
+}
+
 /// The name in a request, as it can be shown; empty when it is none.
 pub(crate) fn name_of(payload: &[u8]) -> String {
     match Packet::decode(payload) {

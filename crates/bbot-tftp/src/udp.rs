@@ -319,9 +319,10 @@ fn begin(
     let socket = UdpSocket::bind(any_port)?;
     socket.connect(peer)?;
     let mut limits = limits.clone();
-    limits.window_bytes = limits
-        .window_bytes
-        .min(receive_buffer(&socket, limits.window_bytes)?);
+    if session::is_upload(payload) {
+        let wanted = limits.upload_buffer;
+        limits.window_bytes = receive_buffer(&socket, wanted)?.min(wanted);
+    }
     let mut events = VecDeque::new();
     let now = Instant::now();
     let opened = session::open(root, &limits, peer, payload, now, &mut events);

@@ -394,6 +394,33 @@ fn our_client_with_our_server() {
 }
 
 #[test]
+fn windows_of_all_sizes_fit_the_buffers() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Ours::of_folder(folder.path(), Limits::default());
+    // From blocks that go as a run with one system call to those that go alone, and lengths that end
+    // in the middle of a run and at its end.
+    for block_size in [512, 1428, 8192, 32_000, 65_464] {
+        for (window, blocks) in [(2, 40), (44, 200), (64, 128), (200, 129)] {
+            let length = usize::from(block_size) * blocks;
+            for length in [length, length - 1] {
+                let options = Options {
+                    block_size,
+                    window,
+                    ..Options::default()
+                };
+                let bytes = content(length, 3);
+                let what = format!("{block_size} {window} {length}");
+                let mut from = bytes.as_slice();
+                client::put(server.address, "file", &mut from, None, &options).expect(&what);
+                let mut got = Vec::new();
+                client::get(server.address, "file", &mut got, &options).expect(&what);
+                assert_same(&got, &bytes, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn clients_are_told_of_refusals() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("mine"), "x").unwrap();
