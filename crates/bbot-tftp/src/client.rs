@@ -201,7 +201,7 @@ fn drive(mut client: Client<'_>, socket: &UdpSocket, options: &Options) -> Resul
     let mut incoming = Receiving::from(socket, longest, options.window > 1);
     // A datagram that cannot be sent is a lost one: in a machine that just boots, the network may
     // come any moment.
-    let mut outgoing = Gathering::over(socket);
+    let mut outgoing = Gathering::over(socket, options.window > 1);
     client.start(&mut |to, packet| outgoing.send_to(Some(to), packet));
     let mut now = Instant::now();
     loop {

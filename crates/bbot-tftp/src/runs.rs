@@ -39,12 +39,12 @@ pub(crate) struct Gathering<'a> {
 }
 
 impl<'a> Gathering<'a> {
-    /// Sends over `socket`. Whether the kernel takes runs is asked first: one that does not know
+    /// Sends over `socket`, and `runs` if it can. Whether the kernel takes runs is asked first: one that does not know
     /// them would send a run as one long datagram.
-    pub(crate) fn over(socket: &'a UdpSocket) -> Self {
+    pub(crate) fn over(socket: &'a UdpSocket, runs: bool) -> Self {
         Self {
             socket,
-            runs: setsockopt(socket, sockopt::UdpGsoSegment, &0).is_ok(),
+            runs: runs && setsockopt(socket, sockopt::UdpGsoSegment, &0).is_ok(),
             to: None,
             length: 0,
             waiting: Vec::new(),
@@ -137,7 +137,7 @@ pub(crate) struct Receiving<'a> {
 /// What came, with one system call.
 #[derive(Debug)]
 pub(crate) struct Received<'a> {
-    /// From whom; none for a socket that is connected.
+    /// From whom; none where the kernel does not tell.
     pub(crate) from: Option<SocketAddr>,
     bytes: &'a [u8],
     length: usize,
@@ -173,6 +173,14 @@ impl<'a> Receiving<'a> {
         if !self.timeout.is_some_and(near) {
             self.socket.set_read_timeout(Some(wait))?;
             self.timeout = Some(wait);
+        }
+        if self.control.is_none() {
+            let (end, from) = self.socket.recv_from(&mut self.buffer)?;
+            return Ok(Received {
+                from: Some(from),
+                bytes: &self.buffer[..end],
+                length: end,
+            });
         }
         self.receive(MsgFlags::empty())
     }

@@ -168,6 +168,10 @@ impl<S: Read> Sender<S> {
         self.retry.learn_from(clock, now);
     }
 
+    pub(crate) fn window(&self) -> u64 {
+        self.window
+    }
+
     pub(crate) fn fail(&mut self, failure: Failure) {
         if self.state == State::Running {
             self.state = State::Failed(failure);

@@ -375,9 +375,13 @@ impl Session {
         .max(2048)
     }
 
-    /// The peer may send many packets before it waits.
-    pub(crate) fn takes_runs(&self) -> bool {
-        matches!(&self.body, Body::Put(receiver) if receiver.window() > 1)
+    /// Many packets go one way before one comes back.
+    pub(crate) fn has_windows(&self) -> bool {
+        let window = match &self.body {
+            Body::Get(sender) => sender.window(),
+            Body::Put(receiver) => receiver.window(),
+        };
+        window > 1
     }
 
     /// Nothing is to be done any more: failed, sent, or dallied long enough.

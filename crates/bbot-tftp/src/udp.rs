@@ -348,9 +348,9 @@ impl Transfer {
     fn run(mut self, stop: &Stop, on_event: &(dyn Fn(Event) + Sync)) {
         let socket = Arc::clone(&self.slot.socket);
         // A datagram that cannot be sent is a lost one: the clock of the session deals with it.
-        let mut out = Gathering::over(&socket);
+        let mut out = Gathering::over(&socket, self.session.has_windows());
         let longest = self.session.longest_packet();
-        let mut incoming = Receiving::from(&socket, longest, self.session.takes_runs());
+        let mut incoming = Receiving::from(&socket, longest, self.session.has_windows());
         self.session.start(&mut out);
         let mut now = Instant::now();
         loop {
