@@ -307,4 +307,32 @@ mod tests {
             "+ ./configure --prefix=/usr 'CFLAGS=-O2 -g' 'it'\\''s' ''\n"
         );
     }
+
+    fn attended(script: &str, until: Option<Instant>) -> (ExitStatus, String) {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdout(writer);
+        let child = command.spawn().unwrap();
+        drop(command);
+        let mut output = Vec::new();
+        let status = attend(child, reader, until, |bytes| {
+            output.extend_from_slice(bytes);
+        });
+        (status.unwrap(), String::from_utf8(output).unwrap())
+    }
+
+    #[test]
+    fn the_end_of_a_command_is_seen_though_its_output_is_held_open() {
+        let began = Instant::now();
+        let (status, output) = attended("sleep 20 2>&1 & echo left; exit 3", None);
+        assert_eq!((status.code(), output.as_str()), (Some(3), "left\n"));
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_command_ends_when_its_time_is_up() {
+        let soon = Instant::now() + Duration::from_millis(100);
+        let (status, output) = attended("echo on; exec sleep 600", Some(soon));
+        assert_eq!((status.signal(), output.as_str()), (Some(9), "on\n"));
+    }
 }
