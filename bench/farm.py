@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -246,7 +247,8 @@ class Controller:
 
     def timed(self, expected, within=900):
         """One build, from the request that queues it until it has been read as built."""
-        timer = threading.Timer(within, lambda: (progress(f"a build has not ended within {within} s"), os._exit(1)))
+        # As by Ctrl-C: what was started is ended.
+        timer = threading.Timer(within, lambda: (progress(f"a build has not ended within {within} s"), os.kill(os.getpid(), signal.SIGINT)))
         timer.daemon = True
         timer.start()
         queued = time.time()
@@ -393,7 +395,7 @@ class Syncs:
         """How many there were, by process."""
         counts = []
         for tracer, file in zip(self.tracers, self.files):
-            tracer.send_signal(2)
+            tracer.send_signal(signal.SIGINT)
             tracer.wait()
             with open(file, encoding="utf-8", errors="replace") as lines:
                 counts.append(sum("(" in line and "resumed" not in line for line in lines))
