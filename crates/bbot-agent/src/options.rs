@@ -2,7 +2,7 @@
 //! defaults, and those that are new.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use bbot_machine::accel::{Accelerator, Choice};
@@ -637,9 +637,12 @@ impl Options {
 
     /// Most machines that are prepared ahead.
     pub fn prepare_max(&self) -> usize {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let default = || default_prepared(cpus, physical_ram_kib());
-        let most = self.prepare.unwrap_or_else(default).min(self.instance_max);
+        static DEFAULT: LazyLock<u32> = LazyLock::new(|| {
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            default_prepared(cpus, physical_ram_kib())
+        });
+        let most = self.prepare.unwrap_or_else(|| *DEFAULT);
+        let most = most.min(self.instance_max);
         usize::try_from(most).unwrap_or(usize::MAX)
     }
 

@@ -12,6 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use bbot_machine::machine::{Disk, Memory, Tftp};
@@ -19,6 +20,7 @@ use bbot_machine::warm::{Base, Waiting};
 use bbot_manifest::{BootstrappedMachine, RunManifest};
 use bbot_tftp::{Limits, Root};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::blocking::Elsewhere;
 use crate::host::{Host, RunFolders};
@@ -58,6 +60,11 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// What it is a copy of.
+    pub(crate) fn of(&self) -> &Of {
+        &self.of
+    }
+
     /// Lets it go on with a task.
     ///
     /// # Errors
@@ -78,12 +85,33 @@ impl Prepared {
     }
 }
 
+/// Why a machine was not prepared.
+#[derive(Debug)]
+pub(crate) enum Unprepared {
+    /// What was saved of it does not wait once more, and will not the next time.
+    Never(String),
+    /// It may do better later.
+    Passing(anyhow::Error),
+    /// It is not wanted any more.
+    Unwanted,
+}
+
+impl From<anyhow::Error> for Unprepared {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Passing(error)
+    }
+}
+
 /// Prepares a machine.
 ///
 /// # Errors
 ///
 /// When it cannot be; nothing is left of it then.
-pub(crate) async fn prepare(host: &Host, machine: &Machine, share: Share) -> Result<Prepared> {
+pub(crate) async fn prepare(
+    host: &Host,
+    machine: &Machine,
+    share: Share,
+) -> Result<Prepared, Unprepared> {
     let copy = copy_of(host, machine).await?;
     let base = base_of(host, machine, share, &copy)
         .await
@@ -116,8 +144,9 @@ pub(crate) async fn prepare(host: &Host, machine: &Machine, share: Share) -> Res
     let limit = host.options.build_startup(host.accelerator);
     let waiting = until_waiting(&mut running, limit)
         .await
-        .map_err(|why| anyhow!(why))?;
-    running.machine.suspend().await?;
+        .map_err(Unprepared::Never)?;
+    let suspended = running.machine.suspend().await;
+    suspended.map_err(anyhow::Error::new)?;
     Ok(Prepared {
         of: Of::new(machine, share),
         running,
@@ -185,16 +214,36 @@ pub(crate) fn plan(ready: &[Of], mut candidates: Vec<Candidate>, means: Means) -
     plan
 }
 
+/// How long it rests after one could not be prepared by nobody's fault, and at first after the host
+/// has run short.
+const PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// The longest rest after the host has run short again and again.
+const LONGEST_REST: Duration = Duration::from_secs(4 * 60 * 60);
+
 /// The machines that are ready.
 #[derive(Debug, Default)]
 pub(crate) struct Stock {
     ready: Vec<Prepared>,
-    /// What is being prepared: one at a time.
-    in_work: Option<Of>,
-    /// What could not be prepared as it is.
-    given_up: Vec<Of>,
+    /// What is being prepared, one at a time, and its end when it is not wanted any more.
+    in_work: Option<(Of, CancellationToken)>,
+    /// What is not prepared as it is; until when, if not for ever.
+    given_up: Vec<(Of, Option<Instant>)>,
     /// When each machine was used last.
     used: HashMap<String, Instant>,
+    /// The host has run short over them, so often: until when nothing is prepared.
+    rest: Option<(u32, Instant)>,
+}
+
+/// What is to be prepared.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// The machine's name.
+    pub(crate) name: String,
+    /// What it has of the host.
+    pub(crate) share: Share,
+    /// It is not wanted any more.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Stock {
@@ -214,27 +263,40 @@ impl Stock {
     }
 
     /// Lets go of what is too much, and tells what is to be prepared now.
-    pub(crate) fn next(
-        &mut self,
-        candidates: Vec<Candidate>,
-        means: Means,
-    ) -> Option<(String, Share)> {
+    pub(crate) fn next(&mut self, candidates: Vec<Candidate>, means: Means) -> Option<Order> {
+        let now = Instant::now();
         let is_there = |of: &Of| candidates.iter().any(|candidate| candidate.of == *of);
-        self.given_up.retain(is_there);
+        self.given_up
+            .retain(|(of, until)| is_there(of) && until.is_none_or(|until| until > now));
+        let is_given_up = |of: &Of| self.given_up.iter().any(|(other, _)| other == of);
         let usable = candidates.into_iter();
-        let usable = usable.filter(|candidate| !self.given_up.contains(&candidate.of));
+        let usable = usable.filter(|candidate| !is_given_up(&candidate.of));
+        let means = match self.rest {
+            Some((_, until)) if until > now => Means {
+                most: 0,
+                ram_kib: 0,
+            },
+            _ => means,
+        };
         let ready: Vec<Of> = self.ready.iter().map(|ready| ready.of.clone()).collect();
         let plan = plan(&ready, usable.collect(), means);
         for place in plan.drop.into_iter().rev() {
             self.ready.remove(place);
         }
-        if self.in_work.is_some() {
+        if let Some((of, stop)) = &self.in_work {
+            if plan.make.as_ref() != Some(of) && means.most == 0 {
+                stop.cancel();
+            }
             return None;
         }
         let of = plan.make?;
-        let next = (of.name().to_owned(), of.share);
-        self.in_work = Some(of);
-        Some(next)
+        let order = Order {
+            name: of.name().to_owned(),
+            share: of.share,
+            stop: CancellationToken::new(),
+        };
+        self.in_work = Some((of, order.stop.clone()));
+        Some(order)
     }
 
     /// Whether nothing is ready, nor is to be.
@@ -248,21 +310,50 @@ impl Stock {
     }
 
     /// What was being prepared has ended so.
-    pub(crate) fn prepared(&mut self, prepared: Result<Prepared>) {
-        let of = self.in_work.take();
-        match prepared {
-            Ok(prepared) => self.ready.push(prepared),
-            Err(e) => {
-                let Some(of) = of else { return };
-                tracing::warn!("machine {} cannot be prepared ahead: {e:#}", of.name());
-                self.given_up.push(of);
+    pub(crate) fn prepared(&mut self, prepared: Result<Prepared, Unprepared>) {
+        let in_work = self.in_work.take();
+        let failed = match prepared {
+            Ok(prepared) => return self.ready.push(prepared),
+            Err(failed) => failed,
+        };
+        let Some((of, _)) = in_work else { return };
+        match failed {
+            Unprepared::Never(why) => {
+                tracing::warn!("machine {} is not prepared ahead: {why}", of.name());
+                self.given_up.push((of, None));
             }
+            Unprepared::Passing(e) => {
+                tracing::warn!("unable to prepare machine {} ahead: {e:#}", of.name());
+                self.given_up.push((of, Some(Instant::now() + PAUSE)));
+            }
+            Unprepared::Unwanted => {}
         }
+    }
+
+    /// One that was taken did not go on.
+    pub(crate) fn failed(&mut self, of: Of) {
+        self.given_up.push((of, None));
+    }
+
+    /// The host runs short: all go, and for a while there are no more, the longer the oftener. Tells
+    /// whether there were any.
+    pub(crate) fn relieve(&mut self) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let times = self.rest.map_or(0, |(times, _)| times);
+        let rest = PAUSE.saturating_mul(1 << times.min(10)).min(LONGEST_REST);
+        self.rest = Some((times.saturating_add(1), Instant::now() + rest));
+        self.clear();
+        true
     }
 
     /// Lets go of all.
     pub(crate) fn clear(&mut self) {
         self.ready.clear();
+        if let Some((_, stop)) = &self.in_work {
+            stop.cancel();
+        }
     }
 
     /// Forgets all machines but these.

@@ -226,7 +226,8 @@ impl Spool {
     }
 
     /// There is a result: what was held for this case is not needed. Not synced: should it
-    /// be there again after a power loss, the result beside it tells that it is not needed.
+    /// be there again after a power loss, the result beside it tells that it is not needed, or
+    /// else its controller, which has the result by then.
     ///
     /// # Errors
     ///

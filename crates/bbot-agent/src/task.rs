@@ -30,6 +30,9 @@ const RESULT_LIMIT: u64 = 64 * 1024 * 1024;
 /// The largest artifact.
 const UPLOAD_LIMIT: u64 = 256 * 1024 * 1024;
 
+/// How long a machine that was prepared may take to ask: it asks at once, or never.
+const READY_STARTUP: Duration = Duration::from_secs(20);
+
 /// How often a machine that is replaced while it is copied is copied again.
 const COPY_RETRIES: u32 = 3;
 
@@ -72,6 +75,8 @@ pub(crate) struct Performed {
     /// Its machine, which is to be ended or kept once the result is on its way. None
     /// where none was started, or it went with its last try.
     pub(crate) left: Option<Left>,
+    /// The machine that was ready for it did not go on.
+    pub(crate) unready: bool,
 }
 
 /// What kept a task from being done, and why.
@@ -106,6 +111,7 @@ pub(crate) async fn perform(
             result: BuildResult::new(&task.name, &task.version, Status::Abort),
             fault: None,
             left: None,
+            unready: false,
         });
     }
     let offer = Offer::of(job)?;
@@ -123,6 +129,7 @@ pub(crate) async fn perform(
 
     let mut attempt = 0;
     let mut may_restore = true;
+    let mut unready = false;
     let (mut running, alive) = loop {
         let is_ready = ready.is_some();
         let (mut running, base) = if let Some(ready) = ready.take() {
@@ -134,6 +141,7 @@ pub(crate) async fn perform(
                 Ok((running, base)) => (running, Some(base)),
                 Err(e) => {
                     tracing::warn!("machine {name}, which was prepared, does not go on: {e:#}");
+                    unready = true;
                     continue;
                 }
             }
@@ -171,14 +179,28 @@ pub(crate) async fn perform(
                     may_restore = false;
                     continue;
                 }
+                // Whatever it was, one that boots may do better.
+                Err(e)
+                    if base.is_some()
+                        && matches!(e.downcast_ref(), Some(Error::NotStarted { .. })) =>
+                {
+                    tracing::warn!("machine {name} boots: {e:#}");
+                    may_restore = false;
+                    continue;
+                }
                 started => (started?, base),
             }
         };
         // The first request says that the machine has booted and its worker runs.
-        let alive = run::until_alive(running.machine.as_mut(), startup, asks_for_task).await;
+        let limit = match is_ready {
+            true => startup.min(READY_STARTUP),
+            false => startup,
+        };
+        let alive = run::until_alive(running.machine.as_mut(), limit, asks_for_task).await;
         match &alive {
             Startup::MisBoot(why) if is_ready => {
                 tracing::warn!("machine {name}, which was prepared, does not go on: {why}");
+                unready = true;
                 Running::end(running).await?;
             }
             Startup::MisBoot(why) if let Some(base) = &base => {
@@ -241,6 +263,7 @@ pub(crate) async fn perform(
             look,
             span: tracing::Span::current(),
         }),
+        unready,
     })
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -45,7 +46,12 @@ const CLOCK: &str = "clock";
 
 /// What is known of the machines' saved memory. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Bases(Arc<Mutex<HashMap<PathBuf, Known>>>, Arc<Mutex<()>>);
+pub struct Bases(
+    Arc<Mutex<HashMap<PathBuf, Known>>>,
+    Arc<Mutex<()>>,
+    /// One was refused since somebody asked.
+    Arc<AtomicBool>,
+);
 
 /// What is known of one machine's, by its directory.
 #[derive(Debug, Default)]
@@ -120,6 +126,12 @@ impl Bases {
         let known = known.entry(directory.to_owned()).or_default();
         known.base = None;
         known.refused = Some(base.text().to_owned());
+        self.2.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a machine is not warm any more since this was asked.
+    pub(crate) fn has_news(&self) -> bool {
+        self.2.swap(false, Ordering::Relaxed)
     }
 
     /// The machine as it is now cannot be saved; that is not tried again.

@@ -15,7 +15,7 @@ use super::begin::Looked;
 use super::work::{BootstrapEnded, Shown, TaskEnded};
 use super::{Agent, steer};
 use crate::control::{Signal, Signals};
-use crate::prepared::Prepared;
+use crate::prepared::{Prepared, Unprepared};
 use crate::resources::Level;
 use crate::run::Share;
 use crate::status::RunKind;
@@ -73,7 +73,7 @@ pub(super) enum Happened {
     TaskEnded(Box<TaskEnded>),
     BootstrapEnded(Box<BootstrapEnded>),
     GaveBack,
-    Prepared(Box<anyhow::Result<Prepared>>),
+    Prepared(Box<Result<Prepared, Unprepared>>),
     Measured(Box<crate::resources::Facts>),
     Swept,
 }
@@ -288,6 +288,12 @@ impl Agent {
                 let run = self.runs.remove(&ended.run);
                 self.seen.task_ended(run, &ended);
                 self.keep(ended.keep);
+                if let Some(of) = ended.unready {
+                    self.stock.failed(of);
+                }
+                if self.context.host.bases.has_news() {
+                    self.tell(Event::MachinesChanged);
+                }
                 if let Some(text) = ended.dump {
                     self.print(&text)?;
                 }
@@ -352,7 +358,7 @@ impl Agent {
             }
             Some(Job::Measure) => self.steering.measured_nothing(),
             Some(Job::Sweep) => self.sweeping.ended(Instant::now()),
-            Some(Job::Prepare) => self.stock.prepared(Err(anyhow::anyhow!(why))),
+            Some(Job::Prepare) => self.stock.prepared(Err(Unprepared::Never(why))),
             Some(Job::GiveBack) | None => {}
         }
         Ok(())
@@ -424,7 +430,7 @@ impl Agent {
         let short = self.steering.watch.reasons().into_iter().next();
         let relieved = short.is_some_and(|short| {
             let why = format!("since the host runs short: {short}");
-            self.suspended.relieve(&why)
+            self.stock.relieve() || self.suspended.relieve(&why)
         });
         if observed.relief.is_some()
             && !relieved

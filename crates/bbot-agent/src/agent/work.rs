@@ -28,7 +28,7 @@ use crate::bootstrap::{self, Plan};
 use crate::controller::{self, LinkError};
 use crate::host::Host;
 use crate::inventory::Machine;
-use crate::prepared::Prepared;
+use crate::prepared::{Of, Prepared};
 use crate::resources::RELIEF_PAUSE;
 use crate::run::{ENDING_LIMIT, Left, Progress, Share, Stage};
 use crate::session::Session;
@@ -142,6 +142,8 @@ pub(super) struct TaskEnded {
     pub(super) keep: Option<Left>,
     /// What `--dump-result` prints.
     pub(super) dump: Option<String>,
+    /// The machine that was prepared for it and did not go on.
+    pub(super) unready: Option<Of>,
 }
 
 /// What building a task has come to.
@@ -162,7 +164,9 @@ impl TaskRun {
             status: None,
             keep: None,
             dump: None,
+            unready: None,
         };
+        let of = self.ready.as_ref().map(|ready| ready.of().clone());
         let options = &self.context.host.options;
         let (kept, dumps) = (
             options.suspend_max > 0 && options.suspend_timeout > 0,
@@ -237,11 +241,13 @@ impl TaskRun {
                     result: result::of_agent(&task, Status::Abort, &why),
                     fault: None,
                     left: None,
+                    unready: false,
                 };
                 (performed, blame::outcome_of(&e), why)
             }
         };
         let mut ended = ended(outcome);
+        ended.unready = of.filter(|_| performed.unready);
         if answers.gives_back(outcome) {
             answers.give_back(pledge.take(), Some(&why)).await;
             tracing::error!("gave back {what}: {why}");
@@ -361,6 +367,7 @@ pub(super) async fn build(
             result: fake::perform(&context.host, task, era).await?,
             fault: None,
             left: None,
+            unready: false,
         });
     }
     let controller = controller::parse_url(&given.from).ok();

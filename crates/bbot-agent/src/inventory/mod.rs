@@ -33,6 +33,7 @@ use bbot_manifest::{
     MachineRole, ToolchainManifest,
 };
 use rustix::fs::OFlags;
+use tokio::time::Instant;
 
 use crate::bootstrap::{FAKE_MAC, Plan};
 use crate::host::Host;
@@ -334,7 +335,7 @@ pub struct Inventory {
     /// The problems that were told and are there still.
     told: HashSet<String>,
     /// How often a machine was found changing, in a row.
-    changing: HashMap<String, u32>,
+    changing: HashMap<String, (u32, Instant)>,
 }
 
 impl Inventory {
@@ -351,8 +352,13 @@ impl Inventory {
         let mut changing = HashMap::new();
         for seen in &mut scan.machines {
             if let State::Changing(why) = &seen.state {
-                let count = self.changing.get(&seen.name).map_or(1, |count| count + 1);
-                changing.insert(seen.name.clone(), count);
+                // It may be looked at more often, whenever it changes.
+                let (count, at) = match self.changing.get(&seen.name) {
+                    Some((count, at)) if at.elapsed() < RETRY_PAUSE => (*count, *at),
+                    Some((count, _)) => (count + 1, Instant::now()),
+                    None => (1, Instant::now()),
+                };
+                changing.insert(seen.name.clone(), (count, at));
                 tracing::trace!("machine {}: {why}, looking again", seen.name);
                 if count > RETRIES {
                     seen.state = State::Bad(why.clone());
@@ -536,8 +542,8 @@ mod tests {
         assert!(read(&file).unwrap_err().to_string().contains("longer than"));
     }
 
-    #[test]
-    fn a_machine_that_changes_all_the_time_is_bad_after_ten_looks_more() {
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_changes_all_the_time_is_bad_after_ten_looks_more() {
         let mut inventory = Inventory::default();
         let look = |state| Scan {
             machines: vec![Seen {
@@ -548,7 +554,11 @@ mod tests {
         };
         let changing = || look(State::Changing("link".to_owned()));
         for _ in 0..RETRIES {
-            assert!(inventory.note(&mut changing()));
+            // Looks in between do not count.
+            for _ in 0..3 {
+                assert!(inventory.note(&mut changing()));
+            }
+            tokio::time::advance(RETRY_PAUSE).await;
         }
         let mut last = changing();
         assert!(!inventory.note(&mut last));

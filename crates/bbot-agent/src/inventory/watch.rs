@@ -76,8 +76,8 @@ impl Watch {
                     now.insert(path, number);
                     Ok(())
                 }
-                // It went, or never was there.
-                Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+                // It went, never was there, or is nothing of ours.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => Ok(()),
                 Err(error) => Err(error.into()),
             }
         };
@@ -187,7 +187,8 @@ fn is_of_interest(name: &[u8]) -> bool {
 /// The directories in one, links to some as well.
 fn folders(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let folders = entries.map(|entry| entry.path());
+    let shown = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let folders = shown.map(|entry| entry.path());
     folders.filter(|path| path.is_dir()).collect()
 }
 

@@ -158,7 +158,7 @@ impl Supervisor {
             Event::MachinesChanged => {
                 self.enumerated = None;
                 // What is being looked at may have been seen before.
-                self.must_look_again = self.is_enumerating;
+                self.must_look_again |= self.is_enumerating;
             }
             Event::Answered { ask, answer, kin } => self.answered(ask, answer, kin),
             Event::RunEnded { run, outcome } => self.run_ended(run, outcome),
@@ -244,6 +244,7 @@ impl Supervisor {
     /// There may be more to offer than a moment ago, other machines perhaps.
     fn changed(&mut self) {
         self.enumerated = None;
+        self.must_look_again |= self.is_enumerating;
         self.has_room();
     }
 

@@ -143,7 +143,7 @@ pub enum LayoutError {
         revision: String,
     },
     /// An agent uses the machine right now.
-    #[error("machine {machine} is in use: {} belongs to {owner}", path.display())]
+    #[error("machine {machine} is in use: {} belongs to {owner}; it may only wait for a task (`bbot agent drain` ends that)", path.display())]
     InUse {
         /// The machine.
         machine: String,

@@ -256,13 +256,7 @@ async fn start(qemu: &Qemu, spec: StartSpec) -> Result<QemuMachine, Error> {
         qemu.program.to_string_lossy()
     )))?;
 
-    let (mut qmp, mut events) = match greet(&name, our_qmp, &mut process).await {
-        // One that boots may do better.
-        Err(Error::NotStarted { detail, .. }) if matches!(spec.memory, Memory::Restored(_)) => {
-            return Err(Error::Unrestored { why: detail });
-        }
-        greeted => greeted?,
-    };
+    let (mut qmp, mut events) = greet(&name, our_qmp, &mut process).await?;
     let state = memory.as_ref().and_then(|memory| memory.file.state);
     if let (Memory::Restored(base), Some(state)) = (&spec.memory, state) {
         memory::restore(base, state, &mut qmp, &mut events, &process).await?;

@@ -170,7 +170,7 @@ fn prepared(world: &mut World, upload: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_prepared_machine_goes_on_with_the_task_and_the_next_is_prepared_meanwhile() {
+async fn a_prepared_machine_goes_on_with_the_task_and_the_next_is_prepared() {
     let mut world = warm_world(&["--prepare", "1"]).await;
     prepared(&mut world, "manifest");
     prepared(&mut world, "manifest");
@@ -210,15 +210,35 @@ async fn one_that_does_not_go_on_is_not_missed() {
     let ready = |agent: &Agent| agent.stock.count("linux") == 1;
     world.goes_on_until(ready).await;
     world.builds("manifest", RESULT.as_bytes());
-    world.plays(vec![waits_again()]);
+    world.builds("manifest", RESULT.as_bytes());
     build(&mut world).await;
     assert_eq!(world.posted().len(), 1);
     assert_eq!(world.posted()[0].result.status, Status::Success);
     assert_eq!(count(&world, |call| *call == Call::GoOn(2)), 1);
     // It was restored in its place, and not booted.
     assert!(matches!(began(&world, 3), Memory::Restored(_)));
+    // Nor is another one prepared that would not go on either.
+    build(&mut world).await;
+    assert_eq!(count(&world, |call| matches!(call, Call::GoOn(_))), 1);
+    assert_eq!(world.posted().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_runs_short_has_no_prepared_machines_for_a_while() {
+    let mut world = warm_world(&["--prepare", "1"]).await;
+    world.plays(vec![waits_again()]);
+    let ready = |agent: &Agent| agent.stock.count("linux") == 1;
     world.goes_on_until(ready).await;
-    assert_eq!(world.fake.started().len(), 5);
+    let begin = Instant::now();
+    for minutes in [5, 10, 20] {
+        assert!(world.agent().stock.relieve());
+        assert!(!world.agent().stock.relieve());
+        let begin = Instant::now();
+        world.plays(vec![waits_again()]);
+        world.goes_on_until(ready).await;
+        assert!(begin.elapsed().as_secs() >= minutes * 60, "{minutes}");
+    }
+    assert!(begin.elapsed().as_secs() < 60 * 60);
 }
 
 #[tokio::test(start_paused = true)]
