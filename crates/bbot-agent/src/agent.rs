@@ -311,7 +311,9 @@ fn open_watch(options: &Options) -> Option<Watch> {
     let watch = Watch::new();
     watch
         .inspect_err(|e| {
-            tracing::warn!("unable to watch the machines: {e}; they are looked at before each task")
+            tracing::warn!(
+                "unable to watch the machines: {e}; they are looked at before each task"
+            );
         })
         .ok()
 }

@@ -224,20 +224,20 @@ mod tests {
 
         let changes: [(&str, &dyn Fn()); 5] = [
             ("a manifest", &|| {
-                fs::write(machine.join("linux-1.1/manifest"), "x").unwrap()
+                fs::write(machine.join("linux-1.1/manifest"), "x").unwrap();
             }),
             ("a revision", &|| {
-                fs::create_dir(machine.join("linux-1.2")).unwrap()
+                fs::create_dir(machine.join("linux-1.2")).unwrap();
             }),
             ("the current one", &|| {
                 std::os::unix::fs::symlink("linux-1.2", machine.join("new")).unwrap();
                 fs::rename(machine.join("new"), machine.join("linux-1")).unwrap();
             }),
             ("a volume", &|| {
-                fs::create_dir(options.machines.join("other")).unwrap()
+                fs::create_dir(options.machines.join("other")).unwrap();
             }),
             ("a toolchain", &|| {
-                fs::create_dir(options.tftp.join("toolchains/default")).unwrap()
+                fs::create_dir(options.tftp.join("toolchains/default")).unwrap();
             }),
         ];
         for (what, change) in changes {

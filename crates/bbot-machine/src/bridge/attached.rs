@@ -126,10 +126,10 @@ impl Attached {
             GuestEnd::In(namespace) => {
                 attached.is_pair = true;
                 // The path is for ip, which is another process.
-                let _ = write!(
+                let _ = writeln!(
                     batch,
                     "link add name {name} type veth peer name eth0 address {guest} \
-                     netns /proc/{}/fd/{}\n",
+                     netns /proc/{}/fd/{}",
                     std::process::id(),
                     namespace.as_raw_fd()
                 );
