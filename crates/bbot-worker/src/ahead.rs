@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,6 +29,9 @@ const READY: u8 = b'r';
 /// What startup says: to get ready, and that the task follows.
 const GET_READY: u8 = b'g';
 const TASK: u8 = b't';
+
+/// How long it may take to get ready: the machine waits for it.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// The largest manifest that is handed over, in bytes: the channel's bound, and more.
 const LARGEST: u32 = 64 << 20;
@@ -53,9 +57,15 @@ impl Ahead {
         if let Ok(pid) = i32::try_from(self.child.id()) {
             kill(Pid::from_raw(pid), Signal::SIGCONT)?;
         }
-        self.socket.write_all(&[GET_READY])?;
-        let mut answer = [0];
-        self.socket.read_exact(&mut answer)
+        self.socket.set_read_timeout(Some(LONGEST))?;
+        let asked = self.socket.write_all(&[GET_READY]);
+        let answered = asked.and_then(|()| self.socket.read_exact(&mut [0]));
+        if answered.is_err() {
+            // Nothing of it may go on beside the build.
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        answered
     }
 
     /// Has it build, and waits for its end. An error: it was gone before, and nothing was built.

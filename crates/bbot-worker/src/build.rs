@@ -39,12 +39,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let isolation;
     let given = if options.ahead {
         // The machine may be saved once this is done: nothing in it may depend on the time or on chance.
-        isolation = Isolation::establish(options.agent);
-        let mut get_ready = rehearsal::Rehearsals::new(options, isolation.as_ref().ok());
-        match ahead::wait_for_task(|| get_ready.next())? {
-            Some(given) => given,
-            None => return Ok(ExitCode::SUCCESS),
-        }
+        let made = Isolation::establish(options.agent);
+        let mut get_ready = rehearsal::Rehearsals::new(options, made.as_ref().ok());
+        let Some(given) = ahead::wait_for_task(|| get_ready.next())? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        // What was in its way then may be gone, and something else be there.
+        isolation = match made {
+            Ok(made) if made.is_alone() => Ok(made),
+            _ => Isolation::establish(options.agent),
+        };
+        given
     } else {
         let given = given(&options.build, &channel)?;
         isolation = Isolation::establish(options.agent);

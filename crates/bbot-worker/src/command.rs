@@ -251,6 +251,10 @@ fn attend(
         if let Some(status) = ended {
             return Ok(status);
         }
+        if may_have_ended && end.is_some() {
+            // It has, and somebody who traces it has not seen it off yet.
+            std::thread::sleep(look);
+        }
         if until.is_some_and(|until| Instant::now() >= until) {
             until = None;
             child.kill()?;

@@ -116,6 +116,11 @@ impl Isolation {
         }
     }
 
+    /// Whether nothing runs as the build's user.
+    pub(crate) fn is_alone(&self) -> bool {
+        has_processes(self.user.uid).is_ok_and(|has| !has)
+    }
+
     /// Makes what the next commands, so many, would have to make first.
     pub(crate) fn make_ahead(&self, commands: usize) -> io::Result<()> {
         match self.network {

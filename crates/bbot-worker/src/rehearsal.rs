@@ -85,7 +85,6 @@ impl<'a> Rehearsals<'a> {
 fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> anyhow::Result<()> {
     let folder = options.build.join("rehearsal");
     clear(&folder)?;
-    fs::create_dir(&folder)?;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = socket.local_addr()?;
     // A guest whose loopback is down is no reason to wait for long.
@@ -94,6 +93,7 @@ fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> anyhow::Re
     probe.send_to(b"?", probe.local_addr()?)?;
     probe.recv(&mut [0])?;
 
+    fs::create_dir(&folder)?;
     let (given, source) = given(again)?;
     let root = Root::new()
         .get_bytes(SOURCE, source)

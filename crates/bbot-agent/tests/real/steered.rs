@@ -357,7 +357,9 @@ fn a_build_that_its_controller_ends_is_gone_within_seconds_and_nothing_is_posted
     assert!(took < Duration::from_secs(10), "{took:?}");
     agent.until("the run's end", |status| status.runs.is_empty());
     // What is dropped ends on a thread of its own.
-    until("the end of all of it", || qemu_of(agent.child.id()).is_none());
+    until("the end of all of it", || {
+        qemu_of(agent.child.id()).is_none()
+    });
     assert_eq!(
         names(bench.dir.join("state/default/held")),
         Vec::<String>::new()

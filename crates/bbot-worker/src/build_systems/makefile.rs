@@ -1,8 +1,11 @@
 //! What can be read out of a makefile without make.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 /// The names that GNU make looks for, in its order.
 pub(super) const NAMES: [&str; 3] = ["GNUmakefile", "makefile", "Makefile"];
@@ -19,9 +22,22 @@ pub(super) fn surely_has(directory: &Path, target: &str) -> bool {
         .find(|path| path.exists());
     let mut text = String::new();
     first
-        .and_then(|path| File::open(path).ok())
+        .and_then(|path| open(&path).ok())
         .and_then(|file| file.take(LARGEST).read_to_string(&mut text).ok())
         .is_some_and(|length| (length as u64) < LARGEST && has_rule(&text, target))
+}
+
+/// A regular file alone: a build has made it, and it is not the build's user who opens it.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 fn has_rule(text: &str, target: &str) -> bool {
