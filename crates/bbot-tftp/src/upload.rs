@@ -110,7 +110,8 @@ impl Part {
         }
     }
 
-    fn commit(&mut self, rule: &PutRule, name: &str) -> Result<(), Refusal> {
+    /// Whether it has its name; not when another one has it, which is kept.
+    fn commit(&mut self, rule: &PutRule, name: &str) -> Result<bool, Refusal> {
         let failed = |error: io::Error| refusal(rule, name, &error);
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;
@@ -121,7 +122,7 @@ impl Part {
             {
                 // Another upload of the same name was faster.
                 return if rule.repeated == Repeated::Drop {
-                    Ok(())
+                    Ok(false)
                 } else {
                     Err(there_already())
                 };
@@ -140,7 +141,7 @@ impl Part {
         }
         match rustix::fs::fsync(&self.folder) {
             // Some file systems have no such thing for a directory.
-            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Ok(()) | Err(Errno::INVAL) => Ok(true),
             Err(error) => {
                 // The peer is to try again, and must not find its own file in the way.
                 let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
@@ -173,7 +174,8 @@ impl Sink for Upload {
         if let Target::Part(part) = &mut self.target {
             let committed = part.commit(&self.rule, &self.name);
             self.target = match committed {
-                Ok(()) => Target::Committed(self.rule.folder.join(&self.name)),
+                Ok(true) => Target::Committed(self.rule.folder.join(&self.name)),
+                Ok(false) => Target::Dropped,
                 Err(_) => Target::Gone,
             };
             committed?;

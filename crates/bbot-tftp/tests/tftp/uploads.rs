@@ -103,6 +103,28 @@ fn log_segments() {
     assert_eq!(uploads.count(), 2);
 }
 
+/// Found by the fuzzer: the second was told as if it had its name.
+#[test]
+fn of_two_segments_of_one_name_at_once_the_first_whole_one_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(Root::new().put_numbered("log.", folder.path(), 1000));
+    let (first, _) = bench.ask(REQUEST_PORT, &packet::write_request("log.1", &[]));
+    bench.peer.set_port(4001);
+    let (second, _) = bench.ask(REQUEST_PORT, &packet::write_request("log.1", &[]));
+    assert_eq!(bench.ask(second, &data(1, b"second")).1, packet::ack(1));
+    bench.peer.set_port(4000);
+    assert_eq!(bench.ask(first, &data(1, b"first")).1, packet::ack(1));
+    assert_eq!(fs::read(folder.path().join("log.1")).unwrap(), b"second");
+    let events = bench.events().into_iter();
+    let told: Vec<u64> = events
+        .filter_map(|event| match event {
+            Event::Uploaded { bytes, .. } => Some(bytes),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [6]);
+}
+
 /// Whoever numbers on and on does not fill the disk of a server whose owner is busy.
 #[test]
 fn of_numbered_files_so_many_may_wait() {
