@@ -16,6 +16,7 @@
 //!   begin           what actions begin, and what follows when it ends
 //!   ask             one request for a task
 //!   work            one task, one bootstrap
+//!   saving          a machine that is saved with its memory
 //!   prepare         machines that are restored before there is a task
 //!   once            --dump-machines, --fake-request: no controller is asked
 //!   reload          SIGHUP
@@ -32,6 +33,7 @@ mod driver;
 mod once;
 mod prepare;
 mod reload;
+mod saving;
 mod show;
 mod steer;
 mod sweep;

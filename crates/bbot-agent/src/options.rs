@@ -40,12 +40,11 @@ pub const IDLE_PAUSE: Duration = Duration::from_secs(60);
 /// little too.
 pub const IDLE_PAUSE_OURS: Duration = Duration::from_secs(5);
 
-/// The same when there is one controller, and ours: it holds the request until it
-/// has a task, so there was a pause already.
+/// The same when there is one controller, and ours, from one request to the next: it
+/// holds the request until it has a task, so most often there was the pause already.
 pub const IDLE_PAUSE_HELD: Duration = Duration::from_secs(1);
 
-/// For how long a controller of ours may hold a request. Meanwhile the machines are
-/// not looked at.
+/// For how long a controller of ours may hold a request.
 pub const HOLD: Duration = Duration::from_secs(20);
 
 /// Which of the controller's eras the agent speaks.
@@ -205,7 +204,8 @@ pub struct Options {
     pub connect_timeout: u64,
 
     /// Seconds to pause when there is nothing to do. Default: 60; 5 where every
-    /// controller is one of ours, 1 where it is the only one
+    /// controller is one of ours, and from one request to the next at least 1 where
+    /// it is the only one, which holds them
     #[arg(long, value_name = "sec", value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub idle_pause: Option<u64>,
 

@@ -14,10 +14,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bbot_machine::machine::{Disk, Memory, Tftp};
 use bbot_machine::warm::{Base, Waiting};
-use bbot_manifest::{BootstrappedMachine, RunManifest};
+use bbot_manifest::BootstrappedMachine;
 use bbot_tftp::{Limits, Root};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::Elsewhere;
 use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
+use crate::local;
 use crate::run::{Running, Share, Start};
 use crate::task::copy_of;
-use crate::warm::{PREPARED, RESTORED, Warmth, base_of, until_waiting};
-use crate::{local, version};
+use crate::warm::{PREPARED, RESTORED, Warmth, base_of, until_waiting, waits};
 
 /// What a prepared machine is a copy of, and what it has of the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,18 +116,6 @@ pub(crate) async fn prepare(
     let base = base_of(host, machine, share, &copy)
         .await
         .ok_or_else(|| anyhow!("what was saved of it is of no use"))?;
-    // Its worker is asked to wait once more: all that this takes is known to QEMU by the time of a
-    // task, and need not be translated.
-    let run = RunManifest {
-        agent: format!("bbot-agent/{}", version::OWN),
-        log_segments: None,
-        source: None,
-        save: Some(PREPARED.to_owned()),
-        fresh: None,
-    };
-    let run = run
-        .serialize()
-        .context("unable to write the run manifest")?;
     let manifest = &machine.manifest.machine;
     let start = Start {
         manifest,
@@ -135,9 +123,9 @@ pub(crate) async fn prepare(
         share,
         disk: Disk::ThrowAway,
         memory: Memory::Restored(Arc::clone(&base)),
-        root: Root::new()
-            .get_bytes(RESTORED, run.into_bytes())
-            .get_held(PREPARED),
+        // All that it takes to wait once more is known to QEMU by the time of a task, and need not be
+        // translated then.
+        root: waits(RESTORED, PREPARED)?,
         folders: None,
     };
     let mut running = Running::start(host, copy, start).await?;

@@ -300,25 +300,13 @@ async fn try_to_save(
     let folders = Arc::new(host.blocking.run(make).await?);
     let copy = copy_of(host, machine).await?;
     let manifest = &machine.manifest.machine;
-    let run = RunManifest {
-        agent: format!("bbot-agent/{}", version::OWN),
-        log_segments: None,
-        source: None,
-        save: Some(RESTORED.to_owned()),
-        fresh: None,
-    };
-    let run = run
-        .serialize()
-        .context("unable to write the run manifest")?;
     let start = Start {
         manifest,
         mac: manifest.mac,
         share,
         disk: Disk::Kept,
         memory: Memory::ToBeSaved,
-        root: Root::new()
-            .get_bytes(RUN, run.into_bytes())
-            .get_held(RESTORED),
+        root: waits(RUN, RESTORED)?,
         folders: Some(folders),
     };
     let mut running = Running::start(host, copy, start).await?;
@@ -355,6 +343,23 @@ async fn try_to_save(
     copy.replace(&machine.directory).await?;
     host.bases.put(&machine.directory, base);
     Ok(Outcome::Saved)
+}
+
+/// What a worker that asks by this name is told: to ask by another one, and to wait for that answer.
+pub(crate) fn waits(asks: &str, again: &str) -> Result<Root> {
+    let run = RunManifest {
+        agent: format!("bbot-agent/{}", version::OWN),
+        log_segments: None,
+        source: None,
+        save: Some(again.to_owned()),
+        fresh: None,
+    };
+    let run = run
+        .serialize()
+        .context("unable to write the run manifest")?;
+    Ok(Root::new()
+        .get_bytes(asks, run.into_bytes())
+        .get_held(again))
 }
 
 /// Waits until the guest's worker has made everything ready to be saved.

@@ -17,15 +17,8 @@ use testkit::guest::{self, GuestFile};
 
 const USAGE: &str = "usage: fetch --client STATIC_PROGRAM [--megabytes NUMBER]";
 
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-for module in $(cat /modules/list); do insmod /modules/$module.ko; done
-ifconfig lo up
-ifconfig eth0 up
+/// After what all begin with.
+const INIT: &str = r#"ifconfig eth0 up
 udhcpc -i eth0 -n -q -t 20 -T 2 -s /udhcpc
 tftp -g -r script -l /script 196.254.111.222 && sh /script
 while :; do sleep 1000; done

@@ -32,15 +32,8 @@ const AIM_SLOPE: f64 = 10.0;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The card's address is part of what was saved.
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t devtmpfs devtmpfs /dev
-mount -t sysfs sysfs /sys
-for module in $(cat /modules/list); do insmod /modules/$module.ko; done
-ifconfig lo up
-ifconfig eth0 up
+/// After what all begin with.
+const INIT: &str = r#"ifconfig eth0 up
 udhcpc -i eth0 -n -q -t 20 -T 2 -s /udhcpc
 mkdir /full
 mount -t tmpfs -o size=90% full /full

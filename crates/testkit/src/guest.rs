@@ -26,6 +26,17 @@ const MODULES: [&str; 14] = [
     "drivers/char/hw_random/virtio-rng",
 ];
 
+/// How `/init` begins in all of them: programs, file systems, drivers, the loopback.
+const BEGIN: &str = "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in $(cat /modules/list); do insmod /modules/$module.ko; done
+ifconfig lo up
+";
+
 /// What busybox's DHCP client runs once it has an address.
 pub const UDHCPC: &str = r#"#!/bin/sh
 case $1 in bound|renew)
@@ -66,7 +77,7 @@ pub fn busybox() -> Result<Vec<u8>, String> {
         .ok_or_else(|| "busybox-static is not installed".to_owned())
 }
 
-/// An initial RAM disk: `/init`, `/bin/busybox`, `/udhcpc` for its DHCP client, `/modules/list` with the names of
+/// An initial RAM disk: `/init`, which does this once programs, drivers and the loopback are there, `/bin/busybox`, `/udhcpc` for its DHCP client, `/modules/list` with the names of
 /// `/modules/*.ko` in the order in which to load them, the folders that a system mounts things on, and these files.
 ///
 /// # Errors
@@ -79,7 +90,7 @@ pub fn initrd(init: &str, files: &[GuestFile<'_>]) -> Result<Vec<u8>, String> {
         archive.folder(folder);
     }
     archive.file("bin/busybox", 0o755, &busybox);
-    archive.file("init", 0o755, init.as_bytes());
+    archive.file("init", 0o755, format!("{BEGIN}{init}").as_bytes());
     archive.file("udhcpc", 0o755, UDHCPC.as_bytes());
     for file in files {
         archive.file(

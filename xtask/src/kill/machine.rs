@@ -36,16 +36,9 @@ impl Kind {
 
 /// The first process in QEMU: what a bootstrap has left comes from the disk, a tar archive without a file system around
 /// it; then bootstrap protocol 1.
-const TINY_INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin HOME=/root
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
+const TINY_INIT: &str = r#"export HOME=/root
 mkdir -p /root /build /run /var/run /var/log /usr/lib/bbot
 mkdir -m 1777 /tmp
-for module in $(cat /modules/list); do insmod /modules/$module.ko; done
-ifconfig lo up
 ifconfig eth0 up
 until udhcpc -i eth0 -n -q -t 20 -T 1 -s /udhcpc; do :; done
 tar -x -f /dev/vda -C / 2>/dev/null

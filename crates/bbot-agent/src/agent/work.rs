@@ -37,7 +37,7 @@ use crate::status::Phase;
 use crate::supervisor::{BootstrapOutcome, Outcome, RunId};
 use crate::suspended::Departing;
 use crate::task::{self, Fault, Job, Performed};
-use crate::{fake, resources, result, version, warm};
+use crate::{fake, resources, result, version};
 
 /// What of the agent can change a build: its version. The controller gets it back
 /// with the next task of the same configuration.
@@ -507,56 +507,5 @@ mod tests {
         assert_eq!(begin.elapsed(), Duration::ZERO);
         // What takes no time is done all the same.
         assert_eq!(put_away(&stop, async { 1 }).await, Some(1));
-    }
-}
-
-/// A machine that is to be saved with its memory.
-#[derive(Debug)]
-pub(super) struct SavingRun {
-    pub(super) context: Context,
-    pub(super) run: RunId,
-    pub(super) machine: Machine,
-    pub(super) share: Share,
-    /// It is interrupted.
-    pub(super) stop: CancellationToken,
-    pub(super) shown: Shown,
-    /// Suspended machines whose room it takes.
-    pub(super) departing: Departing,
-}
-
-impl SavingRun {
-    /// Whatever comes of it, the machine can be used as before.
-    pub(super) async fn perform(mut self) -> BootstrapEnded {
-        let name = &self.machine.dir.name;
-        let host = &self.context.host;
-        let saving = async {
-            self.departing.gone().await;
-            warm::save(host, &self.machine, self.share, &mut self.shown).await
-        };
-        let saved = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            ended = saving => Some(ended),
-        };
-        let outcome = match saved {
-            None => BootstrapOutcome::Interrupted,
-            Some(warm::Outcome::Saved) => {
-                tracing::info!("saved {name}: it is restored for each task from now on");
-                BootstrapOutcome::Done
-            }
-            Some(warm::Outcome::Stale) => {
-                tracing::info!("what was saved of {name} is of no use: it was replaced");
-                BootstrapOutcome::Interrupted
-            }
-            Some(warm::Outcome::GaveUp(why)) => {
-                tracing::warn!("{name} cannot be saved and boots for each task: {why}");
-                BootstrapOutcome::Done
-            }
-        };
-        BootstrapEnded {
-            run: self.run,
-            outcome,
-            keep: None,
-        }
     }
 }

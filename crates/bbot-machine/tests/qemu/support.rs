@@ -36,15 +36,8 @@ pub(crate) struct GuestFiles {
     pub(crate) initrd: PathBuf,
 }
 
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-for module in $(cat /modules/list); do insmod /modules/$module.ko; done
-ifconfig lo up
-for card in eth0 eth1; do
+/// After what all begin with.
+const INIT: &str = r#"for card in eth0 eth1; do
   [ -e /sys/class/net/$card ] || continue
   ifconfig $card up
   udhcpc -i $card -n -q -t 20 -T 2 -s /udhcpc
