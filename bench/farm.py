@@ -9,22 +9,20 @@ import fcntl
 import hashlib
 import http.client
 import http.server
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import urllib.parse
 
+import trivial
+
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = "x86_64-linux-gnu"
-# The commands stamp the guest's clock, which the agent has set by the host's; nothing is compiled.
-MAKEFILE = "all:\n\t@date +'bench began %s.%N'\n\ncheck:\n\t@date +'bench ended %s.%N'\n"
 
 # Seconds after which a connection that was not used is made anew.
 IDLE = 3
@@ -53,9 +51,9 @@ def install(programs):
 
 
 class Programs:
-    """Release builds of all that is ours."""
+    """Release builds of all that is ours, and the trivial package."""
 
-    def __init__(self):
+    def __init__(self, package):
         subprocess.run(["cargo", "build", "--quiet", "--release", "-p", "bbot", "-p", "bbot-agent", "-p", "bbot-controller"], check=True, cwd=TOP)
         worker = subprocess.run(["cargo", "xtask", "worker"], check=True, cwd=TOP, capture_output=True, text=True)
         metadata = subprocess.run(["cargo", "metadata", "--format-version=1", "--no-deps"],
@@ -66,6 +64,8 @@ class Programs:
         # What is worth keeping from run to run: machines.
         self.cache = os.path.join(self.target, "bench")
         os.makedirs(self.cache, exist_ok=True)
+        install({"cc": "gcc"})
+        self.stamp, self.archive = trivial.stamp(self.cache), trivial.archive(package, self.cache)
 
     def __getitem__(self, name):
         return os.path.join(self.folder, name)
@@ -183,7 +183,7 @@ class Controller:
         with open(os.path.join(self.data, "token"), encoding="ascii") as file:
             self.token = file.read().strip()
         self.connection, self.used = http.client.HTTPConnection(self.address), 0
-        self.archive = self.put_archive()
+        self.archive = self.put_archive(programs.archive)
         self.count = 0
 
     def call(self, method, path, body=None, is_json=True):
@@ -202,16 +202,7 @@ class Controller:
             fail(f"{method} {path}: {response.status} {text[:300]}")
         return json.loads(text) if is_json else text
 
-    def put_archive(self):
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-            entry = tarfile.TarInfo("trivial-1/Makefile")
-            entry.size, entry.mode = len(MAKEFILE), 0o644
-            folder = tarfile.TarInfo("trivial-1")
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(folder)
-            tar.addfile(entry, io.BytesIO(MAKEFILE.encode()))
-        packed = packed.getvalue()
+    def put_archive(self, packed):
         sha256 = hashlib.sha256(packed).hexdigest()
         self.call("PUT", f"/api/v1/archives/{sha256}", packed, is_json=False)
         return sha256

@@ -1,6 +1,6 @@
 """Buildbot with one worker on this host: the peer without any isolation.
 
-A build is one step, a shell that writes the time to a file. It is queued by the REST API; that it is done is told by a small
+A build is one step, the program that ours run too (bench/stamp.c), told to write the time to a file. It is queued by the REST API; that it is done is told by a small
 service in the master, which sends a datagram when the master says so to its own parts, after its database has it: asking the
 REST API again and again would take the time of the one thread that is measured. It counts once the REST API shows it as well.
 """
@@ -38,7 +38,7 @@ class Observer(BuildbotService):
         self.socket.send(str(message["buildrequestid"]).encode())
 
 builders = ["b%d" % n for n in range({builders})]
-command = ["sh", "-c", util.Interpolate("date +%%s.%%N >{stamps}/%(prop:tag)s")]
+command = [{stamp!r}, util.Interpolate("{stamps}/%(prop:tag)s")]
 factory = util.BuildFactory([steps.ShellCommand(command=command, name="trivial")])
 c = BuildmasterConfig = {{}}
 c["workers"] = [worker.Worker("worker", "password", max_builds={slots})]
@@ -63,7 +63,7 @@ def free_port():
 
 
 class Buildbot:
-    def __init__(self, cache, processes, folder, slots=1):
+    def __init__(self, cache, stamp, processes, folder, slots=1):
         self.programs = os.path.join(cache, "buildbot", "bin")
         if not os.path.exists(os.path.join(self.programs, "buildbot-worker")):
             self.install(os.path.dirname(self.programs))
@@ -77,7 +77,7 @@ class Buildbot:
         self.www, pb = free_port(), free_port()
         self.run("buildbot", "create-master", "-q", "master")
         with open(os.path.join(folder, "master", "master.cfg"), "w", encoding="ascii") as file:
-            file.write(MASTER.format(observer=os.path.join(folder, "observer"), stamps=self.stamps, builders=BUILDERS,
+            file.write(MASTER.format(observer=os.path.join(folder, "observer"), stamp=stamp, stamps=self.stamps, builders=BUILDERS,
                                      slots=slots, www=self.www, pb=pb))
         self.run("buildbot-worker", "create-worker", "-q", "worker", f"127.0.0.1:{pb}", "worker", "password")
         start = lambda name, part: processes.start([os.path.join(self.programs, name), "start", "--nodaemon", part],
@@ -150,6 +150,6 @@ class Buildbot:
         if not record["complete"] or record["results"] != 0:
             sys.exit(f"Buildbot: the build failed: {record}")
         with open(os.path.join(self.stamps, tag), encoding="ascii") as file:
-            began = float(file.read())
-        return {"queued": queued, "accepted": accepted, "handed": None, "first_line": None, "began": began, "done": began,
+            began, done = [float(line.split()[-1]) for line in file]
+        return {"queued": queued, "accepted": accepted, "handed": None, "first_line": None, "began": began, "done": done,
                 "ended": ended, "readable": readable}

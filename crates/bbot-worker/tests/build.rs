@@ -107,6 +107,65 @@ fn with_a_second_card_a_build_has_a_network() {
 }
 
 #[test]
+fn a_packages_own_scripts_build_it() {
+    if !testkit::root() {
+        return;
+    }
+    let mut task = task();
+    task.target_config = Some("MODE=fast --deep".to_owned());
+    let outcome = Run::build(&[
+        (
+            ".bbot/configure",
+            0o755,
+            "#!/bin/sh\necho \"args: $*; mode $MODE\"; touch made\n",
+        ),
+        // It has lost its right to be run.
+        (
+            ".bbot/update",
+            0o644,
+            "ls made && echo \"mode $MODE, jobs $BBOT_JOBS, as $USER\"\n",
+        ),
+        ("Makefile", 0o644, PLAIN),
+    ])
+    .task(&task)
+    .run();
+    assert_eq!(
+        outcome.statuses(),
+        "configure: success, update: success, test: success"
+    );
+    let log = outcome.log("configure");
+    assert!(
+        log.contains("with its own scripts\n")
+            && log.ends_with("+ ./.bbot/configure --deep\nargs: --deep; mode fast\n"),
+        "{log}"
+    );
+    let log = outcome.log("update");
+    let jobs = std::thread::available_parallelism().unwrap();
+    assert!(
+        log.starts_with(&format!(
+            "+ sh ./.bbot/update\nmade\nmode fast, jobs {jobs}, as "
+        )),
+        "{log}"
+    );
+    assert_eq!(outcome.log("test"), "info: no .bbot/test: nothing to do\n");
+
+    let outcome = Run::build(&[(".bbot/test", 0o755, "#!/bin/sh\nexit 7\n")])
+        .task(&task)
+        .run();
+    assert_eq!(
+        outcome.statuses(),
+        "configure: success, update: success, test: error"
+    );
+    assert!(
+        outcome
+            .log("configure")
+            .ends_with("left out, it is for that: --deep\n"),
+        "{}",
+        outcome.log("configure")
+    );
+}
+
+#[test]
 fn a_configure_script_written_by_hand_gets_variables_by_its_environment() {
     if !testkit::root() {
         return;

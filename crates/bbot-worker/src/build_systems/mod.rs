@@ -7,6 +7,7 @@ mod autoconf;
 mod cmake;
 mod make;
 mod makefile;
+mod scripts;
 
 use std::fmt;
 use std::io;
@@ -62,9 +63,14 @@ pub(crate) trait BuildSystem: fmt::Debug + Sync {
     ) -> Result<(), Stop>;
 }
 
-/// Those that are known, in the order in which they are looked for. Packages that have several keep `configure` for
-/// everyone and the others for those who ask for them.
-const ALL: [&dyn BuildSystem; 3] = [&autoconf::Autoconf, &cmake::CMake, &make::Make];
+/// Those that are known, in the order in which they are looked for: what a package says itself goes first. Packages that have
+/// several others keep `configure` for everyone and the rest for those who ask for it.
+const ALL: [&dyn BuildSystem; 4] = [
+    &scripts::Scripts,
+    &autoconf::Autoconf,
+    &cmake::CMake,
+    &make::Make,
+];
 
 /// The build system of a source tree.
 pub(crate) fn detect(source: &Path) -> Option<&'static dyn BuildSystem> {
@@ -139,7 +145,9 @@ mod tests {
 
     #[test]
     fn source_trees_are_told_apart() {
-        let cases: [(&[&str], Option<&str>); 7] = [
+        let cases: [(&[&str], Option<&str>); 9] = [
+            (&[".bbot/test", "configure"], Some("scripts in .bbot/")),
+            (&[".bbot/notes", "Makefile"], Some("make")),
             (
                 &["configure", "CMakeLists.txt", "Makefile"],
                 Some("autoconf"),
@@ -154,7 +162,9 @@ mod tests {
         for (files, expected) in cases {
             let dir = tempfile::tempdir().unwrap();
             for file in files {
-                fs::write(dir.path().join(file), "").unwrap();
+                let file = dir.path().join(file);
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, "").unwrap();
             }
             assert_eq!(
                 detect(dir.path()).map(BuildSystem::name),
