@@ -119,9 +119,14 @@ impl Stream {
             queue.left_out = 0;
             append(&mut queue, operation, mark.as_bytes());
         }
+        let was_empty = queue.pending.is_empty();
         append(&mut queue, operation, bytes);
+        // A sender that waits for time to pass need not be woken by each line.
+        let wake = was_empty || queue.pending.front().is_some_and(is_full);
         drop(queue);
-        self.shared.changed.notify_all();
+        if wake {
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Ends the stream and waits until all is sent, or for a bounded time.
@@ -220,18 +225,19 @@ fn send_all(shared: &Shared, mut send: impl FnMut(u64, &[u8]) -> Sent) {
     shared.changed.notify_all();
 }
 
-/// Waits for a segment that is full, or old enough, or followed by another, or the last.
+fn is_full(segment: &Pending) -> bool {
+    segment.bytes.len() == SEGMENT
+}
+
+/// Waits for a segment that is full, or old enough, or the last. One that the next operation follows waits as well: to send
+/// it would take from that operation's first command.
 fn next(shared: &Shared) -> Option<Pending> {
     let mut queue = shared.lock();
     loop {
         let wait = match queue.pending.front() {
             None if queue.closed => return None,
             None => Duration::MAX,
-            Some(first)
-                if queue.closed || queue.pending.len() > 1 || first.bytes.len() == SEGMENT =>
-            {
-                Duration::ZERO
-            }
+            Some(first) if queue.closed || is_full(first) => Duration::ZERO,
             Some(first) => GATHER.saturating_sub(first.since.elapsed()),
         };
         if wait.is_zero() {
