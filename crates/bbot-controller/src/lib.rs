@@ -12,6 +12,7 @@ pub mod auth;
 pub mod buildtab;
 pub mod clock;
 pub mod config;
+pub mod config_file;
 pub mod http;
 pub mod options;
 pub mod pattern;

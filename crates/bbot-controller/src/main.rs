@@ -3,13 +3,28 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use bbot_controller::config_file;
 use bbot_controller::options::Options;
-use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     // clap leaves with 2 for wrong usage and 0 for --help and --version.
-    let options = Options::parse();
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if arguments
+        .iter()
+        .skip(1)
+        .any(|word| word == "--print-config")
+    {
+        print!("{}", config_file::documented());
+        return ExitCode::SUCCESS;
+    }
+    let options = match config_file::options(arguments) {
+        Ok(options) => options,
+        Err(e) => {
+            eprintln!("bbot-controller: {:#}", anyhow::Error::from(e));
+            return ExitCode::from(2);
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("BBOT_LOG")

@@ -23,6 +23,14 @@ const DAY: u64 = 24 * 3600;
 #[derive(Debug, Parser)]
 #[command(name = "bbot-controller", version, max_term_width = 100)]
 pub struct Options {
+    /// File with these options (TOML); the command line goes first
+    #[arg(long, value_name = "FILE", env = "BBOT_CONTROLLER_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Print a configuration file with every option, its help and its default, and leave
+    #[arg(long, exclusive = true)]
+    pub print_config: bool,
+
     /// Address and port to listen on; port 0 takes a free one. Only this computer can reach the default
     #[arg(long, value_name = "ADDR:PORT", default_value_t = SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)))]
     pub listen: SocketAddr,
