@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::clock::{Clock, SystemClock};
 pub use crate::queue::era::EraChoice;
@@ -50,6 +50,8 @@ pub struct Config {
     pub source_user: Option<(u32, u32)>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// Whoever asks has what may change while it runs looked at, at once.
+    pub reload: Arc<Notify>,
     /// Is told the bound address once requests are taken.
     pub bound: Option<oneshot::Sender<SocketAddr>>,
 }
@@ -122,6 +124,7 @@ impl Config {
             source_addresses: crate::source::git::Addresses::Public,
             source_user: None,
             clock: Arc::new(SystemClock::start()),
+            reload: Arc::default(),
             bound: None,
         }
     }

@@ -21,6 +21,9 @@ const NOT_HERE: [&str; 4] = ["config", "print-config", "help", "version"];
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
 
+/// The longest line of a comment, in characters.
+const WIDTH: usize = 100;
+
 /// The configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -197,8 +200,7 @@ fn position(text: &str, at: usize) -> (usize, usize) {
 /// A configuration file that changes nothing and says what could be changed: every option with its help and default.
 #[must_use]
 pub fn documented() -> String {
-    let mut text = "# The configuration of bbot-controller (--config FILE). What the command line or the environment says \
-                    goes first.\n# A line without # counts; those with it show the defaults.\n"
+    let mut text = "# The configuration of bbot-controller (--config FILE). What the command line or the\n# environment says goes first. A line without # counts; those with it show the defaults.\n"
         .to_owned();
     for arg in Options::command().get_arguments() {
         let Some(name) = arg.get_long().filter(|name| !NOT_HERE.contains(name)) else {
@@ -209,9 +211,7 @@ pub fn documented() -> String {
             .get_long_help()
             .or(arg.get_help())
             .map(ToString::to_string);
-        for line in help.unwrap_or_default().lines() {
-            let _ = writeln!(text, "{}", format!("# {line}").trim_end());
-        }
+        comment(&mut text, &help.unwrap_or_default());
         let defaults: Vec<String> = arg
             .get_default_values()
             .iter()
@@ -226,6 +226,21 @@ pub fn documented() -> String {
         let _ = writeln!(text, "#{name} = {value}");
     }
     text
+}
+
+/// Adds it as a comment, in lines of a length that can be read.
+fn comment(to: &mut String, text: &str) {
+    let mut length = WIDTH;
+    for word in text.split_whitespace() {
+        if length + 1 + word.chars().count() > WIDTH {
+            to.push_str(if length == WIDTH { "#" } else { "\n#" });
+            length = 1;
+        }
+        to.push(' ');
+        to.push_str(word);
+        length += 1 + word.chars().count();
+    }
+    to.push('\n');
 }
 
 /// A value in TOML.

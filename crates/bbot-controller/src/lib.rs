@@ -23,6 +23,7 @@ mod server;
 pub mod source;
 pub mod store;
 mod token;
+mod watched;
 
 pub use config::{Config, EraChoice, Limits};
 pub use server::{RunError, run};

@@ -59,6 +59,14 @@ fn start(options: Options) -> anyhow::Result<()> {
         let mut interrupt =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
                 .context("cannot wait for SIGINT")?;
+        let mut hang_up = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+            .context("cannot wait for SIGHUP")?;
+        let reload = std::sync::Arc::clone(&config.reload);
+        tokio::spawn(async move {
+            while hang_up.recv().await.is_some() {
+                reload.notify_one();
+            }
+        });
         let stop = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {

@@ -39,7 +39,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR", env = "BBOT_CONTROLLER_DATA")]
     pub data: PathBuf,
 
-    /// Which machines build which configurations [default: any machine, configuration `default`]
+    /// Which machines build which configurations; read again when it changes [default: any machine,
+    /// configuration `default`]
     #[arg(long, value_name = "FILE")]
     pub buildtab: Option<PathBuf>,
 

@@ -26,6 +26,7 @@ use crate::http::{self, App, Connection};
 use crate::source::archives::Archives;
 use crate::store::{Store, StoreError};
 use crate::token::{Token, TokenError};
+use crate::watched::Watched;
 
 /// The controller could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -100,8 +101,8 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     make_private_directory(&data).map_err(data_error)?;
     let _lock = lock(&data)?;
     let buildtab = match &config.buildtab {
-        Some(path) => Buildtab::load(path)?,
-        None => Buildtab::default(),
+        Some(path) => Watched::open(path, Buildtab::load)?,
+        None => Watched::fixed(Buildtab::default(), Buildtab::load),
     };
     let keys = config
         .agent_keys
@@ -160,6 +161,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.prune_logs(&shutdown).await })
     };
+    let reloading = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { app.reload(&shutdown).await })
+    };
     loop {
         // The permit comes first: at the limit, further clients wait in the kernel's queue.
         let permit = tokio::select! {
@@ -196,6 +201,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     leases.abort();
     pruning.abort();
+    reloading.abort();
     store.close().await;
     tracing::info!("stopped");
     Ok(())

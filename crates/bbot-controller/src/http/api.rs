@@ -140,7 +140,8 @@ fn check_repository(repository: &Repository) -> Result<(), Problem> {
 
 /// Which configurations a submission is built in: all, or those named.
 fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, String)>, Problem> {
-    let all = app.buildtab.configurations();
+    let buildtab = app.buildtab();
+    let all = buildtab.configurations();
     if let Some(names) = names {
         if names.is_empty() {
             return Err(Problem::bad(
@@ -567,7 +568,7 @@ pub(super) async fn rebuild(
 /// `GET /api/v1/configurations`.
 pub(super) async fn configurations_list(Shared(app): Shared<Arc<App>>) -> Response {
     let all: Vec<Value> = app
-        .buildtab
+        .buildtab()
         .configurations()
         .iter()
         .map(|c| {

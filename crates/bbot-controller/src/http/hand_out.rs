@@ -107,6 +107,7 @@ mod tests {
     use crate::source::{Repository, Source};
     use crate::store::{NewLease, NewSubmission, Store};
     use crate::token::Token;
+    use crate::watched::Watched;
     use http_body_util::BodyExt as _;
     use hyper::body::Body as _;
 
@@ -123,7 +124,7 @@ mod tests {
             address,
             store,
             archives,
-            Buildtab::default(),
+            Watched::fixed(Buildtab::default(), Buildtab::load),
             None,
             token,
             shutdown,

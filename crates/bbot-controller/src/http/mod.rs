@@ -30,7 +30,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::AgentKeys;
-use crate::buildtab::Buildtab;
+use crate::buildtab::{Buildtab, LoadError};
 use crate::clock::Millis;
 use crate::config::Config;
 use crate::queue::lease::Lapse;
@@ -40,6 +40,7 @@ use crate::segments::Segments;
 use crate::source::archives::Archives;
 use crate::store::{Store, StoreError};
 use crate::token::{SignIns, Token};
+use crate::watched::Watched;
 
 pub use guard::External;
 pub(crate) use guard::{Base, Connection};
@@ -55,7 +56,7 @@ pub(crate) struct App {
     address: SocketAddr,
     store: Store,
     archives: Archives,
-    buildtab: Buildtab,
+    buildtab: Watched<Buildtab, LoadError>,
     keys: Option<AgentKeys>,
     token: Token,
     sign_ins: SignIns,
@@ -86,7 +87,7 @@ impl App {
         address: SocketAddr,
         store: Store,
         archives: Archives,
-        buildtab: Buildtab,
+        buildtab: Watched<Buildtab, LoadError>,
         keys: Option<AgentKeys>,
         token: Token,
         shutdown: CancellationToken,
@@ -115,6 +116,25 @@ impl App {
 
     fn now(&self) -> Millis {
         self.config.clock.now()
+    }
+
+    /// The buildtab as it is now.
+    fn buildtab(&self) -> Arc<Buildtab> {
+        self.buildtab.get(self.steady())
+    }
+
+    /// Looks at what may have changed whenever it is asked to, until `shutdown`. (Whoever needs it looks too, so that nobody
+    /// has to ask: but not those who wait.)
+    pub(crate) async fn reload(&self, shutdown: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.config.reload.notified() => {}
+            }
+            if self.buildtab.reload() {
+                self.wake_agents();
+            }
+        }
     }
 
     fn steady(&self) -> Millis {

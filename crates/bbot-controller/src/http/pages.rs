@@ -323,7 +323,7 @@ pub(super) async fn build(
 /// What a person should know about a build that is not done.
 fn note(app: &App, build: &Build) -> Option<String> {
     let offered = app
-        .buildtab
+        .buildtab()
         .configurations()
         .iter()
         .any(|c| c.name == build.configuration && c.target == build.target);
@@ -510,7 +510,7 @@ pub(super) async fn configurations(State(app): State<Arc<App>>, headers: HeaderM
         StatusCode::OK,
         &ConfigurationsPage {
             frame,
-            configurations: app.buildtab.configurations(),
+            configurations: app.buildtab().configurations(),
         },
     )
 }

@@ -193,7 +193,8 @@ async fn find(
             },
         })
         .collect();
-    let candidates = select::candidates(&app.buildtab, &offers, era);
+    let buildtab = app.buildtab();
+    let candidates = select::candidates(&buildtab, &offers, era);
     if candidates.is_empty() {
         return Ok(None);
     }

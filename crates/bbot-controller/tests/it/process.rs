@@ -48,9 +48,13 @@ impl Running {
         self.child.wait().unwrap();
     }
 
-    fn terminate(mut self) -> Option<i32> {
+    fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    fn terminate(mut self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
         self.child.wait().unwrap().code()
     }
 
@@ -458,4 +462,56 @@ fn sigterm_answers_those_who_wait() {
         (200, ": 1\nsession:\n")
     );
     assert!(begun.elapsed() < std::time::Duration::from_secs(25));
+}
+
+#[test]
+fn a_buildtab_that_changes_counts_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let (tab, file) = (dir.path().join("buildtab"), dir.path().join("c.toml"));
+    std::fs::write(&tab, "linux* gcc x86_64-linux-gnu\n").unwrap();
+    std::fs::write(&file, format!("buildtab = {tab:?}\n")).unwrap();
+    let running = Running::start(&data, |command| {
+        command.arg("--config").arg(&file);
+    });
+    let token = std::fs::read_to_string(data.join("token")).unwrap();
+    let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    let submitted = running.send(token.trim(), "POST", "/api/v1/submissions", body);
+    assert_eq!(submitted.status, 201);
+
+    // Nothing is built any more by the agent that asks now, until the line is back: it is told at once then.
+    std::fs::write(&tab, "windows* msvc x86_64-microsoft-win32-msvc14.3\n").unwrap();
+    running.signal(rustix::process::Signal::HUP);
+    let names = || {
+        let all = curl(&[&format!("{}/api/v1/configurations", running.url)], b"").json();
+        all["configurations"][0]["name"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    while names() != "msvc" {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let url = format!("{}/?build-task", running.url);
+    let waiting = std::thread::spawn(move || {
+        let headers = ["Bbot-Agent: 1", "Bbot-Wait: 50"];
+        agent(&url, &headers, request("0.7.0").as_bytes()).text()
+    });
+    let asking = || {
+        let all = curl(&[&format!("{}/api/v1/agents", running.url)], b"").json();
+        all["agents"][0]["asking"] == 1
+    };
+    while !asking() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // A mistake changes nothing.
+    std::fs::write(&tab, "linux*\n").unwrap();
+    running.signal(rustix::process::Signal::HUP);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(names(), "msvc");
+    std::fs::write(&tab, "linux* gcc x86_64-linux-gnu\n").unwrap();
+    let began = std::time::Instant::now();
+    running.signal(rustix::process::Signal::HUP);
+    assert_eq!(field(&waiting.join().unwrap(), "session").len(), 64);
+    assert!(began.elapsed() < std::time::Duration::from_secs(20));
 }
