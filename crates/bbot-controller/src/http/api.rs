@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::problem::{Json, Problem};
 use super::{App, Base, body, follow, live, params, view};
-use crate::queue::State;
+use crate::queue::{Rebuild, State};
 use crate::source::{Repository, Source, git, is_sha256};
 use crate::store::{Build, Filter, Log, NewSubmission};
 
@@ -192,6 +192,7 @@ pub(super) async fn submit(
         submission.version,
         builds.len()
     );
+    app.figures.submitted(builds.len());
     app.wake_agents();
     Ok(json(
         StatusCode::CREATED,
@@ -537,6 +538,9 @@ pub(super) async fn do_rebuild(
         "a rebuild of build {} is asked for",
         build.id
     );
+    if done == Some(Rebuild::Queue) {
+        app.figures.submitted(1);
+    }
     app.wake_agents();
     app.store
         .build(build.id)

@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
 use super::App;
+use super::metrics::Counted;
 use super::problem::{Json, Plain, Problem};
 
 /// The two ends of the connection that a request came by.
@@ -170,9 +171,16 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; form-action 'self'; 
 /// The checks.
 pub(super) async fn check(
     State(app): State<Arc<App>>,
-    mut request: Request<Body>,
+    request: Request<Body>,
     next: Next,
 ) -> Response {
+    let counted = Counted::begin(&request);
+    let answer = checked(&app, request, next).await;
+    counted.end(&app, answer.status());
+    answer
+}
+
+async fn checked(app: &App, mut request: Request<Body>, next: Next) -> Response {
     let api = request.uri().path().starts_with("/api/");
     let refuse = |status, sentence: &str| {
         let problem = Problem::new(status, sentence);

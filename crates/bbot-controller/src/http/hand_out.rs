@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
 
 use super::App;
+use crate::figures::CameBack;
 
 /// A task on its way to an agent; when this is dropped before it was delivered, the task is taken back.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ impl Drop for HandOut {
         runtime.spawn(async move {
             match app.store.take_back(&session).await {
                 Ok(Some(build)) => {
+                    app.figures.came_back(CameBack::NotTold);
                     tracing::info!(
                         build.id,
                         "the agent that build {} was for is gone before it was told: queued again",

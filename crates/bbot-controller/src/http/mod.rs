@@ -8,6 +8,7 @@ mod follow;
 mod guard;
 mod hand_out;
 mod live;
+mod metrics;
 mod pages;
 mod params;
 mod problem;
@@ -33,6 +34,7 @@ use crate::auth::AgentKeys;
 use crate::buildtab::{Buildtab, LoadError};
 use crate::clock::Millis;
 use crate::config::Config;
+use crate::figures::{CameBack, Figures};
 use crate::queue::lease::Lapse;
 use crate::queue::outcome;
 use crate::roll::Roll;
@@ -63,6 +65,8 @@ pub(crate) struct App {
     git: Semaphore,
     /// The raw logs of runs.
     segments: Arc<Segments>,
+    /// What is counted.
+    figures: Figures,
     /// Who has been heard of.
     agents: Roll,
     /// Clients that may still begin to follow a log.
@@ -95,6 +99,7 @@ impl App {
         let runs = config.data_dir.join("runs");
         Self {
             segments: Arc::new(Segments::new(runs, config.limits.run_log)),
+            figures: Figures::new(),
             agents: Roll::default(),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
             changed: watch::Sender::new(0),
@@ -157,6 +162,10 @@ impl App {
         let lapsed = self.store.requeue_lapsed(self.steady(), self.now()).await?;
         for (build, lapse) in &lapsed {
             let agent = build.agent.as_deref().unwrap_or_default();
+            self.figures.came_back(CameBack::Lapsed);
+            if *lapse == Lapse::GiveUp {
+                self.figures.result(bbot_manifest::Status::Abort);
+            }
             match lapse {
                 Lapse::Requeue => tracing::warn!(
                     build.id,
@@ -300,6 +309,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/sign-in", get(pages::sign_in_form).post(pages::sign_in))
         .route("/sign-out", post(pages::sign_out))
         .route("/style.css", get(pages::style))
+        .route("/healthz", get(metrics::health))
+        .route("/metrics", get(metrics::metrics))
         .nest("/api/v1", api)
         .fallback(unknown)
         .layer(axum::middleware::from_fn_with_state(

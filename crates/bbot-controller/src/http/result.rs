@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use bbot_manifest::{PackageVersion, ResultRequest, log_text};
+use bbot_manifest::{PackageVersion, ResultRequest, Status, log_text};
 
 use super::problem::{Plain, Problem, one_line};
 use super::{App, body, task};
 use crate::auth;
+use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
@@ -187,6 +188,7 @@ fn tell(
     let status = result.status;
     match verdict {
         Verdict::Keep(state) => {
+            app.figures.result(status);
             let late = if late {
                 " (late: its lease had lapsed)"
             } else {
@@ -199,6 +201,7 @@ fn tell(
             app.wake_followers();
         }
         Verdict::Requeue => {
+            app.figures.came_back(CameBack::Given);
             let why = result.reason().map(|why| format!(": {}", one_line(why)));
             tracing::info!(
                 "{name} {version} was given back by its agent and is queued again{}",
@@ -207,6 +210,8 @@ fn tell(
             app.wake_agents();
         }
         Verdict::GiveUp => {
+            app.figures.came_back(CameBack::Given);
+            app.figures.result(Status::Abort);
             tracing::warn!(
                 "{name} {version} came back from its agents without a result {} times: abort",
                 outcome::INTERRUPTS

@@ -152,6 +152,7 @@ pub(super) async fn log(
     let operation = operation.to_owned();
     let segments = Arc::clone(&app.segments);
     let build = facts.build.id;
+    let bytes = data.len();
     // Detached: what was begun is finished, whether the agent waits for the answer or not.
     let appended = tokio::task::spawn_blocking(move || {
         let data = text.get(from..).unwrap_or_default();
@@ -162,6 +163,9 @@ pub(super) async fn log(
     .await
     .map_err(|e| Problem::internal("keep a log segment", &e))?
     .map_err(|e| Problem::internal("keep a log segment", &e))?;
+    if matches!(appended, Appended::Stored { .. }) {
+        app.figures.segment(bytes);
+    }
     let (status, next) = match appended {
         Appended::Stored { next } | Appended::Known { next } => (StatusCode::NO_CONTENT, next),
         Appended::Gap { next } => (StatusCode::CONFLICT, next),

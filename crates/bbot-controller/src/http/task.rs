@@ -263,6 +263,7 @@ async fn find(
             hand_out.done();
             continue;
         };
+        app.figures.handed_out(lease.build.queued.until(app.now()));
         app.handed_out.notify_one();
         app.wake_followers();
         tracing::info!(

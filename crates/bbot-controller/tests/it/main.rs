@@ -14,3 +14,4 @@ mod process;
 mod sessions;
 mod store;
 mod support;
+mod watch;
