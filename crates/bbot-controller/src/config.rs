@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::clock::{Clock, SystemClock};
 pub use crate::queue::era::EraChoice;
 use crate::segments::Bounds;
+pub use crate::tls::TlsFiles;
 
 /// The port that is listened on when none is said.
 pub const DEFAULT_PORT: u16 = 2268;
@@ -50,6 +51,8 @@ pub struct Config {
     pub source_user: Option<(u32, u32)>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// The certificate, where it speaks TLS itself.
+    pub tls: Option<TlsFiles>,
     /// Whoever asks has what may change while it runs looked at, at once.
     pub reload: Arc<Notify>,
     /// Is told the bound address once requests are taken.
@@ -124,6 +127,7 @@ impl Config {
             source_addresses: crate::source::git::Addresses::Public,
             source_user: None,
             clock: Arc::new(SystemClock::start()),
+            tls: None,
             reload: Arc::default(),
             bound: None,
         }

@@ -23,8 +23,9 @@ pub mod segments;
 mod server;
 pub mod source;
 pub mod store;
+mod tls;
 mod token;
 mod watched;
 
-pub use config::{Config, EraChoice, Limits};
+pub use config::{Config, EraChoice, Limits, TlsFiles};
 pub use server::{RunError, run};

@@ -78,10 +78,15 @@ fn start(options: Options) -> anyhow::Result<()> {
         let (sender, bound) = tokio::sync::oneshot::channel();
         config.bound = Some(sender);
         let token = config.token_path();
+        let scheme = if config.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         tokio::spawn(async move {
             if let Ok(address) = bound.await {
                 println!(
-                    "bbot-controller listens on http://{address}/ (token: {})",
+                    "bbot-controller listens on {scheme}://{address}/ (token: {})",
                     token.display()
                 );
             }

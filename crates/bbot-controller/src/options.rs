@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits};
+use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits, TlsFiles};
 use crate::source::git::Addresses;
 
 /// Seconds of a day.
@@ -68,6 +68,14 @@ pub struct Options {
     #[arg(long, value_name = "DAYS", default_value_t = KEEP_LOGS.as_secs() / DAY,
           value_parser = clap::value_parser!(u64).range(..=36_500))]
     pub keep_logs: u64,
+
+    /// Certificate (PEM, with those between it and one that clients know): speak TLS; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
 
     /// URL that agents and browsers reach this controller by, when something stands before it
     #[arg(long, value_name = "URL")]
@@ -143,6 +151,10 @@ impl Options {
         config.keep_logs = Some(self.keep_logs)
             .filter(|days| *days > 0)
             .map(|days| Duration::from_secs(days * DAY));
+        config.tls = self
+            .tls_cert
+            .zip(self.tls_key)
+            .map(|(certificate, key)| TlsFiles { certificate, key });
         config.external_url = self.external_url;
         config.names = self.names;
         config.token_file = self.token_file;

@@ -14,17 +14,20 @@ use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{AgentKeys, KeyError};
 use crate::buildtab::{Buildtab, LoadError};
 use crate::config::Config;
-use crate::http::{self, App, Connection};
+use crate::http::{self, App, Connection, Scheme};
 use crate::source::archives::Archives;
 use crate::store::{Store, StoreError};
+use crate::tls::TlsError;
 use crate::token::{Token, TokenError};
 use crate::watched::Watched;
 
@@ -70,6 +73,9 @@ pub enum RunError {
     /// The agents' keys.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -80,6 +86,9 @@ pub enum RunError {
 
 /// A client has this long to send a request's head; slow ones must not hold connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// And this long to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A client that takes nothing of an answer for so long is cut off.
 const STALLED: Duration = Duration::from_secs(120);
@@ -101,8 +110,11 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     make_private_directory(&data).map_err(data_error)?;
     let _lock = lock(&data)?;
     let buildtab = match &config.buildtab {
-        Some(path) => Watched::open(path, Buildtab::load)?,
-        None => Watched::fixed(Buildtab::default(), Buildtab::load),
+        Some(path) => {
+            let file = path.clone();
+            Watched::open(vec![path.clone()], move || Buildtab::load(&file))?
+        }
+        None => Watched::fixed(Buildtab::default()),
     };
     let keys = config
         .agent_keys
@@ -121,6 +133,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
             url: config.external_url.clone().unwrap_or_default(),
             what,
         })?;
+    let tls = match config.tls.clone() {
+        Some(files) => Some(Watched::open(files.paths(), move || files.load())?),
+        None => None,
+    };
     let store = Store::open(&data.join("controller.sqlite")).await?;
 
     let listener = TcpListener::bind(config.bind)
@@ -186,8 +202,9 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         };
         let router = TowerToHyperService::new(router.clone());
         let shutdown = shutdown.clone();
+        let tls = tls.as_ref().map(|tls| tls.get(app.steady()));
         tasks.spawn(async move {
-            serve(stream, peer, router, shutdown).await;
+            accepted(stream, peer, tls, router, shutdown).await;
             drop(permit);
         });
     }
@@ -277,9 +294,10 @@ fn notice_dead_peers(stream: &TcpStream) {
     let _ = sockopt::set_tcp_user_timeout(stream, timeout);
 }
 
-async fn serve(
+async fn accepted(
     stream: TcpStream,
     peer: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
     router: TowerToHyperService<axum::Router>,
     shutdown: CancellationToken,
 ) {
@@ -291,8 +309,38 @@ async fn serve(
     let _ = stream.set_nodelay(true);
     let service = Service {
         router,
-        connection: Connection { local, peer },
+        connection: Connection {
+            local,
+            peer,
+            scheme: if tls.is_some() {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            },
+        },
     };
+    let Some(tls) = tls else {
+        return serve(stream, peer, service, shutdown).await;
+    };
+    let handshake = TlsAcceptor::from(tls).accept(stream);
+    let handshake = tokio::time::timeout(HANDSHAKE, handshake);
+    let accepted = tokio::select! {
+        accepted = handshake => accepted,
+        () = shutdown.cancelled() => return,
+    };
+    match accepted {
+        Ok(Ok(stream)) => serve(stream, peer, service, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%peer, "connection: no TLS: {error}"),
+        Err(_) => tracing::debug!(%peer, "connection: no TLS in time"),
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    service: Service,
+    shutdown: CancellationToken,
+) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -1,6 +1,6 @@
-//! A file that is read again when it has changed: what is in it counts a second later, without a restart.
+//! Files that are read again when they have changed: what is in them counts a second later, without a restart.
 //!
-//! One that cannot be read any more, or is wrong, changes nothing: what was read before stays, and the log says why.
+//! Those that cannot be read any more, or are wrong, change nothing: what was read before stays, and the log says why.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -26,50 +26,64 @@ fn stamp(path: &Path) -> Option<Stamp> {
     ))
 }
 
-/// The value that a file had when it was last right.
-#[derive(Debug)]
+type Load<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
+
+/// The value that files had when they were last right.
 pub(crate) struct Watched<T, E> {
-    path: Option<PathBuf>,
-    load: fn(&Path) -> Result<T, E>,
+    /// None: they never change.
+    load: Option<Load<T, E>>,
+    paths: Vec<PathBuf>,
     state: Mutex<State<T>>,
 }
 
 #[derive(Debug)]
 struct State<T> {
     value: Arc<T>,
-    /// None: it was not there.
-    stamp: Option<Stamp>,
+    /// None for a file that was not there.
+    stamps: Vec<Option<Stamp>>,
     looked: Option<Millis>,
 }
 
+impl<T: fmt::Debug, E> fmt::Debug for Watched<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched")
+            .field("paths", &self.paths)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T, E: fmt::Display> Watched<T, E> {
-    /// Reads it for the first time.
+    /// Reads these files for the first time, by `load`.
     ///
     /// # Errors
-    /// It cannot be read, or is wrong.
-    pub(crate) fn open(path: &Path, load: fn(&Path) -> Result<T, E>) -> Result<Self, E> {
-        // Before it is read: what changes meanwhile is read again.
-        let stamp = stamp(path);
-        let value = load(path)?;
+    /// They cannot be read, or are wrong.
+    pub(crate) fn open(
+        paths: Vec<PathBuf>,
+        load: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        // Before they are read: what changes meanwhile is read again.
+        let stamps = stamps(&paths);
+        let value = Arc::new(load()?);
         Ok(Self {
-            path: Some(path.to_owned()),
-            load,
+            load: Some(Box::new(load)),
+            paths,
             state: Mutex::new(State {
-                value: Arc::new(value),
-                stamp,
+                value,
+                stamps,
                 looked: None,
             }),
         })
     }
 
     /// A value without a file.
-    pub(crate) fn fixed(value: T, load: fn(&Path) -> Result<T, E>) -> Self {
+    pub(crate) fn fixed(value: T) -> Self {
         Self {
-            path: None,
-            load,
+            load: None,
+            paths: Vec::new(),
             state: Mutex::new(State {
                 value: Arc::new(value),
-                stamp: None,
+                stamps: Vec::new(),
                 looked: None,
             }),
         }
@@ -79,7 +93,7 @@ impl<T, E: fmt::Display> Watched<T, E> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the file says, as it was a second ago at most.
+    /// What the files say, as they were a second ago at most.
     pub(crate) fn get(&self, now: Millis) -> Arc<T> {
         let mut state = self.lock();
         let is_fresh = state
@@ -98,26 +112,32 @@ impl<T, E: fmt::Display> Watched<T, E> {
     }
 
     fn look(&self, state: &mut State<T>) -> bool {
-        let Some(path) = &self.path else {
+        let Some(load) = &self.load else {
             return false;
         };
-        let found = stamp(path);
-        if found == state.stamp {
+        let found = stamps(&self.paths);
+        if found == state.stamps {
             return false;
         }
-        state.stamp = found;
-        match (self.load)(path) {
+        state.stamps = found;
+        let names: Vec<String> = self.paths.iter().map(|p| p.display().to_string()).collect();
+        let names = names.join(", ");
+        match load() {
             Ok(value) => {
                 state.value = Arc::new(value);
-                tracing::info!("{} has changed and is used as it is now", path.display());
+                tracing::info!("{names}: changed, and used as it is now");
                 true
             }
             Err(error) => {
-                tracing::error!("{error}; what was read before goes on");
+                tracing::error!("{names}: changed, but {error}; what was read before goes on");
                 false
             }
         }
     }
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| stamp(path)).collect()
 }
 
 #[cfg(test)]
@@ -128,13 +148,14 @@ mod tests {
     fn a_change_counts_a_second_later_and_a_mistake_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("number");
-        let load = |path: &Path| -> Result<u32, String> {
-            let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let file = path.clone();
+        let load = move || -> Result<u32, String> {
+            let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
             text.trim().parse().map_err(|e| format!("{text:?}: {e}"))
         };
-        assert!(Watched::open(&path, load).is_err());
+        assert!(Watched::open(vec![path.clone()], load.clone()).is_err());
         std::fs::write(&path, "1").unwrap();
-        let watched = Watched::open(&path, load).unwrap();
+        let watched = Watched::open(vec![path.clone()], load).unwrap();
         let at = |time| *watched.get(Millis(time));
         assert_eq!(at(0), 1);
         std::fs::write(&path, "22").unwrap();
@@ -150,6 +171,6 @@ mod tests {
         std::fs::write(&path, "4444").unwrap();
         assert!(watched.reload() && !watched.reload());
         assert_eq!(at(11), 4444);
-        assert_eq!(*Watched::fixed(5, load).get(Millis(0)), 5);
+        assert_eq!(*Watched::<_, String>::fixed(5).get(Millis(0)), 5);
     }
 }

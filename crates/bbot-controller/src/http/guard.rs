@@ -24,6 +24,32 @@ pub(crate) struct Connection {
     pub(crate) local: SocketAddr,
     /// The other end.
     pub(crate) peer: SocketAddr,
+    /// How it is spoken on.
+    pub(crate) scheme: Scheme,
+}
+
+/// What a URL of this controller begins with, where nothing stands before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// The port that a URL means which names none.
+    fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
 }
 
 /// URL of this controller as the requester knows it, without a slash at the end.
@@ -110,6 +136,7 @@ impl App {
 fn is_own_name(
     host: &str,
     local: SocketAddr,
+    scheme: Scheme,
     external: Option<&External>,
     names: &[String],
 ) -> bool {
@@ -124,7 +151,7 @@ fn is_own_name(
             Ok(port) => (name, port),
             Err(_) => return false,
         },
-        _ => (host.as_str(), 80),
+        _ => (host.as_str(), scheme.port()),
     };
     if port != local.port() {
         return false;
@@ -201,11 +228,13 @@ async fn checked(app: &App, mut request: Request<Body>, next: Next) -> Response 
             if is_own_name(
                 host,
                 connection.local,
+                connection.scheme,
                 app.external.as_ref(),
                 &app.config.names,
             ) =>
         {
-            format!("http://{}", host.to_ascii_lowercase())
+            let scheme = connection.scheme.as_str();
+            format!("{scheme}://{}", host.to_ascii_lowercase())
         }
         host => {
             tracing::debug!(peer = %connection.peer, ?host, "a request for another host");
@@ -288,7 +317,13 @@ mod tests {
             ("builds.example.org:2268", "127.0.0.1:2268", false),
         ] {
             assert_eq!(
-                is_own_name(host, local.parse().unwrap(), Some(&external), &names),
+                is_own_name(
+                    host,
+                    local.parse().unwrap(),
+                    Scheme::Http,
+                    Some(&external),
+                    &names
+                ),
                 expected,
                 "{host} at {local}"
             );

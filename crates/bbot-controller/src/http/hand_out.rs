@@ -126,7 +126,7 @@ mod tests {
             address,
             store,
             archives,
-            Watched::fixed(Buildtab::default(), Buildtab::load),
+            Watched::fixed(Buildtab::default()),
             None,
             token,
             shutdown,

@@ -45,7 +45,7 @@ use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
 pub use guard::External;
-pub(crate) use guard::{Base, Connection};
+pub(crate) use guard::{Base, Connection, Scheme};
 
 /// Git fetches at once: they are other people's networks and our disk.
 const GIT_FETCHES: usize = 2;
@@ -142,7 +142,7 @@ impl App {
         }
     }
 
-    fn steady(&self) -> Millis {
+    pub(crate) fn steady(&self) -> Millis {
         self.config.clock.steady()
     }
 

@@ -14,4 +14,5 @@ mod process;
 mod sessions;
 mod store;
 mod support;
+mod tls;
 mod watch;

@@ -162,7 +162,7 @@ pub(in crate::http) async fn sign_out(
 fn set_cookie(app: &App, headers: &HeaderMap, response: &mut Response, secret: &str, seconds: u64) {
     let external = app.addressed_from_outside(headers);
     let path = external.map_or("", |e| e.path());
-    let secure = if external.is_some_and(|e| e.is_https()) {
+    let secure = if app.config.tls.is_some() || external.is_some_and(|e| e.is_https()) {
         "; Secure"
     } else {
         ""
