@@ -120,7 +120,7 @@ impl Follower {
     }
 
     async fn follow(&self, from: Option<Place>) -> Result<(), Gone> {
-        let mut changed = self.app.changed.subscribe();
+        let mut changed = self.app.changes.subscribe(self.build);
         let mut told: Option<Told> = None;
         let mut place = from;
         let mut position = Position {

@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
 
 use super::App;
+use crate::clock::Millis;
 use crate::figures::CameBack;
 
 /// A task on its way to an agent; when this is dropped before it was delivered, the task is taken back.
@@ -51,6 +52,8 @@ impl Drop for HandOut {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
+        // The lease may have been written without anybody having been told.
+        app.lapses.expect(Millis(0));
         runtime.spawn(async move {
             match app.store.take_back(&session).await {
                 Ok(Some(build)) => {
@@ -61,6 +64,7 @@ impl Drop for HandOut {
                         build.id
                     );
                     app.wake_agents();
+                    app.changes.tell(build.id);
                 }
                 Ok(None) => {}
                 Err(e) => tracing::error!("cannot take a task back, so it lapses: {e}"),
@@ -102,7 +106,6 @@ impl hyper::body::Body for Delivery {
 mod tests {
     use super::*;
     use crate::buildtab::Buildtab;
-    use crate::clock::Millis;
     use crate::config::Config;
     use crate::queue::State;
     use crate::source::archives::Archives;

@@ -4,9 +4,11 @@ mod agents;
 mod api;
 mod archives;
 mod body;
+mod changes;
 mod follow;
 mod guard;
 mod hand_out;
+mod leases;
 mod live;
 mod metrics;
 mod pages;
@@ -27,22 +29,23 @@ use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post, put};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::AgentKeys;
 use crate::buildtab::{Buildtab, LoadError};
 use crate::clock::Millis;
 use crate::config::Config;
-use crate::figures::{CameBack, Figures};
-use crate::queue::lease::Lapse;
-use crate::queue::outcome;
+use crate::figures::Figures;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::token::{SignIns, Token};
 use crate::watched::Watched;
+
+use changes::Changes;
+use leases::Lapses;
 
 pub use guard::External;
 pub(crate) use guard::{Base, Connection, Scheme};
@@ -73,10 +76,10 @@ pub(crate) struct App {
     followers: Arc<Semaphore>,
     /// Counts up whenever a build is queued, so that waiting agents look again.
     queued: watch::Sender<u64>,
-    /// Counts up whenever a build changes, so that those who follow its log look again.
-    changed: watch::Sender<u64>,
-    /// A task was handed out: the next lease may lapse earlier than it seemed.
-    handed_out: Notify,
+    /// Builds that change, for those who follow their logs.
+    changes: Changes,
+    /// When the next lease lapses.
+    lapses: Lapses,
     shutdown: CancellationToken,
 }
 
@@ -102,8 +105,8 @@ impl App {
             figures: Figures::new(),
             agents: Roll::default(),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
-            changed: watch::Sender::new(0),
-            handed_out: Notify::new(),
+            changes: Changes::default(),
+            lapses: Lapses::default(),
             config,
             external,
             address,
@@ -149,80 +152,6 @@ impl App {
     /// Tells waiting agents that there may be something for them.
     fn wake_agents(&self) {
         self.queued.send_modify(|n| *n = n.wrapping_add(1));
-        self.wake_followers();
-    }
-
-    /// Tells those who follow a log that a build has changed.
-    fn wake_followers(&self) {
-        self.changed.send_modify(|n| *n = n.wrapping_add(1));
-    }
-
-    /// Queues builds again whose agents have not been heard of in time.
-    pub(crate) async fn requeue_lapsed(&self) -> Result<(), StoreError> {
-        let lapsed = self.store.requeue_lapsed(self.steady(), self.now()).await?;
-        for (build, lapse) in &lapsed {
-            let agent = build.agent.as_deref().unwrap_or_default();
-            self.figures.came_back(CameBack::Lapsed);
-            if *lapse == Lapse::GiveUp {
-                self.figures.result(bbot_manifest::Status::Abort);
-            }
-            match lapse {
-                Lapse::Requeue => tracing::warn!(
-                    build.id,
-                    agent,
-                    "nothing was heard of {} about build {} in time: queued again",
-                    problem::one_line(agent),
-                    build.id
-                ),
-                Lapse::GiveUp => tracing::error!(
-                    build.id,
-                    agent,
-                    "build {} came back without a result {} times in a row: abort",
-                    build.id,
-                    outcome::INTERRUPTS
-                ),
-            }
-        }
-        if !lapsed.is_empty() {
-            self.wake_agents();
-        }
-        Ok(())
-    }
-
-    /// Looks after leases until `shutdown`: each that lapses is noticed when it does.
-    pub(crate) async fn watch_leases(&self, shutdown: &CancellationToken) {
-        loop {
-            let next = match self.requeue_lapsed().await {
-                Ok(()) => self.store.next_lapse().await,
-                Err(e) => Err(e),
-            };
-            let wait = match next {
-                // A millisecond more: the clock is read anew then, and must be past it.
-                Ok(Some(next)) => self.steady().until(next) + Duration::from_millis(1),
-                Ok(None) => LONGEST_SLEEP,
-                Err(e) => {
-                    tracing::error!("cannot look for lapsed leases: {e}");
-                    AFTER_ERROR
-                }
-            };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = self.handed_out.notified() => {}
-                () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
-            }
-        }
-    }
-
-    /// Gives every lease that is renewed its full length again: nobody could renew while nobody was here.
-    pub(crate) async fn restart_leases(&self) -> Result<(), StoreError> {
-        let held = self
-            .store
-            .restart_leases(self.steady(), self.config.lease)
-            .await?;
-        if held > 0 {
-            tracing::info!("{held} task(s) are with agents: their leases begin anew");
-        }
-        Ok(())
     }
 
     /// Removes raw logs and results that are older than is wanted, once in a while, until `shutdown`.
@@ -266,12 +195,6 @@ impl App {
         Ok(removed + self.store.prune_attempts(before).await?)
     }
 }
-
-/// The longest that nothing is looked at: a clock of a test may have been set.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
-
-/// After an error of the store it is tried again so much later.
-const AFTER_ERROR: Duration = Duration::from_secs(5);
 
 /// How often old logs are looked for.
 const PRUNE: Duration = Duration::from_secs(6 * 3600);

@@ -49,14 +49,16 @@ struct ProblemPage<'a> {
 impl IntoResponse for Page {
     fn into_response(self) -> Response {
         let status = self.problem.status;
-        render(
+        let mut response = render(
             status,
             &ProblemPage {
                 frame: &self.frame,
                 status,
                 sentence: &self.problem.sentence,
             },
-        )
+        );
+        super::problem::tell_when(&mut response);
+        response
     }
 }
 

@@ -48,18 +48,35 @@ impl Problem {
 
     /// Something of ours failed: the cause is for the log alone.
     pub(crate) fn internal(doing: &str, cause: &dyn std::error::Error) -> Self {
-        let mut chain = cause.to_string();
-        let mut next = cause.source();
-        while let Some(source) = next {
-            chain.push_str(": ");
-            chain.push_str(&source.to_string());
-            next = source.source();
-        }
-        tracing::error!("cannot {doing}: {chain}");
+        tracing::error!("cannot {doing}: {}", chain(cause));
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the controller cannot {doing}; its log says why. Try again later"),
         )
+    }
+}
+
+/// An error with all its causes.
+fn chain(cause: &dyn std::error::Error) -> String {
+    let mut chain = cause.to_string();
+    let mut next = cause.source();
+    while let Some(source) = next {
+        chain.push_str(": ");
+        chain.push_str(&source.to_string());
+        next = source.source();
+    }
+    chain
+}
+
+/// What is answered 503 can be asked for again after so many seconds.
+const RETRY_AFTER: axum::http::HeaderValue = axum::http::HeaderValue::from_static("10");
+
+/// Says of an answer that is 503 when to ask again.
+pub(super) fn tell_when(response: &mut Response) {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, RETRY_AFTER);
     }
 }
 
@@ -76,6 +93,13 @@ pub(super) fn one_line(text: &str) -> String {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        if error.is_passing() {
+            tracing::error!("the store cannot be used now: {}", chain(&error));
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the controller cannot use its store now; its log says why. Try again later",
+            );
+        }
         Self::internal("use its store", &error)
     }
 }
@@ -103,12 +127,14 @@ impl<E: Into<Problem>> From<E> for Json {
 impl IntoResponse for Plain {
     fn into_response(self) -> Response {
         let Problem { status, sentence } = self.0;
-        (
+        let mut response = (
             status,
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
             format!("{sentence}\n"),
         )
-            .into_response()
+            .into_response();
+        tell_when(&mut response);
+        response
     }
 }
 
@@ -118,6 +144,7 @@ impl IntoResponse for Json {
         let body = serde_json::json!({ "error": sentence }).to_string();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        tell_when(&mut response);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(
                 header::WWW_AUTHENTICATE,
@@ -140,6 +167,23 @@ pub(crate) fn wrong_method(allowed: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_that_is_away_is_worth_another_try() {
+        let away = || Problem::from(StoreError::Closed { doing: "write" });
+        for answer in [Plain(away()).into_response(), Json(away()).into_response()] {
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(answer.headers()[header::RETRY_AFTER], "10");
+        }
+        let damaged = StoreError::Damaged {
+            build: 1,
+            column: "state",
+            value: "x".into(),
+        };
+        let answer = Plain(Problem::from(damaged)).into_response();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!answer.headers().contains_key(header::RETRY_AFTER));
+    }
 
     #[test]
     fn foreign_text_is_one_bounded_line() {

@@ -14,10 +14,13 @@ use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
-use crate::store::{NewOperation, NewResult, SessionFacts};
+use crate::store::{NewOperation, NewResult, SessionFacts, Taken};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
 const OPERATIONS: usize = 256;
+
+/// A result of so many bytes is read sooner than another thread is told to.
+const SHORT: usize = 64 << 10;
 
 /// Handles the request.
 pub(super) async fn handle(
@@ -37,16 +40,14 @@ pub(super) async fn handle(
         .await
         .inspect_err(|problem| problem.log_refusal("build-result", address))?;
 
-    // The challenge of a session never changes, so its answer is checked outside the transaction.
-    let known = app.store.session(&session).await?;
-    let proof = match &known {
-        Some(facts) => prove(app, facts, challenge.as_deref()),
-        None => Proof::Good,
+    // An answer to a challenge is checked before, not where others wait for the store: a challenge never changes.
+    let proof = match challenge.as_deref() {
+        None => None,
+        Some(answer) => Some(match app.store.session(&session).await? {
+            Some(facts) => prove(app, &facts, answer),
+            None => Proof::Good,
+        }),
     };
-    if let Some(agent) = known.as_ref().and_then(|f| f.agent.as_deref()) {
-        app.agents.heard(agent, app.now(), app.steady());
-    }
-    let late = known.is_some_and(|f| f.state != SessionState::Current(State::Building));
     let new = NewResult {
         status: result.status,
         operations: result
@@ -60,26 +61,36 @@ pub(super) async fn handle(
             .collect(),
     };
     let (name, version, status) = (result.name, result.version, result.status);
-    let decide = |facts: &SessionFacts| {
-        outcome::decide(Facts {
-            session: facts.state,
-            proof,
-            identity: identity(&facts.build.package, &facts.build.version, &name, &version),
-            status,
-            again: facts.again,
-            interrupts: facts.build.interrupts,
-            lapses: facts.build.lapses,
-        })
+    let decide = {
+        let (name, version, keys) = (name.clone(), version.clone(), app.keys.is_some());
+        move |facts: &SessionFacts| {
+            outcome::decide(Facts {
+                session: facts.state,
+                proof: proof.unwrap_or_else(|| unanswered(facts, keys)),
+                identity: identity(&facts.build.package, &facts.build.version, &name, &version),
+                status,
+                again: facts.again,
+                interrupts: facts.build.interrupts,
+                lapses: facts.build.lapses,
+            })
+        }
     };
-    let verdict = app
+    let taken = app
         .store
         .take_result(&session, &new, app.now(), decide)
-        .await?
-        .unwrap_or(Verdict::Drop(Dropped::Unknown));
+        .await?;
+    if let Some(agent) = taken.as_ref().and_then(|t| t.facts.agent.as_deref()) {
+        app.agents.heard(agent, app.now(), app.steady());
+    }
+    let verdict = taken
+        .as_ref()
+        .map_or(Verdict::Drop(Dropped::Unknown), |t| t.verdict);
+    let late = |t: &Taken| t.facts.state != SessionState::Current(State::Building);
     let from = From {
         peer,
         address,
-        late,
+        build: taken.as_ref().map_or(0, |t| t.facts.build.id),
+        late: taken.as_ref().is_some_and(late),
     };
     tell(app, verdict, &name, &version, &new, &from).map_err(Plain)
 }
@@ -95,10 +106,14 @@ async fn take_in(
         return Err(Problem::bad(format!("unknown parameter {name:?}")));
     }
     let text = body::read(incoming, app.config.limits.result).await?;
-    // Megabytes of text: not where other requests wait for their turn.
-    let request = tokio::task::spawn_blocking(move || read(&text, peer))
-        .await
-        .map_err(|e| Problem::internal("read a result", &e))??;
+    let request = if text.len() <= SHORT {
+        read(&text, peer)?
+    } else {
+        // Megabytes of text: not where other requests wait for their turn.
+        tokio::task::spawn_blocking(move || read(&text, peer))
+            .await
+            .map_err(|e| Problem::internal("read a result", &e))??
+    };
     if request.result.operations.len() > OPERATIONS {
         return Err(Problem::bad(format!(
             "the result has more than {OPERATIONS} operations"
@@ -120,20 +135,19 @@ fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {
     }
 }
 
-fn prove(app: &App, facts: &SessionFacts, answer: Option<&[u8]>) -> Proof {
-    let (challenge, answer) = match (&facts.challenge, answer) {
-        (None, None) => {
-            // The task was given before agents had to prove themselves, and now they must.
-            return if app.keys.is_some() {
-                Proof::Missing
-            } else {
-                Proof::Good
-            };
-        }
-        (None, Some(_)) => return Proof::Unexpected,
-        // Answered or not, nobody asks any more.
-        (Some(_), None) => return Proof::Missing,
-        (Some(challenge), Some(answer)) => (challenge, answer),
+/// What it proves that nothing was answered.
+fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
+    // Without a challenge the task was given before agents had to prove themselves, and now they may have to.
+    if keys || facts.challenge.is_some() {
+        Proof::Missing
+    } else {
+        Proof::Good
+    }
+}
+
+fn prove(app: &App, facts: &SessionFacts, answer: &[u8]) -> Proof {
+    let Some(challenge) = &facts.challenge else {
+        return Proof::Unexpected;
     };
     let Some(keys) = &app.keys else {
         return Proof::Good;
@@ -168,6 +182,8 @@ fn identity(task_name: &str, task_version: &str, name: &str, version: &str) -> I
 struct From {
     peer: Peer,
     address: Option<SocketAddr>,
+    /// Of which build it is.
+    build: i64,
     /// After its lease had lapsed.
     late: bool,
 }
@@ -182,6 +198,7 @@ fn tell(
     &From {
         peer,
         address,
+        build,
         late,
     }: &From,
 ) -> Result<Response, Problem> {
@@ -198,7 +215,7 @@ fn tell(
             if state == State::Queued {
                 app.wake_agents();
             }
-            app.wake_followers();
+            app.changes.tell(build);
         }
         Verdict::Requeue => {
             app.figures.came_back(CameBack::Given);
@@ -208,6 +225,7 @@ fn tell(
                 why.unwrap_or_default()
             );
             app.wake_agents();
+            app.changes.tell(build);
         }
         Verdict::GiveUp => {
             app.figures.came_back(CameBack::Given);
@@ -216,7 +234,7 @@ fn tell(
                 "{name} {version} came back from its agents without a result {} times: abort",
                 outcome::INTERRUPTS
             );
-            app.wake_followers();
+            app.changes.tell(build);
         }
         Verdict::Release => {
             tracing::info!("{name} {version} was given back after its lease had lapsed");

@@ -75,11 +75,7 @@ pub(super) async fn lease(
         .await?;
     heard(&app, facts.as_ref());
     match renewal {
-        Renewal::Renew => {
-            if facts.is_some_and(|f| f.confirmed.is_none()) {
-                app.wake_followers();
-            }
-        }
+        Renewal::Renew => {}
         Renewal::Revive => {
             if let Some(facts) = &facts {
                 tracing::info!(
@@ -87,9 +83,9 @@ pub(super) async fn lease(
                     "build {} was queued again, but its agent is there: it goes on",
                     facts.build.id
                 );
+                app.changes.tell(facts.build.id);
             }
-            app.wake_followers();
-            app.handed_out.notify_one();
+            app.lapses.expect(app.steady().plus(terms.lease));
         }
         Renewal::Over => return Err(over().into()),
         Renewal::Unknown => return Err(unknown().into()),

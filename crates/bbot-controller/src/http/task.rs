@@ -242,11 +242,12 @@ async fn find(
             .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
         let terms = lease::terms(peer, app.config.lease, app.config.result_timeout);
+        let until = app.steady().plus(terms.lease);
         let lease = NewLease {
             build,
             session: &session,
             path: &path,
-            until: app.steady().plus(terms.lease),
+            until,
             renews: terms.renew.is_some(),
             latest: app.steady().plus(app.config.result_timeout),
             agent: &request.agent,
@@ -264,8 +265,8 @@ async fn find(
             continue;
         };
         app.figures.handed_out(lease.build.queued.until(app.now()));
-        app.handed_out.notify_one();
-        app.wake_followers();
+        app.lapses.expect(until);
+        app.changes.tell(lease.build.id);
         tracing::info!(
             build.id = lease.build.id,
             agent = request.agent,

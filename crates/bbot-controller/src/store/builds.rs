@@ -4,7 +4,8 @@ use bbot_manifest::Status;
 use sqlx::Row as _;
 
 use super::rows::{self, Attempt, Build};
-use super::{Doing as _, Store, StoreError, next};
+use super::tx::{Counter, Sql};
+use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::{self, Rebuild, State};
 
@@ -229,56 +230,54 @@ impl Store {
         reason: Option<&str>,
         now: Millis,
     ) -> Result<Option<Rebuild>, StoreError> {
-        const DOING: &str = "queue a build again";
-        let mut transaction = self.begin(DOING).await?;
-        let row = sqlx::query("SELECT * FROM builds WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        let Some(build) = row.as_ref().map(rows::build).transpose()? else {
-            return Ok(None);
-        };
-        let rebuild = queue::rebuild(build.state);
-        match rebuild {
-            Rebuild::Queue => {
-                let position = next(&mut transaction, "queue").await?;
-                sqlx::query(
-                    "UPDATE builds SET state = 'queued', position = $2, queued = $3, reason = $4, again = 0, \
-                     interrupts = 0, lapses = 0, session = NULL, run = NULL, lease_until = NULL WHERE id = $1",
-                )
-                .bind(id)
-                .bind(position)
-                .bind(now.0)
-                .bind(reason)
-                .execute(&mut *transaction)
-                .await
-                .doing(DOING)?;
-            }
-            // Queued with a session is queued because its lease lapsed: its result may still come, and is
-            // then not what was asked for.
-            Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
-                sqlx::query(
-                    "UPDATE builds SET again = 1, interrupts = 0, lapses = 0, reason = $2 WHERE id = $1",
-                )
-                .bind(id)
-                .bind(reason)
-                .execute(&mut *transaction)
-                .await
-                .doing(DOING)?;
-            }
-            Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {
-                // Whoever had it before it came back is too late for what is asked for now.
-                super::leases::end_lapsed(&mut transaction, id, DOING).await?;
-                sqlx::query("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1")
-                    .bind(id)
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(DOING)?;
-            }
-        }
-        transaction.commit().await.doing(DOING)?;
-        Ok(Some(rebuild))
+        let reason = reason.map(str::to_owned);
+        self.write("queue a build again", move |tx| {
+            Box::pin(async move {
+                let row = tx
+                    .optional(Sql::new("SELECT * FROM builds WHERE id = $1").bind(id))
+                    .await?;
+                let Some(build) = row.as_ref().map(rows::build).transpose()? else {
+                    return Ok(None);
+                };
+                let rebuild = queue::rebuild(build.state);
+                match rebuild {
+                    Rebuild::Queue => {
+                        let place = tx.upcoming(Counter::Queue);
+                        tx.later(
+                            Sql::new(format!(
+                                "UPDATE builds SET state = 'queued', position = {place}, queued = $2, reason = $3, \
+                                 again = 0, interrupts = 0, lapses = 0, session = NULL, run = NULL, \
+                                 lease_until = NULL WHERE id = $1"
+                            ))
+                            .bind(id)
+                            .bind(now)
+                            .bind(reason.as_deref()),
+                        );
+                        tx.count(Counter::Queue);
+                    }
+                    // Queued with a session is queued because its lease lapsed: its result may still come, and is
+                    // then not what was asked for.
+                    Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
+                        tx.later(
+                            Sql::new(
+                                "UPDATE builds SET again = 1, interrupts = 0, lapses = 0, reason = $2 WHERE id = $1",
+                            )
+                            .bind(id)
+                            .bind(reason.as_deref()),
+                        );
+                    }
+                    Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {
+                        // Whoever had it before it came back is too late for what is asked for now.
+                        super::leases::end_lapsed(tx, id);
+                        tx.later(
+                            Sql::new("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1").bind(id),
+                        );
+                    }
+                }
+                Ok(Some(rebuild))
+            })
+        })
+        .await
     }
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::results::{self, FACTS_BY_PATH, SessionFacts};
-use super::rows::{self, Build, Submission};
-use super::{Doing as _, Store, StoreError, next};
+use super::rows::{self, Build, SUBMISSION, Submission};
+use super::tx::{Counter, Sql, Tx};
+use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::lease::{self, Confirmed, Lapse, Renewal};
@@ -92,79 +93,31 @@ impl Store {
         new: &NewLease<'_>,
         now: Millis,
     ) -> Result<Option<Lease>, StoreError> {
-        const DOING: &str = "hand out a task";
-        let mut transaction = self.begin(DOING).await?;
-        let again: Option<i64> =
-            sqlx::query_scalar("SELECT again FROM builds WHERE id = $1 AND state = 'queued'")
-                .bind(new.build)
-                .fetch_optional(&mut *transaction)
-                .await
-                .doing(DOING)?;
-        let Some(again) = again else {
-            return Ok(None);
-        };
-        if again != 0 {
-            // A rebuild was asked for since these were handed out: this one is it, and they are not.
-            end_lapsed(&mut transaction, new.build, DOING).await?;
-        }
-        let run = next(&mut transaction, "run").await?;
-        sqlx::query(
-            "UPDATE builds SET state = 'building', started = $2, session = $3, lease_until = $4, again = 0, \
-             agent = $5, fingerprint = $6, machine = $7, machine_summary = $8, toolchain_name = $9, \
-             toolchain_version = $10, run = $11 WHERE id = $1",
-        )
-        .bind(new.build)
-        .bind(now.0)
-        .bind(new.session)
-        .bind(new.until.0)
-        .bind(new.agent)
-        .bind(new.fingerprint)
-        .bind(new.machine)
-        .bind(new.machine_summary)
-        .bind(new.toolchain_name)
-        .bind(new.toolchain_version)
-        .bind(run)
-        .execute(&mut *transaction)
+        let new = Owned::of(new);
+        self.write("hand out a task", move |tx| {
+            Box::pin(async move {
+                let run = tx.upcoming(Counter::Run);
+                let row = tx
+                    .optional(
+                        Sql::new(format!(
+                            "SELECT b.*, {SUBMISSION}, {run} AS next_run FROM builds b JOIN submissions p ON p.id = b.submission \
+                             WHERE b.id = $1 AND b.state = 'queued'"
+                        ))
+                        .bind(new.build),
+                    )
+                    .await?;
+                let Some(row) = row else {
+                    return Ok(None);
+                };
+                let (build, submission) = (rows::build(&row)?, rows::submission_of(&row)?);
+                let build = Build {
+                    run: Some(rows::next_run(&row)?),
+                    ..build
+                };
+                Ok(Some(hand_out(tx, build, submission, new, now)))
+            })
+        })
         .await
-        .doing(DOING)?;
-        sqlx::query(
-            "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
-             machine_summary, toolchain_name, toolchain_version, latest) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-        )
-        .bind(new.session)
-        .bind(new.build)
-        .bind(now.0)
-        .bind(new.fingerprint)
-        .bind(new.challenge)
-        .bind(run)
-        .bind(new.path)
-        .bind(i64::from(new.renews))
-        .bind(new.agent)
-        .bind(new.machine)
-        .bind(new.machine_summary)
-        .bind(new.toolchain_name)
-        .bind(new.toolchain_version)
-        .bind(new.latest.0)
-        .execute(&mut *transaction)
-        .await
-        .doing(DOING)?;
-        let row = sqlx::query("SELECT * FROM builds WHERE id = $1")
-            .bind(new.build)
-            .fetch_one(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        let build = rows::build(&row)?;
-        let row = sqlx::query(
-            "SELECT id, name, version, source, submitted FROM submissions WHERE id = $1",
-        )
-        .bind(build.submission)
-        .fetch_one(&mut *transaction)
-        .await
-        .doing(DOING)?;
-        let submission = rows::submission(&row)?;
-        transaction.commit().await.doing(DOING)?;
-        Ok(Some(Lease { build, submission }))
     }
 
     /// What is known of the session whose URL ends with `path`; `None` when there never was one.
@@ -193,53 +146,38 @@ impl Store {
         steady: Millis,
         now: Millis,
     ) -> Result<(Renewal, Option<SessionFacts>), StoreError> {
-        const DOING: &str = "renew a lease";
-        let mut transaction = self.begin_passing(DOING).await?;
-        let row = sqlx::query(FACTS_BY_PATH)
-            .bind(path)
-            .fetch_optional(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
-            return Ok((Renewal::Unknown, None));
-        };
-        let renewal = lease::renew(facts.state);
-        let Some(until) = lease::renewed_until(steady, lease, facts.latest) else {
-            return Ok((Renewal::Over, Some(facts)));
-        };
-        match renewal {
-            Renewal::Renew => {
-                sqlx::query("UPDATE builds SET lease_until = $2 WHERE id = $1")
-                    .bind(facts.build.id)
-                    .bind(until.0)
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(DOING)?;
-            }
-            Renewal::Revive => {
-                // It had not lapsed in earnest.
-                sqlx::query(
-                    "UPDATE builds SET state = 'building', lease_until = $2, \
-                     lapses = CASE WHEN lapses > 0 THEN lapses - 1 ELSE 0 END WHERE id = $1",
-                )
-                .bind(facts.build.id)
-                .bind(until.0)
-                .execute(&mut *transaction)
-                .await
-                .doing(DOING)?;
-            }
-            Renewal::Over | Renewal::Unknown => return Ok((renewal, Some(facts))),
-        }
-        sqlx::query(
-            "UPDATE sessions SET ended = NULL, confirmed = COALESCE(confirmed, $2) WHERE id = $1",
-        )
-        .bind(&facts.session)
-        .bind(now.0)
-        .execute(&mut *transaction)
+        let path = path.to_owned();
+        self.write_passing("renew a lease", move |tx| {
+            Box::pin(async move {
+                let row = tx.optional(Sql::new(FACTS_BY_PATH).bind(path)).await?;
+                let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
+                    return Ok((Renewal::Unknown, None));
+                };
+                let renewal = lease::renew(facts.state);
+                let Some(until) = lease::renewed_until(steady, lease, facts.latest) else {
+                    return Ok((Renewal::Over, Some(facts)));
+                };
+                let update = match renewal {
+                    Renewal::Renew => "UPDATE builds SET lease_until = $2 WHERE id = $1",
+                    // It had not lapsed in earnest.
+                    Renewal::Revive => {
+                        "UPDATE builds SET state = 'building', lease_until = $2, \
+                         lapses = CASE WHEN lapses > 0 THEN lapses - 1 ELSE 0 END WHERE id = $1"
+                    }
+                    Renewal::Over | Renewal::Unknown => return Ok((renewal, Some(facts))),
+                };
+                tx.later(Sql::new(update).bind(facts.build.id).bind(until));
+                tx.later(
+                    Sql::new(
+                        "UPDATE sessions SET ended = NULL, confirmed = COALESCE(confirmed, $2) WHERE id = $1",
+                    )
+                    .bind(facts.session.as_str())
+                    .bind(now),
+                );
+                Ok((renewal, Some(facts)))
+            })
+        })
         .await
-        .doing(DOING)?;
-        transaction.commit().await.doing(DOING)?;
-        Ok((renewal, Some(facts)))
     }
 
     /// Takes a task back whose answer never left this computer; whether it did.
@@ -247,37 +185,37 @@ impl Store {
     /// # Errors
     /// The store cannot be written.
     pub async fn take_back(&self, session: &str) -> Result<Option<Build>, StoreError> {
-        const DOING: &str = "take a task back";
-        let mut transaction = self.begin(DOING).await?;
-        let row = sqlx::query(results::FACTS)
-            .bind(session)
-            .fetch_optional(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
-            return Ok(None);
-        };
-        let confirmed = if facts.confirmed.is_some() {
-            Confirmed::Yes
-        } else {
-            Confirmed::No
-        };
-        if !lease::takes_back(facts.state, confirmed) {
-            return Ok(None);
-        }
-        sqlx::query("UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL WHERE id = $1")
-            .bind(facts.build.id)
-            .execute(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        // Should it have arrived after all, its result is as good as any.
-        sqlx::query("UPDATE sessions SET ended = 'lapsed' WHERE id = $1")
-            .bind(session)
-            .execute(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        transaction.commit().await.doing(DOING)?;
-        Ok(Some(facts.build))
+        let session = session.to_owned();
+        self.write("take a task back", move |tx| {
+            Box::pin(async move {
+                let row = tx
+                    .optional(Sql::new(results::FACTS).bind(session.as_str()))
+                    .await?;
+                let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
+                    return Ok(None);
+                };
+                let confirmed = if facts.confirmed.is_some() {
+                    Confirmed::Yes
+                } else {
+                    Confirmed::No
+                };
+                if !lease::takes_back(facts.state, confirmed) {
+                    return Ok(None);
+                }
+                tx.later(
+                    Sql::new(
+                        "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL WHERE id = $1",
+                    )
+                    .bind(facts.build.id),
+                );
+                // Should it have arrived after all, its result is as good as any.
+                tx.later(
+                    Sql::new("UPDATE sessions SET ended = 'lapsed' WHERE id = $1").bind(session),
+                );
+                Ok(Some(facts.build))
+            })
+        })
+        .await
     }
 
     /// When the next lease lapses; `None` when nobody has a task.
@@ -300,28 +238,29 @@ impl Store {
     /// # Errors
     /// The store cannot be written.
     pub async fn restart_leases(&self, now: Millis, lease: Duration) -> Result<usize, StoreError> {
-        const DOING: &str = "begin leases anew";
-        let mut transaction = self.begin(DOING).await?;
-        let held: Vec<Build> = sqlx::query(
-            "SELECT * FROM builds WHERE state = 'building' \
-             AND session IN (SELECT id FROM sessions WHERE renews = 1)",
-        )
-        .fetch_all(&mut *transaction)
+        self.write("begin leases anew", move |tx| {
+            Box::pin(async move {
+                let held: Vec<Build> = tx
+                    .all(Sql::new(
+                        "SELECT * FROM builds WHERE state = 'building' \
+                         AND session IN (SELECT id FROM sessions WHERE renews = 1)",
+                    ))
+                    .await?
+                    .iter()
+                    .map(rows::build)
+                    .collect::<Result<_, _>>()?;
+                for build in &held {
+                    tx.run(
+                        Sql::new("UPDATE builds SET lease_until = $2 WHERE id = $1")
+                            .bind(build.id)
+                            .bind(lease::after_restart(build.lease_until, now, lease)),
+                    )
+                    .await?;
+                }
+                Ok(held.len())
+            })
+        })
         .await
-        .doing(DOING)?
-        .iter()
-        .map(rows::build)
-        .collect::<Result<_, _>>()?;
-        for build in &held {
-            sqlx::query("UPDATE builds SET lease_until = $2 WHERE id = $1")
-                .bind(build.id)
-                .bind(lease::after_restart(build.lease_until, now, lease).0)
-                .execute(&mut *transaction)
-                .await
-                .doing(DOING)?;
-        }
-        transaction.commit().await.doing(DOING)?;
-        Ok(held.len())
     }
 
     /// Queues every build again whose lease has lapsed (or ends it, when that was once too often), and says which
@@ -346,57 +285,159 @@ impl Store {
         if found.is_none() {
             return Ok(Vec::new());
         }
-        let mut transaction = self.begin(DOING).await?;
-        let builds: Vec<Build> = sqlx::query(LAPSED)
-            .bind(steady.0)
-            .fetch_all(&mut *transaction)
-            .await
-            .doing(DOING)?
-            .iter()
-            .map(rows::build)
-            .collect::<Result<_, _>>()?;
-        let mut lapsed = Vec::with_capacity(builds.len());
-        for build in builds {
-            let again = if build.again { Again::Yes } else { Again::No };
-            let lapse = lease::lapse(build.interrupts, build.lapses, again);
-            match lapse {
-                Lapse::Requeue => {
-                    sqlx::query(
-                        "UPDATE builds SET state = 'queued', lease_until = NULL, lapses = lapses + 1 WHERE id = $1",
-                    )
-                    .bind(build.id)
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(DOING)?;
-                    sqlx::query("UPDATE sessions SET ended = 'lapsed' WHERE id = $1")
-                        .bind(build.session.as_deref())
-                        .execute(&mut *transaction)
-                        .await
-                        .doing(DOING)?;
+        self.write(DOING, move |tx| {
+            Box::pin(async move {
+                let builds: Vec<Build> = tx
+                    .all(Sql::new(LAPSED).bind(steady))
+                    .await?
+                    .iter()
+                    .map(rows::build)
+                    .collect::<Result<_, _>>()?;
+                let mut lapsed = Vec::with_capacity(builds.len());
+                for build in builds {
+                    let again = if build.again { Again::Yes } else { Again::No };
+                    let lapse = lease::lapse(build.interrupts, build.lapses, again);
+                    match lapse {
+                        Lapse::Requeue => {
+                            tx.run(
+                                Sql::new(
+                                    "UPDATE builds SET state = 'queued', lease_until = NULL, lapses = lapses + 1 \
+                                     WHERE id = $1",
+                                )
+                                .bind(build.id),
+                            )
+                            .await?;
+                            tx.run(
+                                Sql::new("UPDATE sessions SET ended = 'lapsed' WHERE id = $1")
+                                    .bind(build.session.as_deref()),
+                            )
+                            .await?;
+                        }
+                        Lapse::GiveUp => {
+                            let ended =
+                                results::given_up(&build, build.lapses.saturating_add(1), None);
+                            let by = results::By::Controller;
+                            results::keep(tx, by, &build, &ended, State::Built, now).await?;
+                        }
+                    }
+                    lapsed.push((build, lapse));
                 }
-                Lapse::GiveUp => {
-                    let ended = results::given_up(&build, build.lapses.saturating_add(1), None);
-                    let by = results::By::Controller;
-                    results::keep(&mut transaction, by, &build, &ended, State::Built, now).await?;
-                }
-            }
-            lapsed.push((build, lapse));
-        }
-        transaction.commit().await.doing(DOING)?;
-        Ok(lapsed)
+                Ok(lapsed)
+            })
+        })
+        .await
     }
 }
 
-/// The lapsed sessions of a build are over: no result of theirs is taken any more.
-pub(super) async fn end_lapsed(
-    connection: &mut sqlx::AnyConnection,
+/// A [`NewLease`] that goes to the one that writes.
+struct Owned {
     build: i64,
-    doing: &'static str,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE sessions SET ended = 'over' WHERE build = $1 AND ended = 'lapsed'")
-        .bind(build)
-        .execute(connection)
-        .await
-        .doing(doing)?;
-    Ok(())
+    session: String,
+    path: String,
+    until: Millis,
+    renews: bool,
+    latest: Millis,
+    agent: String,
+    fingerprint: Option<String>,
+    challenge: Option<String>,
+    machine: String,
+    machine_summary: String,
+    toolchain_name: String,
+    toolchain_version: String,
+}
+
+impl Owned {
+    fn of(new: &NewLease<'_>) -> Self {
+        Self {
+            build: new.build,
+            session: new.session.to_owned(),
+            path: new.path.to_owned(),
+            until: new.until,
+            renews: new.renews,
+            latest: new.latest,
+            agent: new.agent.to_owned(),
+            fingerprint: new.fingerprint.map(str::to_owned),
+            challenge: new.challenge.map(str::to_owned),
+            machine: new.machine.to_owned(),
+            machine_summary: new.machine_summary.to_owned(),
+            toolchain_name: new.toolchain_name.to_owned(),
+            toolchain_version: new.toolchain_version.to_owned(),
+        }
+    }
+}
+
+/// Gives a build, which is queued, to an agent; its run is the new one.
+fn hand_out(
+    tx: &mut Tx<'_>,
+    build: Build,
+    submission: Submission,
+    new: Owned,
+    now: Millis,
+) -> Lease {
+    if build.again {
+        // A rebuild was asked for since these were handed out: this one is it, and they are not.
+        end_lapsed(tx, build.id);
+    }
+    tx.count(Counter::Run);
+    tx.later(
+        Sql::new(
+            "UPDATE builds SET state = 'building', started = $2, session = $3, lease_until = $4, again = 0, \
+             agent = $5, fingerprint = $6, machine = $7, machine_summary = $8, toolchain_name = $9, \
+             toolchain_version = $10, run = $11 WHERE id = $1",
+        )
+        .bind(build.id)
+        .bind(now)
+        .bind(new.session.as_str())
+        .bind(new.until)
+        .bind(new.agent.as_str())
+        .bind(new.fingerprint.as_deref())
+        .bind(new.machine.as_str())
+        .bind(new.machine_summary.as_str())
+        .bind(new.toolchain_name.as_str())
+        .bind(new.toolchain_version.as_str())
+        .bind(build.run),
+    );
+    tx.later(
+        Sql::new(
+            "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
+             machine_summary, toolchain_name, toolchain_version, latest) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        )
+        .bind(new.session.as_str())
+        .bind(build.id)
+        .bind(now)
+        .bind(new.fingerprint.as_deref())
+        .bind(new.challenge.as_deref())
+        .bind(build.run)
+        .bind(new.path)
+        .bind(new.renews)
+        .bind(new.agent.as_str())
+        .bind(new.machine.as_str())
+        .bind(new.machine_summary.as_str())
+        .bind(new.toolchain_name.as_str())
+        .bind(new.toolchain_version.as_str())
+        .bind(new.latest),
+    );
+    let build = Build {
+        state: State::Building,
+        started: Some(now),
+        session: Some(new.session),
+        lease_until: Some(new.until),
+        again: false,
+        agent: Some(new.agent),
+        machine: Some(new.machine),
+        machine_summary: Some(new.machine_summary),
+        toolchain_name: Some(new.toolchain_name),
+        toolchain_version: Some(new.toolchain_version),
+        ..build
+    };
+    Lease { build, submission }
+}
+
+/// The lapsed sessions of a build are over: no result of theirs is taken any more.
+pub(super) fn end_lapsed(tx: &mut Tx<'_>, build: i64) {
+    tx.later(
+        Sql::new("UPDATE sessions SET ended = 'over' WHERE build = $1 AND ended = 'lapsed'")
+            .bind(build),
+    );
 }

@@ -1,5 +1,6 @@
 //! What is old: runs whose raw log may go, and results that are not the last of their build.
 
+use super::tx::Sql;
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 
@@ -30,12 +31,13 @@ impl Store {
     /// # Errors
     /// The store cannot be written.
     pub async fn forget_run(&self, run: i64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE sessions SET number = NULL WHERE number = $1")
-            .bind(run)
-            .execute(&self.pool)
-            .await
-            .doing("forget an old run")?;
-        Ok(())
+        self.write("forget an old run", move |tx| {
+            Box::pin(async move {
+                tx.later(Sql::new("UPDATE sessions SET number = NULL WHERE number = $1").bind(run));
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Removes results of before a time that are not the last of their build, with their logs; how many.
@@ -43,26 +45,28 @@ impl Store {
     /// # Errors
     /// The store cannot be written.
     pub async fn prune_attempts(&self, before: Millis) -> Result<usize, StoreError> {
-        const DOING: &str = "remove old results";
-        // The same for both, so that no log stays behind without its result.
-        let mut transaction = self.begin(DOING).await?;
-        sqlx::query(
-            "DELETE FROM logs WHERE (build, attempt) IN (SELECT a.build, a.number FROM attempts a \
-             JOIN builds b ON b.id = a.build WHERE a.finished < $1 AND a.number < b.attempt)",
-        )
-        .bind(before.0)
-        .execute(&mut *transaction)
+        self.write("remove old results", move |tx| {
+            Box::pin(async move {
+                // The same for both, so that no log stays behind without its result.
+                tx.later(
+                    Sql::new(
+                        "DELETE FROM logs WHERE (build, attempt) IN (SELECT a.build, a.number FROM attempts a \
+                         JOIN builds b ON b.id = a.build WHERE a.finished < $1 AND a.number < b.attempt)",
+                    )
+                    .bind(before),
+                );
+                let removed = tx
+                    .changed(
+                        Sql::new(
+                            "DELETE FROM attempts WHERE finished < $1 \
+                             AND number < (SELECT b.attempt FROM builds b WHERE b.id = attempts.build)",
+                        )
+                        .bind(before),
+                    )
+                    .await?;
+                Ok(usize::try_from(removed).unwrap_or(usize::MAX))
+            })
+        })
         .await
-        .doing(DOING)?;
-        let removed = sqlx::query(
-            "DELETE FROM attempts WHERE finished < $1 \
-             AND number < (SELECT b.attempt FROM builds b WHERE b.id = attempts.build)",
-        )
-        .bind(before.0)
-        .execute(&mut *transaction)
-        .await
-        .doing(DOING)?;
-        transaction.commit().await.doing(DOING)?;
-        Ok(usize::try_from(removed.rows_affected()).unwrap_or(usize::MAX))
     }
 }

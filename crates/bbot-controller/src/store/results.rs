@@ -4,7 +4,8 @@ use bbot_manifest::Status;
 use sqlx::Row as _;
 
 use super::rows::{self, Build, Operation};
-use super::{Doing as _, Store, StoreError, next};
+use super::tx::{Counter, Sql, Tx};
+use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::outcome::{self, Again, SessionState, Verdict};
@@ -61,6 +62,15 @@ pub struct SessionFacts {
     pub challenge: Option<String>,
     /// Whether a rebuild was asked for meanwhile.
     pub again: Again,
+}
+
+/// What became of a result.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// What was decided, and done.
+    pub verdict: Verdict,
+    /// What was known of its session before.
+    pub facts: SessionFacts,
 }
 
 /// Everything about a session and its build.
@@ -131,7 +141,8 @@ impl Store {
         row.as_ref().map(facts).transpose()
     }
 
-    /// Takes a result: reads the session, lets `decide` say what to do, and does it, in one transaction.
+    /// Takes a result: reads the session, lets `decide` say what to do, and does it, in one transaction. `None` when there is no such
+    /// session.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -140,81 +151,74 @@ impl Store {
         session: &str,
         result: &NewResult,
         now: Millis,
-        decide: impl FnOnce(&SessionFacts) -> Verdict + Send,
-    ) -> Result<Option<Verdict>, StoreError> {
-        const DOING: &str = "keep a result";
-        let mut transaction = self.begin(DOING).await?;
-        let row = sqlx::query(FACTS)
-            .bind(session)
-            .fetch_optional(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        let Some(facts) = row.as_ref().map(facts).transpose()? else {
-            return Ok(None);
-        };
-        let verdict = decide(&facts);
-        match verdict {
-            Verdict::Keep(state) => {
-                let by = By::Agent {
-                    session: &facts.session,
-                    late: facts.state != SessionState::Current(State::Building),
+        decide: impl FnOnce(&SessionFacts) -> Verdict + Send + 'static,
+    ) -> Result<Option<Taken>, StoreError> {
+        let (session, result) = (session.to_owned(), result.clone());
+        self.write("keep a result", move |tx| {
+            Box::pin(async move {
+                let row = tx.optional(Sql::new(FACTS).bind(session)).await?;
+                let Some(facts) = row.as_ref().map(facts).transpose()? else {
+                    return Ok(None);
                 };
-                keep(&mut transaction, by, &facts.build, result, state, now).await?;
-            }
-            Verdict::Requeue => {
-                // Without its session a second result for it comes to nothing.
-                sqlx::query(
-                    "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL, again = 0, \
-                     interrupts = interrupts + 1 WHERE id = $1",
-                )
-                .bind(facts.build.id)
-                .execute(&mut *transaction)
-                .await
-                .doing(DOING)?;
-                end_given_back(&mut transaction, &facts.session).await?;
-            }
-            Verdict::Release => {
-                sqlx::query("UPDATE builds SET session = NULL, run = NULL, again = 0 WHERE id = $1 AND session = $2")
-                    .bind(facts.build.id)
-                    .bind(&facts.session)
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(DOING)?;
-                end_given_back(&mut transaction, &facts.session).await?;
-            }
-            Verdict::GiveUp => {
-                let ended = given_up(&facts.build, facts.build.lapses, result.reason());
-                let by = By::Agent {
-                    session: &facts.session,
-                    late: false,
-                };
-                keep(
-                    &mut transaction,
-                    by,
-                    &facts.build,
-                    &ended,
-                    State::Built,
-                    now,
-                )
-                .await?;
-            }
-            Verdict::Repeat | Verdict::Wrong(_) | Verdict::Drop(_) => return Ok(Some(verdict)),
-        }
-        transaction.commit().await.doing(DOING)?;
-        Ok(Some(verdict))
+                let verdict = decide(&facts);
+                take(tx, &facts, verdict, &result, now).await?;
+                Ok(Some(Taken { verdict, facts }))
+            })
+        })
+        .await
     }
 }
 
-async fn end_given_back(
-    connection: &mut sqlx::AnyConnection,
-    session: &str,
+/// Does what was decided about a result.
+async fn take(
+    tx: &mut Tx<'_>,
+    facts: &SessionFacts,
+    verdict: Verdict,
+    result: &NewResult,
+    now: Millis,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE sessions SET ended = 'given-back' WHERE id = $1")
-        .bind(session)
-        .execute(connection)
-        .await
-        .doing("end a session")?;
+    match verdict {
+        Verdict::Keep(state) => {
+            let by = By::Agent {
+                session: &facts.session,
+                late: facts.state != SessionState::Current(State::Building),
+            };
+            keep(tx, by, &facts.build, result, state, now).await?;
+        }
+        Verdict::Requeue => {
+            // Without its session a second result for it comes to nothing.
+            tx.later(
+                Sql::new(
+                    "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL, again = 0, \
+                     interrupts = interrupts + 1 WHERE id = $1",
+                )
+                .bind(facts.build.id),
+            );
+            end_given_back(tx, &facts.session);
+        }
+        Verdict::Release => {
+            tx.later(
+                Sql::new("UPDATE builds SET session = NULL, run = NULL, again = 0 WHERE id = $1 AND session = $2")
+                    .bind(facts.build.id)
+                    .bind(facts.session.as_str()),
+            );
+            end_given_back(tx, &facts.session);
+        }
+        Verdict::GiveUp => {
+            let ended = given_up(&facts.build, facts.build.lapses, result.reason());
+            let by = By::Agent {
+                session: &facts.session,
+                late: false,
+            };
+            keep(tx, by, &facts.build, &ended, State::Built, now).await?;
+        }
+        Verdict::Repeat | Verdict::Wrong(_) | Verdict::Drop(_) => {}
+    }
     Ok(())
+}
+
+fn end_given_back(tx: &mut Tx<'_>, session: &str) {
+    tx.later(Sql::new("UPDATE sessions SET ended = 'given-back' WHERE id = $1").bind(session));
 }
 
 /// The result of a build whose task came back without one too often, `lapses` times of these because its lease had
@@ -251,14 +255,13 @@ pub(super) enum By<'a> {
 
 /// Keeps a result, and ends every session of the build.
 pub(super) async fn keep(
-    connection: &mut sqlx::AnyConnection,
+    tx: &mut Tx<'_>,
     by: By<'_>,
     build: &Build,
     result: &NewResult,
     state: State,
     now: Millis,
 ) -> Result<(), StoreError> {
-    const DOING: &str = "keep a result";
     let number = build.attempt + 1;
     let (session, late) = match by {
         By::Agent { session, late } => (session, late),
@@ -275,80 +278,77 @@ pub(super) async fn keep(
         .collect();
     let operations = serde_json::to_string(&operations).unwrap_or_default();
     // Who built it is who brings the result, whoever has the task now.
-    sqlx::query(
-        "UPDATE builds SET (agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run) \
-         = (SELECT agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, issued, number \
-         FROM sessions WHERE id = $2) WHERE id = $1 AND EXISTS (SELECT 1 FROM sessions WHERE id = $2)",
-    )
-    .bind(build.id)
-    .bind(session)
-    .execute(&mut *connection)
-    .await
-    .doing(DOING)?;
-    sqlx::query(
-        "INSERT INTO attempts (build, number, status, operations, session, agent, fingerprint, machine, \
-         machine_summary, toolchain_name, toolchain_version, started, finished, late, run) \
-         SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, toolchain_name, \
-         toolchain_version, started, $6, $7, run FROM builds WHERE id = $1",
-    )
-    .bind(build.id)
-    .bind(number)
-    .bind(result.status.to_string())
-    .bind(&operations)
-    .bind(session)
-    .bind(now.0)
-    .bind(i64::from(late))
-    .execute(&mut *connection)
-    .await
-    .doing(DOING)?;
+    tx.later(
+        Sql::new(
+            "UPDATE builds SET (agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run) \
+             = (SELECT agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, issued, number \
+             FROM sessions WHERE id = $2) WHERE id = $1 AND EXISTS (SELECT 1 FROM sessions WHERE id = $2)",
+        )
+        .bind(build.id)
+        .bind(session),
+    );
+    tx.later(
+        Sql::new(
+            "INSERT INTO attempts (build, number, status, operations, session, agent, fingerprint, machine, \
+             machine_summary, toolchain_name, toolchain_version, started, finished, late, run) \
+             SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, toolchain_name, \
+             toolchain_version, started, $6, $7, run FROM builds WHERE id = $1",
+        )
+        .bind(build.id)
+        .bind(number)
+        .bind(result.status.to_string())
+        .bind(operations.as_str())
+        .bind(session)
+        .bind(now)
+        .bind(late),
+    );
     for (position, operation) in (0_i64..).zip(&result.operations) {
-        sqlx::query("INSERT INTO logs (build, attempt, position, operation, log) VALUES ($1, $2, $3, $4, $5)")
-            .bind(build.id)
-            .bind(number)
-            .bind(position)
-            .bind(&operation.name)
-            .bind(&operation.log)
-            .execute(&mut *connection)
-            .await
-            .doing(DOING)?;
+        tx.run(
+            Sql::new("INSERT INTO logs (build, attempt, position, operation, log) VALUES ($1, $2, $3, $4, $5)")
+                .bind(build.id)
+                .bind(number)
+                .bind(position)
+                .bind(operation.name.as_str())
+                .bind(operation.log.as_str()),
+        )
+        .await?;
     }
     if let By::Agent { session, .. } = by {
-        sqlx::query("UPDATE sessions SET attempt = $2 WHERE id = $1")
-            .bind(session)
-            .bind(number)
-            .execute(&mut *connection)
-            .await
-            .doing(DOING)?;
+        tx.later(
+            Sql::new("UPDATE sessions SET attempt = $2 WHERE id = $1")
+                .bind(session)
+                .bind(number),
+        );
     }
     // Whoever else has it, or had it and was late, brings nothing that anybody waits for.
-    sqlx::query(
-        "UPDATE sessions SET ended = 'over' WHERE build = $1 AND attempt IS NULL \
-         AND (ended IS NULL OR ended = 'lapsed')",
-    )
-    .bind(build.id)
-    .execute(&mut *connection)
-    .await
-    .doing(DOING)?;
+    tx.later(
+        Sql::new(
+            "UPDATE sessions SET ended = 'over' WHERE build = $1 AND attempt IS NULL \
+             AND (ended IS NULL OR ended = 'lapsed')",
+        )
+        .bind(build.id),
+    );
     // A rebuild that was asked for meanwhile is queued now, at the end.
-    let (position, queued) = match state {
-        State::Queued => (next(connection, "queue").await?, now),
-        State::Building | State::Built => (build.position, build.queued),
+    let (place, queued) = match state {
+        State::Queued => (tx.upcoming(Counter::Queue), now),
+        State::Building | State::Built => ("position", build.queued),
     };
-    sqlx::query(
-        "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, lease_until = NULL, \
-         session = NULL, again = 0, interrupts = 0, lapses = 0, position = $7, queued = $8, \
-         run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1",
-    )
-    .bind(build.id)
-    .bind(state.as_str())
-    .bind(result.status.to_string())
-    .bind(&operations)
-    .bind(number)
-    .bind(now.0)
-    .bind(position)
-    .bind(queued.0)
-    .execute(connection)
-    .await
-    .doing(DOING)?;
+    tx.later(
+        Sql::new(format!(
+            "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, \
+             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, position = {place}, \
+             queued = $7, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
+        ))
+        .bind(build.id)
+        .bind(state.as_str())
+        .bind(result.status.to_string())
+        .bind(operations)
+        .bind(number)
+        .bind(now)
+        .bind(queued),
+    );
+    if state == State::Queued {
+        tx.count(Counter::Queue);
+    }
     Ok(())
 }

@@ -150,17 +150,73 @@ fn status(build: i64, text: &str) -> Result<Status, StoreError> {
 
 pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
     let id = get(row, "id")?;
-    let source: String = get(row, "source")?;
     Ok(Submission {
         id,
         name: get(row, "name")?,
         version: get(row, "version")?,
-        source: serde_json::from_str(&source).map_err(|_| StoreError::Damaged {
-            build: id,
-            column: "source",
-            value: source,
-        })?,
+        source: source(id, get(row, "source")?)?,
         submitted: Millis(get(row, "submitted")?),
+    })
+}
+
+/// A build that was just submitted, without its number and place.
+pub(super) fn queued(submission: &Submission, configuration: String, target: String) -> Build {
+    Build {
+        id: 0,
+        submission: submission.id,
+        package: submission.name.clone(),
+        version: submission.version.clone(),
+        configuration,
+        target,
+        state: State::Queued,
+        position: 0,
+        again: false,
+        reason: None,
+        queued: submission.submitted,
+        started: None,
+        finished: None,
+        attempt: 0,
+        status: None,
+        operations: Vec::new(),
+        interrupts: 0,
+        lapses: 0,
+        run: None,
+        session: None,
+        lease_until: None,
+        agent: None,
+        machine: None,
+        machine_summary: None,
+        toolchain_name: None,
+        toolchain_version: None,
+    }
+}
+
+/// The columns of a submission, when they are in a row with those of a build.
+pub(super) const SUBMISSION: &str = "p.id AS submission_id, p.name AS submission_name, \
+    p.version AS submission_version, p.source AS submission_source, p.submitted AS submission_submitted";
+
+/// A submission out of a row with [`SUBMISSION`].
+pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
+    let id = get(row, "submission_id")?;
+    Ok(Submission {
+        id,
+        name: get(row, "submission_name")?,
+        version: get(row, "submission_version")?,
+        source: source(id, get(row, "submission_source")?)?,
+        submitted: Millis(get(row, "submission_submitted")?),
+    })
+}
+
+/// The number of the run that a build is handed out as.
+pub(super) fn next_run(row: &AnyRow) -> Result<i64, StoreError> {
+    get(row, "next_run")
+}
+
+fn source(id: i64, text: String) -> Result<Source, StoreError> {
+    serde_json::from_str(&text).map_err(|_| StoreError::Damaged {
+        build: id,
+        column: "source",
+        value: text,
     })
 }
 

@@ -1,9 +1,9 @@
 //! Submissions: what was asked for, and the builds that it makes.
 
 use super::rows::{self, Build, Submission};
-use super::{Doing as _, Store, StoreError, next};
+use super::tx::{Sql, Tx};
+use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
-use crate::queue::State;
 use crate::source::Source;
 
 /// A submission that is about to be kept.
@@ -29,52 +29,46 @@ impl Store {
         new: NewSubmission<'_>,
         now: Millis,
     ) -> Result<(Submission, Vec<Build>), StoreError> {
-        const DOING: &str = "keep a submission";
-        let mut transaction = self.begin(DOING).await?;
-        let id = next(&mut transaction, "submission").await?;
+        let number = i64::try_from(new.configurations.len()).unwrap_or(i64::MAX);
         let source = serde_json::to_string(new.source).unwrap_or_default();
-        sqlx::query("INSERT INTO submissions (id, name, version, source, submitted) VALUES ($1, $2, $3, $4, $5)")
-            .bind(id)
-            .bind(new.name)
-            .bind(new.version)
-            .bind(source)
-            .bind(now.0)
-            .execute(&mut *transaction)
-            .await
-            .doing(DOING)?;
         let repository = new.source.canonical_repository();
-        for (configuration, target) in new.configurations {
-            let build = next(&mut transaction, "build").await?;
-            let position = next(&mut transaction, "queue").await?;
-            sqlx::query(
-                "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
-                 position, again, queued, attempt, operations) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]')",
-            )
-            .bind(build)
-            .bind(id)
-            .bind(new.name)
-            .bind(new.version)
-            .bind(configuration)
-            .bind(target)
-            .bind(&repository)
-            .bind(State::Queued.as_str())
-            .bind(position)
-            .bind(now.0)
-            .execute(&mut *transaction)
-            .await
-            .doing(DOING)?;
-        }
-        transaction.commit().await.doing(DOING)?;
-        let builds = self.builds_of(id).await?;
-        let submission = Submission {
-            id,
+        let mut submission = Submission {
+            id: 0,
             name: new.name.to_owned(),
             version: new.version.to_owned(),
             source: new.source.clone(),
             submitted: now,
         };
-        Ok((submission, builds))
+        let configurations = new.configurations.to_vec();
+        self.write("keep a submission", move |tx| {
+            Box::pin(async move {
+                // Where the numbers end that these get.
+                let (id, builds, places) = count(tx, number).await?;
+                submission.id = id;
+                tx.later(
+                    Sql::new(
+                        "INSERT INTO submissions (id, name, version, source, submitted) VALUES ($1, $2, $3, $4, $5)",
+                    )
+                    .bind(id)
+                    .bind(submission.name.as_str())
+                    .bind(submission.version.as_str())
+                    .bind(source)
+                    .bind(now),
+                );
+                let mut all = Vec::with_capacity(configurations.len());
+                for (n, (configuration, target)) in (1..).zip(configurations) {
+                    let build = Build {
+                        id: builds - number + n,
+                        position: places - number + n,
+                        ..rows::queued(&submission, configuration, target)
+                    };
+                    tx.run(insert(&build, &repository)).await?;
+                    all.push(build);
+                }
+                Ok((submission, all))
+            })
+        })
+        .await
     }
 
     /// The submission of this number.
@@ -106,4 +100,47 @@ impl Store {
             .map(rows::build)
             .collect()
     }
+}
+
+/// The numbers of a submission, of its last build and of that one's place.
+async fn count(tx: &mut Tx<'_>, builds: i64) -> Result<(i64, i64, i64), StoreError> {
+    use sqlx::Row as _;
+    const DOING: &str = "count";
+    let rows = tx
+        .all(
+            Sql::new(
+                "UPDATE counters SET value = value + CASE WHEN name = 'submission' THEN 1 ELSE $1 END \
+                 WHERE name IN ('submission', 'build', 'queue') RETURNING name, value",
+            )
+            .bind(builds),
+        )
+        .await?;
+    let mut numbers = (0, 0, 0);
+    for row in rows {
+        let value: i64 = row.try_get("value").doing(DOING)?;
+        match row.try_get("name").doing(DOING)? {
+            "submission" => numbers.0 = value,
+            "build" => numbers.1 = value,
+            _ => numbers.2 = value,
+        }
+    }
+    Ok(numbers)
+}
+
+fn insert(build: &Build, repository: &str) -> Sql {
+    Sql::new(
+        "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
+         position, again, queued, attempt, operations) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]')",
+    )
+    .bind(build.id)
+    .bind(build.submission)
+    .bind(build.package.as_str())
+    .bind(build.version.as_str())
+    .bind(build.configuration.as_str())
+    .bind(build.target.as_str())
+    .bind(repository)
+    .bind(build.state.as_str())
+    .bind(build.position)
+    .bind(build.queued)
 }

@@ -252,7 +252,7 @@ async fn run(events: Vec<Event>) {
                     status,
                     operations: Vec::new(),
                 };
-                let take = store.take_result(&name, &result, Millis(now), |facts| {
+                let take = store.take_result(&name, &result, Millis(now), move |facts| {
                     decide(Facts {
                         session: facts.state,
                         proof: Proof::Good,
@@ -263,7 +263,7 @@ async fn run(events: Vec<Event>) {
                         lapses: facts.build.lapses,
                     })
                 });
-                let verdict = take.await.unwrap();
+                let verdict = take.await.unwrap().map(|t| t.verdict);
                 let Some(&Session { build: id, end, .. }) = sessions.get(session) else {
                     assert_eq!(verdict, None);
                     continue;

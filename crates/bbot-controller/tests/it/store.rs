@@ -4,7 +4,9 @@ use bbot_controller::clock::Millis;
 use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
-use bbot_controller::store::{Filter, NewLease, NewOperation, NewResult, NewSubmission, Store};
+use bbot_controller::store::{
+    Filter, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken,
+};
 use bbot_manifest::Status;
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -51,6 +53,10 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
         toolchain_name: "default",
         toolchain_version: "0.7.0",
     }
+}
+
+fn verdict(taken: Option<Taken>) -> Option<Verdict> {
+    taken.map(|t| t.verdict)
 }
 
 fn result(log: &str) -> NewResult {
@@ -215,7 +221,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         lapses: 0,
                     })
                 });
-                take.await.unwrap().unwrap()
+                take.await.unwrap().unwrap().verdict
             });
         }
         let verdicts = senders.join_all().await;
@@ -332,9 +338,9 @@ fn an_older_store_is_brought_up_to_date() {
             })
         };
         let result = result("log");
-        let before = store.take_result("before", &result, Millis(101), decide).await.unwrap();
+        let before = verdict(store.take_result("before", &result, Millis(101), decide).await.unwrap());
         assert!(matches!(before, Some(Verdict::Drop(_))), "{before:?}");
-        let now = store.take_result("now", &result, Millis(101), decide).await.unwrap();
+        let now = verdict(store.take_result("now", &result, Millis(101), decide).await.unwrap());
         assert_eq!(now, Some(Verdict::Keep(State::Built)));
         let attempt = store.attempt(1, 1).await.unwrap().unwrap();
         assert_eq!((attempt.agent.as_deref(), attempt.late), (Some("host"), true));

@@ -1,0 +1,130 @@
+//! What can go wrong with the store, and which of it passes by itself.
+
+use std::sync::Arc;
+
+/// The store could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// It could not be opened.
+    #[error(
+        "cannot open the store {path}; put a good copy in its place, or give another directory with --data"
+    )]
+    Open {
+        /// Its file.
+        path: String,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// Its tables could not be brought to this version's form.
+    #[error("cannot bring the store {path} up to date")]
+    Migrate {
+        /// Its file.
+        path: String,
+        /// Why not.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A statement failed.
+    #[error("store: cannot {doing}")]
+    Statement {
+        /// What it was for.
+        doing: &'static str,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
+    /// What was written together could not be kept.
+    #[error("store: cannot keep what was written")]
+    NotKept {
+        /// Why not: the same for all who had a part in it.
+        source: Arc<StoreError>,
+    },
+    /// It does not write any more: the controller ends.
+    #[error("store: cannot {doing}: it is closed")]
+    Closed {
+        /// What was asked for.
+        doing: &'static str,
+    },
+    /// It holds something that this program never writes.
+    #[error("store: build {build} has a bad {column}: {value:?}")]
+    Damaged {
+        /// The build.
+        build: i64,
+        /// The column.
+        column: &'static str,
+        /// What is there.
+        value: String,
+    },
+}
+
+impl StoreError {
+    /// Whether it passes when somebody makes room on the disk, or the database is there again: whoever asks
+    /// later may get what he wants.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Statement { source, .. } => is_passing(source),
+            // Its own part was good.
+            Self::NotKept { .. } | Self::Closed { .. } => true,
+            Self::Open { .. } | Self::Migrate { .. } | Self::Damaged { .. } => false,
+        }
+    }
+}
+
+fn is_passing(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| is_passing_code(&code)),
+        _ => false,
+    }
+}
+
+/// SQLite's codes are numbers whose lowest byte is the kind.
+fn is_passing_code(code: &str) -> bool {
+    let Ok(code) = code.parse::<u32>() else {
+        return false;
+    };
+    // BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL.
+    matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14 | 15)
+}
+
+/// Gives a statement's error the words for what it was for.
+pub(super) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T> Doing<T> for Result<T, sqlx::Error> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::Statement { doing, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes() {
+        for (code, expected) in [
+            // FULL; IOERR_WRITE; BUSY_SNAPSHOT.
+            ("13", true),
+            ("778", true),
+            ("517", true),
+            // CONSTRAINT_UNIQUE; CORRUPT; no number.
+            ("2067", false),
+            ("11", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_passing_code(code), expected, "{code}");
+        }
+        let full = StoreError::Statement {
+            doing: "write",
+            source: sqlx::Error::Io(std::io::ErrorKind::StorageFull.into()),
+        };
+        assert!(full.is_passing());
+        assert!(StoreError::Closed { doing: "write" }.is_passing());
+    }
+}
