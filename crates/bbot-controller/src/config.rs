@@ -25,6 +25,8 @@ pub struct Config {
     pub bind: SocketAddr,
     /// Directory of the store, the archives and the token; made where there is none.
     pub data_dir: PathBuf,
+    /// URL of the PostgreSQL database that the store is in; none: SQLite in the data directory.
+    pub database: Option<String>,
     /// The buildtab; none: any machine builds the configuration `default`.
     pub buildtab: Option<PathBuf>,
     /// Directory of agents' public keys; none: agents need not prove who they are.
@@ -113,6 +115,7 @@ impl Config {
         Self {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             data_dir,
+            database: None,
             buildtab: None,
             agent_keys: None,
             era: EraChoice::Auto,

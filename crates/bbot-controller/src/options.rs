@@ -39,6 +39,13 @@ pub struct Options {
     #[arg(long, value_name = "DIR", env = "BBOT_CONTROLLER_DATA")]
     pub data: PathBuf,
 
+    /// PostgreSQL (15 or newer) database that the queue and the results are in, as postgres://USER:PASSWORD@HOST/NAME;
+    /// several controllers may share it. In the environment its password is not in the list of processes
+    /// [default: SQLite in --data]
+    #[arg(long, value_name = "URL", env = "BBOT_CONTROLLER_DATABASE", hide_env_values = true,
+          value_parser = database)]
+    pub database: Option<String>,
+
     /// Which machines build which configurations; read again when it changes [default: any machine,
     /// configuration `default`]
     #[arg(long, value_name = "FILE")]
@@ -143,6 +150,7 @@ impl Options {
         };
         let mut config = Config::new(self.data);
         config.bind = self.listen;
+        config.database = self.database;
         config.buildtab = self.buildtab;
         config.agent_keys = self.agent_keys;
         config.era = self.era;
@@ -172,6 +180,15 @@ impl Options {
         };
         config.source_user = source_user;
         Ok(config)
+    }
+}
+
+/// A database's URL. What is wrong is said without it: it has a password.
+fn database(url: &str) -> Result<String, &'static str> {
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        Ok(url.to_owned())
+    } else {
+        Err("it is no URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/NAME")
     }
 }
 
@@ -228,6 +245,7 @@ mod tests {
             &["--data", "d", "--lease", "0"],
             &["--data", "d", "--lease", "1m"],
             &["--data", "d", "--keep-logs", "-1"],
+            &["--data", "d", "--database", "mysql://h/n"],
         ] {
             let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());
             assert_eq!(

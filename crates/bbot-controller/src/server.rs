@@ -137,7 +137,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         Some(files) => Some(Watched::open(files.paths(), move || files.load())?),
         None => None,
     };
-    let store = Store::open(&data.join("controller.sqlite")).await?;
+    let store = match &config.database {
+        None => Store::open(&data.join("controller.sqlite")).await?,
+        Some(url) => Store::open_postgres(url, config.clock.steady()).await?,
+    };
 
     let listener = TcpListener::bind(config.bind)
         .await
@@ -161,7 +164,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         shutdown.clone(),
     ));
     app.restart_leases().await?;
-    tracing::info!(%address, data = %data.display(), "listening on {address}");
+    tracing::info!(%address, data = %data.display(), store = app.place(), "listening on {address}");
     if let Some(bound) = bound {
         // Nobody waiting for it any more is no reason to stop.
         let _ = bound.send(address);
@@ -180,6 +183,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     let reloading = {
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.reload(&shutdown).await })
+    };
+    let neighbours = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { app.hear_neighbours(&shutdown).await })
     };
     loop {
         // The permit comes first: at the limit, further clients wait in the kernel's queue.
@@ -219,6 +226,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     leases.abort();
     pruning.abort();
     reloading.abort();
+    neighbours.abort();
     store.close().await;
     tracing::info!("stopped");
     Ok(())

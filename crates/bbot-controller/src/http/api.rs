@@ -542,7 +542,7 @@ pub(super) async fn do_rebuild(
         app.figures.submitted(1);
     }
     app.wake_agents();
-    app.changes.tell(build.id);
+    app.build_changed(build.id);
     app.store
         .build(build.id)
         .await?

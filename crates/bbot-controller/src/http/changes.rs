@@ -27,6 +27,13 @@ impl Changes {
         self.of(build).send_modify(|n| *n = n.wrapping_add(1));
     }
 
+    /// Tells all.
+    pub(super) fn tell_all(&self) {
+        for group in &self.0 {
+            group.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
     /// What is told about this build, among others.
     pub(super) fn subscribe(&self, build: i64) -> watch::Receiver<u64> {
         self.of(build).subscribe()
@@ -46,5 +53,7 @@ mod tests {
         assert!(!other.has_changed().unwrap());
         changes.tell(i64::MAX);
         changes.tell(-1);
+        changes.tell_all();
+        assert!(other.has_changed().unwrap());
     }
 }

@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use hyper::body::{Frame, SizeHint};
@@ -14,6 +15,9 @@ use hyper::body::{Frame, SizeHint};
 use super::App;
 use crate::clock::Millis;
 use crate::figures::CameBack;
+
+/// What was given up while it was written has been written after so long.
+const LEASE_ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// A task on its way to an agent; when this is dropped before it was delivered, the task is taken back.
 #[derive(Debug)]
@@ -55,7 +59,13 @@ impl Drop for HandOut {
         // The lease may have been written without anybody having been told.
         app.lapses.expect(Millis(0));
         runtime.spawn(async move {
-            match app.store.take_back(&session).await {
+            let mut taken = app.store.take_back(&session).await;
+            if app.store.is_shared() && matches!(taken, Ok(None)) {
+                // The lease itself may still be on its way: operations there are not in one line.
+                tokio::time::sleep(LEASE_ON_ITS_WAY).await;
+                taken = app.store.take_back(&session).await;
+            }
+            match taken {
                 Ok(Some(build)) => {
                     app.figures.came_back(CameBack::NotTold);
                     tracing::info!(
@@ -64,7 +74,7 @@ impl Drop for HandOut {
                         build.id
                     );
                     app.wake_agents();
-                    app.changes.tell(build.id);
+                    app.build_changed(build.id);
                 }
                 Ok(None) => {}
                 Err(e) => tracing::error!("cannot take a task back, so it lapses: {e}"),
@@ -110,7 +120,7 @@ mod tests {
     use crate::queue::State;
     use crate::source::archives::Archives;
     use crate::source::{Repository, Source};
-    use crate::store::{NewLease, NewSubmission, Store};
+    use crate::store::{Instead, NewLease, NewSubmission, Store};
     use crate::token::Token;
     use crate::watched::Watched;
     use http_body_util::BodyExt as _;
@@ -140,6 +150,7 @@ mod tests {
         let hand_out = HandOut::begin(app, session);
         let lease = NewLease {
             build,
+            instead: Instead::None,
             session,
             path: session,
             until: Millis(i64::MAX),

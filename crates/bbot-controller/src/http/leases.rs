@@ -19,6 +19,9 @@ use crate::store::StoreError;
 /// The longest that nothing is looked at: a clock of a test may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
+/// A store that is shared is looked at so often at least.
+const SHARED: Duration = Duration::from_secs(5);
+
 /// After an error of the store it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 
@@ -94,12 +97,18 @@ impl App {
                     outcome::INTERRUPTS
                 ),
             }
-            self.changes.tell(build.id);
+            self.build_changed(build.id);
         }
         if !lapsed.is_empty() {
             self.wake_agents();
         }
-        self.store.next_lapse().await
+        let next = self.store.next_lapse().await?;
+        if !self.store.is_shared() {
+            return Ok(next);
+        }
+        // Another controller's leases are looked after by all: it may be the one that is gone.
+        let look = self.steady().plus(SHARED);
+        Ok(Some(next.map_or(look, |next| next.min(look))))
     }
 
     /// Looks after leases until `shutdown`: each that lapses is noticed when it does.

@@ -11,6 +11,7 @@ mod hand_out;
 mod leases;
 mod live;
 mod metrics;
+mod neighbours;
 mod pages;
 mod params;
 mod problem;
@@ -40,7 +41,7 @@ use crate::figures::Figures;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::Store;
+use crate::store::{News, Store};
 use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
@@ -122,6 +123,11 @@ impl App {
         }
     }
 
+    /// Where the store is, for people.
+    pub(crate) fn place(&self) -> &str {
+        self.store.place()
+    }
+
     fn now(&self) -> Millis {
         self.config.clock.now()
     }
@@ -146,12 +152,19 @@ impl App {
     }
 
     pub(crate) fn steady(&self) -> Millis {
-        self.config.clock.steady()
+        self.store.steady(self.config.clock.steady())
     }
 
-    /// Tells waiting agents that there may be something for them.
+    /// Tells agents that wait, here and at other controllers, that there may be something for them.
     fn wake_agents(&self) {
         self.queued.send_modify(|n| *n = n.wrapping_add(1));
+        self.store.tell(&News::Queued);
+    }
+
+    /// Tells those who follow this build, here and at other controllers.
+    fn build_changed(&self, build: i64) {
+        self.changes.tell(build);
+        self.store.tell(&News::Changed(build));
     }
 
     /// Removes raw logs and results that are older than is wanted, once in a while, until `shutdown`.

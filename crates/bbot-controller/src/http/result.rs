@@ -215,7 +215,7 @@ fn tell(
             if state == State::Queued {
                 app.wake_agents();
             }
-            app.changes.tell(build);
+            app.build_changed(build);
         }
         Verdict::Requeue => {
             app.figures.came_back(CameBack::Given);
@@ -225,7 +225,7 @@ fn tell(
                 why.unwrap_or_default()
             );
             app.wake_agents();
-            app.changes.tell(build);
+            app.build_changed(build);
         }
         Verdict::GiveUp => {
             app.figures.came_back(CameBack::Given);
@@ -234,7 +234,7 @@ fn tell(
                 "{name} {version} came back from its agents without a result {} times: abort",
                 outcome::INTERRUPTS
             );
-            app.changes.tell(build);
+            app.build_changed(build);
         }
         Verdict::Release => {
             tracing::info!("{name} {version} was given back after its lease had lapsed");

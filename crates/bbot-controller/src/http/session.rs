@@ -83,7 +83,7 @@ pub(super) async fn lease(
                     "build {} was queued again, but its agent is there: it goes on",
                     facts.build.id
                 );
-                app.changes.tell(facts.build.id);
+                app.build_changed(facts.build.id);
             }
             app.lapses.expect(app.steady().plus(terms.lease));
         }

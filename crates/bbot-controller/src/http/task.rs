@@ -20,7 +20,7 @@ use crate::queue::era::{self, Peer};
 use crate::queue::lease;
 use crate::queue::select::{self, Offer, Role};
 use crate::source::{Source, requested_repository};
-use crate::store::{Lease, NewLease};
+use crate::store::{Instead, Lease, NewLease};
 
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
@@ -205,25 +205,24 @@ async fn find(
         for candidate in &candidates {
             let c = candidate.configuration;
             if wanted.repositories.is_empty() {
-                oldest.push((
-                    app.store.oldest_queued(&c.name, &c.target, None).await?,
-                    *candidate,
-                ));
+                let found = app.store.oldest_queued(&c.name, &c.target, None).await?;
+                oldest.push((found, *candidate, None));
             }
-            for repository in &wanted.repositories {
-                oldest.push((
-                    app.store
-                        .oldest_queued(&c.name, &c.target, Some(repository))
-                        .await?,
-                    *candidate,
-                ));
+            for repository in wanted.repositories.iter().map(String::as_str).map(Some) {
+                let found = app
+                    .store
+                    .oldest_queued(&c.name, &c.target, repository)
+                    .await?;
+                oldest.push((found, *candidate, repository));
             }
         }
         let places: Vec<Option<i64>> = oldest
             .iter()
-            .map(|(o, _)| o.map(|(place, _)| place))
+            .map(|(o, ..)| o.map(|(place, _)| place))
             .collect();
-        let Some((Some((_, build)), candidate)) = select::first(&places).map(|i| oldest[i]) else {
+        let Some((Some((_, build)), candidate, repository)) =
+            select::first(&places).map(|i| oldest[i])
+        else {
             return Ok(None);
         };
         let machine = &request.machines[candidate.machine];
@@ -245,6 +244,7 @@ async fn find(
         let until = app.steady().plus(terms.lease);
         let lease = NewLease {
             build,
+            instead: Instead::Oldest(repository),
             session: &session,
             path: &path,
             until,
@@ -266,7 +266,7 @@ async fn find(
         };
         app.figures.handed_out(lease.build.queued.until(app.now()));
         app.lapses.expect(until);
-        app.changes.tell(lease.build.id);
+        app.build_changed(lease.build.id);
         tracing::info!(
             build.id = lease.build.id,
             agent = request.agent,

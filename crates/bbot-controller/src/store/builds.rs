@@ -3,8 +3,9 @@
 use bbot_manifest::Status;
 use sqlx::Row as _;
 
+use super::dialect::Counter;
 use super::rows::{self, Attempt, Build};
-use super::tx::{Counter, Sql};
+use super::tx::Sql;
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::{self, Rebuild, State};
@@ -58,6 +59,8 @@ fn like(name: Option<&str>) -> String {
                 pattern.push('\\');
                 pattern.push(c);
             }
+            // There is no such name, and no such text in PostgreSQL.
+            '\0' => pattern.push('\u{fffd}'),
             c => pattern.push(c),
         }
     }
@@ -72,8 +75,8 @@ impl Store {
     pub async fn builds(&self, filter: &Filter, limit: i64) -> Result<Vec<Build>, StoreError> {
         sqlx::query(
             "SELECT * FROM builds WHERE position < $1 \
-             AND ($2 = '%' OR package LIKE $2 ESCAPE '\\') \
-             AND ($3 = '%' OR configuration LIKE $3 ESCAPE '\\') \
+             AND ($2 = '%' OR LOWER(package) LIKE LOWER($2) ESCAPE '\\') \
+             AND ($3 = '%' OR LOWER(configuration) LIKE LOWER($3) ESCAPE '\\') \
              AND ($4 = '' OR state = $4) \
              AND ($5 = '' OR (state = 'built' AND status = $5)) \
              ORDER BY position DESC LIMIT $6",
@@ -198,8 +201,9 @@ impl Store {
         const DOING: &str = "read the beginnings and ends of logs";
         sqlx::query(
             "SELECT operation, \
-             CASE WHEN length(log) <= $3 + $4 THEN log ELSE substr(log, 1, $3) END AS head, \
-             CASE WHEN length(log) <= $3 + $4 THEN NULL ELSE substr(log, length(log) - $4 + 1) END AS tail \
+             CASE WHEN length(log) <= $3 + $4 THEN log ELSE substr(log, 1, CAST($3 AS INTEGER)) END AS head, \
+             CASE WHEN length(log) <= $3 + $4 THEN NULL \
+             ELSE substr(log, CAST(length(log) - $4 + 1 AS INTEGER)) END AS tail \
              FROM logs WHERE build = $1 AND attempt = $2 ORDER BY position",
         )
         .bind(build)
@@ -234,7 +238,13 @@ impl Store {
         self.write("queue a build again", move |tx| {
             Box::pin(async move {
                 let row = tx
-                    .optional(Sql::new("SELECT * FROM builds WHERE id = $1").bind(id))
+                    .optional(
+                        Sql::new(format!(
+                            "SELECT * FROM builds WHERE id = $1{}",
+                            tx.dialect().held()
+                        ))
+                        .bind(id),
+                    )
                     .await?;
                 let Some(build) = row.as_ref().map(rows::build).transpose()? else {
                     return Ok(None);
@@ -242,7 +252,7 @@ impl Store {
                 let rebuild = queue::rebuild(build.state);
                 match rebuild {
                     Rebuild::Queue => {
-                        let place = tx.upcoming(Counter::Queue);
+                        let place = tx.dialect().next(Counter::Queue);
                         tx.later(
                             Sql::new(format!(
                                 "UPDATE builds SET state = 'queued', position = {place}, queued = $2, reason = $3, \

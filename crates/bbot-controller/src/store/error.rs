@@ -16,6 +16,14 @@ pub enum StoreError {
         /// Why not.
         source: sqlx::Error,
     },
+    /// The database could not be reached.
+    #[error("cannot use the database {place}: start it, or mend --database")]
+    Connect {
+        /// Where it is, without the password.
+        place: String,
+        /// Why not.
+        source: sqlx::Error,
+    },
     /// Its tables could not be brought to this version's form.
     #[error("cannot bring the store {path} up to date")]
     Migrate {
@@ -65,7 +73,10 @@ impl StoreError {
             Self::Statement { source, .. } => is_passing(source),
             // Its own part was good.
             Self::NotKept { .. } | Self::Closed { .. } => true,
-            Self::Open { .. } | Self::Migrate { .. } | Self::Damaged { .. } => false,
+            Self::Open { .. }
+            | Self::Connect { .. }
+            | Self::Migrate { .. }
+            | Self::Damaged { .. } => false,
         }
     }
 }
@@ -82,8 +93,15 @@ fn is_passing(error: &sqlx::Error) -> bool {
     }
 }
 
-/// SQLite's codes are numbers whose lowest byte is the kind.
+/// SQLite's codes are numbers whose lowest byte is the kind; PostgreSQL's have five characters, of which the first two
+/// are the class.
 fn is_passing_code(code: &str) -> bool {
+    if code.len() == 5 {
+        // A lost connection, no room, taken back for the sake of another transaction.
+        return matches!(code.get(..2), Some("08" | "53" | "40"))
+            // The server ends, or begins; it only reads.
+            || matches!(code, "57P01" | "57P02" | "57P03" | "25006");
+    }
     let Ok(code) = code.parse::<u32>() else {
         return false;
     };
@@ -117,6 +135,11 @@ mod tests {
             ("2067", false),
             ("11", false),
             ("x", false),
+            // PostgreSQL: disk full; the server ends; a deadlock; unique_violation.
+            ("53100", true),
+            ("57P01", true),
+            ("40P01", true),
+            ("23505", false),
         ] {
             assert_eq!(is_passing_code(code), expected, "{code}");
         }

@@ -2,20 +2,32 @@
 
 use std::time::Duration;
 
+use super::dialect::Counter;
 use super::results::{self, FACTS_BY_PATH, SessionFacts};
 use super::rows::{self, Build, SUBMISSION, Submission};
-use super::tx::{Counter, Sql, Tx};
+use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::lease::{self, Confirmed, Lapse, Renewal};
 use crate::queue::outcome::Again;
 
+/// Which build is handed out in the place of one that somebody else was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead<'a> {
+    /// None.
+    None,
+    /// The oldest that waits for the same configuration; where there is a repository, of its packages.
+    Oldest(Option<&'a str>),
+}
+
 /// What is written when a task is handed out.
 #[derive(Debug, Clone)]
 pub struct NewLease<'a> {
     /// The build.
     pub build: i64,
+    /// Which to hand out when that one is not queued any more.
+    pub instead: Instead<'a>,
     /// The new session.
     pub session: &'a str,
     /// What the session's URL ends with.
@@ -84,7 +96,7 @@ impl Store {
         .transpose()
     }
 
-    /// Hands out a queued build; `None` when it is not queued any more.
+    /// Hands out a queued build, or one that will do instead; `None` when there is none any more.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -96,16 +108,23 @@ impl Store {
         let new = Owned::of(new);
         self.write("hand out a task", move |tx| {
             Box::pin(async move {
-                let run = tx.upcoming(Counter::Run);
-                let row = tx
-                    .optional(
-                        Sql::new(format!(
-                            "SELECT b.*, {SUBMISSION}, {run} AS next_run FROM builds b JOIN submissions p ON p.id = b.submission \
-                             WHERE b.id = $1 AND b.state = 'queued'"
-                        ))
-                        .bind(new.build),
-                    )
-                    .await?;
+                let found = format!(
+                    "SELECT b.*, {SUBMISSION}, {} AS next_run FROM builds b \
+                     JOIN submissions p ON p.id = b.submission",
+                    tx.dialect().next(Counter::Run)
+                );
+                let free = tx.dialect().build_held_if_free();
+                let this = format!("{found} WHERE b.id = $1 AND b.state = 'queued'{free}");
+                let mut row = tx.optional(Sql::new(this).bind(new.build)).await?;
+                if let (None, Some(repository)) = (&row, &new.instead) {
+                    let oldest = format!(
+                        "{found} JOIN builds w ON w.id = $1 WHERE b.state = 'queued' \
+                         AND b.configuration = w.configuration AND b.target = w.target \
+                         AND ($2 = '' OR b.repository = $2) ORDER BY b.position LIMIT 1{free}"
+                    );
+                    let oldest = Sql::new(oldest).bind(new.build).bind(repository.as_str());
+                    row = tx.optional(oldest).await?;
+                }
                 let Some(row) = row else {
                     return Ok(None);
                 };
@@ -149,7 +168,10 @@ impl Store {
         let path = path.to_owned();
         self.write_passing("renew a lease", move |tx| {
             Box::pin(async move {
-                let row = tx.optional(Sql::new(FACTS_BY_PATH).bind(path)).await?;
+                let row = tx
+                    .optional(
+                        Sql::new(format!("{FACTS_BY_PATH}{}", tx.dialect().session_held())).bind(path),
+                    ).await?;
                 let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
                     return Ok((Renewal::Unknown, None));
                 };
@@ -189,7 +211,9 @@ impl Store {
         self.write("take a task back", move |tx| {
             Box::pin(async move {
                 let row = tx
-                    .optional(Sql::new(results::FACTS).bind(session.as_str()))
+                    .optional(
+                        Sql::new(format!("{}{}", results::FACTS, tx.dialect().session_held())).bind(session.as_str()),
+                    )
                     .await?;
                 let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
                     return Ok(None);
@@ -241,10 +265,11 @@ impl Store {
         self.write("begin leases anew", move |tx| {
             Box::pin(async move {
                 let held: Vec<Build> = tx
-                    .all(Sql::new(
+                    .all(Sql::new(format!(
                         "SELECT * FROM builds WHERE state = 'building' \
-                         AND session IN (SELECT id FROM sessions WHERE renews = 1)",
-                    ))
+                         AND session IN (SELECT id FROM sessions WHERE renews = 1) ORDER BY id{}",
+                        tx.dialect().held()
+                    )))
                     .await?
                     .iter()
                     .map(rows::build)
@@ -288,7 +313,9 @@ impl Store {
         self.write(DOING, move |tx| {
             Box::pin(async move {
                 let builds: Vec<Build> = tx
-                    .all(Sql::new(LAPSED).bind(steady))
+                    .all(
+                        Sql::new(format!("{LAPSED}{}", tx.dialect().held_if_free())).bind(steady),
+                    )
                     .await?
                     .iter()
                     .map(rows::build)
@@ -332,6 +359,8 @@ impl Store {
 /// A [`NewLease`] that goes to the one that writes.
 struct Owned {
     build: i64,
+    /// The repository, or nothing for any, of one that would do instead.
+    instead: Option<String>,
     session: String,
     path: String,
     until: Millis,
@@ -350,6 +379,10 @@ impl Owned {
     fn of(new: &NewLease<'_>) -> Self {
         Self {
             build: new.build,
+            instead: match new.instead {
+                Instead::None => None,
+                Instead::Oldest(repository) => Some(repository.unwrap_or_default().to_owned()),
+            },
             session: new.session.to_owned(),
             path: new.path.to_owned(),
             until: new.until,

@@ -1,12 +1,15 @@
 //! Everything that outlives the process, and all the SQL: submissions, builds, sessions, results, logs.
 //!
-//! SQLite, embedded, through sqlx' `Any` driver, so that the same statements can serve PostgreSQL. Whatever
-//! reads and then writes does so in one transaction, which the one [writer](writer) runs; the decisions in between are the
-//! queue's pure functions. Readers have connections of their own.
+//! SQLite, embedded, or PostgreSQL, which several controllers can share: through sqlx' `Any` driver, so that the same
+//! statements serve both. Whatever reads and then writes does so in one transaction; with SQLite the one `writer` runs
+//! them all. The decisions in between are the queue's pure functions.
 
 mod builds;
+mod dialect;
 mod error;
 mod leases;
+mod news;
+mod postgres;
 mod prune;
 mod results;
 mod rows;
@@ -17,16 +20,21 @@ mod writer;
 
 pub use builds::{Filter, Log, LogExcerpt};
 pub use error::StoreError;
-pub use leases::{Lease, NewLease};
+pub use leases::{Instead, Lease, NewLease};
+pub(crate) use news::{Listener, News};
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};
 pub use rows::{Attempt, Build, Operation, Submission};
 pub use submissions::NewSubmission;
 
 use std::path::Path;
 
+use sqlx::migrate::Migrator;
 use sqlx::{AnyPool, Connection as _};
 
+use crate::clock::Millis;
+
 use error::Doing;
+use news::Teller;
 use sqlite::{Durability, File};
 use tx::Tx;
 use writer::{Boxed, Writer};
@@ -34,10 +42,22 @@ use writer::{Boxed, Writer};
 /// The open store. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// Connections that read.
+    /// Connections that read; on PostgreSQL all of them.
     pool: AnyPool,
-    writer: Writer,
-    file: File,
+    backend: Backend,
+    /// Where it is, for people.
+    place: String,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Sqlite(Writer),
+    Postgres {
+        url: String,
+        teller: Teller,
+        /// Milliseconds from 1970 to the time that the database says, less those of our own clock.
+        ahead: i64,
+    },
 }
 
 impl Store {
@@ -47,9 +67,9 @@ impl Store {
     /// The file cannot be opened or written, or holds something else.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
-        let shown = path.display().to_string();
+        let place = path.display().to_string();
         let open = |source| StoreError::Open {
-            path: shown.clone(),
+            path: place.clone(),
             source,
         };
         let file = File::new(path);
@@ -58,29 +78,108 @@ impl Store {
         let mut first = sqlite::connect(&file, Durability::Synced)
             .await
             .map_err(open)?;
-        let migrated = sqlx::migrate!("./migrations").run(&mut first).await;
+        let migrated = migrations().run(&mut first).await;
         migrated.map_err(|source| StoreError::Migrate {
-            path: shown.clone(),
+            path: place.clone(),
             source,
         })?;
         first.close().await.map_err(open)?;
         Ok(Self {
             pool: sqlite::readers(&file).await.map_err(open)?,
-            writer: Writer::start(file.clone()),
-            file,
+            backend: Backend::Sqlite(Writer::start(file)),
+            place,
         })
     }
 
-    /// The store's file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.file.path()
+    /// Opens the store in a PostgreSQL database, which is there, and brings it up to date. Several controllers may
+    /// do so at once. `now`: our own steady time; that of the store is the database's.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or holds something else.
+    pub async fn open_postgres(url: &str, now: Millis) -> Result<Self, StoreError> {
+        sqlx::any::install_default_drivers();
+        let connect = |place: &str, source| StoreError::Connect {
+            place: place.to_owned(),
+            source,
+        };
+        // The URL may have a password in it.
+        let place = postgres::place(url).map_err(|e| connect("that --database names", e))?;
+        let mut first = postgres::connect(url)
+            .await
+            .map_err(|e| connect(&place, e))?;
+        let migrated = postgres::migrate(&mut first, migrations()).await;
+        migrated.map_err(|source| StoreError::Migrate {
+            path: place.clone(),
+            source,
+        })?;
+        let theirs = postgres::now(&mut first)
+            .await
+            .map_err(|e| connect(&place, e))?;
+        first.close().await.map_err(|e| connect(&place, e))?;
+        let pool = postgres::pool(url).await.map_err(|e| connect(&place, e))?;
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).map_err(|e| {
+            connect(
+                &place,
+                sqlx::Error::Io(std::io::Error::other(e.to_string())),
+            )
+        })?;
+        Ok(Self {
+            backend: Backend::Postgres {
+                url: url.to_owned(),
+                teller: Teller::start(pool.clone(), &hex::encode(name)),
+                ahead: theirs.saturating_sub(now.0),
+            },
+            pool,
+            place,
+        })
     }
 
-    /// Does what was asked for, and ends all connections, so that everything is in the file.
+    /// Where it is: a file, or a database without its password.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Whether other controllers may use it at the same time.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.backend, Backend::Postgres { .. })
+    }
+
+    /// What the store's steady time is when ours is `own`. Controllers that share a store have one.
+    #[must_use]
+    pub fn steady(&self, own: Millis) -> Millis {
+        match self.backend {
+            Backend::Sqlite(_) => own,
+            Backend::Postgres { ahead, .. } => Millis(own.0.saturating_add(ahead)),
+        }
+    }
+
+    /// Tells the other controllers, if there are any.
+    pub(crate) fn tell(&self, news: &News) {
+        if let Backend::Postgres { teller, .. } = &self.backend {
+            teller.tell(news);
+        }
+    }
+
+    /// Hears what the other controllers tell; `None` where there are none.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub(crate) async fn listen(&self) -> Result<Option<Listener>, StoreError> {
+        match &self.backend {
+            Backend::Sqlite(_) => Ok(None),
+            Backend::Postgres { url, teller, .. } => Listener::open(url, teller).await.map(Some),
+        }
+    }
+
+    /// Does what was asked for, and ends all connections, so that everything is where it belongs.
     pub async fn close(&self) {
         self.pool.close().await;
-        self.writer.close().await;
+        if let Backend::Sqlite(writer) = &self.backend {
+            writer.close().await;
+        }
     }
 
     /// Writes: what `work` does is kept as a whole, or not at all.
@@ -89,7 +188,7 @@ impl Store {
         T: Send + 'static,
         F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>> + Send + 'static,
     {
-        self.writer.write(doing, Durability::Synced, work).await
+        self.write_as(doing, Durability::Synced, work).await
     }
 
     /// The same for what need not be on disk when it is answered.
@@ -98,6 +197,27 @@ impl Store {
         T: Send + 'static,
         F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>> + Send + 'static,
     {
-        self.writer.write(doing, Durability::Passing, work).await
+        self.write_as(doing, Durability::Passing, work).await
     }
+
+    async fn write_as<T, F>(
+        &self,
+        doing: &'static str,
+        durability: Durability,
+        work: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>> + Send + 'static,
+    {
+        match &self.backend {
+            Backend::Sqlite(writer) => writer.write(doing, durability, work).await,
+            Backend::Postgres { .. } => postgres::write(&self.pool, doing, durability, work).await,
+        }
+    }
+}
+
+/// The migrations of both. Their numbers are one series with those of PostgreSQL alone.
+fn migrations() -> Migrator {
+    sqlx::migrate!("./migrations")
 }

@@ -3,8 +3,9 @@
 use bbot_manifest::Status;
 use sqlx::Row as _;
 
+use super::dialect::Counter;
 use super::rows::{self, Build, Operation};
-use super::tx::{Counter, Sql, Tx};
+use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::State;
@@ -134,7 +135,7 @@ impl Store {
     /// The store cannot be read.
     pub async fn session(&self, session: &str) -> Result<Option<SessionFacts>, StoreError> {
         let row = sqlx::query(FACTS)
-            .bind(session)
+            .bind(session.replace('\0', "\u{fffd}"))
             .fetch_optional(&self.pool)
             .await
             .doing("read a session")?;
@@ -156,7 +157,11 @@ impl Store {
         let (session, result) = (session.to_owned(), result.clone());
         self.write("keep a result", move |tx| {
             Box::pin(async move {
-                let row = tx.optional(Sql::new(FACTS).bind(session)).await?;
+                let row = tx
+                    .optional(
+                        Sql::new(format!("{FACTS}{}", tx.dialect().session_held())).bind(session),
+                    )
+                    .await?;
                 let Some(facts) = row.as_ref().map(facts).transpose()? else {
                     return Ok(None);
                 };
@@ -330,7 +335,7 @@ pub(super) async fn keep(
     );
     // A rebuild that was asked for meanwhile is queued now, at the end.
     let (place, queued) = match state {
-        State::Queued => (tx.upcoming(Counter::Queue), now),
+        State::Queued => (tx.dialect().next(Counter::Queue), now),
         State::Building | State::Built => ("position", build.queued),
     };
     tx.later(

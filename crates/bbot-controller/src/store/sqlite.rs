@@ -29,10 +29,6 @@ impl File {
             path: path.to_owned(),
         }
     }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// A connection that writes.

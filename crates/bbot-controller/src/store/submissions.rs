@@ -1,6 +1,9 @@
 //! Submissions: what was asked for, and the builds that it makes.
 
 use super::rows::{self, Build, Submission};
+use sqlx::Row as _;
+
+use super::dialect::Dialect;
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
@@ -42,8 +45,10 @@ impl Store {
         let configurations = new.configurations.to_vec();
         self.write("keep a submission", move |tx| {
             Box::pin(async move {
-                // Where the numbers end that these get.
-                let (id, builds, places) = count(tx, number).await?;
+                let (id, numbers) = match tx.dialect() {
+                    Dialect::Sqlite => count(tx, number).await?,
+                    Dialect::Postgres => take_numbers(tx, number).await?,
+                };
                 submission.id = id;
                 tx.later(
                     Sql::new(
@@ -56,10 +61,10 @@ impl Store {
                     .bind(now),
                 );
                 let mut all = Vec::with_capacity(configurations.len());
-                for (n, (configuration, target)) in (1..).zip(configurations) {
+                for ((id, position), (configuration, target)) in numbers.into_iter().zip(configurations) {
                     let build = Build {
-                        id: builds - number + n,
-                        position: places - number + n,
+                        id,
+                        position,
                         ..rows::queued(&submission, configuration, target)
                     };
                     tx.run(insert(&build, &repository)).await?;
@@ -102,9 +107,10 @@ impl Store {
     }
 }
 
-/// The numbers of a submission, of its last build and of that one's place.
-async fn count(tx: &mut Tx<'_>, builds: i64) -> Result<(i64, i64, i64), StoreError> {
-    use sqlx::Row as _;
+/// The number of a submission, and the numbers and places of its builds.
+type Numbers = (i64, Vec<(i64, i64)>);
+
+async fn count(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreError> {
     const DOING: &str = "count";
     let rows = tx
         .all(
@@ -115,16 +121,42 @@ async fn count(tx: &mut Tx<'_>, builds: i64) -> Result<(i64, i64, i64), StoreErr
             .bind(builds),
         )
         .await?;
-    let mut numbers = (0, 0, 0);
+    // Where the numbers end that these get.
+    let (mut submission, mut build, mut place) = (0, 0, 0);
     for row in rows {
         let value: i64 = row.try_get("value").doing(DOING)?;
         match row.try_get("name").doing(DOING)? {
-            "submission" => numbers.0 = value,
-            "build" => numbers.1 = value,
-            _ => numbers.2 = value,
+            "submission" => submission = value,
+            "build" => build = value,
+            _ => place = value,
         }
     }
-    Ok(numbers)
+    let numbers = (1..=builds).map(|n| (build - builds + n, place - builds + n));
+    Ok((submission, numbers.collect()))
+}
+
+async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreError> {
+    const DOING: &str = "take numbers";
+    let row = tx
+        .optional(Sql::new("SELECT nextval('submission_numbers') AS id"))
+        .await?;
+    let submission = row.map_or(Ok(0), |row| row.try_get("id")).doing(DOING)?;
+    let mut numbers: Vec<(i64, i64)> = tx
+        .all(
+            Sql::new(
+                "SELECT nextval('build_numbers') AS id, nextval('queue_numbers') AS place \
+                 FROM generate_series(1, $1)",
+            )
+            .bind(builds),
+        )
+        .await?
+        .iter()
+        .map(|row| Ok((row.try_get("id")?, row.try_get("place")?)))
+        .collect::<Result<_, sqlx::Error>>()
+        .doing(DOING)?;
+    // The order of the buildtab is that of the numbers.
+    numbers.sort_unstable();
+    Ok((submission, numbers))
 }
 
 fn insert(build: &Build, repository: &str) -> Sql {

@@ -2,7 +2,7 @@
 //!
 //! SQLite lives on a thread of its own behind sqlx, so that each statement costs two switches between threads, which is far
 //! more than most statements cost themselves. What gives no rows therefore waits here until something that does is
-//! asked for, or until the end, and then goes there in one piece.
+//! asked for, or until the end, and then goes there in one piece. PostgreSQL takes statements one by one.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,8 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AssertSqlSafe};
 
-use super::{Doing as _, StoreError};
+use super::dialect::{Counter, Dialect};
+use super::error::{Doing as _, StoreError};
 use crate::clock::Millis;
 
 /// So many statements wait at most.
@@ -91,26 +92,32 @@ impl Sql {
         self.values.push(value.into());
         self
     }
-}
 
-/// Statements that wait, as one text.
-#[derive(Debug, Default)]
-struct Waiting {
-    text: String,
-    values: Vec<Value>,
-    statements: usize,
-}
-
-impl Waiting {
-    /// Appends a statement; its values go on where those before it end.
-    fn push(&mut self, sql: Sql) {
-        if self.statements > 0 {
-            self.text.push_str("; ");
+    /// PostgreSQL has no text with a zero byte in it.
+    fn without_zeros(mut self) -> Self {
+        for value in &mut self.values {
+            if let Value::Text(Some(text)) = value
+                && text.contains('\0')
+            {
+                *text = text.replace('\0', "\u{fffd}");
+            }
         }
-        renumber(&mut self.text, &sql.text, self.values.len());
-        self.values.extend(sql.values);
-        self.statements += 1;
+        self
     }
+}
+
+/// Statements as one text; the values of each go on where those before it end.
+fn joined(statements: Vec<Sql>) -> Sql {
+    let mut all = Sql::new(String::new());
+    let text = all.text.to_mut();
+    for (n, sql) in statements.into_iter().enumerate() {
+        if n > 0 {
+            text.push_str("; ");
+        }
+        renumber(text, &sql.text, all.values.len());
+        all.values.extend(sql.values);
+    }
+    all
 }
 
 /// Appends `text` to `to`, each `$N` as `$(N + by)`.
@@ -127,20 +134,12 @@ fn renumber(to: &mut String, text: &str, by: usize) {
     }
 }
 
-/// What is numbered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counter {
-    /// Places in the queue.
-    Queue,
-    /// Runs.
-    Run,
-}
-
 /// The transaction that an operation writes in.
 #[derive(Debug)]
 pub(super) struct Tx<'c> {
     connection: &'c mut AnyConnection,
-    waiting: Waiting,
+    dialect: Dialect,
+    waiting: Vec<Sql>,
     /// What is being done, for errors.
     doing: &'static str,
     /// Whether anything has gone to the database.
@@ -148,10 +147,11 @@ pub(super) struct Tx<'c> {
 }
 
 impl<'c> Tx<'c> {
-    pub(super) fn new(connection: &'c mut AnyConnection) -> Self {
+    pub(super) fn new(connection: &'c mut AnyConnection, dialect: Dialect) -> Self {
         Self {
             connection,
-            waiting: Waiting::default(),
+            dialect,
+            waiting: Vec::new(),
             doing: "write",
             sent: false,
         }
@@ -161,13 +161,17 @@ impl<'c> Tx<'c> {
         self.doing = doing;
     }
 
+    pub(super) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     pub(super) fn sent(&self) -> bool {
         self.sent
     }
 
     /// Leaves out what waits.
     pub(super) fn forget(&mut self) {
-        self.waiting = Waiting::default();
+        self.waiting.clear();
     }
 
     /// Has a statement that gives no rows run before whatever comes next, or at the end.
@@ -178,35 +182,23 @@ impl<'c> Tx<'c> {
     /// The same for statements of which there may be many.
     pub(super) async fn run(&mut self, sql: Sql) -> Result<(), StoreError> {
         self.later(sql);
-        if self.waiting.statements >= WAITING {
+        if self.waiting.len() >= WAITING {
             self.flush().await?;
         }
         Ok(())
     }
 
-    /// Text that stands for a counter's next number, which is not taken by it.
-    pub(super) fn upcoming(&self, counter: Counter) -> &'static str {
-        match counter {
-            Counter::Queue => "(SELECT value + 1 FROM counters WHERE name = 'queue')",
-            Counter::Run => "(SELECT value + 1 FROM counters WHERE name = 'run')",
-        }
-    }
-
-    /// Takes the number that a statement before has used.
+    /// Takes the number of a counter that a statement before has used.
     pub(super) fn count(&mut self, counter: Counter) {
-        self.later(Sql::new(match counter {
-            Counter::Queue => "UPDATE counters SET value = value + 1 WHERE name = 'queue'",
-            Counter::Run => "UPDATE counters SET value = value + 1 WHERE name = 'run'",
-        }));
+        let count = self.dialect.count(counter);
+        self.waiting.extend(count);
     }
 
     /// Runs what waits.
     pub(super) async fn flush(&mut self) -> Result<(), StoreError> {
-        if self.waiting.statements > 0 {
-            let waiting = std::mem::take(&mut self.waiting);
-            self.sent = true;
-            query(waiting)
-                .execute(&mut *self.connection)
+        if !self.waiting.is_empty() {
+            let last = self.all_but_last().await?;
+            last.execute(&mut *self.connection)
                 .await
                 .doing(self.doing)?;
         }
@@ -222,10 +214,8 @@ impl<'c> Tx<'c> {
     /// All rows.
     pub(super) async fn all(&mut self, sql: Sql) -> Result<Vec<AnyRow>, StoreError> {
         self.later(sql);
-        let waiting = std::mem::take(&mut self.waiting);
-        self.sent = true;
-        query(waiting)
-            .fetch_all(&mut *self.connection)
+        let last = self.all_but_last().await?;
+        last.fetch_all(&mut *self.connection)
             .await
             .doing(self.doing)
     }
@@ -233,22 +223,36 @@ impl<'c> Tx<'c> {
     /// Runs a statement now; how many rows it has changed.
     pub(super) async fn changed(&mut self, sql: Sql) -> Result<u64, StoreError> {
         self.flush().await?;
-        self.later(sql);
-        let waiting = std::mem::take(&mut self.waiting);
-        let done = query(waiting)
+        let done = query(sql, true)
             .execute(&mut *self.connection)
             .await
             .doing(self.doing)?;
         Ok(done.rows_affected())
     }
+
+    /// What is left to be run of what waits: all of it as one, or the last after the others have run.
+    async fn all_but_last(&mut self) -> Result<Query<'static, Any, AnyArguments>, StoreError> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        self.sent = true;
+        if self.dialect == Dialect::Sqlite {
+            let kept = waiting.len() <= KEPT;
+            return Ok(query(joined(waiting), kept));
+        }
+        let last = waiting.pop().unwrap_or_else(|| Sql::new(""));
+        for sql in waiting {
+            query(sql.without_zeros(), true)
+                .execute(&mut *self.connection)
+                .await
+                .doing(self.doing)?;
+        }
+        Ok(query(last.without_zeros(), true))
+    }
 }
 
-fn query(waiting: Waiting) -> Query<'static, Any, AnyArguments> {
-    let kept = waiting.statements <= KEPT;
+fn query(sql: Sql, kept: bool) -> Query<'static, Any, AnyArguments> {
     // Put together from this crate's own texts alone: values are never part of them.
-    let query = sqlx::query(AssertSqlSafe(waiting.text)).persistent(kept);
-    waiting
-        .values
+    let query = sqlx::query(AssertSqlSafe(sql.text.into_owned())).persistent(kept);
+    sql.values
         .into_iter()
         .fold(query, |query, value| match value {
             Value::Int(value) => query.bind(value),
@@ -262,18 +266,23 @@ mod tests {
 
     #[test]
     fn values_go_on_where_those_before_end() {
-        let mut waiting = Waiting::default();
-        waiting.push(Sql::new("BEGIN"));
-        waiting.push(
+        let all = joined(vec![
+            Sql::new("BEGIN"),
             Sql::new("UPDATE a SET b = $2 WHERE c = $1")
                 .bind(1)
                 .bind("x"),
-        );
-        waiting.push(Sql::new("INSERT INTO a VALUES ($1, $10, 'z')").bind(2));
+            Sql::new("INSERT INTO a VALUES ($1, $10, 'z')").bind(2),
+        ]);
         assert_eq!(
-            waiting.text,
+            all.text,
             "BEGIN; UPDATE a SET b = $2 WHERE c = $1; INSERT INTO a VALUES ($3, $12, 'z')"
         );
-        assert_eq!((waiting.values.len(), waiting.statements), (3, 3));
+        assert_eq!(all.values.len(), 3);
+    }
+
+    #[test]
+    fn zeros_are_no_text() {
+        let sql = Sql::new("").bind("a\0b").bind(None::<&str>).without_zeros();
+        assert!(matches!(&sql.values[0], Value::Text(Some(text)) if text == "a\u{fffd}b"));
     }
 }

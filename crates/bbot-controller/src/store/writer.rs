@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::StoreError;
+use super::dialect::Dialect;
 use super::sqlite::{self, Durability, File};
 use super::tx::{Sql, Tx};
 
@@ -209,7 +210,7 @@ impl Task {
         connection: &mut AnyConnection,
         first: Job,
     ) -> bool {
-        let mut tx = Tx::new(connection);
+        let mut tx = Tx::new(connection, Dialect::Sqlite);
         // A deferred one that turns writer later fails at once when another is first, whatever the time-out.
         tx.later(Sql::new("BEGIN IMMEDIATE"));
         let mut answers: Vec<Answer> = Vec::new();
@@ -424,7 +425,12 @@ mod tests {
         held.abort();
         let closing = tokio::spawn({
             let store = store.clone();
-            async move { store.writer.close().await }
+            async move {
+                // Readers stay: they look afterwards.
+                if let crate::store::Backend::Sqlite(writer) = &store.backend {
+                    writer.close().await;
+                }
+            }
         });
         go.notify_one();
         closing.await.unwrap();

@@ -5,6 +5,7 @@
 mod agents;
 mod api;
 mod challenge;
+mod cluster;
 mod follow;
 mod git;
 mod hostile;

@@ -7,9 +7,12 @@ use bbot_controller::queue::State;
 use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::outcome::{Facts, INTERRUPTS, Identity, Proof, Verdict, decide};
 use bbot_controller::source::{Repository, Source};
-use bbot_controller::store::{NewLease, NewResult, NewSubmission, Store};
+use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store};
 use bbot_manifest::Status;
 use proptest::prelude::*;
+
+use crate::cluster::Cluster;
+use crate::store::Place;
 
 /// How long a lease lasts in the model.
 const LEASE: i64 = 10;
@@ -99,9 +102,7 @@ struct Session {
     latest: i64,
 }
 
-async fn run(events: Vec<Event>) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
+async fn run(store: Store, events: Vec<Event>) {
     let source = Source::Repository(Repository {
         url: "https://x.org/1/a".into(),
         kind: None,
@@ -155,6 +156,7 @@ async fn run(events: Vec<Event>) {
                 let session = format!("s{}", sessions.len());
                 let lease = NewLease {
                     build: id,
+                    instead: Instead::None,
                     session: &session,
                     path: &format!("p{}", sessions.len()),
                     until: Millis(now + LEASE),
@@ -428,7 +430,7 @@ async fn a_task_that_is_given_back_for_ever_ends() {
     // Somebody wants it all the same.
     events.push(Event::Rebuild { build: 0 });
     events.extend(interrupts(9, 5));
-    run(events).await;
+    run(Place::file().open().await, events).await;
 }
 
 /// The same for agents that are never heard of again, with a late result in between.
@@ -447,15 +449,40 @@ async fn a_task_that_ends_every_agent_ends() {
     events.push(Event::Result { session: 5, status });
     events.push(Event::Renew { session: 7 });
     events.push(Event::Result { session: 7, status });
-    run(events).await;
+    run(Place::file().open().await, events).await;
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
+/// Any order of events, so many times, over new stores.
+fn any_order(cases: u32, place: impl Fn() -> Place) {
+    let config = ProptestConfig {
+        cases,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let events = proptest::collection::vec(event(), 1..40);
+    let found = proptest::test_runner::TestRunner::new(config).run(&events, |events| {
+        let place = place();
+        runtime.block_on(async { run(place.open().await, events).await });
+        Ok(())
+    });
+    if let Err(e) = found {
+        panic!("{e}");
+    }
+}
 
-    #[test]
-    fn the_store_is_the_model(events in proptest::collection::vec(event(), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(events));
+#[test]
+fn the_store_is_the_model() {
+    any_order(64, Place::file);
+}
+
+#[test]
+fn the_store_is_the_model_on_postgresql_too() {
+    if let Some(cluster) = Cluster::start() {
+        any_order(32, || Place::Postgres(cluster.database()));
     }
 }

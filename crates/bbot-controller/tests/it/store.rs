@@ -5,9 +5,12 @@ use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
-    Filter, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken,
+    Filter, Instead, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken,
 };
 use bbot_manifest::Status;
+use sqlx::Connection as _;
+
+use crate::cluster::Cluster;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
@@ -17,8 +20,45 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-async fn open(dir: &tempfile::TempDir) -> Store {
-    Store::open(&dir.path().join("s.sqlite")).await.unwrap()
+/// Where a store is, and stays when it is closed.
+pub(crate) enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(String),
+}
+
+impl Place {
+    pub(crate) fn file() -> Self {
+        Self::Sqlite(tempfile::tempdir().unwrap())
+    }
+
+    /// As sqlx has it.
+    fn url(&self) -> String {
+        match self {
+            Self::Sqlite(dir) => {
+                format!(
+                    "sqlite://{}?mode=rwc",
+                    dir.path().join("s.sqlite").display()
+                )
+            }
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+
+    pub(crate) async fn open(&self) -> Store {
+        match self {
+            Self::Sqlite(dir) => Store::open(&dir.path().join("s.sqlite")).await.unwrap(),
+            Self::Postgres(url) => Store::open_postgres(url, Millis(0)).await.unwrap(),
+        }
+    }
+}
+
+/// Runs a test over a store of each kind.
+fn on_both(test: impl AsyncFn(Place)) {
+    let runtime = runtime();
+    runtime.block_on(test(Place::file()));
+    if let Some(cluster) = Cluster::start() {
+        runtime.block_on(test(Place::Postgres(cluster.database())));
+    }
 }
 
 async fn submit(store: &Store, name: &str, now: i64) -> i64 {
@@ -40,6 +80,7 @@ async fn submit(store: &Store, name: &str, now: i64) -> i64 {
 fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
     NewLease {
         build,
+        instead: Instead::None,
         session,
         path: session,
         until: Millis(until),
@@ -73,9 +114,8 @@ fn result(log: &str) -> NewResult {
 
 #[test]
 fn no_task_is_handed_out_twice() {
-    let dir = tempfile::tempdir().unwrap();
-    runtime().block_on(async {
-        let store = open(&dir).await;
+    on_both(async |place| {
+        let store = place.open().await;
         const BUILDS: usize = 40;
         for n in 0..BUILDS {
             submit(&store, &format!("p{n}"), 0).await;
@@ -109,9 +149,8 @@ fn no_task_is_handed_out_twice() {
 
 #[test]
 fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
-    let dir = tempfile::tempdir().unwrap();
-    runtime().block_on(async {
-        let store = open(&dir).await;
+    on_both(async |place| {
+        let store = place.open().await;
         let (first, second) = (submit(&store, "a", 0).await, submit(&store, "b", 0).await);
         assert_eq!(
             store
@@ -195,9 +234,8 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
 
 #[test]
 fn the_same_result_from_many_sides_is_kept_once() {
-    let dir = tempfile::tempdir().unwrap();
-    runtime().block_on(async {
-        let store = open(&dir).await;
+    on_both(async |place| {
+        let store = place.open().await;
         let id = submit(&store, "a", 0).await;
         store
             .lease(&lease(id, "s", 100), Millis(0))
@@ -249,9 +287,8 @@ fn the_same_result_from_many_sides_is_kept_once() {
 
 #[test]
 fn everything_is_there_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    runtime().block_on(async {
-        let store = open(&dir).await;
+    on_both(async |place| {
+        let store = place.open().await;
         let id = submit(&store, "a", 3).await;
         store
             .lease(&lease(id, "s", 100), Millis(4))
@@ -268,7 +305,7 @@ fn everything_is_there_after_a_restart() {
         let before = store.build(id).await.unwrap();
         store.close().await;
 
-        let store = open(&dir).await;
+        let store = place.open().await;
         assert_eq!(store.build(id).await.unwrap(), before);
         assert_eq!(
             store.logs(id, 1, Some("update")).await.unwrap()[0].text,
@@ -289,62 +326,171 @@ fn everything_is_there_after_a_restart() {
         assert_eq!(store.builds(&Filter::default(), 10).await.unwrap().len(), 1);
         let next = submit(&store, "b", 9).await;
         assert_eq!(next, id + 1, "numbers go on");
+        store.close().await;
     });
 }
 
-/// A store of the version before leases were renewed, with a task that is out: its result is still taken.
+/// What an older version wrote, as SQL after so many of the migrations.
+const OLD: [&[&str]; 4] = [
+    &[
+        "INSERT INTO submissions VALUES (1, 'a', '1', '{\"archive\":\"0\"}', 0)",
+        "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
+         again, queued, started, attempt, operations, session, lease_until, agent, machine) \
+         VALUES (1, 1, 'a', '1', 'c', 't', '', 'building', 1, 0, 0, 5, 0, '[]', 'now', 100, 'host', 'm')",
+        "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
+         again, queued, started, finished, attempt, status, operations, session, agent, machine) \
+         VALUES (2, 1, 'a', '1', 'd', 't', '', 'built', 2, 0, 0, 5, 9, 1, 'success', \
+         '[{\"name\":\"update\",\"status\":\"success\",\"log_bytes\":3}]', 'done', 'host', 'm')",
+        "INSERT INTO sessions (id, build, issued) VALUES ('before', 1, 1), ('now', 1, 5)",
+        "INSERT INTO sessions (id, build, issued, attempt) VALUES ('done', 2, 5, 1)",
+        "INSERT INTO attempts (build, number, status, operations, session, agent, machine, started, finished) \
+         VALUES (2, 1, 'success', '[]', 'done', 'host', 'm', 5, 9)",
+        "INSERT INTO logs VALUES (2, 1, 0, 'update', 'log')",
+        "UPDATE counters SET value = 2",
+    ],
+    &["UPDATE builds SET interrupts = 2 WHERE id = 1"],
+    &[
+        "UPDATE builds SET lapses = 1, run = 1 WHERE id = 1",
+        "UPDATE sessions SET number = 1, path = 'p', renews = 1 WHERE id = 'now'",
+        "UPDATE counters SET value = 1 WHERE name = 'run'",
+    ],
+    &["UPDATE sessions SET latest = 5000 WHERE id = 'now'"],
+];
+
+const MIGRATIONS: [&str; 4] = [
+    "0001_first.sql",
+    "0002_interrupts.sql",
+    "0003_leases.sql",
+    "0004_latest.sql",
+];
+
+/// A store as a version left it that knew so many migrations.
+async fn old_store(place: &Place, migrations: usize) {
+    sqlx::any::install_default_drivers();
+    let mut connection = sqlx::AnyConnection::connect(&place.url()).await.unwrap();
+    // Each version wrote what it knew.
+    for known in 1..=migrations {
+        let old = tempfile::tempdir().unwrap();
+        for name in &MIGRATIONS[..known] {
+            let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+            std::fs::copy(from.join(name), old.path().join(name)).unwrap();
+        }
+        let migrator = sqlx::migrate::Migrator::new(old.path().to_owned())
+            .await
+            .unwrap();
+        migrator.run(&mut connection).await.unwrap();
+        for statement in OLD[known - 1] {
+            sqlx::query(*statement)
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        }
+    }
+    connection.close().await.unwrap();
+}
+
+fn decided(facts: &bbot_controller::store::SessionFacts) -> Verdict {
+    use bbot_controller::queue::outcome::{Facts, Identity, Proof, decide};
+    decide(Facts {
+        session: facts.state,
+        proof: Proof::Good,
+        identity: Identity::Same,
+        status: Status::Success,
+        again: facts.again,
+        interrupts: facts.build.interrupts,
+        lapses: facts.build.lapses,
+    })
+}
+
+/// Stores of all versions there were, with a task that is out: its result is still taken.
 #[test]
 fn an_older_store_is_brought_up_to_date() {
-    let dir = tempfile::tempdir().unwrap();
-    let old = dir.path().join("migrations");
-    std::fs::create_dir(&old).unwrap();
-    for name in ["0001_first.sql", "0002_interrupts.sql"] {
-        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
-        std::fs::copy(from.join(name), old.join(name)).unwrap();
-    }
-    runtime().block_on(async {
-        let url = format!("sqlite://{}?mode=rwc", dir.path().join("s.sqlite").display());
-        sqlx::any::install_default_drivers();
-        let pool = sqlx::AnyPool::connect(&url).await.unwrap();
-        let migrations = sqlx::migrate::Migrator::new(old).await.unwrap();
-        migrations.run(&pool).await.unwrap();
-        for statement in [
-            "INSERT INTO submissions VALUES (1, 'a', '1', '{\"archive\":\"0\"}', 0)",
-            "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
-             again, queued, started, attempt, operations, session, lease_until, agent, machine, interrupts) \
-             VALUES (1, 1, 'a', '1', 'c', 't', '', 'building', 1, 0, 0, 5, 0, '[]', 'now', 100, 'host', 'm', 2)",
-            "INSERT INTO sessions (id, build, issued) VALUES ('before', 1, 1), ('now', 1, 5)",
-            "UPDATE counters SET value = 1",
-        ] {
-            sqlx::query(statement).execute(&pool).await.unwrap();
-        }
-        pool.close().await;
-
-        let store = open(&dir).await;
+    let check = async |place: Place, migrations: usize| {
+        old_store(&place, migrations).await;
+        let store = place.open().await;
         let facts = store.session("now").await.unwrap().unwrap();
-        assert_eq!((facts.agent.as_deref(), facts.run), (Some("host"), None));
-        let lapsed = store.requeue_lapsed(Millis(100), Millis(100)).await.unwrap();
-        assert_eq!((lapsed.len(), lapsed[0].0.interrupts), (1, 2));
-        let decide = |facts: &bbot_controller::store::SessionFacts| {
-            use bbot_controller::queue::outcome::{Facts, Identity, Proof, decide};
-            decide(Facts {
-                session: facts.state,
-                proof: Proof::Good,
-                identity: Identity::Same,
-                status: Status::Success,
-                again: facts.again,
-                interrupts: facts.build.interrupts,
-                lapses: facts.build.lapses,
-            })
-        };
+        let (run, interrupts, lapses) = (
+            (migrations >= 3).then_some(1),
+            if migrations >= 2 { 2 } else { 0 },
+            u32::from(migrations >= 3),
+        );
+        assert_eq!((facts.agent.as_deref(), facts.run), (Some("host"), run));
+        assert_eq!(facts.latest, (migrations >= 4).then_some(Millis(5000)));
+        let found = store
+            .requeue_lapsed(Millis(100), Millis(100))
+            .await
+            .unwrap();
+        let found = &found[0].0;
+        assert_eq!((found.interrupts, found.lapses), (interrupts, lapses));
         let result = result("log");
-        let before = verdict(store.take_result("before", &result, Millis(101), decide).await.unwrap());
+        let before = store
+            .take_result("before", &result, Millis(101), decided)
+            .await;
+        let before = verdict(before.unwrap());
         assert!(matches!(before, Some(Verdict::Drop(_))), "{before:?}");
-        let now = verdict(store.take_result("now", &result, Millis(101), decide).await.unwrap());
-        assert_eq!(now, Some(Verdict::Keep(State::Built)));
+        let now = store
+            .take_result("now", &result, Millis(101), decided)
+            .await;
+        assert_eq!(verdict(now.unwrap()), Some(Verdict::Keep(State::Built)));
         let attempt = store.attempt(1, 1).await.unwrap().unwrap();
-        assert_eq!((attempt.agent.as_deref(), attempt.late), (Some("host"), true));
+        assert_eq!(
+            (attempt.agent.as_deref(), attempt.late),
+            (Some("host"), true)
+        );
         assert_eq!(attempt.started, Some(Millis(5)));
+        // What was finished is as it was, and numbers go on.
+        let done = store.attempt(2, 1).await.unwrap().unwrap();
+        assert_eq!((done.finished, done.late), (Millis(9), false));
+        assert_eq!(store.logs(2, 1, None).await.unwrap()[0].text, "log");
+        assert_eq!(submit(&store, "b", 9).await, 3);
+        let task = store
+            .lease(&lease(3, "s3", 200), Millis(102))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(task.build.run, Some(run.unwrap_or(0) + 1));
+        assert_eq!(task.build.position, 3);
+        store.close().await;
+        // Once more finds nothing to do.
+        place.open().await.close().await;
+    };
+    let runtime = runtime();
+    let cluster = Cluster::start();
+    for migrations in 1..=MIGRATIONS.len() {
+        runtime.block_on(check(Place::file(), migrations));
+        if let Some(cluster) = &cluster {
+            runtime.block_on(check(Place::Postgres(cluster.database()), migrations));
+        }
+    }
+}
+
+#[test]
+fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let (first, second) = (submit(&store, "a", 0).await, submit(&store, "a", 0).await);
+        let instead = |instead, session| NewLease {
+            instead,
+            ..lease(first, session, 100)
+        };
+        let got = async |new: NewLease<'_>| {
+            let lease = store.lease(&new, Millis(0)).await.unwrap();
+            lease.map(|l| l.build.id)
+        };
+        assert_eq!(got(instead(Instead::Oldest(None), "s1")).await, Some(first));
+        assert_eq!(got(instead(Instead::None, "s2")).await, None);
+        let other = Instead::Oldest(Some("x.org/other"));
+        assert_eq!(got(instead(other, "s3")).await, None);
+        let same = Instead::Oldest(Some("x.org/a"));
+        assert_eq!(got(instead(same, "s4")).await, Some(second));
+        assert_eq!(got(instead(Instead::Oldest(None), "s5")).await, None);
+        // Names are compared without regard to case, on both.
+        let filter = |package: &str| Filter {
+            package: Some(package.into()),
+            ..Filter::default()
+        };
+        assert_eq!(store.builds(&filter("A"), 10).await.unwrap().len(), 2);
+        assert_eq!(store.builds(&filter("a\0"), 10).await.unwrap().len(), 0);
         store.close().await;
     });
 }

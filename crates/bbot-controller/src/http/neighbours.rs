@@ -1,0 +1,55 @@
+//! What other controllers over the same store tell: agents that wait here, and who follows a log here, are told too.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use crate::store::{Listener, News};
+
+/// After an error of the store it is tried again so much later.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+impl App {
+    /// Hears the other controllers until `shutdown`; with a store that is not shared there are none.
+    pub(crate) async fn hear_neighbours(&self, shutdown: &CancellationToken) {
+        loop {
+            let heard = async {
+                let Some(mut listener) = self.store.listen().await? else {
+                    return Ok(());
+                };
+                self.hear(&mut listener).await
+            };
+            let heard = tokio::select! {
+                () = shutdown.cancelled() => return,
+                heard = heard => heard,
+            };
+            match heard {
+                Ok(()) => return,
+                Err(e) => tracing::warn!("cannot hear other controllers: {e}"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(AFTER_ERROR) => {}
+            }
+        }
+    }
+
+    async fn hear(&self, listener: &mut Listener) -> Result<(), crate::store::StoreError> {
+        // Whatever was told before this was missed.
+        let mut news = vec![News::Missed];
+        loop {
+            for news in news {
+                match news {
+                    News::Queued => self.queued.send_modify(|n| *n = n.wrapping_add(1)),
+                    News::Changed(build) => self.changes.tell(build),
+                    News::Missed => {
+                        self.queued.send_modify(|n| *n = n.wrapping_add(1));
+                        self.changes.tell_all();
+                    }
+                }
+            }
+            news = listener.next().await?;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! PostgreSQL: several controllers over one database. Each operation is a transaction of its own, on whichever connection is
+//! free; what it decides on is held by row locks, and the server commits many at once by itself.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::any::AnyPoolOptions;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AnyConnection, AnyPool, Connection as _};
+
+use super::dialect::Dialect;
+use super::error::{Doing as _, StoreError};
+use super::sqlite::Durability;
+use super::tx::{Sql, Tx};
+use super::writer::Boxed;
+
+/// Connections at most: a controller's operations are short.
+const CONNECTIONS: u32 = 16;
+
+/// Whoever cannot be served for so long is told to come again.
+const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// Where the database is, without the password.
+pub(super) fn place(url: &str) -> Result<String, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?;
+    Ok(format!(
+        "{} at {}:{}",
+        options.get_database().unwrap_or("postgres"),
+        options.get_host(),
+        options.get_port()
+    ))
+}
+
+/// One connection, by itself: a pool would try for long before it says what is wrong.
+pub(super) async fn connect(url: &str) -> Result<AnyConnection, sqlx::Error> {
+    AnyConnection::connect(url).await
+}
+
+/// The connections of a controller.
+pub(super) async fn pool(url: &str) -> Result<AnyPool, sqlx::Error> {
+    AnyPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE)
+        .connect(url)
+        .await
+}
+
+/// Brings the tables up to date. Of several controllers that start at once one does it, and the others wait.
+pub(super) async fn migrate(
+    connection: &mut AnyConnection,
+    shared: Migrator,
+) -> Result<(), MigrateError> {
+    let own = sqlx::migrate!("./migrations/postgres");
+    let mut all = shared.migrations.into_owned();
+    all.extend(own.migrations.iter().cloned());
+    all.sort_by_key(|m| m.version);
+    let migrator = Migrator {
+        migrations: all.into(),
+        ..Migrator::DEFAULT
+    };
+    migrator.run(connection).await
+}
+
+/// Milliseconds since 1970, by the database's clock: the one that all controllers share.
+pub(super) async fn now(connection: &mut AnyConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)")
+        .fetch_one(connection)
+        .await
+}
+
+/// Has an operation done; what it gives, once that is kept. What was begun is finished, whether anybody still waits
+/// for it or not.
+pub(super) async fn write<T, F>(
+    pool: &AnyPool,
+    doing: &'static str,
+    durability: Durability,
+    work: F,
+) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>> + Send + 'static,
+{
+    let pool = pool.clone();
+    let done = tokio::spawn(async move {
+        let mut transaction = pool.begin().await.doing(doing)?;
+        let mut tx = Tx::new(&mut transaction, Dialect::Postgres);
+        tx.set_doing(doing);
+        if durability == Durability::Passing {
+            tx.later(Sql::new("SET LOCAL synchronous_commit = off"));
+        }
+        let value = work(&mut tx).await?;
+        tx.flush().await?;
+        transaction.commit().await.doing(doing)?;
+        Ok(value)
+    });
+    done.await.unwrap_or(Err(StoreError::Closed { doing }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn the_password_is_not_shown() {
+        for (url, expected) in [
+            ("postgres://u:secret@db.x.org/farm", "farm at db.x.org:5432"),
+            (
+                "postgres://db.x.org:7/farm?user=u&password=secret",
+                "farm at db.x.org:7",
+            ),
+        ] {
+            assert_eq!(place(url).unwrap(), expected);
+        }
+        assert!(place("postgres://[").is_err());
+    }
+}
