@@ -96,6 +96,9 @@ const STALLED: Duration = Duration::from_secs(120);
 /// Requests that are under way at the end have this long to finish.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// An upload to a directory that controllers may share is over when nothing was written for so long.
+const UPLOAD: Duration = Duration::from_secs(3600);
+
 /// Runs a controller until `shutdown` is cancelled.
 ///
 /// # Errors
@@ -123,7 +126,12 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         .transpose()?;
     let token = Token::open(&config.token_path())?;
     let archives = Archives::new(data.join("archives"), config.limits.archive);
-    archives.prepare().map_err(data_error)?;
+    let unused = if config.database.is_some() {
+        UPLOAD
+    } else {
+        Duration::ZERO
+    };
+    archives.prepare(unused).map_err(data_error)?;
     let external = config
         .external_url
         .as_deref()

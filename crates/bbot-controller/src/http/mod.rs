@@ -187,25 +187,58 @@ impl App {
 
     async fn prune(&self, keep: Duration) -> Result<usize, problem::Problem> {
         let before = Millis(self.now().0.saturating_sub(Millis(0).plus(keep).0));
+        let removed = if self.store.is_shared() {
+            self.prune_own_logs(keep).await?
+        } else {
+            self.prune_all_logs(before).await?
+        };
+        Ok(removed + self.store.prune_attempts(before).await?)
+    }
+
+    async fn prune_all_logs(&self, before: Millis) -> Result<usize, problem::Problem> {
         let mut removed = 0;
         loop {
             let old = self.store.old_runs(before, PRUNE_AT_ONCE).await?;
+            if old.is_empty() {
+                return Ok(removed);
+            }
             for (build, run) in &old {
-                let (build, run) = (*build, *run);
-                let segments = Arc::clone(&self.segments);
                 // The files first: whoever is killed in between does it once more.
-                tokio::task::spawn_blocking(move || segments.remove(build, run))
-                    .await
-                    .map_err(|e| problem::Problem::internal("remove a raw log", &e))?
-                    .map_err(|e| problem::Problem::internal("remove a raw log", &e))?;
-                self.store.forget_run(run).await?;
+                self.remove_log(*build, *run).await?;
+                self.store.forget_run(*run).await?;
             }
             removed += old.len();
-            if old.is_empty() {
-                break;
+        }
+    }
+
+    /// Where several controllers have a store, each has raw logs of its own, and only its files say which.
+    async fn prune_own_logs(&self, keep: Duration) -> Result<usize, problem::Problem> {
+        let failed = |e: &dyn std::error::Error| problem::Problem::internal("look for raw logs", e);
+        let Some(before) = std::time::SystemTime::now().checked_sub(keep) else {
+            return Ok(0);
+        };
+        let segments = Arc::clone(&self.segments);
+        let old = tokio::task::spawn_blocking(move || segments.unchanged_since(before))
+            .await
+            .map_err(|e| failed(&e))?
+            .map_err(|e| failed(&e))?;
+        let mut removed = 0;
+        for (build, run) in old {
+            if !self.store.is_under_way(build, run).await? {
+                self.remove_log(build, run).await?;
+                removed += 1;
             }
         }
-        Ok(removed + self.store.prune_attempts(before).await?)
+        Ok(removed)
+    }
+
+    async fn remove_log(&self, build: i64, run: i64) -> Result<(), problem::Problem> {
+        let failed = |e: &dyn std::error::Error| problem::Problem::internal("remove a raw log", e);
+        let segments = Arc::clone(&self.segments);
+        tokio::task::spawn_blocking(move || segments.remove(build, run))
+            .await
+            .map_err(|e| failed(&e))?
+            .map_err(|e| failed(&e))
     }
 }
 

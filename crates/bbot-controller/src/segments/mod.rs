@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 pub use log::{Appended, Bounds, Piece, Position, RunLog, Skip};
 
@@ -65,6 +66,37 @@ impl Segments {
         self.path(build, run).exists()
     }
 
+    /// Logs that nothing was written to since a time, as build and run. Blocks.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn unchanged_since(&self, time: SystemTime) -> io::Result<Vec<(i64, i64)>> {
+        let mut found = Vec::new();
+        let builds = match std::fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(found),
+            builds => builds?,
+        };
+        for folder in builds {
+            let folder = folder?;
+            let Some(build) = folder.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            for file in std::fs::read_dir(folder.path())? {
+                let file = file?;
+                let name = file.file_name();
+                let run = name
+                    .to_str()
+                    .and_then(|n| n.strip_suffix(".log")?.parse().ok());
+                if let Some(run) = run
+                    && file.metadata()?.modified()? < time
+                {
+                    found.push((build, run));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes the log of a run. Blocks.
     ///
     /// # Errors
@@ -82,5 +114,37 @@ impl Segments {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn old_logs_are_found_by_their_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let segments = Segments::new(dir.path().join("runs"), Bounds::default());
+        let now = SystemTime::now();
+        let later = now + Duration::from_secs(60);
+        assert_eq!(segments.unchanged_since(later).unwrap(), []);
+        for (build, run) in [(1, 7), (2, 8)] {
+            let log = segments.log(build, run).unwrap();
+            log.append(1, Skip::No, "update", b"x").unwrap();
+        }
+        std::fs::write(dir.path().join("runs/1/7.log.1"), "").unwrap();
+        std::fs::create_dir(dir.path().join("runs/other")).unwrap();
+        let mut found = segments.unchanged_since(later).unwrap();
+        found.sort_unstable();
+        assert_eq!(found, [(1, 7), (2, 8)]);
+        assert_eq!(
+            segments
+                .unchanged_since(now - Duration::from_secs(60))
+                .unwrap(),
+            []
+        );
+        segments.remove(1, 7).unwrap();
+        assert_eq!(segments.unchanged_since(later).unwrap(), [(2, 8)]);
     }
 }

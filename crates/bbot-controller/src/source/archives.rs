@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
@@ -58,6 +59,16 @@ pub struct Archives {
     limit: u64,
 }
 
+/// Whether nothing was written to the file for so long. One whose time cannot be told is left alone, unless any
+/// will do.
+fn is_unused(entry: &std::fs::DirEntry, unused: Duration) -> bool {
+    unused.is_zero()
+        || entry
+            .metadata()
+            .and_then(|m| m.modified())
+            .is_ok_and(|m| m.elapsed().is_ok_and(|e| e >= unused))
+}
+
 impl Archives {
     /// Archives in this directory, each of at most `limit` bytes.
     #[must_use]
@@ -65,11 +76,12 @@ impl Archives {
         Self { directory, limit }
     }
 
-    /// Makes the directory and removes what uploads of an earlier run left behind.
+    /// Makes the directory and removes what uploads of an earlier run left behind: what was not written to for
+    /// `unused`, since other controllers that share the directory may be at it.
     ///
     /// # Errors
     /// The directory cannot be made or read.
-    pub fn prepare(&self) -> io::Result<()> {
+    pub fn prepare(&self, unused: Duration) -> io::Result<()> {
         std::fs::create_dir_all(&self.directory)?;
         for entry in std::fs::read_dir(&self.directory)? {
             let entry = entry?;
@@ -77,8 +89,13 @@ impl Archives {
                 .file_name()
                 .as_encoded_bytes()
                 .starts_with(PREFIX.as_bytes())
+                && is_unused(&entry, unused)
             {
-                std::fs::remove_file(entry.path())?;
+                match std::fs::remove_file(entry.path()) {
+                    // Another controller was faster.
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -206,7 +223,7 @@ mod tests {
     fn archives(limit: u64) -> (tempfile::TempDir, Archives) {
         let dir = tempfile::tempdir().unwrap();
         let archives = Archives::new(dir.path().join("archives"), limit);
-        archives.prepare().unwrap();
+        archives.prepare(Duration::ZERO).unwrap();
         (dir, archives)
     }
 
@@ -280,7 +297,10 @@ mod tests {
         let (_dir, archives) = archives(8);
         std::fs::write(archives.directory().join(".incoming-abc"), "x").unwrap();
         std::fs::write(archives.directory().join("other"), "x").unwrap();
-        archives.prepare().unwrap();
+        // Somebody may still write to it.
+        archives.prepare(Duration::from_secs(3600)).unwrap();
+        assert_eq!(files(&archives), 2);
+        archives.prepare(Duration::ZERO).unwrap();
         assert_eq!(files(&archives), 1);
     }
 }

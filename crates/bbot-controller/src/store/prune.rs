@@ -26,6 +26,22 @@ impl Store {
         .doing("look for old runs")
     }
 
+    /// Whether somebody works on this run of a build.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn is_under_way(&self, build: i64, run: i64) -> Result<bool, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT id FROM builds WHERE id = $1 AND run = $2 AND session IS NOT NULL",
+        )
+        .bind(build)
+        .bind(run)
+        .fetch_optional(&self.pool)
+        .await
+        .doing("look whether a run is under way")?;
+        Ok(found.is_some())
+    }
+
     /// Forgets that a run had a raw log.
     ///
     /// # Errors

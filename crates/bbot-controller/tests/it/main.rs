@@ -13,6 +13,7 @@ mod model;
 mod pages;
 mod process;
 mod sessions;
+mod shared;
 mod store;
 mod support;
 mod tls;

@@ -20,7 +20,7 @@ impl Running {
     }
 
     /// On a port of its own, which may be one that a killed one had.
-    fn start_at(port: u16, data: &Path, change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_at(port: u16, data: &Path, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(PROGRAM);
         command
             .args(["--listen", &format!("127.0.0.1:{port}"), "--data"])
@@ -44,6 +44,10 @@ impl Running {
     }
 
     pub(crate) fn kill(mut self) {
+        self.kill_now();
+    }
+
+    pub(crate) fn kill_now(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

@@ -483,6 +483,13 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
         assert_eq!(got(instead(other, "s3")).await, None);
         let same = Instead::Oldest(Some("x.org/a"));
         assert_eq!(got(instead(same, "s4")).await, Some(second));
+        assert!(store.is_under_way(second, 2).await.unwrap());
+        for (build, run) in [(first, 2), (second, 1), (77, 2)] {
+            assert!(
+                !store.is_under_way(build, run).await.unwrap(),
+                "{build} {run}"
+            );
+        }
         assert_eq!(got(instead(Instead::Oldest(None), "s5")).await, None);
         // Names are compared without regard to case, on both.
         let filter = |package: &str| Filter {

@@ -1,0 +1,299 @@
+//! Two controllers over one PostgreSQL, and what happens when either goes.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bbot_controller::clock::SystemClock;
+
+use crate::cluster::Cluster;
+use crate::process::Running;
+use crate::support::{Answer, Controller, agent, curl, field, request, result};
+
+const OURS: &[&str] = &["Bbot-Agent: 1"];
+
+fn start(dir: &Path, url: &str, lease: Duration) -> Controller {
+    Controller::start(dir, |config| {
+        config.database = Some(url.to_owned());
+        config.lease = lease;
+        config.clock = Arc::new(SystemClock::start());
+    })
+}
+
+/// A package that needs no archive: those are each controller's own.
+fn submit(controller: &Controller, name: &str) -> String {
+    let source = serde_json::json!({ "repository": { "url": "https://pkg.x.org/1/a" } });
+    controller.submit_source(name, "1", &source).remove(0)
+}
+
+fn ask(controller: &Controller, wait: u32) -> Answer {
+    let wait = format!("Bbot-Wait: {wait}");
+    let headers = [OURS, &[&wait]].concat();
+    agent(
+        &controller.url("/?build-task"),
+        &headers,
+        request("0.17.0").as_bytes(),
+    )
+}
+
+/// A held request for a task; what it got and when.
+fn wait(controller: &Controller) -> std::thread::JoinHandle<(String, Instant)> {
+    let url = controller.url("/?build-task");
+    let waits = std::thread::spawn(move || {
+        let headers = [OURS, &["Bbot-Wait: 50"]].concat();
+        let answer = agent(&url, &headers, request("0.17.0").as_bytes());
+        (field(&answer.text(), "session"), Instant::now())
+    });
+    // It is there before anything is queued.
+    std::thread::sleep(Duration::from_millis(500));
+    waits
+}
+
+fn bring(controller: &Controller, session: &str, name: &str, status: &str) -> u16 {
+    let url = controller.url("/?build-result");
+    let result = result(session, name, "1", status);
+    agent(&url, OURS, result.as_bytes()).status
+}
+
+#[test]
+fn what_is_queued_at_one_controller_is_handed_out_at_the_other_at_once() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(a.path(), &url, Duration::from_secs(60));
+    let second = start(b.path(), &url, Duration::from_secs(60));
+
+    let waits = wait(&second);
+    let begun = Instant::now();
+    let build = submit(&first, "foo");
+    let (session, got) = waits.join().unwrap();
+    assert!(!session.is_empty());
+    assert!(
+        got.duration_since(begun) < Duration::from_secs(5),
+        "it was told, and did not find out by itself"
+    );
+    // Who follows at the one hears of what happens at the other.
+    let mut follows = Command::new("curl")
+        .args(["--silent", "--no-buffer", "--max-time", "60"])
+        .arg(first.url(&format!("/api/v1/builds/{build}/log?follow=1")))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follows.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "event: state");
+    // A result may be brought to any of them.
+    let begun = Instant::now();
+    assert_eq!(bring(&second, &session, "foo", "success"), 200);
+    assert!(lines.any(|line| line.unwrap() == "event: end"));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    follows.wait().unwrap();
+    assert_eq!(bring(&first, &session, "foo", "success"), 200, "once more");
+    let seen = [&first, &second].map(|c| c.build(&build));
+    for field in ["status", "attempts", "started", "finished", "run"] {
+        assert_eq!(seen[0][field], seen[1][field], "{field}");
+    }
+    assert_eq!(seen[0]["attempt"], 1);
+}
+
+#[test]
+fn archives_may_be_in_one_directory() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let (a, b, all) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    for data in [&a, &b] {
+        std::os::unix::fs::symlink(all.path(), data.path().join("archives")).unwrap();
+    }
+    let first = start(a.path(), &url, Duration::from_secs(60));
+    let second = start(b.path(), &url, Duration::from_secs(60));
+    first.submit("foo", "1");
+    let task = ask(&second, 0).text();
+    let archive = field(&task[task.find("\n:\n").unwrap()..], "repository-url");
+    assert!(archive.starts_with(&second.url("/archives/")), "{archive}");
+    assert_eq!(curl(&[&archive], b"").status, 200);
+}
+
+#[test]
+fn a_controller_that_is_gone_leaves_its_leases_to_the_others() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(a.path(), &url, Duration::from_secs(1));
+    let second = start(b.path(), &url, Duration::from_secs(1));
+    let build = submit(&first, "foo");
+    let lost = field(&ask(&first, 0).text(), "session");
+    assert!(!lost.is_empty());
+    drop(first);
+    // Its lease lapses with nobody asking: the agent that waits is told.
+    let (session, _) = wait(&second).join().unwrap();
+    assert!(!session.is_empty() && session != lost);
+    assert_eq!(bring(&second, &session, "foo", "error"), 200);
+    assert_eq!(bring(&second, &lost, "foo", "success"), 410, "too late");
+    let build = second.build(&build);
+    assert_eq!(
+        (&build["status"], &build["attempt"]),
+        (&"error".into(), &1.into())
+    );
+}
+
+#[test]
+fn a_database_that_is_away_is_told_and_heals_by_itself() {
+    let Some(mut cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let dir = tempfile::tempdir().unwrap();
+    let controller = start(dir.path(), &url, Duration::from_secs(60));
+    let build = submit(&controller, "foo");
+    let session = field(&ask(&controller, 0).text(), "session");
+    cluster.stop();
+    let url = controller.url("/?build-result");
+    let brought = result(&session, "foo", "1", "success");
+    for answer in [
+        controller.get(&format!("/api/v1/builds/{build}")),
+        agent(&url, OURS, brought.as_bytes()),
+        ask(&controller, 0),
+        controller.get("/"),
+    ] {
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert_eq!(answer.header("retry-after"), Some("10"));
+        assert!(!answer.text().contains("postgres"), "{}", answer.text());
+    }
+    cluster.resume();
+    // At once, and with what was there before.
+    assert_eq!(agent(&url, OURS, brought.as_bytes()).status, 200);
+    assert_eq!(controller.build(&build)["status"], "success");
+    // An agent that was waiting meanwhile gets what comes.
+    let waits = wait(&controller);
+    submit(&controller, "bar");
+    assert!(!waits.join().unwrap().0.is_empty());
+}
+
+/// Controllers are killed under load: nothing is lost, nothing is with two agents at once.
+#[test]
+fn no_task_is_lost_or_doubled_while_controllers_are_killed() {
+    const BUILDS: usize = 80;
+    const KILLS: usize = 10;
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let start = |n: usize, port| {
+        Running::start_at(port, dirs[n].path(), |command| {
+            command
+                .env("BBOT_CONTROLLER_DATABASE", &url)
+                .args(["--lease", "2"]);
+        })
+    };
+    let port = |running: &Running| running.url.rsplit_once(':').unwrap().1.parse().unwrap();
+    let mut both = [start(0, 0), start(1, 0)];
+    let token = std::fs::read_to_string(dirs[1].path().join("token")).unwrap();
+    for n in 0..BUILDS {
+        let body = serde_json::json!({
+            "name": format!("p{n}"), "version": "1", "source": { "repository": { "url": "https://pkg.x.org/1/a" } }
+        });
+        let body = body.to_string();
+        let answer = both[1].send(token.trim(), "POST", "/api/v1/submissions", body.as_bytes());
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    }
+    let work_of = Arc::new(Work::new(BUILDS, both.each_ref().map(|c| c.url.clone())));
+    let agents: Vec<_> = (0..4)
+        .map(|n| {
+            let all = Arc::clone(&work_of);
+            std::thread::spawn(move || work(&all, n % 2))
+        })
+        .collect();
+    for kill in 0..KILLS {
+        std::thread::sleep(Duration::from_millis(150));
+        let n = kill % 2;
+        let port = port(&both[n]);
+        let fresh = {
+            both[n].kill_now();
+            start(n, port)
+        };
+        both[n] = fresh;
+    }
+    for agent in agents {
+        agent.join().unwrap();
+    }
+    let mut done = work_of.done.lock().unwrap().clone();
+    done.sort_unstable();
+    let results = done.len();
+    done.dedup();
+    assert_eq!((done.len(), results), (BUILDS, BUILDS), "each once");
+    let builds = curl(&[&format!("{}/api/v1/builds?limit=500", both[0].url)], b"").json();
+    for build in builds["builds"].as_array().unwrap() {
+        assert_eq!(
+            (&build["status"], &build["attempt"]),
+            (&"success".into(), &1.into())
+        );
+    }
+}
+
+/// What the agents have before them.
+struct Work {
+    urls: [String; 2],
+    builds: usize,
+    done: std::sync::Mutex<Vec<String>>,
+    until: Instant,
+}
+
+impl Work {
+    fn new(builds: usize, urls: [String; 2]) -> Self {
+        Self {
+            urls,
+            builds,
+            done: std::sync::Mutex::default(),
+            until: Instant::now() + Duration::from_secs(90),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.done.lock().unwrap().len() >= self.builds || Instant::now() > self.until
+    }
+}
+
+/// An agent that works until there is nothing left.
+fn work(all: &Work, mut mine: usize) {
+    let post = |n: usize, query: &str, body: &str| {
+        let output = Command::new("curl")
+            .args(["--silent", "--max-time", "30", "-w", "\n%{http_code}"])
+            .args(["-H", "Content-Type: text/manifest", "-H", OURS[0]])
+            .args(["--data-binary", body, &format!("{}{query}", all.urls[n])])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (body, status) = text.rsplit_once('\n').unwrap();
+        (status.parse::<u16>().unwrap_or(0), body.to_owned())
+    };
+    while !all.is_over() {
+        let (status, task) = post(mine, "/?build-task", &request("0.17.0"));
+        let session = field(&task, "session");
+        if status != 200 || session.is_empty() {
+            mine = 1 - mine;
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        let name = field(&task[task.find("\n:\n").unwrap_or(0)..], "name");
+        let brought = result(&session, &name, "1", "success");
+        // To whoever takes it: the task's own controller may be gone.
+        while post(mine, "/?build-result", &brought).0 != 200 {
+            assert!(!all.is_over(), "nobody takes the result of {name}");
+            mine = 1 - mine;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        all.done.lock().unwrap().push(name);
+    }
+}
