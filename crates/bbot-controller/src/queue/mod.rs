@@ -18,6 +18,7 @@
 
 pub mod era;
 pub mod lease;
+pub mod order;
 pub mod outcome;
 pub mod select;
 
