@@ -13,6 +13,7 @@ pub mod buildtab;
 pub mod clock;
 pub mod config;
 pub mod config_file;
+mod dispatch;
 mod figures;
 pub mod http;
 pub mod options;

@@ -193,7 +193,9 @@ pub(super) async fn submit(
         builds.len()
     );
     app.figures.submitted(builds.len());
-    app.wake_agents();
+    for build in &builds {
+        app.waits(build, Some(build.position));
+    }
     Ok(json(
         StatusCode::CREATED,
         &view::submission(&submission, &builds, &base.0),
@@ -541,12 +543,16 @@ pub(super) async fn do_rebuild(
     if done == Some(Rebuild::Queue) {
         app.figures.submitted(1);
     }
-    app.wake_agents();
-    app.build_changed(build.id);
-    app.store
+    let build = app
+        .store
         .build(build.id)
         .await?
-        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
+        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))?;
+    match build.state {
+        State::Queued => app.waits(&build, None),
+        State::Building | State::Built => app.build_changed(build.id),
+    }
+    Ok(build)
 }
 
 /// `POST /api/v1/builds/<id>/rebuild`.

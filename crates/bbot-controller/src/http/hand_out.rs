@@ -73,8 +73,7 @@ impl Drop for HandOut {
                         "the agent that build {} was for is gone before it was told: queued again",
                         build.id
                     );
-                    app.wake_agents();
-                    app.build_changed(build.id);
+                    app.waits(&build, None);
                 }
                 Ok(None) => {}
                 Err(e) => tracing::error!("cannot take a task back, so it lapses: {e}"),
@@ -181,19 +180,21 @@ mod tests {
             name: "p",
             version: "1",
             source: &source,
-            configurations: &[("c".to_owned(), "t".to_owned())],
+            configurations: &[("default".to_owned(), "x86_64-linux-gnu".to_owned())],
         };
         let build = app.store.submit(new, Millis(0)).await.unwrap().1[0].id;
         // The request was given up while the lease was written; the answer was never asked for.
         for (session, answered) in [("s1", false), ("s2", true)] {
-            let mut queued = app.queued.subscribe();
+            let kinds: crate::dispatch::waiters::Kinds = Arc::from([0]);
+            let mut waiter = app.desk().waiters.wait(&kinds);
             let task = hand_out(&app, build, session).await;
             if answered {
                 drop(task.body("text".into()));
             } else {
                 drop(task);
             }
-            queued.changed().await.unwrap();
+            waiter.woken().await;
+            waiter.done();
             let build = app.store.build(build).await.unwrap().unwrap();
             assert_eq!((build.state, build.lapses), (State::Queued, 0));
         }

@@ -82,25 +82,27 @@ impl App {
                 self.figures.result(bbot_manifest::Status::Abort);
             }
             match lapse {
-                Lapse::Requeue => tracing::warn!(
-                    build.id,
-                    agent,
-                    "nothing was heard of {} about build {} in time: queued again",
-                    problem::one_line(agent),
-                    build.id
-                ),
-                Lapse::GiveUp => tracing::error!(
-                    build.id,
-                    agent,
-                    "build {} came back without a result {} times in a row: abort",
-                    build.id,
-                    outcome::INTERRUPTS
-                ),
+                Lapse::Requeue => {
+                    tracing::warn!(
+                        build.id,
+                        agent,
+                        "nothing was heard of {} about build {} in time: queued again",
+                        problem::one_line(agent),
+                        build.id
+                    );
+                    self.waits(build, None);
+                }
+                Lapse::GiveUp => {
+                    tracing::error!(
+                        build.id,
+                        agent,
+                        "build {} came back without a result {} times in a row: abort",
+                        build.id,
+                        outcome::INTERRUPTS
+                    );
+                    self.build_changed(build.id);
+                }
             }
-            self.build_changed(build.id);
-        }
-        if !lapsed.is_empty() {
-            self.wake_agents();
         }
         let next = self.store.next_lapse().await?;
         if !self.store.is_shared() {

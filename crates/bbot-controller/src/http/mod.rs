@@ -21,7 +21,7 @@ mod task;
 mod view;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,18 +30,19 @@ use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post, put};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::AgentKeys;
 use crate::buildtab::{Buildtab, LoadError};
 use crate::clock::Millis;
 use crate::config::Config;
+use crate::dispatch::Desk;
 use crate::figures::Figures;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{News, Store};
+use crate::store::{Build, News, Store};
 use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
@@ -75,8 +76,8 @@ pub(crate) struct App {
     agents: Roll,
     /// Clients that may still begin to follow a log.
     followers: Arc<Semaphore>,
-    /// Counts up whenever a build is queued, so that waiting agents look again.
-    queued: watch::Sender<u64>,
+    /// What of the queue is known in memory, and who waits, by the buildtab as it is now.
+    desk: Mutex<Arc<Desk>>,
     /// Builds that change, for those who follow their logs.
     changes: Changes,
     /// When the next lease lapses.
@@ -101,6 +102,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Self {
         let runs = config.data_dir.join("runs");
+        let desk = Mutex::new(Arc::new(Desk::new(buildtab.get(config.clock.steady()))));
         Self {
             segments: Arc::new(Segments::new(runs, config.limits.run_log)),
             figures: Figures::new(),
@@ -118,7 +120,7 @@ impl App {
             token,
             sign_ins: SignIns::default(),
             git: Semaphore::new(GIT_FETCHES),
-            queued: watch::Sender::new(0),
+            desk,
             shutdown,
         }
     }
@@ -137,6 +139,26 @@ impl App {
         self.buildtab.get(self.steady())
     }
 
+    /// What of the queue is known in memory, by the buildtab as it is now.
+    fn desk(&self) -> Arc<Desk> {
+        let buildtab = self.buildtab();
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&desk.buildtab, &buildtab) {
+            let old = std::mem::replace(&mut *desk, Arc::new(Desk::new(buildtab)));
+            old.close();
+        }
+        Arc::clone(&desk)
+    }
+
+    /// A build waits: who can build it is told, here and at other controllers, and who looks at it. `place`: where in the queue, if that is known.
+    fn waits(&self, build: &Build, place: Option<i64>) {
+        let head = place.map(|place| (place, build.id));
+        self.desk()
+            .queued(&build.configuration, &build.target, head);
+        self.store.tell(&News::Queued);
+        self.build_changed(build.id);
+    }
+
     /// Looks at what may have changed whenever it is asked to, until `shutdown`. (Whoever needs it looks too, so that nobody
     /// has to ask: but not those who wait.)
     pub(crate) async fn reload(&self, shutdown: &CancellationToken) {
@@ -146,19 +168,14 @@ impl App {
                 () = self.config.reload.notified() => {}
             }
             if self.buildtab.reload() {
-                self.wake_agents();
+                // Those who wait are sent to the new one.
+                self.desk();
             }
         }
     }
 
     pub(crate) fn steady(&self) -> Millis {
         self.store.steady(self.config.clock.steady())
-    }
-
-    /// Tells agents that wait, here and at other controllers, that there may be something for them.
-    fn wake_agents(&self) {
-        self.queued.send_modify(|n| *n = n.wrapping_add(1));
-        self.store.tell(&News::Queued);
     }
 
     /// Tells those who follow this build, here and at other controllers.

@@ -41,10 +41,10 @@ impl App {
         loop {
             for news in news {
                 match news {
-                    News::Queued => self.queued.send_modify(|n| *n = n.wrapping_add(1)),
+                    News::Queued => self.desk().all_changed(),
                     News::Changed(build) => self.changes.tell(build),
                     News::Missed => {
-                        self.queued.send_modify(|n| *n = n.wrapping_add(1));
+                        self.desk().all_changed();
                         self.changes.tell_all();
                     }
                 }

@@ -14,7 +14,7 @@ use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
-use crate::store::{NewOperation, NewResult, SessionFacts, Taken};
+use crate::store::{Build, NewOperation, NewResult, SessionFacts, Taken};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
 const OPERATIONS: usize = 256;
@@ -89,8 +89,8 @@ pub(super) async fn handle(
     let from = From {
         peer,
         address,
-        build: taken.as_ref().map_or(0, |t| t.facts.build.id),
         late: taken.as_ref().is_some_and(late),
+        build: taken.map(|taken| taken.facts.build),
     };
     tell(app, verdict, &name, &version, &new, &from).map_err(Plain)
 }
@@ -182,10 +182,10 @@ fn identity(task_name: &str, task_version: &str, name: &str, version: &str) -> I
 struct From {
     peer: Peer,
     address: Option<SocketAddr>,
-    /// Of which build it is.
-    build: i64,
     /// After its lease had lapsed.
     late: bool,
+    /// What it was of, as it was before.
+    build: Option<Build>,
 }
 
 /// Logs what became of the result, and answers.
@@ -195,27 +195,37 @@ fn tell(
     name: &str,
     version: &str,
     result: &NewResult,
-    &From {
+    From {
         peer,
         address,
-        build,
         late,
+        build,
     }: &From,
 ) -> Result<Response, Problem> {
+    let changed = || {
+        if let Some(build) = build {
+            app.build_changed(build.id);
+        }
+    };
+    let waits = || {
+        if let Some(build) = build {
+            app.waits(build, None);
+        }
+    };
     let status = result.status;
     match verdict {
         Verdict::Keep(state) => {
             app.figures.result(status);
-            let late = if late {
+            let late = if *late {
                 " (late: its lease had lapsed)"
             } else {
                 ""
             };
             tracing::info!(%status, "{name} {version} is built: {status}{late}");
-            if state == State::Queued {
-                app.wake_agents();
+            match state {
+                State::Queued => waits(),
+                State::Building | State::Built => changed(),
             }
-            app.build_changed(build);
         }
         Verdict::Requeue => {
             app.figures.came_back(CameBack::Given);
@@ -224,8 +234,7 @@ fn tell(
                 "{name} {version} was given back by its agent and is queued again{}",
                 why.unwrap_or_default()
             );
-            app.wake_agents();
-            app.build_changed(build);
+            waits();
         }
         Verdict::GiveUp => {
             app.figures.came_back(CameBack::Given);
@@ -234,7 +243,7 @@ fn tell(
                 "{name} {version} came back from its agents without a result {} times: abort",
                 outcome::INTERRUPTS
             );
-            app.build_changed(build);
+            changed();
         }
         Verdict::Release => {
             tracing::info!("{name} {version} was given back after its lease had lapsed");
@@ -255,7 +264,7 @@ fn tell(
                 one_line(&format!("{name} {version}"))
             );
             // Strangers are answered as the original does, and never learn.
-            if peer == Peer::Ours {
+            if *peer == Peer::Ours {
                 return Err(Problem::new(dropped_status(why), why.to_string()));
             }
         }

@@ -16,11 +16,14 @@ use super::problem::{Plain, Problem};
 use super::{App, Base, Connection, body, session};
 use crate::auth;
 use crate::buildtab::Configuration;
+use crate::dispatch::Desk;
+use crate::dispatch::abilities::Abilities;
+use crate::dispatch::heads::{Given, Next};
 use crate::queue::era::{self, Peer};
 use crate::queue::lease;
-use crate::queue::select::{self, Offer, Role};
+use crate::queue::select::{Offer, Role};
 use crate::source::{Source, requested_repository};
-use crate::store::{Instead, Lease, NewLease};
+use crate::store::{Instead, Lease, NewLease, StoreError};
 
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
@@ -110,25 +113,85 @@ pub(super) async fn handle(
         .agents
         .asks(&task_request.agent, toolchain, app.now(), app.steady());
 
+    let asked = Asked {
+        request: &task_request,
+        wanted: &wanted,
+        era,
+        peer,
+        base: base.as_ref(),
+    };
+    let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
+    if !anything(&wanted, task_request.interactive_mode) {
+        return nothing();
+    }
+    app.requeue_lapsed().await?;
+    if wait.is_zero() {
+        let desk = app.desk();
+        let able = asked.able(&desk);
+        return match find(app, &desk, &able, &asked).await? {
+            Some(answer) => Ok(answer),
+            None => nothing(),
+        };
+    }
     let deadline = tokio::time::Instant::now() + wait;
-    let mut queued = app.queued.subscribe();
-    let answer = loop {
-        // Before looking, so that what is queued meanwhile is not slept over.
-        queued.mark_unchanged();
-        if let Some(answer) = find(app, &task_request, &wanted, era, peer, base.as_ref()).await? {
-            break answer;
+    let mut desk = app.desk();
+    let mut able = asked.able(&desk);
+    // Before looking, so that what is queued meanwhile is not slept over.
+    let mut waiter = desk.waiters.wait(&able.kinds);
+    loop {
+        if let Some(answer) = find(app, &desk, &able, &asked).await? {
+            waiter.done();
+            return Ok(answer);
         }
         let again = tokio::select! {
-            changed = queued.changed() => changed.is_ok(),
+            _ = waiter.woken() => true,
             () = tokio::time::sleep_until(deadline) => false,
             () = app.shutdown.cancelled() => false,
         };
         if !again {
-            let text = written(&TaskResponse::none(), era)?;
-            break answer_of(Body::from(text));
+            return nothing();
         }
-    };
-    Ok(answer)
+        // What it was told of is its to look for until it has looked: should that fail, another is told.
+        desk = app.desk();
+        able = asked.able(&desk);
+        let next = desk.waiters.wait(&able.kinds);
+        let found = find(app, &desk, &able, &asked).await?;
+        waiter.done();
+        waiter = next;
+        if let Some(answer) = found {
+            waiter.done();
+            return Ok(answer);
+        }
+    }
+}
+
+/// A request for a task.
+struct Asked<'a> {
+    request: &'a TaskRequest,
+    wanted: &'a Wanted,
+    era: Era,
+    peer: Peer,
+    base: Option<&'a Base>,
+}
+
+impl Asked<'_> {
+    /// What it can build.
+    fn able(&self, desk: &Desk) -> Arc<Abilities> {
+        let offers: Vec<Offer<'_>> = self
+            .request
+            .machines
+            .iter()
+            .map(|m| Offer {
+                name: &m.name,
+                role: if m.role == Some(MachineRole::Auxiliary) {
+                    Role::Auxiliary
+                } else {
+                    Role::Build
+                },
+            })
+            .collect();
+        desk.learned.of(&desk.buildtab, &offers, self.era)
+    }
 }
 
 /// What is asked for, or what is wrong with the request.
@@ -169,63 +232,82 @@ fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
     }
 }
 
+/// The build that is next for an agent that can build these.
+async fn next<'a>(
+    app: &App,
+    desk: &'a Desk,
+    able: &Abilities,
+    wanted: &Wanted,
+) -> Result<Option<Given<'a>>, StoreError> {
+    if !wanted.repositories.is_empty() {
+        return next_of(app, desk, able, &wanted.repositories).await;
+    }
+    loop {
+        match desk.heads.next(&able.kinds) {
+            Next::Given(given) => return Ok(Some(given)),
+            Next::None => return Ok(None),
+            Next::LookUp(_) => {}
+        }
+        // One looks, and the others find what it has found.
+        let _looking = desk.looking.lock().await;
+        match desk.heads.next(&able.kinds) {
+            Next::Given(given) => return Ok(Some(given)),
+            Next::None => return Ok(None),
+            Next::LookUp(looks) => {
+                for look in looks {
+                    if let Some(c) = desk.configuration(look.kind) {
+                        let first = app.store.first_queued(&c.name, &c.target, look.limit);
+                        desk.heads.found(look, &first.await?);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same, of these repositories only: the store is asked each time, since none of ours asks so.
+async fn next_of<'a>(
+    app: &App,
+    desk: &'a Desk,
+    able: &Abilities,
+    repositories: &[String],
+) -> Result<Option<Given<'a>>, StoreError> {
+    let mut lowest = None;
+    for kind in able.kinds.iter() {
+        let Some(c) = desk.configuration(*kind) else {
+            continue;
+        };
+        for repository in repositories {
+            let oldest = app
+                .store
+                .oldest_queued(&c.name, &c.target, Some(repository))
+                .await?;
+            let found = oldest.map(|head| (head, *kind));
+            lowest = lowest.into_iter().chain(found).min();
+        }
+    }
+    Ok(lowest.map(|((_, build), kind)| desk.heads.give(kind, build)))
+}
+
 /// The answer with a task, if there is one for this agent now.
 async fn find(
     app: &Arc<App>,
-    request: &TaskRequest,
-    wanted: &Wanted,
-    era: Era,
-    peer: Peer,
-    base: Option<&Base>,
+    desk: &Desk,
+    able: &Abilities,
+    asked: &Asked<'_>,
 ) -> Result<Option<Response>, Problem> {
-    if !anything(wanted, request.interactive_mode) {
-        return Ok(None);
-    }
-    let offers: Vec<Offer<'_>> = request
-        .machines
-        .iter()
-        .map(|m| Offer {
-            name: &m.name,
-            role: if m.role == Some(MachineRole::Auxiliary) {
-                Role::Auxiliary
-            } else {
-                Role::Build
-            },
-        })
-        .collect();
-    let buildtab = app.buildtab();
-    let candidates = select::candidates(&buildtab, &offers, era);
-    if candidates.is_empty() {
-        return Ok(None);
-    }
-    app.requeue_lapsed().await?;
+    let request = asked.request;
     for _ in 0..RACES {
-        // One look at the index per configuration (and repository), however long the queue.
-        let mut oldest = Vec::with_capacity(candidates.len());
-        for candidate in &candidates {
-            let c = candidate.configuration;
-            if wanted.repositories.is_empty() {
-                let found = app.store.oldest_queued(&c.name, &c.target, None).await?;
-                oldest.push((found, *candidate, None));
-            }
-            for repository in wanted.repositories.iter().map(String::as_str).map(Some) {
-                let found = app
-                    .store
-                    .oldest_queued(&c.name, &c.target, repository)
-                    .await?;
-                oldest.push((found, *candidate, repository));
-            }
-        }
-        let places: Vec<Option<i64>> = oldest
-            .iter()
-            .map(|(o, ..)| o.map(|(place, _)| place))
-            .collect();
-        let Some((Some((_, build)), candidate, repository)) =
-            select::first(&places).map(|i| oldest[i])
-        else {
+        let Some(given) = next(app, desk, able, asked.wanted).await? else {
             return Ok(None);
         };
-        let machine = &request.machines[candidate.machine];
+        let (Some(configuration), Some(machine)) = (
+            desk.configuration(given.kind),
+            able.machine(given.kind)
+                .and_then(|machine| request.machines.get(machine)),
+        ) else {
+            return Ok(None);
+        };
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
         let path = auth::session().map_err(random)?;
@@ -240,11 +322,17 @@ async fn find(
             .as_deref()
             .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
-        let terms = lease::terms(peer, app.config.lease, app.config.result_timeout);
+        let terms = lease::terms(asked.peer, app.config.lease, app.config.result_timeout);
         let until = app.steady().plus(terms.lease);
+        let is_any = asked.wanted.repositories.is_empty();
         let lease = NewLease {
-            build,
-            instead: Instead::Oldest(repository),
+            build: given.build,
+            // Another controller may be handing it out.
+            instead: if app.store.is_shared() && is_any {
+                Instead::Oldest(None)
+            } else {
+                Instead::None
+            },
             session: &session,
             path: &path,
             until,
@@ -259,8 +347,15 @@ async fn find(
             toolchain_version: &version,
         };
         let mut hand_out = HandOut::begin(app, &session);
-        // Another agent may have been faster; then the next one is looked for.
-        let Some(lease) = app.store.lease(&lease, app.now()).await? else {
+        let lease = app.store.lease(&lease, app.now()).await?;
+        let kind = given.kind;
+        let is_given = lease.as_ref().is_some_and(|l| l.build.id == given.build);
+        given.gone();
+        if !is_given {
+            desk.heads.changed(kind);
+        }
+        // It may have gone another way meanwhile; then the next one is looked for.
+        let Some(lease) = lease else {
             hand_out.done();
             continue;
         };
@@ -278,15 +373,15 @@ async fn find(
             request.agent,
             machine.name
         );
-        let base = base.map_or("", |b| b.0.as_str());
+        let base = asked.base.map_or("", |b| b.0.as_str());
         let response = TaskResponse {
             result_url: Some(format!("{base}/?build-result")),
             challenge,
-            task: Some(task(&lease, candidate.configuration, &machine.name, base)),
+            task: Some(task(&lease, configuration, &machine.name, base)),
             session,
             ..TaskResponse::none()
         };
-        let mut answer = answer_of(hand_out.body(written(&response, era)?));
+        let mut answer = answer_of(hand_out.body(written(&response, asked.era)?));
         if terms.renew.is_some()
             && let Ok(url) = format!("{base}/sessions/{path}").parse()
         {

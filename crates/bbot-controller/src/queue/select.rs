@@ -1,8 +1,8 @@
-//! Which machine would build which configuration, and which of the waiting builds an agent gets.
+//! Which machine would build which configuration.
 
 use bbot_manifest::Era;
 
-use crate::buildtab::{Buildtab, Configuration};
+use crate::buildtab::Buildtab;
 
 /// A machine that an agent offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,9 @@ pub enum Role {
 
 /// A configuration that the agent can build, with the machine that would do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate<'a> {
-    /// The buildtab line.
-    pub configuration: &'a Configuration,
+pub struct Candidate {
+    /// Index of the configuration in the buildtab.
+    pub configuration: usize,
     /// Index of the offered machine.
     pub machine: usize,
 }
@@ -36,37 +36,22 @@ pub struct Candidate<'a> {
 /// An agent of 2017 is given no configuration that names an environment: its wire has no word for it, and
 /// without it the result would be of something else.
 #[must_use]
-pub fn candidates<'a>(
-    buildtab: &'a Buildtab,
-    offers: &[Offer<'_>],
-    era: Era,
-) -> Vec<Candidate<'a>> {
+pub fn candidates(buildtab: &Buildtab, offers: &[Offer<'_>], era: Era) -> Vec<Candidate> {
     buildtab
         .configurations()
         .iter()
-        .filter(|c| era != Era::Y2017 || c.environment.is_none())
-        .filter_map(|configuration| {
+        .enumerate()
+        .filter(|(_, c)| era != Era::Y2017 || c.environment.is_none())
+        .filter_map(|(number, configuration)| {
             offers
                 .iter()
                 .position(|offer| offer.role == Role::Build && configuration.takes(offer.name))
                 .map(|machine| Candidate {
-                    configuration,
+                    configuration: number,
                     machine,
                 })
         })
         .collect()
-}
-
-/// Of the oldest waiting build of each candidate (`None` where there is none), given by its place in the
-/// queue, the one to hand out: its index. First come, first served, whatever the configuration.
-#[must_use]
-pub fn first(places: &[Option<i64>]) -> Option<usize> {
-    places
-        .iter()
-        .enumerate()
-        .filter_map(|(index, place)| place.map(|p| (p, index)))
-        .min()
-        .map(|(_, index)| index)
 }
 
 #[cfg(test)]
@@ -88,7 +73,12 @@ mod tests {
         let tab = Buildtab::parse(tab, "t").unwrap();
         candidates(&tab, names, era)
             .iter()
-            .map(|c| (c.configuration.name.clone(), c.machine))
+            .map(|c| {
+                (
+                    tab.configurations()[c.configuration].name.clone(),
+                    c.machine,
+                )
+            })
             .collect()
     }
 
@@ -138,38 +128,15 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_oldest_wins() {
-        for (places, expected) in [
-            (&[][..], None),
-            (&[None, None], None),
-            (&[Some(7), None, Some(3)], Some(2)),
-            (&[Some(1), Some(2)], Some(0)),
-        ] {
-            assert_eq!(first(places), expected);
-        }
-    }
-
     proptest! {
-        #[test]
-        fn nothing_older_is_passed_over(places in proptest::collection::vec(proptest::option::of(any::<i64>()), 0..20)) {
-            match first(&places) {
-                None => prop_assert!(places.iter().all(Option::is_none)),
-                Some(index) => {
-                    let taken = places[index];
-                    prop_assert!(taken.is_some());
-                    prop_assert!(places.iter().flatten().all(|p| Some(*p) >= taken));
-                }
-            }
-        }
-
         #[test]
         fn a_candidate_is_always_takeable(names in proptest::collection::vec("(linux|bsd)-[ab]", 0..6)) {
             let tab = Buildtab::parse("linux* l t\n*-a a t\nbsd** b t all\n", "t").unwrap();
             let offers: Vec<Offer<'_>> = names.iter().map(|n| Offer { name: n, role: Role::Build }).collect();
             for c in candidates(&tab, &offers, Era::Later) {
-                prop_assert!(c.configuration.takes(&names[c.machine]));
-                prop_assert!(names[..c.machine].iter().all(|n| !c.configuration.takes(n)));
+                let configuration = &tab.configurations()[c.configuration];
+                prop_assert!(configuration.takes(&names[c.machine]));
+                prop_assert!(names[..c.machine].iter().all(|n| !configuration.takes(n)));
             }
         }
     }

@@ -16,6 +16,7 @@ mod rows;
 mod sqlite;
 mod submissions;
 mod tx;
+mod waiting;
 mod writer;
 
 pub use builds::{Filter, Log, LogExcerpt};

@@ -1,0 +1,304 @@
+//! The builds of each configuration that are next, as the store has them: kept until they may have changed, and each given to one
+//! request only, so that those that come at once do not run for the same one.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A build that waits: its place in the order of the queue, and its number.
+pub(crate) type Head = (i64, i64);
+
+/// So many builds of a configuration are looked up at once.
+const AT_ONCE: usize = 32;
+
+/// What is known of a configuration.
+#[derive(Debug, Clone, Default)]
+struct Slot {
+    /// In the order of the queue.
+    heads: VecDeque<Head>,
+    /// No others wait in the store.
+    is_all: bool,
+    /// Counts up whenever others may wait than a look that is under way can see.
+    changes: u64,
+}
+
+/// The heads of the configurations of one reading of the buildtab, by their numbers in it.
+#[derive(Debug)]
+pub(crate) struct Heads(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    slots: Vec<Slot>,
+    /// Builds that were given to a request and may still wait in the store.
+    given: HashSet<i64>,
+}
+
+/// A look at the store that is under way.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub(crate) struct Look {
+    /// The configuration.
+    pub(crate) kind: u32,
+    /// So many builds are to be looked up: those that are given to requests now may be the first.
+    pub(crate) limit: usize,
+    changes: u64,
+}
+
+/// What is to be done to know which build is next.
+#[derive(Debug)]
+pub(crate) enum Next<'a> {
+    /// This one.
+    Given(Given<'a>),
+    /// None of these configurations has any.
+    None,
+    /// These have to be looked up first.
+    LookUp(Vec<Look>),
+}
+
+/// A build that no other request is given, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Given<'a> {
+    heads: &'a Heads,
+    /// Its configuration.
+    pub(crate) kind: u32,
+    /// Its number.
+    pub(crate) build: i64,
+    is_gone: bool,
+}
+
+impl Heads {
+    /// So many configurations, of which nothing is known.
+    pub(crate) fn new(configurations: usize) -> Self {
+        Self(Mutex::new(State {
+            slots: vec![Slot::default(); configurations],
+            given: HashSet::new(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of these configurations the build with the lowest place.
+    pub(crate) fn next(&self, kinds: &[u32]) -> Next<'_> {
+        let mut state = self.lock();
+        let mut unknown = Vec::new();
+        let mut lowest: Option<(Head, u32)> = None;
+        for kind in kinds {
+            let Some(slot) = state.slots.get(*kind as usize) else {
+                continue;
+            };
+            match slot.heads.front() {
+                Some(head) if lowest.is_none_or(|lowest| (*head, *kind) < lowest) => {
+                    lowest = Some((*head, *kind));
+                }
+                None if !slot.is_all => unknown.push(Look {
+                    kind: *kind,
+                    limit: AT_ONCE + state.given.len(),
+                    changes: slot.changes,
+                }),
+                _ => {}
+            }
+        }
+        if !unknown.is_empty() {
+            return Next::LookUp(unknown);
+        }
+        let Some(((_, build), kind)) = lowest else {
+            return Next::None;
+        };
+        if let Some(slot) = state.slots.get_mut(kind as usize) {
+            slot.heads.pop_front();
+        }
+        drop(state);
+        Next::Given(self.give(kind, build))
+    }
+
+    /// Gives this build, whose configuration is that, as it was found elsewhere.
+    pub(crate) fn give(&self, kind: u32, build: i64) -> Given<'_> {
+        self.lock().given.insert(build);
+        Given {
+            heads: self,
+            kind,
+            build,
+            is_gone: false,
+        }
+    }
+
+    /// What a look has found, in their order; nothing if it may have missed something.
+    pub(crate) fn found(&self, look: Look, heads: &[Head]) {
+        let mut state = self.lock();
+        let State { slots, given } = &mut *state;
+        if let Some(slot) = slots.get_mut(look.kind as usize)
+            && slot.changes == look.changes
+        {
+            slot.is_all = heads.len() < look.limit;
+            let free = heads.iter().filter(|(_, build)| !given.contains(build));
+            slot.heads = free.copied().collect();
+        }
+    }
+
+    /// Another build waits.
+    pub(crate) fn queued(&self, kind: u32, head: Head) {
+        if let Some(slot) = self.lock().slots.get_mut(kind as usize) {
+            slot.changes += 1;
+            let at = slot.heads.partition_point(|other| *other < head);
+            // Behind the last that is known there may be others before it.
+            if at < slot.heads.len() || slot.is_all {
+                slot.heads.insert(at, head);
+                if slot.heads.len() > AT_ONCE {
+                    slot.heads.pop_back();
+                    slot.is_all = false;
+                }
+            }
+        }
+    }
+
+    /// It has changed: nothing is known of it.
+    pub(crate) fn changed(&self, kind: u32) {
+        if let Some(slot) = self.lock().slots.get_mut(kind as usize) {
+            slot.forget();
+        }
+    }
+
+    /// Nothing is known of any.
+    pub(crate) fn all_changed(&self) {
+        for slot in &mut self.lock().slots {
+            slot.forget();
+        }
+    }
+}
+
+impl Slot {
+    fn forget(&mut self) {
+        self.heads.clear();
+        self.is_all = false;
+        self.changes += 1;
+    }
+}
+
+impl Given<'_> {
+    /// It does not wait any more: handed out, or gone otherwise.
+    pub(crate) fn gone(mut self) {
+        self.is_gone = true;
+    }
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        let mut state = self.heads.lock();
+        state.given.remove(&self.build);
+        // Whether it waits still is for the store to say; a look that is under way may have passed over it.
+        if !self.is_gone
+            && let Some(slot) = state.slots.get_mut(self.kind as usize)
+        {
+            slot.forget();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the store has, by configuration.
+    type Store = Vec<Vec<Head>>;
+
+    fn first(store: &Store, kind: u32, limit: usize) -> Vec<Head> {
+        let mut all = store[kind as usize].clone();
+        all.sort_unstable();
+        all.truncate(limit);
+        all
+    }
+
+    fn next<'a>(heads: &'a Heads, kinds: &[u32], store: &Store) -> Option<Given<'a>> {
+        loop {
+            match heads.next(kinds) {
+                Next::Given(given) => return Some(given),
+                Next::None => return None,
+                Next::LookUp(looks) => {
+                    for look in looks {
+                        heads.found(look, &first(store, look.kind, look.limit));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_changes_during_a_look_is_looked_up_again() {
+        let heads = Heads::new(2);
+        let Next::LookUp(looks) = heads.next(&[1]) else {
+            panic!("nothing is known yet")
+        };
+        let store = vec![vec![], vec![(5, 5)]];
+        heads.queued(1, (5, 5));
+        // It did not see what came meanwhile.
+        heads.found(looks[0], &[]);
+        assert_eq!(next(&heads, &[1], &store).unwrap().build, 5);
+        assert!(matches!(heads.next(&[9]), Next::None));
+    }
+
+    #[test]
+    fn a_build_is_given_once_until_it_is_given_back() {
+        let heads = Heads::new(1);
+        let store = vec![vec![(1, 10), (2, 20)]];
+        let one = next(&heads, &[0], &store).unwrap();
+        let two = next(&heads, &[0], &store).unwrap();
+        assert_eq!((one.build, two.build), (10, 20));
+        // A new look finds both in the store, and gives neither.
+        heads.changed(0);
+        assert!(next(&heads, &[0], &store).is_none());
+        drop(one);
+        two.gone();
+        let again = next(&heads, &[0], &vec![vec![(1, 10)]]).unwrap();
+        assert_eq!(again.build, 10);
+    }
+
+    #[test]
+    fn more_requests_at_once_than_are_looked_up() {
+        let heads = Heads::new(1);
+        let builds = 3 * i64::try_from(AT_ONCE).unwrap();
+        let store = vec![(0..builds).map(|n| (n, n)).collect()];
+        let all: Vec<_> = std::iter::from_fn(|| next(&heads, &[0], &store)).collect();
+        let given: Vec<i64> = all.iter().map(|given| given.build).collect();
+        assert_eq!(given, (0..builds).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        /// Whatever happens, each build is given in the order of the queue, and none is left out.
+        #[test]
+        fn the_lowest_of_the_store(
+            steps in proptest::collection::vec((0_u32..3, 0_i64..50, 0_u8..8), 0..400),
+        ) {
+            let heads = Heads::new(3);
+            let mut store: Store = vec![Vec::new(); 3];
+            for (number, (kind, place, what)) in steps.into_iter().enumerate() {
+                match what {
+                    0..=3 => {
+                        let head = (place, i64::try_from(number).unwrap());
+                        store[kind as usize].push(head);
+                        heads.queued(kind, head);
+                    }
+                    // Somebody else takes one without a word, and tells it later.
+                    4 => {
+                        let lowest = first(&store, kind, 1).first().copied();
+                        store[kind as usize].retain(|head| Some(*head) != lowest);
+                        heads.changed(kind);
+                    }
+                    5 => heads.all_changed(),
+                    _ => {
+                        let expected = (0..3).filter_map(|k| first(&store, k, 1).first().copied()).min();
+                        let given = next(&heads, &[0, 1, 2], &store);
+                        prop_assert_eq!(given.as_ref().map(|g| g.build), expected.map(|(_, build)| build));
+                        if let Some(given) = given.filter(|_| what == 6) {
+                            for builds in &mut store {
+                                builds.retain(|(_, build)| *build != given.build);
+                            }
+                            given.gone();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

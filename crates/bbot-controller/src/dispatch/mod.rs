@@ -1,0 +1,85 @@
+//! What of the queue is known in memory, so that an agent is answered without a look at what nobody asks for, and one that waits
+//! is told by name.
+//!
+//! ```text
+//!   abilities   what an agent's machines can build, by the buildtab
+//!   heads       the build of each configuration that is next, as the store has it
+//!   waiters     who waits for a task, by what they can build
+//! ```
+//!
+//! The store is the truth: what is known here is looked up anew whenever it may have changed, and a task is handed out only if the
+//! store says that it still waits.
+
+pub(crate) mod abilities;
+pub(crate) mod heads;
+pub(crate) mod waiters;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::buildtab::{Buildtab, Configuration};
+use abilities::Learned;
+use heads::Heads;
+use waiters::Waiters;
+
+/// All of it, by one reading of the buildtab.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) buildtab: Arc<Buildtab>,
+    pub(crate) learned: Learned,
+    pub(crate) heads: Heads,
+    pub(crate) waiters: Waiters,
+    /// Held by who looks into the store for what is next.
+    pub(crate) looking: tokio::sync::Mutex<()>,
+    /// Numbers of configurations by name and target.
+    numbers: HashMap<(String, String), u32>,
+}
+
+impl Desk {
+    pub(crate) fn new(buildtab: Arc<Buildtab>) -> Self {
+        let configurations = buildtab.configurations();
+        let numbers = configurations
+            .iter()
+            .zip(0..)
+            .map(|(c, number)| ((c.name.clone(), c.target.clone()), number))
+            .collect();
+        Self {
+            learned: Learned::default(),
+            heads: Heads::new(configurations.len()),
+            waiters: Waiters::default(),
+            looking: tokio::sync::Mutex::default(),
+            numbers,
+            buildtab,
+        }
+    }
+
+    /// The configuration of this number.
+    pub(crate) fn configuration(&self, kind: u32) -> Option<&Configuration> {
+        self.buildtab.configurations().get(kind as usize)
+    }
+
+    /// A build waits, at the place if it is known: who can build it is told.
+    pub(crate) fn queued(&self, configuration: &str, target: &str, head: Option<heads::Head>) {
+        // By a line that is gone nobody builds.
+        let key = (configuration.to_owned(), target.to_owned());
+        let Some(kind) = self.numbers.get(&key).copied() else {
+            return;
+        };
+        match head {
+            Some(head) => self.heads.queued(kind, head),
+            None => self.heads.changed(kind),
+        }
+        self.waiters.queued(kind, 1);
+    }
+
+    /// Whatever is known may be wrong: all look again.
+    pub(crate) fn all_changed(&self) {
+        self.heads.all_changed();
+        self.waiters.wake_all();
+    }
+
+    /// Another reading takes its place: all who wait go there.
+    pub(crate) fn close(&self) {
+        self.waiters.close();
+    }
+}
