@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -109,9 +109,8 @@ impl Client {
 
 /// What an agent sends to be given a task.
 fn request(agent: u64, machines: u64, of: u64) -> String {
-    let mut text = format!(
-        ": 1\nagent: agent-{agent}\ntoolchain-name: default\ntoolchain-version: 0.17.0\n"
-    );
+    let mut text =
+        format!(": 1\nagent: agent-{agent}\ntoolchain-name: default\ntoolchain-version: 0.17.0\n");
     for machine in 0..machines {
         // Every agent has others, spread over all.
         let number = (agent * 7 + machine * (of / machines).max(1)) % of;
@@ -159,7 +158,8 @@ async fn poll(options: &Options) -> Result<String, Error> {
     let began = Instant::now();
     let mut running = tokio::task::JoinSet::new();
     for mut client in clients {
-        let (requests, next, tasks) = (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&tasks));
+        let (requests, next, tasks) =
+            (Arc::clone(&requests), Arc::clone(&next), Arc::clone(&tasks));
         let sender = sender.clone();
         running.spawn(async move {
             loop {
@@ -207,47 +207,68 @@ async fn poll(options: &Options) -> Result<String, Error> {
 }
 
 /// Submits a package; when it was sent.
-async fn submit(client: &mut Client, token: &str, name: &str, kind: Option<u64>) -> Result<Instant, Error> {
-    let only = kind.map_or(String::new(), |n| format!(", \"configurations\": [\"c{n}\"]"));
+async fn submit(
+    client: &mut Client,
+    token: &str,
+    name: &str,
+    kind: Option<u64>,
+) -> Result<Instant, Error> {
+    let only = kind.map_or(String::new(), |n| {
+        format!(", \"configurations\": [\"c{n}\"]")
+    });
     let body = format!(
         "{{\"name\": \"{name}\", \"version\": \"1\", \
          \"source\": {{\"repository\": {{\"url\": \"https://example.org/1/x\"}}}}{only}}}"
     );
-    let headers =
-        format!("Authorization: Bearer {token}\r\nContent-Type: application/json\r\n");
+    let headers = format!("Authorization: Bearer {token}\r\nContent-Type: application/json\r\n");
     let sent = Instant::now();
-    let (status, text) = client.send("POST", "/api/v1/submissions", &headers, &body).await?;
+    let (status, text) = client
+        .send("POST", "/api/v1/submissions", &headers, &body)
+        .await?;
     if status != 201 {
-        return Err(format!("a submission is answered {status}: {}", String::from_utf8_lossy(&text)).into());
+        return Err(format!(
+            "a submission is answered {status}: {}",
+            String::from_utf8_lossy(&text)
+        )
+        .into());
     }
     Ok(sent)
+}
+
+/// An agent that waits for a task, again and again, and tells when it has one.
+async fn ask_for_ever(
+    mut client: Client,
+    headers: String,
+    body: String,
+    got: mpsc::UnboundedSender<Instant>,
+) -> Result<(), Error> {
+    loop {
+        let answer = client.send("POST", "/?build-task", &headers, &body).await?;
+        if is_task(&answer)? {
+            let _ = got.send(Instant::now());
+        }
+    }
 }
 
 async fn hold(options: &Options) -> Result<String, Error> {
     let agents = options.number("agents", 10_000)?;
     let (machines, of) = (options.number("machines", 100)?, options.number("of", 500)?);
-    let (rounds, burst) = (options.number("rounds", 50)?, options.number("burst", 1000)?);
+    let (rounds, burst) = (
+        options.number("rounds", 50)?,
+        options.number("burst", 1000)?,
+    );
     let token = options.values.get("token").ok_or("--token?")?.clone();
     let (sender, mut got) = mpsc::unbounded_channel();
-    let waiting = Arc::new(AtomicUsize::new(0));
     let mut running = tokio::task::JoinSet::new();
     let waits = format!("{OURS}Bbot-Wait: 60\r\n");
     for agent in 0..agents {
-        let mut client = Client::connect(&options.address).await?;
-        let (sender, waits, waiting) = (sender.clone(), waits.clone(), Arc::clone(&waiting));
-        running.spawn(async move {
-            loop {
-                waiting.fetch_add(1, Ordering::Relaxed);
-                let body = request(agent, machines, of);
-                let answer = client.send("POST", "/?build-task", &waits, &body).await?;
-                waiting.fetch_sub(1, Ordering::Relaxed);
-                if is_task(&answer)? {
-                    let _ = sender.send(Instant::now());
-                }
-            }
-            #[allow(unreachable_code)]
-            Ok::<_, Error>(())
-        });
+        let client = Client::connect(&options.address).await?;
+        running.spawn(ask_for_ever(
+            client,
+            waits.clone(),
+            request(agent, machines, of),
+            sender.clone(),
+        ));
         if agent % 500 == 499 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -256,7 +277,9 @@ async fn hold(options: &Options) -> Result<String, Error> {
     let held = async |client: &mut Client| -> Result<u64, Error> {
         let (_, text) = client.send("GET", "/metrics", "", "").await?;
         let text = String::from_utf8(text)?;
-        let line = text.lines().find_map(|l| l.strip_prefix("bbot_controller_held_requests "));
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix("bbot_controller_held_requests "));
         Ok(line.ok_or("no figure of held requests")?.trim().parse()?)
     };
     let patience = Instant::now();
@@ -275,7 +298,13 @@ async fn hold(options: &Options) -> Result<String, Error> {
     io::stdin().read_line(&mut line)?;
     let mut one = Vec::new();
     for round in 0..rounds {
-        let sent = submit(&mut client, &token, &format!("one-{round}"), Some(round % of)).await?;
+        let sent = submit(
+            &mut client,
+            &token,
+            &format!("one-{round}"),
+            Some(round % of),
+        )
+        .await?;
         let at = got.recv().await.ok_or("no agent is left")?;
         one.push(millis(at.saturating_duration_since(sent)));
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -291,7 +320,9 @@ async fn hold(options: &Options) -> Result<String, Error> {
     }
     let submitted = began.elapsed();
     for _ in 0..queued {
-        tokio::time::timeout(Duration::from_secs(60), got.recv()).await?.ok_or("no agent is left")?;
+        tokio::time::timeout(Duration::from_secs(60), got.recv())
+            .await?
+            .ok_or("no agent is left")?;
     }
     let all = began.elapsed();
     running.abort_all();

@@ -10,6 +10,9 @@ use crate::store::{Listener, News};
 /// After an error of the store it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
+/// What is known of a queue that others change too is believed for so long, however quiet they are: what they tell is a hint.
+const BELIEVED: Duration = Duration::from_secs(5);
+
 impl App {
     /// Hears the other controllers until `shutdown`; with a store that is not shared there are none.
     pub(crate) async fn hear_neighbours(&self, shutdown: &CancellationToken) {
@@ -28,6 +31,7 @@ impl App {
                 Ok(()) => return,
                 Err(e) => tracing::warn!("cannot hear other controllers: {e}"),
             }
+            self.desk().heads.all_changed();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(AFTER_ERROR) => {}
@@ -49,7 +53,13 @@ impl App {
                     }
                 }
             }
-            news = listener.next().await?;
+            let mut next = std::pin::pin!(listener.next());
+            news = loop {
+                tokio::select! {
+                    news = next.as_mut() => break news?,
+                    () = tokio::time::sleep(BELIEVED) => self.desk().heads.all_changed(),
+                }
+            };
         }
     }
 }
