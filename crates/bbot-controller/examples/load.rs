@@ -1,7 +1,7 @@
 //! Agents made of nothing but requests, for `bench/controller`: how fast tasks are handed out, and how many agents can wait.
 //!
 //! ```text
-//! load poll URL --agents N --machines M --of K --seconds S [--rate R] [--at-once C]
+//! load poll URL --agents N --machines M --of K --seconds S [--rate R] [--at-once C] [--count N]
 //! load hold URL --agents N --machines M --of K --token T [--rounds R] [--burst B]
 //! ```
 //!
@@ -145,6 +145,7 @@ async fn poll(options: &Options) -> Result<String, Error> {
     let (machines, of) = (options.number("machines", 100)?, options.number("of", 500)?);
     let at_once = options.number("at-once", 16)?;
     let rate = options.number("rate", 0)?;
+    let count = options.number("count", u64::MAX)?;
     let span = Duration::from_secs(options.number("seconds", 10)?);
     let requests: Arc<Vec<String>> =
         Arc::new((0..agents).map(|a| request(a, machines, of)).collect());
@@ -168,7 +169,7 @@ async fn poll(options: &Options) -> Result<String, Error> {
                     0 => began.elapsed(),
                     rate => Duration::from_secs_f64(number as f64 / rate as f64),
                 };
-                if due >= span {
+                if due >= span || number >= count {
                     return Ok::<_, Error>(());
                 }
                 tokio::time::sleep_until((began + due).into()).await;

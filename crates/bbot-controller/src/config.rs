@@ -98,8 +98,7 @@ impl Default for Limits {
             git: 1 << 30,
             git_time: Duration::from_secs(300),
             form: 64 << 10,
-            connections: 512,
-            // A quarter of the connections: agents must always get one.
+            connections: 16_384,
             followers: 128,
             heartbeat: Duration::from_secs(15),
             slow_follower: Duration::from_secs(60),

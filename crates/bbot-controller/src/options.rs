@@ -96,6 +96,12 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
+    /// Connections at once, those of agents that wait among them; further clients wait for one to end. Bounded by the
+    /// number of files that the process may open
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().connections,
+          value_parser = connections)]
+    pub connections: usize,
+
     /// Results have fewer bytes than this
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().result)]
     pub result_limit: usize,
@@ -171,6 +177,9 @@ impl Options {
             archive: self.archive_limit,
             git: self.git_limit,
             git_time: Duration::from_secs(self.git_timeout),
+            connections: self.connections,
+            // A quarter at most, and no more than were ever seen to be needed: agents must always get one.
+            followers: Limits::default().followers.min(self.connections / 4).max(1),
             ..Limits::default()
         };
         config.source_addresses = if self.allow_private_sources {
@@ -189,6 +198,13 @@ fn database(url: &str) -> Result<String, &'static str> {
         Ok(url.to_owned())
     } else {
         Err("it is no URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/NAME")
+    }
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 8..=1_000_000) => Ok(number),
+        _ => Err("expected a number from 8 to 1000000".to_owned()),
     }
 }
 
@@ -245,6 +261,7 @@ mod tests {
             &["--data", "d", "--lease", "0"],
             &["--data", "d", "--lease", "1m"],
             &["--data", "d", "--keep-logs", "-1"],
+            &["--data", "d", "--connections", "0"],
             &["--data", "d", "--database", "mysql://h/n"],
         ] {
             let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());

@@ -158,7 +158,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
             source,
         })?;
     let address = listener.local_addr().map_err(data_error)?;
-    let connections = Arc::new(Semaphore::new(config.limits.connections));
+    let connections = Arc::new(Semaphore::new(room_for(config.limits.connections)));
     let bound = config.bound.take();
     let app = Arc::new(App::new(
         config,
@@ -238,6 +238,35 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Files that are open beside connections: the store's, logs, archives, with much to spare.
+const OTHER_FILES: u64 = 256;
+
+/// So many connections can be had of those that are wanted: each is an open file, of which a process has not many before it asks
+/// for more.
+fn room_for(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let need = wanted as u64 + OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    let mut have = limit.current.unwrap_or(u64::MAX);
+    if have < need {
+        let raised = limit.maximum.map_or(need, |maximum| maximum.min(need));
+        let wish = Rlimit {
+            current: Some(raised),
+            maximum: limit.maximum,
+        };
+        if raised > have && setrlimit(Resource::Nofile, wish).is_ok() {
+            have = raised;
+        }
+    }
+    let room = have.saturating_sub(OTHER_FILES).max(8);
+    if room < wanted as u64 {
+        tracing::warn!(
+            "only {room} connections at once instead of {wanted}: the process may open {have} files (LimitNOFILE=, ulimit -n)"
+        );
+    }
+    wanted.min(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
 fn listen_hint(error: &io::Error) -> &'static str {
