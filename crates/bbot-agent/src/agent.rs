@@ -148,7 +148,7 @@ pub(crate) struct Agent {
     /// What each job is for, should it panic.
     names: HashMap<tokio::task::Id, driver::Job>,
     suspended: Pool,
-    /// Machines that are restored already.
+    /// Machines that wait for a task already.
     stock: Stock,
     /// Something has changed that the status tells.
     changed: Arc<Notify>,

@@ -201,7 +201,7 @@ fn host(page: &mut Page, status: &Status) {
     }
     page.gauge(
         "prepared_machines",
-        "Machines that are restored already and wait for a task.",
+        "Machines that are restored or started already and wait for a task.",
         float(status.machines.iter().map(|m| m.prepared).sum()),
     );
     page.gauge(

@@ -252,8 +252,8 @@ pub struct Options {
     #[arg(long, value_name = "[machine=]auto|off")]
     pub warm: Vec<Warm>,
 
-    /// Most virtual machines that are restored before there is a task for them and wait
-    /// stopped, each with the memory of one (see --warm); at most as many as run at once.
+    /// Most machines that wait stopped before there is a task for them, each with the memory of
+    /// one: virtual machines restored (see --warm), containers started; at most as many as run at once.
     /// Default: 2 on a host with 4 processors and 16 GiB or more, else 0
     #[arg(long, value_name = "num")]
     pub prepare: Option<u32>,

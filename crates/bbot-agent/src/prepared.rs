@@ -1,13 +1,14 @@
-//! Machines that are prepared ahead: restored while there is no task for them yet, and stopped until
-//! one comes (`docs/decisions/0017-prepared.md`).
+//! Machines that are prepared ahead: restored, or started where they are containers, while there is no task
+//! for them yet, and stopped until one comes (`docs/decisions/0017-prepared.md`).
 //!
 //! ```text
 //!   warm machine --copy, restore, worker waits once more, stop--> Prepared --task--> goes on
+//!   container    --copy, start,   worker waits,           stop-->
 //!                                     (prepare)                     (Stock)
 //! ```
 //!
 //! Which ones there are to be is a pure function of what there is ([`plan`]). A task that finds none
-//! has its machine restored as ever.
+//! has its machine restored or started as ever.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use bbot_machine::machine::{Disk, Memory, Tftp};
 use bbot_machine::warm::{Base, Waiting};
-use bbot_manifest::BootstrappedMachine;
+use bbot_manifest::{BootstrappedMachine, MachineKind};
 use bbot_tftp::{Limits, Root};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +28,8 @@ use crate::host::{Host, RunFolders};
 use crate::inventory::Machine;
 use crate::local;
 use crate::run::{Running, Share, Start};
-use crate::task::copy_of;
-use crate::warm::{PREPARED, RESTORED, Warmth, base_of, until_waiting, waits};
+use crate::task::{RUN, copy_of};
+use crate::warm::{PREPARED, RESTORED, Warmth, base_of, can_wait, until_waiting, waits};
 
 /// What a prepared machine is a copy of, and what it has of the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,13 +51,14 @@ impl Of {
     }
 }
 
-/// A machine that is restored and stopped. Dropping it leaves nothing of it.
+/// A machine whose worker waits for a task, stopped. Dropping it leaves nothing of it.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     of: Of,
     running: Elsewhere<Running>,
     waiting: Waiting,
-    base: Arc<Base>,
+    /// What it was restored from. None: it is a container.
+    base: Option<Arc<Base>>,
 }
 
 impl Prepared {
@@ -74,7 +76,7 @@ impl Prepared {
         mut self,
         root: Root,
         folders: Arc<RunFolders>,
-    ) -> Result<(Elsewhere<Running>, Arc<Base>)> {
+    ) -> Result<(Elsewhere<Running>, Option<Arc<Base>>)> {
         let tftp = Tftp {
             root,
             limits: Limits::wire(),
@@ -88,7 +90,7 @@ impl Prepared {
 /// Why a machine was not prepared.
 #[derive(Debug)]
 pub(crate) enum Unprepared {
-    /// What was saved of it does not wait once more, and will not the next time.
+    /// Its worker does not wait, and will not the next time.
     Never(String),
     /// It may do better later.
     Passing(anyhow::Error),
@@ -113,19 +115,25 @@ pub(crate) async fn prepare(
     share: Share,
 ) -> Result<Prepared, Unprepared> {
     let copy = copy_of(host, machine).await?;
-    let base = base_of(host, machine, share, &copy)
-        .await
-        .ok_or_else(|| anyhow!("what was saved of it is of no use"))?;
     let manifest = &machine.manifest.machine;
+    let (base, asks) = match manifest.kind {
+        MachineKind::Kvm => {
+            let base = base_of(host, machine, share, &copy)
+                .await
+                .ok_or_else(|| anyhow!("what was saved of it is of no use"))?;
+            (Some(base), RESTORED)
+        }
+        MachineKind::Nspawn => (None, RUN),
+    };
     let start = Start {
         manifest,
         mac: manifest.mac,
         share,
         disk: Disk::ThrowAway,
-        memory: Memory::Restored(Arc::clone(&base)),
+        memory: base.clone().map_or(Memory::Booted, Memory::Restored),
         // All that it takes to wait once more is known to QEMU by the time of a task, and need not be
         // translated then.
-        root: waits(RESTORED, PREPARED)?,
+        root: waits(asks, PREPARED)?,
         folders: None,
     };
     let mut running = Running::start(host, copy, start).await?;
@@ -352,7 +360,11 @@ impl Stock {
 
 /// A machine that could be prepared, if it could.
 pub(crate) fn candidate(host: &Host, machine: &Machine, stock: &Stock) -> Option<Candidate> {
-    (machine.warmth == Warmth::Warm).then(|| Candidate {
+    let can_be = match machine.manifest.machine.kind {
+        MachineKind::Kvm => machine.warmth == Warmth::Warm,
+        MachineKind::Nspawn => can_wait(host, &machine.manifest),
+    };
+    can_be.then(|| Candidate {
         of: Of::new(machine, local::share(host, machine.header())),
         used: stock.used(&machine.dir.name),
     })

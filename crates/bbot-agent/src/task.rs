@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use bbot_machine::machine::{Disk, Error, Memory};
 use bbot_machine::owner::Temporary;
 use bbot_machine::volume::Stop;
-use bbot_manifest::{BuildResult, Era, RunManifest, Source, Status, Task};
+use bbot_manifest::{BuildResult, Era, MachineKind, RunManifest, Source, Status, Task};
 use bbot_tftp::{Event, Kind, Root};
 
 use crate::blocking::Copied;
@@ -22,6 +22,7 @@ use crate::run::{self, Left, Patience, Progress, Running, Share, Stage, Start, S
 use crate::segments::{self, Segments};
 use crate::session::Session;
 use crate::source;
+use crate::warm::PREPARED;
 use crate::{version, warm};
 
 /// The largest result that is taken, packed or not.
@@ -138,7 +139,7 @@ pub(crate) async fn perform(
                 attempt: attempt + 1,
             });
             match ready.go_on(root.clone(), Arc::clone(&folders)).await {
-                Ok((running, base)) => (running, Some(base)),
+                Ok(ready) => ready,
                 Err(e) => {
                     tracing::warn!("machine {name}, which was prepared, does not go on: {e:#}");
                     unready = true;
@@ -401,6 +402,7 @@ pub(crate) async fn copy_of(host: &Host, machine: &Machine) -> Result<Copied> {
 
 /// What the worker fetches.
 struct Offer {
+    kind: MachineKind,
     task: String,
     run: RunManifest,
     source: Option<PathBuf>,
@@ -419,6 +421,7 @@ impl Offer {
             fresh: None,
         };
         Ok(Self {
+            kind: job.machine.manifest.machine.kind,
             task: job
                 .task
                 .serialize(job.era)
@@ -437,8 +440,13 @@ impl Offer {
             .with_context(|| format!("unable to write {}", manifest.display()))?;
         let run = self.run.serialize();
         let run = run.context("unable to write the run manifest")?;
-        let mut root = Root::new().get_bytes(RUN, run.into_bytes());
-        root = warm::fresh(root, &self.run)?;
+        let run = run.into_bytes();
+        let mut root = Root::new().get_bytes(RUN, run.clone());
+        root = match self.kind {
+            MachineKind::Kvm => warm::fresh(root, &self.run)?,
+            // Its time and entropy are the host's.
+            MachineKind::Nspawn => root.get_bytes(PREPARED, run),
+        };
         for name in TASK_NAMES {
             root = root.get_file(name, &manifest);
         }

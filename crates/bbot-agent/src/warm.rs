@@ -34,7 +34,8 @@ use crate::version;
 /// when it was restored.
 pub(crate) const RESTORED: &str = "restored.manifest";
 
-/// The same of one that was restored ahead of its task, and so is asked to wait once more.
+/// The same of one that was restored ahead of its task, and so is asked to wait once more; and of a container that
+/// was started ahead of its task, whose worker is not saved at all.
 pub(crate) const PREPARED: &str = "prepared.manifest";
 
 /// How often one machine is saved: what does not go on after that never will, or somebody else saves
@@ -217,15 +218,21 @@ fn is_for(text: &str, share: Share) -> bool {
 
 /// Whether a machine can be saved and restored, as far as is known without trying.
 pub(crate) fn can_be_warm(host: &Host, machine: &BootstrappedMachine) -> bool {
+    machine.machine.kind == MachineKind::Kvm
+        && host.options.is_warm(&machine.machine.header.name)
+        && can_wait(host, machine)
+}
+
+/// Whether the worker of a machine can wait for its task, as far as is known without trying.
+pub(crate) fn can_wait(host: &Host, machine: &BootstrappedMachine) -> bool {
     let options = &host.options;
-    options.is_warm(&machine.machine.header.name)
-        && !options.fake_build
+    !options.fake_build
         && !options.fake_bootstrap
-        && machine.machine.kind == MachineKind::Kvm
         // Its worker must know how to wait, and what to make its own.
         && machine.bootstrap.is_ours()
         && machine.machine.options.is_none()
-        && options.machine_network() == Network::None
+        // What a second card leads to may be another one by the time of a task, and so may be its name servers.
+        && options.machine_network().of(machine.machine.kind) == Network::None
 }
 
 /// The saved memory that a copy of a machine can go on with, if it may.

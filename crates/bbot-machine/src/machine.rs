@@ -234,18 +234,18 @@ pub trait Machine: Send + fmt::Debug {
         })
     }
 
-    /// Lets a suspended guest go on that was restored, and whose worker waits for the answer to a
-    /// request that was held back: from now on it is served from this root. What happened on its
-    /// wire before is forgotten.
+    /// Lets a suspended guest go on whose worker waits for the answer to a request that was held
+    /// back: from now on it is served from this root. What happened on its wire before is forgotten.
+    /// A virtual machine must have been restored for that; once only.
     ///
     /// # Errors
     ///
-    /// When it was not restored, or does not obey.
+    /// When it is not one of these, or does not obey.
     fn go_on(&mut self, tftp: Tftp, waiting: Waiting) -> BoxFuture<'_, Result<(), Error>> {
         drop((tftp, waiting));
         Box::pin(async {
             Err(Error::Unrestored {
-                why: "machines of its kind are not restored".to_owned(),
+                why: "machines of its kind do not wait for a task".to_owned(),
             })
         })
     }

@@ -41,6 +41,9 @@ const RESULT_CHANCES: usize = 45;
 /// The name under which a worker asks what its agent offers, and keeps the answer in the build directory.
 pub(crate) const RUN_MANIFEST: &str = "run.manifest";
 
+/// The name under which a worker asks whose machine waits for a task and is not saved, or not once more.
+const PREPARED: &str = "prepared.manifest";
+
 /// The task's name on TFTP today, and in the build directory.
 pub(crate) const TASK_MANIFEST: &str = "task.manifest";
 
@@ -90,14 +93,14 @@ impl Channel {
     }
 
     /// Asks for the run manifest and the task until there is one. A machine that is to be saved is
-    /// saved meanwhile, and made fresh when it was restored; `get_ready` is called each time before
-    /// it waits for that.
+    /// saved meanwhile, and made fresh when it was restored; one that is prepared ahead waits for
+    /// its task. `get_ready` is called each time before it waits for that.
     pub(crate) fn ask(&self, mut get_ready: impl FnMut()) -> Given {
         let mut chances = CHANCES;
         loop {
             if let Some(mut run) = self.ask_run_manifest(&mut chances) {
                 if let Some(again) = offered(run.as_deref()).and_then(|run| run.save) {
-                    run = self.wait_until_restored(&again, &mut get_ready).or(run);
+                    run = self.wait_for_task(&again, &mut get_ready).or(run);
                 }
                 for name in [TASK_MANIFEST, MANIFEST] {
                     match self.get_bytes(name) {
@@ -111,11 +114,15 @@ impl Channel {
     }
 
     /// Holds the machine still until it was saved and restored: the agent does not answer before.
-    /// A restored one may be told to wait once more, until there is a task. None: it does not save
-    /// it after all.
-    fn wait_until_restored(&self, again: &str, get_ready: &mut dyn FnMut()) -> Option<Vec<u8>> {
+    /// A restored one may be told to wait once more, until there is a task. One that is only to
+    /// wait for its task, a container, is left as it is: its disks, its clock and its entropy are its host's.
+    /// None: the agent does not save it after all.
+    fn wait_for_task(&self, again: &str, get_ready: &mut dyn FnMut()) -> Option<Vec<u8>> {
+        let is_saved = again != PREPARED;
         get_ready();
-        fresh::stop_others();
+        if is_saved {
+            fresh::stop_others();
+        }
         let mut again = again.to_owned();
         let run = loop {
             match self.get_bytes(&again) {
@@ -139,11 +146,14 @@ impl Channel {
         };
         match offered(run.as_deref()).and_then(|run| run.fresh) {
             Some(fresh) => fresh::make(self, &fresh),
-            None => eprintln!(
+            None if is_saved => eprintln!(
                 "error: nothing came with which this machine makes its time and entropy its own"
             ),
+            None => {}
         }
-        fresh::go_on();
+        if is_saved {
+            fresh::go_on();
+        }
         run
     }
 

@@ -184,6 +184,13 @@ fn busy() -> Status {
                 prepared: 2,
             },
             Machine {
+                name: "box".to_string(),
+                kind: "nspawn".to_string(),
+                state: MachineState::Usable,
+                warm: false,
+                prepared: 1,
+            },
+            Machine {
                 name: "broken".to_string(),
                 kind: "nspawn".to_string(),
                 state: MachineState::Bad {
@@ -245,6 +252,7 @@ fn the_status_of_the_agent_here_is_a_page_and_json() {
         "libfoo/1.2  debian-12  working",
         "01234567..89abcdef",
         "debian-12  kvm     usable  restored, 2 ready",
+        "box        nspawn  usable  boots, 1 ready",
         "broken     nspawn  bad                        no rootfs?[2J",
         "HTTP status 500",
         "a bad thing",

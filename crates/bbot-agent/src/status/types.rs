@@ -162,7 +162,7 @@ pub struct Machine {
     pub state: MachineState,
     /// Whether its tasks go on from its saved memory, and do not boot.
     pub warm: bool,
-    /// How many of it are restored already and wait for a task.
+    /// How many of it are restored, or started where it is a container, and wait for a task.
     pub prepared: u64,
 }
 

@@ -232,17 +232,18 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
     let second = (network == Network::User).then(|| second_mac(mac));
     let making = || trying(format!("make the network cards of machine {name}"));
     let cards = Cards::make(first, second).map_err(making())?;
-    let (wire, bridge) = match (network, cards.wire) {
+    let (wire, again, bridge) = match (network, cards.wire) {
         (Network::Bridge(bridge), _) => {
             let card = GuestEnd::In(cards.namespace.try_clone().map_err(making())?);
             let tftp = spec.tftp.clone();
             let (attached, wire) = bridge::attach(bridge, &name, mac, card, tftp).await?;
-            (wire, Some(attached))
+            (wire, None, Some(attached))
         }
         (_, Some(card)) => {
+            let again = card.try_clone().map_err(making())?;
             let wire = spec.tftp.serve_on(End::Tap(card), None);
             let wire = wire.map_err(trying(format!("serve the wire of machine {name}")))?;
-            (wire, None)
+            (wire, Some(again), None)
         }
         (_, None) => return Err(making()(io::Error::other("there is none for its wire"))),
     };
@@ -290,6 +291,7 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
         launch,
         started,
         wire,
+        again,
         bridge,
         internet,
         console,

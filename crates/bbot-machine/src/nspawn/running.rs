@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use super::launch::{Launch, Started};
 use crate::bridge::Attached;
 use crate::mac::Mac;
 use crate::machine::{
-    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome,
+    BoxFuture, Error, Exit, ExitCause, MAX_RESETS, Machine, MachineEvent, ShutdownOutcome, Tftp,
 };
 use crate::qemu::internet::{self, Internet};
 use crate::qemu::process;
-use crate::wire::thread::{WireEvent, WireThread};
+use crate::warm::Waiting;
+use crate::wire::thread::{End, WireEvent, WireThread};
 
 /// nspawn's exit status when the container has asked for a restart.
 const RESTART: i32 = 133;
@@ -35,6 +37,8 @@ pub(super) struct Parts {
     pub(super) launch: Launch,
     pub(super) started: Started,
     pub(super) wire: WireThread,
+    /// Our end of the wire's card once more, for who serves it from its task on. None: it is on a bridge.
+    pub(super) again: Option<OwnedFd>,
     pub(super) bridge: Option<Attached>,
     pub(super) internet: Option<Internet>,
     pub(super) console: Console,
@@ -75,6 +79,8 @@ pub(super) struct NspawnMachine {
     restarts: u32,
     suspended: Suspended,
     wire: WireThread,
+    /// Our end of its card, for who serves it from its task on.
+    again: Option<OwnedFd>,
     wire_over: bool,
     /// After the wire, whose port it has mapped.
     _bridge: Option<Attached>,
@@ -114,6 +120,7 @@ impl NspawnMachine {
             restarts: 0,
             suspended: Suspended::No,
             wire: parts.wire,
+            again: parts.again,
             wire_over: false,
             _bridge: parts.bridge,
             internet: parts.internet,
@@ -297,7 +304,7 @@ impl NspawnMachine {
         let deadline = Instant::now() + timeout;
         if self.exit.is_none() {
             // One that does not run hears nothing.
-            self.go_on().await?;
+            self.let_run().await?;
         }
         loop {
             if self.exit.is_none()
@@ -382,7 +389,7 @@ impl NspawnMachine {
         Ok(())
     }
 
-    async fn go_on(&mut self) -> Result<(), Error> {
+    async fn let_run(&mut self) -> Result<(), Error> {
         let what = format!("resume machine {}", self.name());
         let failed = |source| Error::Io { what, source };
         match self.suspended {
@@ -400,6 +407,26 @@ impl NspawnMachine {
         }
         self.suspended = Suspended::No;
         Ok(())
+    }
+
+    async fn serve_again(&mut self, tftp: Tftp, waiting: Waiting) -> Result<(), Error> {
+        if self.exit.is_some() || self.restart.is_some() || self.started.process.has_ended() {
+            return Err(self.ended_error());
+        }
+        let Some(card) = self.again.take() else {
+            return Err(Error::Unrestored {
+                why: "its card is on a bridge, or it goes on already".to_owned(),
+            });
+        };
+        // What the container has sent before is taken by who served it before.
+        self.wire.finish();
+        while self.wire.next().await.is_some() {}
+        self.backlog.clear();
+        let what = format!("serve the wire of machine {}", self.name());
+        self.wire = tftp
+            .serve_on(End::Tap(card), Some((self.mac, &waiting)))
+            .map_err(|source| Error::Io { what, source })?;
+        self.let_run().await
     }
 }
 
@@ -429,8 +456,12 @@ impl Machine for NspawnMachine {
             if self.exit.is_some() {
                 return Err(self.ended_error());
             }
-            self.go_on().await
+            self.let_run().await
         })
+    }
+
+    fn go_on(&mut self, tftp: Tftp, waiting: Waiting) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.serve_again(tftp, waiting))
     }
 
     fn wait(&mut self) -> BoxFuture<'_, Exit> {

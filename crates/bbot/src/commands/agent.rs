@@ -278,7 +278,9 @@ fn machines(machines: &[Machine], now: Moment) -> Table {
 /// How a task's copy of it begins.
 fn start(machine: &Machine) -> String {
     match (&machine.state, machine.warm, machine.prepared) {
-        (MachineState::Usable, false, _) => "boots".to_string(),
+        (MachineState::Usable, false, 0) => "boots".to_string(),
+        // A container: nothing is saved of it.
+        (MachineState::Usable, false, ready) => format!("boots, {ready} ready"),
         (MachineState::Usable, true, 0) => "restored".to_string(),
         (MachineState::Usable, true, ready) => format!("restored, {ready} ready"),
         _ => String::new(),

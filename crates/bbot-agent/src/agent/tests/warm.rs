@@ -1,5 +1,7 @@
 //! Machines that are saved with their memory, and restored for their tasks.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use bbot_machine::machine::{Error, Exit, ExitCause, Memory};
 
 use super::*;
@@ -256,4 +258,101 @@ async fn a_worker_that_does_not_wait_once_more_is_not_prepared() {
     assert_eq!(count(&world, |call| matches!(call, Call::GoOn(_))), 0);
     // It is not tried again.
     assert_eq!(world.fake.started().len(), 4);
+}
+
+/// The machine is a container, which is bootstrapped; the tests' machines play what is said to them.
+async fn container_world() -> World {
+    let mut world = World::new(&[]);
+    let revision = world.machine("linux").join("linux-1.1");
+    fs::remove_file(revision.join("disk.img")).unwrap();
+    for folder in ["usr", "sbin"] {
+        fs::create_dir_all(revision.join("rootfs").join(folder)).unwrap();
+    }
+    let init = revision.join("rootfs/sbin/init");
+    fs::write(&init, "").unwrap();
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
+    let manifest = ": 1\nid: linux-1.1\nname: linux\nsummary: A machine\ntype: nspawn\n";
+    fs::write(revision.join("manifest"), manifest).unwrap();
+    world.boots();
+    assert_eq!(world.turn().await, Turn::Idle);
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_is_prepared_as_well_and_needs_nothing_saved() {
+    let mut world = container_world().await;
+    // Nothing is saved of a container, whatever is asked for.
+    world.restart(&["--warm", "auto", "--prepare", "1"]).await;
+    for _ in 0..2 {
+        let steps = vec![
+            get("run.manifest"),
+            waits_again(),
+            get("prepared.manifest"),
+            get("manifest"),
+            world.upload("manifest", RESULT.as_bytes()),
+        ];
+        world.plays(steps);
+    }
+    let ready = |agent: &Agent| agent.stock.count("linux") == 1;
+    world.goes_on_until(ready).await;
+    assert!(matches!(began(&world, 1), Memory::Booted));
+    // The worker is told to wait by the first name that it asks for.
+    let root = format!("{:?}", world.fake.started()[1].tftp.root);
+    assert!(
+        root.contains("run.manifest") && !root.contains("restored.manifest"),
+        "{root}"
+    );
+    assert_eq!(count(&world, |call| *call == Call::Suspend(1)), 1);
+    let view = world.agent().supervisor.view();
+    let shown = world.agent().status(&view);
+    assert_eq!(
+        (shown.machines[0].warm, shown.machines[0].prepared),
+        (false, 1)
+    );
+
+    build(&mut world).await;
+    world.goes_on_until(ready).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(count(&world, |call| *call == Call::GoOn(1)), 1);
+    assert_eq!(count(&world, |call| *call == Call::Suspend(2)), 1);
+    assert_eq!(world.fake.started().len(), 3);
+    assert_eq!(count(&world, |call| matches!(call, Call::Save(_))), 0);
+    // What waits goes with the agent, and when the host runs short.
+    assert!(world.agent().stock.relieve());
+    world.restart(&[]).await;
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_does_not_go_on_is_started_as_ever() {
+    let mut world = container_world().await;
+    let room = ["--prepare", "1", "--host-ram", "1048576"];
+    world.restart(&room).await;
+    // Silent once it has its task.
+    world.plays(vec![waits_again(), Step::Silence]);
+    let ready = |agent: &Agent| agent.stock.count("linux") == 1;
+    world.goes_on_until(ready).await;
+    world.builds("manifest", RESULT.as_bytes());
+    build(&mut world).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
+    assert_eq!(count(&world, |call| *call == Call::GoOn(1)), 1);
+    assert!((20..40).contains(&world.took()), "{} s", world.took());
+    // It is not prepared again as it is.
+    world.goes_on(60).await;
+    assert_eq!(world.fake.started().len(), 3);
+    world.restart(&[]).await;
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_with_a_second_card_is_not_prepared() {
+    let mut world = container_world().await;
+    world
+        .restart(&["--prepare", "1", "--network", "user"])
+        .await;
+    world.goes_on(60).await;
+    assert_eq!(world.fake.started().len(), 1);
+    world.builds("manifest", RESULT.as_bytes());
+    build(&mut world).await;
+    assert_eq!(world.posted()[0].result.status, Status::Success);
 }
