@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bbot_machine::machine::Hypervisor;
 use bbot_machine::nspawn::Nspawn;
 
-use super::support::{Guest, PATIENCE, leader_of, must_skip, prepare, process_of};
+use super::support::{Guest, PATIENCE, is_running, leader_of, must_skip, prepare, process_of};
 
 const ROLE: &str = "BBOT_TEST_STARTS_A_CONTAINER";
 
@@ -48,13 +48,6 @@ fn users_are_gone(first: u32, within: Duration) -> bool {
 fn first_user(leader: u32) -> u32 {
     let map = fs::read_to_string(format!("/proc/{leader}/uid_map")).unwrap();
     map.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn is_running(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .ok()
-        .and_then(|stat| Some(!stat.rsplit_once(')')?.1.trim_start().starts_with('Z')))
-        .unwrap_or(false)
 }
 
 /// The control groups of containers that a process has started.

@@ -200,3 +200,11 @@ pub(crate) fn leader_of(info: &str) -> u32 {
 pub(crate) fn process_of(info: &str) -> u32 {
     number_after(info, "process ")
 }
+
+/// Whether a process has not ended; one that nobody has waited for yet has.
+pub(crate) fn is_running(process: u32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat"))
+        .ok()
+        .and_then(|stat| Some(!stat.rsplit_once(')')?.1.trim_start().starts_with('Z')))
+        .unwrap_or(false)
+}

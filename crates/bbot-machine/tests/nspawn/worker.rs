@@ -14,7 +14,7 @@ use bbot_tftp::{Event, Limits, Root};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::support::{Guest, must_skip, prepare};
+use super::support::{Guest, is_running, must_skip, prepare, process_of};
 
 /// In the place of make: tries all ways to the agent and to the worker that a build could.
 const MAKE: &str = r#"#!/bin/sh
@@ -228,11 +228,10 @@ async fn one_that_has_ended_while_it_waited_does_not_go_on() {
     let Some((mut guest, waiting)) = waits_stopped(&Nspawn::new()).await else {
         return;
     };
-    let process = super::support::process_of(&guest.machine.info());
-    let process = nix::unistd::Pid::from_raw(i32::try_from(process).unwrap());
-    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
-    let gone = Path::new("/proc").join(process.to_string()).join("exe");
-    while fs::read_link(&gone).is_ok() {
+    let process = process_of(&guest.machine.info());
+    let number = nix::unistd::Pid::from_raw(i32::try_from(process).unwrap());
+    nix::sys::signal::kill(number, nix::sys::signal::Signal::SIGKILL).unwrap();
+    while is_running(process) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let tftp = Tftp {
