@@ -271,21 +271,23 @@ impl Groups {
             if hierarchy.version == Version::Two && directory.join("cgroup.freeze").exists() {
                 groups.freezer = Some(directory.clone());
             }
+            // Of this hierarchy alone: what another one bounds stays bounded.
+            let mut failed: BTreeSet<&'static str> = BTreeSet::new();
+            let needed = values.iter().filter(|value| value.needed);
+            let controllers: BTreeSet<&'static str> = needed.map(|one| one.controller).collect();
             for value in values {
                 let written = write(&directory.join(value.file), &value.value);
                 match written {
-                    Ok(()) if value.needed => {
-                        bounded.insert(value.controller);
-                    }
                     Ok(()) => {}
                     Err(error) => {
                         if value.needed {
-                            bounded.remove(value.controller);
+                            failed.insert(value.controller);
                         }
                         tracing::debug!("no {} in {}: {error}", value.file, directory.display());
                     }
                 }
             }
+            bounded.extend(controllers.difference(&failed));
         }
         groups.missing = ["memory", "pids", "cpu"]
             .into_iter()

@@ -101,6 +101,25 @@ fn what_cannot_be_bounded_is_told() {
     );
 }
 
+/// Where both versions are mounted, version 2 may have no controllers: what version 1 bounds is bounded all the same.
+#[test]
+fn what_one_version_bounds_is_not_told_as_missing() {
+    if !testkit::root() {
+        return;
+    }
+    let groups = Groups::make(&BOUNDS);
+    let holds = |file: &str, value: &str| {
+        groups.directories.iter().any(|directory| {
+            fs::read_to_string(directory.join(file)).is_ok_and(|held| held.trim() == value)
+        })
+    };
+    let bytes = (BOUNDS.ram_kib * 1024).to_string();
+    let memory = holds("memory.limit_in_bytes", &bytes) || holds("memory.max", &bytes);
+    let processes = holds("pids.max", &BOUNDS.processes.to_string());
+    assert_eq!(memory, !groups.missing.contains(&"memory"), "{groups:?}");
+    assert_eq!(processes, !groups.missing.contains(&"pids"), "{groups:?}");
+}
+
 #[test]
 fn only_what_is_left_of_ours_is_swept() {
     let top = tempfile::tempdir().unwrap();
