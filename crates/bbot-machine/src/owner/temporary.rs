@@ -71,7 +71,12 @@ impl Temporary {
         base: &Path,
         stop: &Stop,
     ) -> Result<Self, OwnerError> {
-        let temporary = Self::claim(instance, volume, base)?;
+        // To flush the directory would have all commit that has gone on in it, and the copy does that once more.
+        let sync = match volume.keeps_order() {
+            true => Sync::Content,
+            false => Sync::Yes,
+        };
+        let temporary = Self::claim(instance, volume, base, sync)?;
         volume.snapshot_until(from, &temporary.path, stop)?;
         Ok(temporary)
     }
@@ -85,7 +90,7 @@ impl Temporary {
         volume: &Arc<dyn Volume>,
         base: &Path,
     ) -> Result<Self, OwnerError> {
-        let temporary = Self::claim(instance, volume, base)?;
+        let temporary = Self::claim(instance, volume, base, Sync::Yes)?;
         volume.create(&temporary.path)?;
         Ok(temporary)
     }
@@ -100,7 +105,7 @@ impl Temporary {
         volume: &Arc<dyn Volume>,
         path: &Path,
     ) -> Result<Self, OwnerError> {
-        let temporary = Self::claim(instance, volume, path)?;
+        let temporary = Self::claim(instance, volume, path, Sync::Yes)?;
         volume.rename(path, &temporary.path)?;
         Ok(temporary)
     }
@@ -110,6 +115,7 @@ impl Temporary {
         instance: &Instance,
         volume: &Arc<dyn Volume>,
         base: &Path,
+        sync: Sync,
     ) -> Result<Self, OwnerError> {
         // A name is random, so that a second round is needed only when a sweep takes the record,
         // still empty, for one that was left.
@@ -118,7 +124,7 @@ impl Temporary {
             if path.symlink_metadata().is_ok() {
                 continue;
             }
-            if let Some(record) = write_record(instance, &path, "", Sync::Yes)? {
+            if let Some(record) = write_record(instance, &path, "", sync)? {
                 return Ok(Self {
                     path,
                     instance: instance.clone(),
@@ -279,7 +285,10 @@ pub(crate) fn remove_record(path: &Path) -> Result<(), OwnerError> {
 /// Whether a record is to outlive a loss of power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sync {
+    /// With its name.
     Yes,
+    /// What is in it; its name is on the disk before what it speaks of.
+    Content,
     No,
 }
 
@@ -311,7 +320,7 @@ pub(crate) fn write_record(
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let text = instance.record(&name).to_text() + more;
         file.write_all(text.as_bytes())?;
-        if sync == Sync::Yes {
+        if sync != Sync::No {
             file.sync_all()?;
         }
         Ok(true)

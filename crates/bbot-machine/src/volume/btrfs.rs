@@ -53,6 +53,11 @@ impl Volume for Btrfs {
         Kind::Btrfs
     }
 
+    /// A subvolume is on the disk with the transaction that made it, and that has all that was made before.
+    fn keeps_order(&self) -> bool {
+        true
+    }
+
     fn create(&self, path: &Path) -> Result<(), VolumeError> {
         ioctl::create(open_parent(path)?, name(path)?)
             .map_err(|e| VolumeError::io("create subvolume", path, e))

@@ -169,6 +169,12 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// What this volume is made of.
     fn kind(&self) -> Kind;
 
+    /// Whether what is copied here is on the disk no sooner than the names that were made beside it before: then
+    /// those need not be flushed first.
+    fn keeps_order(&self) -> bool {
+        false
+    }
+
     /// Makes an empty, writable subvolume (or directory).
     ///
     /// # Errors
