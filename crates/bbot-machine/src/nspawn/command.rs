@@ -1,5 +1,7 @@
 //! nspawn's command line, as a pure function of what is asked for.
 
+use std::net::Ipv4Addr;
+
 /// The longest `cmdline` that is read.
 pub(super) const MAX_CMDLINE: u64 = 4096;
 
@@ -47,6 +49,9 @@ pub(super) struct Plan<'a> {
     pub(super) internet: bool,
     /// The processors that it sees.
     pub(super) processors: &'a [usize],
+    /// Its address and mask on the wire, for a first program that sets them without asking by DHCP; others may ask.
+    /// None: it is on a bridge, where somebody else gives addresses.
+    pub(super) address: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Its first program.
     pub(super) init: &'a str,
 }
@@ -83,6 +88,9 @@ pub(super) fn build(plan: &Plan<'_>) -> Vec<String> {
     arguments.push(format!("--drop-capability={}", DROPPED.join(",")));
     if plan.internet {
         arguments.push("--network-interface=eth1".to_owned());
+    }
+    if let Some((address, mask)) = plan.address {
+        arguments.push(format!("--setenv=BBOT_ADDRESS={address}/{mask}"));
     }
     if !plan.processors.is_empty() {
         let processors: Vec<String> = plan.processors.iter().map(ToString::to_string).collect();
@@ -122,6 +130,7 @@ pub(super) fn processors(available: &[usize], wanted: u32, run: usize) -> Vec<us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire;
     use proptest::prelude::*;
 
     fn plan<'a>() -> Plan<'a> {
@@ -130,6 +139,7 @@ mod tests {
             first_user: 1_879_048_192,
             internet: false,
             processors: &[],
+            address: None,
             init: "/sbin/init",
         }
     }
@@ -150,6 +160,7 @@ mod tests {
         ] {
             assert!(line.contains(word), "{word}: {line}");
         }
+        assert!(!line.contains("BBOT_ADDRESS"));
         assert!(!line.contains("eth1") && !line.contains("--cpu-affinity"));
         assert!(line.ends_with("--directory=/machines/m/rootfs -- /sbin/init"));
     }
@@ -159,11 +170,14 @@ mod tests {
         let line = build(&Plan {
             internet: true,
             processors: &[1, 3],
+            address: Some((wire::GUEST, wire::MASK)),
             ..plan()
         })
         .join(" ");
         assert!(line.contains("--network-interface=eth1"), "{line}");
         assert!(line.contains("--cpu-affinity=1,3"), "{line}");
+        let address = "--setenv=BBOT_ADDRESS=196.254.111.2/255.255.255.0";
+        assert!(line.contains(address), "{line}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Starting nspawn, and again after its container has restarted itself.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -32,6 +32,8 @@ pub(super) struct Launch {
     pub(super) program: OsString,
     pub(super) arguments: Vec<String>,
     pub(super) directory: PathBuf,
+    /// The container's root directory.
+    pub(super) rootfs: CString,
     /// Where the container's cards are before it has them, and again when it has ended by itself.
     pub(super) cards: OwnedFd,
     pub(super) notify: UnixDatagram,
@@ -92,7 +94,7 @@ impl Launch {
                 credentials: None,
                 stdout: Some(output),
             },
-            enclosure::preparation(cards, doors),
+            enclosure::preparation(cards, doors, self.rootfs.clone()),
         )
         .await
         .map_err(doing(format!("start systemd-nspawn for machine {name}")))?;

@@ -32,7 +32,7 @@ mod running;
 mod signals;
 mod users;
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -48,7 +48,7 @@ use crate::qemu::internet::Internet;
 use crate::qemu::process::{self, Credentials};
 use crate::qemu::{choose_mac, second_mac};
 use crate::socket_folder::SocketFolder;
-use crate::wire::thread::End;
+use crate::wire::{self, thread::End};
 
 use command::Plan;
 use console::Console;
@@ -197,6 +197,8 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
             rootfs.display()
         ))
     })?;
+    let root_directory = CString::new(rootfs.as_str())
+        .map_err(|error| trying(format!("name {rootfs}"))(error.into()))?;
     let mac = choose_mac(&spec)?;
     rootfs::close(&directory).map_err(trying(format!(
         "close {} for others than root",
@@ -262,11 +264,13 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
             first_user: users.first,
             internet: internet.is_some(),
             processors: &processors(spec.cpus),
+            address: bridge.is_none().then_some((wire::GUEST, wire::MASK)),
             init: &init,
         }),
         name,
         program: nspawn.program.clone(),
         directory,
+        rootfs: root_directory,
         cards: cards.namespace,
         notify,
         output: std::fs::File::from(OwnedFd::from(input)),

@@ -151,6 +151,18 @@ fn is_first(status: &str) -> bool {
 
 /// The processes that a process has started and not yet waited for.
 fn children(parent: u32) -> Vec<u32> {
+    // Of its first thread, and neither the shell nor nspawn has others.
+    match fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")) {
+        Ok(numbers) => numbers
+            .split_whitespace()
+            .filter_map(|number| number.parse().ok())
+            .collect(),
+        Err(_) => children_of_all(parent),
+    }
+}
+
+/// The same where the kernel does not tell (without `CONFIG_PROC_CHILDREN`): looks at all processes.
+fn children_of_all(parent: u32) -> Vec<u32> {
     let parent = parent.to_string();
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -186,6 +198,36 @@ mod tests {
         ] {
             assert_eq!(power_off_signal(status), signal, "{status}");
         }
+    }
+
+    #[test]
+    fn children_are_found_in_either_way() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let parent = std::process::id();
+        // Which thread of this process has started it is not known.
+        assert!(children_of_all(parent).contains(&child.id()));
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 60 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 32];
+        let length = io::Read::read(shell.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let number: u32 = String::from_utf8_lossy(&said[..length])
+            .trim()
+            .parse()
+            .unwrap();
+        assert_eq!(children(shell.id()), [number]);
+        assert_eq!(children_of_all(shell.id()), [number]);
+        for process in [&mut child, &mut shell] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        let number = nix::unistd::Pid::from_raw(i32::try_from(number).unwrap());
+        nix::sys::signal::kill(number, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A container does what a virtual machine does: it speaks over its wire, powers off, restarts, is
 //! suspended, resumed and ended.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use std::time::{Duration, Instant};
 
 use bbot_machine::machine::{ExitCause, MachineEvent, ShutdownOutcome};
@@ -307,5 +309,76 @@ async fn the_kernel_would_end_it_before_the_agent() {
     let outside = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
     for adj in [inside, outside] {
         assert!(adj.trim().parse::<i32>().unwrap() >= 300, "{adj}");
+    }
+}
+
+/// That a file was read would have each copy differ from its machine, and cost more than to read it.
+#[tokio::test]
+async fn what_it_reads_is_not_written_down() {
+    if must_skip() {
+        return;
+    }
+    let script = "cat /udhcpc; cat /proc/mounts > /up; tftp -p -r up -l /up 196.254.111.222\n";
+    let (folder, spec) = prepare(script);
+    let file = spec.directory.join("rootfs/udhcpc");
+    // Older than the file itself: else the kernel might leave it as it is anyway.
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    let times = std::fs::FileTimes::new().set_accessed(long_ago);
+    std::fs::File::open(&file)
+        .unwrap()
+        .set_times(times)
+        .unwrap();
+    let mut guest = Guest::start(folder, spec).await;
+    let mounts = guest.uploaded("up").await;
+    let root = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(1) == Some("/"));
+    assert!(
+        root.is_some_and(|line| line.contains("noatime")),
+        "{mounts}"
+    );
+    let accessed = std::fs::metadata(&file).unwrap().accessed().unwrap();
+    assert_eq!(accessed, long_ago);
+}
+
+/// The first program of the images that `bbot machine create` makes.
+const OWN_INIT: &str = include_str!("../../src/create/guest/init.sh");
+
+/// A first program that knows its address from the agent does not ask for one; without that it does.
+#[tokio::test]
+async fn our_init_takes_the_address_that_it_is_told() {
+    if must_skip() {
+        return;
+    }
+    let worker = "#!/bin/busybox sh\n\
+        busybox ip addr show > /up\n\
+        cat /asked >> /up\n\
+        busybox tftp -p -r up -l /up 196.254.111.222\n";
+    let asking = "#!/bin/busybox sh\n\
+        echo asked >> /asked\n\
+        case $1 in bound) busybox ip addr replace $ip/$mask dev $interface;; \
+        *) busybox ip link set $interface up;; esac\n";
+    for (is_told, forget) in [(true, ""), (false, "unset BBOT_ADDRESS\n")] {
+        let (folder, spec) = prepare("");
+        let rootfs = spec.directory.join("rootfs");
+        std::fs::create_dir_all(rootfs.join("usr/lib/bbot")).unwrap();
+        let first = format!("#!/bin/busybox sh\n{forget}exec /bin/busybox sh /usr/lib/bbot/init\n");
+        for (path, text) in [
+            ("sbin/init", first.as_str()),
+            ("usr/lib/bbot/init", OWN_INIT),
+            ("usr/lib/bbot/udhcpc", asking),
+            ("usr/lib/bbot/bbot-worker", worker),
+        ] {
+            let path = rootfs.join(path);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        std::os::unix::fs::symlink("busybox", rootfs.join("bin/sh")).unwrap();
+        std::os::unix::fs::symlink("busybox", rootfs.join("bin/cat")).unwrap();
+        let mut guest = Guest::start(folder, spec).await;
+        let up = guest.uploaded("up").await;
+        assert!(up.contains("inet 196.254.111.2/24"), "{up}");
+        assert!(up.contains("inet 127.0.0.1/8"), "{up}");
+        assert_eq!(!up.contains("asked"), is_told, "{up}");
     }
 }

@@ -52,10 +52,18 @@ mount_all() {
 	busybox chmod 1777 /tmp
 }
 
+# Sets the address that the agent has told a container on its wire, as address/mask: DHCP's packet sockets take the
+# kernel a tenth of a second.
+set_address() {
+	[ -n "$container" ] && [ -n "${BBOT_ADDRESS:-}" ] &&
+		busybox ifconfig eth0 "${BBOT_ADDRESS%/*}" netmask "${BBOT_ADDRESS#*/}" up
+}
+
 network() {
-	busybox ip link set lo up
+	# The loopback of a container is up.
+	[ -n "$container" ] || busybox ip link set lo up
 	# The wire to the agent: always the first card.
-	until busybox udhcpc -i eth0 -f -q -n -t 4 -T 1 -s /usr/lib/bbot/udhcpc >/dev/null 2>&1; do
+	set_address || until busybox udhcpc -i eth0 -f -q -n -t 4 -T 1 -s /usr/lib/bbot/udhcpc >/dev/null 2>&1; do
 		say "no answer to DHCP on eth0, asking again"
 		busybox sleep 1
 	done
@@ -88,9 +96,11 @@ else
 	mount_all
 	watch_power_button
 fi
-busybox hostname -F /etc/hostname
+# Who made a container has given it its name.
+[ -n "$container" ] || busybox hostname -F /etc/hostname
 network
-say "network is up after $(busybox cut -d ' ' -f 1 /proc/uptime) s"
+read -r uptime _ </proc/uptime
+say "network is up after $uptime s"
 
 cd /build || cd /
 if [ -x $worker ]; then
