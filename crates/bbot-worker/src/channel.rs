@@ -94,8 +94,8 @@ impl Channel {
 
     /// Asks for the run manifest and the task until there is one. A machine that is to be saved is
     /// saved meanwhile, and made fresh when it was restored; one that is prepared ahead waits for
-    /// its task. `get_ready` is called each time before it waits for that.
-    pub(crate) fn ask(&self, mut get_ready: impl FnMut()) -> Given {
+    /// its task. `get_ready` is called each time before it waits for that, and told whether the machine is saved.
+    pub(crate) fn ask_ahead(&self, mut get_ready: impl FnMut(bool)) -> Given {
         let mut chances = CHANCES;
         loop {
             if let Some(mut run) = self.ask_run_manifest(&mut chances) {
@@ -113,13 +113,18 @@ impl Channel {
         }
     }
 
+    /// The same where nothing is made ready.
+    pub(crate) fn ask(&self, mut get_ready: impl FnMut()) -> Given {
+        self.ask_ahead(|_| get_ready())
+    }
+
     /// Holds the machine still until it was saved and restored: the agent does not answer before.
     /// A restored one may be told to wait once more, until there is a task. One that is only to
     /// wait for its task, a container, is left as it is: its disks, its clock and its entropy are its host's.
     /// None: the agent does not save it after all.
-    fn wait_for_task(&self, again: &str, get_ready: &mut dyn FnMut()) -> Option<Vec<u8>> {
+    fn wait_for_task(&self, again: &str, get_ready: &mut dyn FnMut(bool)) -> Option<Vec<u8>> {
         let is_saved = again != PREPARED;
-        get_ready();
+        get_ready(is_saved);
         if is_saved {
             fresh::stop_others();
         }
@@ -129,7 +134,7 @@ impl Channel {
                 Ok(run) => match offered(Some(&run)).and_then(|run| run.save) {
                     Some(name) => {
                         again = name;
-                        get_ready();
+                        get_ready(is_saved);
                         continue;
                     }
                     None => break Some(run),

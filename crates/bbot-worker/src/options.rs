@@ -26,6 +26,7 @@ the build directory, or asks the agent for one.
   --env-target <target>  the target that it has been run for
   --ahead                wait for the task on standard input (startup passes it
                          to a build that it starts before there is a task)
+  --to-be-saved          the machine is saved before that (the same)
   --tftp-host <addr[:port]>
                          the agent; 196.254.111.222 and port 69 by default
   --verbose <level>      0 to 6, 1 by default
@@ -60,6 +61,8 @@ pub(crate) struct Options {
     pub(crate) env_target: Option<String>,
     /// The task comes later, from startup.
     pub(crate) ahead: bool,
+    /// The machine is saved before that.
+    pub(crate) to_be_saved: bool,
     pub(crate) agent: SocketAddr,
     /// More configuration, from an environment script.
     pub(crate) arguments: Vec<String>,
@@ -84,6 +87,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed,
         env_script: None,
         env_target: None,
         ahead: false,
+        to_be_saved: false,
         agent: SocketAddr::new(AGENT, PORT),
         arguments: Vec::new(),
     };
@@ -111,6 +115,10 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed,
             }
             Arg::Long("ahead") => {
                 options.ahead = true;
+                continue;
+            }
+            Arg::Long("to-be-saved") => {
+                options.to_be_saved = true;
                 continue;
             }
             Arg::Long("tftp-host") => {

@@ -2,7 +2,8 @@
 //! begin and end with is then in the guest's memory, and known to what translates for its processor.
 //!
 //! It is done before the machine is saved, so that copies find programs in the page cache, and once more in a copy that was
-//! restored and waits for its task. Nothing of it stays but that.
+//! restored and waits for its task. A container is not saved, and waits for one task: there it is done once, and in short.
+//! Nothing of it stays but that.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -53,8 +54,8 @@ const COMMANDS: usize = 4;
 pub(crate) struct Rehearsals<'a> {
     options: &'a Options,
     isolation: Option<&'a Isolation>,
-    /// Programs were read from the disk already.
-    again: bool,
+    /// Without the largest programs: they were read from the disk already, or would be for one build alone.
+    in_short: bool,
 }
 
 impl<'a> Rehearsals<'a> {
@@ -63,7 +64,7 @@ impl<'a> Rehearsals<'a> {
         Self {
             options,
             isolation,
-            again: false,
+            in_short: !options.to_be_saved,
         }
     }
 
@@ -72,17 +73,17 @@ impl<'a> Rehearsals<'a> {
         let Some(isolation) = self.isolation else {
             return;
         };
-        if let Err(error) = rehearse(self.options, isolation, self.again) {
+        if let Err(error) = rehearse(self.options, isolation, self.in_short) {
             eprintln!("trace: no rehearsal: {error:#}");
         }
-        self.again = true;
+        self.in_short = true;
         if let Err(error) = isolation.make_ahead(COMMANDS) {
             eprintln!("trace: no network namespace ahead: {error}");
         }
     }
 }
 
-fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> anyhow::Result<()> {
+fn rehearse(options: &Options, isolation: &Isolation, in_short: bool) -> anyhow::Result<()> {
     let folder = options.build.join("rehearsal");
     clear(&folder)?;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -94,7 +95,7 @@ fn rehearse(options: &Options, isolation: &Isolation, again: bool) -> anyhow::Re
     probe.recv(&mut [0])?;
 
     fs::create_dir(&folder)?;
-    let (given, source) = given(again)?;
+    let (given, source) = given(in_short)?;
     let root = Root::new()
         .get_bytes(SOURCE, source)
         .put_once(&[RESULT], &folder, LARGEST)
@@ -142,7 +143,7 @@ fn clear(folder: &Path) -> io::Result<()> {
 }
 
 /// What an agent gives out, and the source.
-fn given(again: bool) -> anyhow::Result<(Given, Vec<u8>)> {
+fn given(in_short: bool) -> anyhow::Result<(Given, Vec<u8>)> {
     let source = archive()?;
     let run = RunManifest {
         agent: "none".to_owned(),
@@ -156,7 +157,7 @@ fn given(again: bool) -> anyhow::Result<(Given, Vec<u8>)> {
     };
     let mut task = Task::new("rehearsal", "1", "http://127.0.0.1/", "none", "none");
     // The compiler is the largest program of all: to run it again takes more than it gives.
-    task.target_config = (!again).then(|| "COMPILE=yes".to_owned());
+    task.target_config = (!in_short).then(|| "COMPILE=yes".to_owned());
     let given = Given {
         run: Some(run.serialize()?.into_bytes()),
         task: task.serialize(Era::Later)?.into_bytes(),

@@ -23,7 +23,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         eprintln!("info: asking {} for a task", options.agent);
     }
     let mut ahead = None;
-    let given = channel.ask(|| get_ready(&mut ahead, options));
+    let given = channel.ask_ahead(|is_saved| get_ready(&mut ahead, options, is_saved));
     let task = match Task::parse(&given.task, TASK_MANIFEST) {
         Ok(task) => task,
         Err(error) => {
@@ -65,20 +65,23 @@ enum Built {
 
 /// Has a build process ready before there is a task. It is not to be had where a script may prepare its environment
 /// first; then, and when it cannot be made, one is started for the task.
-fn get_ready(ahead: &mut Option<Ahead>, options: &Options) {
-    match ready(ahead.take(), options) {
+fn get_ready(ahead: &mut Option<Ahead>, options: &Options, is_saved: bool) {
+    match ready(ahead.take(), options, is_saved) {
         Ok(process) => *ahead = process,
         Err(error) => eprintln!("trace: no build process ahead of its task: {error:#}"),
     }
 }
 
-fn ready(ahead: Option<Ahead>, options: &Options) -> anyhow::Result<Option<Ahead>> {
+fn ready(ahead: Option<Ahead>, options: &Options, is_saved: bool) -> anyhow::Result<Option<Ahead>> {
     let mut process = match ahead {
         Some(process) => process,
         None if choose(&options.environments, None) != Ok(None) => return Ok(None),
         None => {
             let mut command = command(options, &own_directory(options)?, None, "")?;
             command.arg("--ahead");
+            if is_saved {
+                command.arg("--to-be-saved");
+            }
             Ahead::start(command)?
         }
     };

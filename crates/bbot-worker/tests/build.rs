@@ -487,6 +487,7 @@ fn a_build_that_was_ready_before_the_machine_was_saved_gets_the_task() {
     let script = "#!/bin/sh\nGREETING=hello\nexport GREETING\nshift\nexec \"$@\"\n";
     for (saved, environment, is_started) in [
         (Saved::Restored, None, false),
+        (Saved::Never, None, false),
         (Saved::WithoutItsBuild, None, true),
         (Saved::Restored, Some("other"), true),
     ] {
@@ -507,6 +508,9 @@ fn a_build_that_was_ready_before_the_machine_was_saved_gets_the_task() {
         let said = String::from_utf8_lossy(&outcome.output.stderr);
         let starts = said.lines().any(|line| line.contains(" --build "));
         assert_eq!(starts, is_started, "{said}");
+        // One that was saved would be told its time.
+        let lacks = said.contains("makes its time and entropy its own");
+        assert_eq!(lacks, saved != Saved::Never, "{said}");
         // It was rehearsed before and after the machine was restored, of which nothing is left.
         assert!(!said.contains("rehears"), "{said}");
         assert!(!update.contains("rehears"), "{update}");

@@ -123,6 +123,8 @@ pub enum Saved {
     Restored,
     /// The build process that was made ready is gone then.
     WithoutItsBuild,
+    /// It is not saved at all, and waits for its task.
+    Never,
 }
 
 impl Run {
@@ -252,7 +254,11 @@ impl Run {
             text(Some("prepared.manifest")),
             put.parent().unwrap().to_owned(),
         );
-        root.get_bytes("run.manifest", text(Some("restored.manifest")))
+        let first = match saved {
+            Saved::Never => "prepared.manifest",
+            Saved::Restored | Saved::WithoutItsBuild => "restored.manifest",
+        };
+        root.get_bytes("run.manifest", text(Some(first)))
             .get_made("restored.manifest", move || {
                 if saved == Saved::WithoutItsBuild {
                     kill_ahead(&place);
