@@ -54,7 +54,7 @@ use command::Plan;
 use console::Console;
 use groups::{Bounds, Groups};
 use launch::Launch;
-use network::Cards;
+use network::{Cards, Last};
 use running::{NspawnMachine, Parts};
 use users::Range;
 
@@ -234,7 +234,7 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
     let second = (network == Network::User).then(|| second_mac(mac));
     let making = || trying(format!("make the network cards of machine {name}"));
     let cards = Cards::make(first, second).map_err(making())?;
-    let (wire, again, bridge) = match (network, cards.wire) {
+    let (wire, card, bridge) = match (network, cards.wire) {
         (Network::Bridge(bridge), _) => {
             let card = GuestEnd::In(cards.namespace.try_clone().map_err(making())?);
             let tftp = spec.tftp.clone();
@@ -242,10 +242,10 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
             (wire, None, Some(attached))
         }
         (_, Some(card)) => {
-            let again = card.try_clone().map_err(making())?;
+            let last = Last::of(&card).map_err(making())?;
             let wire = spec.tftp.serve_on(End::Tap(card), None);
             let wire = wire.map_err(trying(format!("serve the wire of machine {name}")))?;
-            (wire, Some(again), None)
+            (wire, Some(last), None)
         }
         (_, None) => return Err(making()(io::Error::other("there is none for its wire"))),
     };
@@ -295,7 +295,7 @@ async fn start(nspawn: &Nspawn, spec: StartSpec) -> Result<NspawnMachine, Error>
         launch,
         started,
         wire,
-        again,
+        card,
         bridge,
         internet,
         console,

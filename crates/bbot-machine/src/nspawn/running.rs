@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 
 use super::console::Console;
 use super::launch::{Launch, Started};
+use super::network::Last;
 use crate::bridge::Attached;
 use crate::mac::Mac;
 use crate::machine::{
@@ -37,8 +37,8 @@ pub(super) struct Parts {
     pub(super) launch: Launch,
     pub(super) started: Started,
     pub(super) wire: WireThread,
-    /// Our end of the wire's card once more, for who serves it from its task on. None: it is on a bridge.
-    pub(super) again: Option<OwnedFd>,
+    /// Our end of the wire's card once more. None: it is on a bridge.
+    pub(super) card: Option<Last>,
     pub(super) bridge: Option<Attached>,
     pub(super) internet: Option<Internet>,
     pub(super) console: Console,
@@ -79,9 +79,11 @@ pub(super) struct NspawnMachine {
     restarts: u32,
     suspended: Suspended,
     wire: WireThread,
-    /// Our end of its card, for who serves it from its task on.
-    again: Option<OwnedFd>,
     wire_over: bool,
+    /// After the wire: our end of its card, also for who serves it from its task on.
+    card: Option<Last>,
+    /// It was let go on with a task.
+    has_task: bool,
     /// After the wire, whose port it has mapped.
     _bridge: Option<Attached>,
     internet: Option<Internet>,
@@ -120,7 +122,8 @@ impl NspawnMachine {
             restarts: 0,
             suspended: Suspended::No,
             wire: parts.wire,
-            again: parts.again,
+            card: parts.card,
+            has_task: false,
             wire_over: false,
             _bridge: parts.bridge,
             internet: parts.internet,
@@ -413,19 +416,25 @@ impl NspawnMachine {
         if self.exit.is_some() || self.restart.is_some() || self.started.process.has_ended() {
             return Err(self.ended_error());
         }
-        let Some(card) = self.again.take() else {
+        let what = format!("serve the wire of machine {}", self.name());
+        let failed = |source| Error::Io {
+            what: what.clone(),
+            source,
+        };
+        let Some(card) = self.card.as_ref().filter(|_| !self.has_task) else {
             return Err(Error::Unrestored {
                 why: "its card is on a bridge, or it goes on already".to_owned(),
             });
         };
+        let card = card.another().map_err(&failed)?;
+        self.has_task = true;
         // What the container has sent before is taken by who served it before.
         self.wire.finish();
         while self.wire.next().await.is_some() {}
         self.backlog.clear();
-        let what = format!("serve the wire of machine {}", self.name());
         self.wire = tftp
             .serve_on(End::Tap(card), Some((self.mac, &waiting)))
-            .map_err(|source| Error::Io { what, source })?;
+            .map_err(&failed)?;
         self.let_run().await
     }
 }
