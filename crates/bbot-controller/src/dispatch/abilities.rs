@@ -1,7 +1,7 @@
 //! What agents can build: the buildtab's patterns against the names of their machines, remembered, since an agent has the same
 //! machines each time that it asks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bbot_manifest::Era;
@@ -13,6 +13,9 @@ use crate::queue::select::{self, Offer, Role};
 
 /// Lists of machines that are remembered: more than a large farm has. Then all are forgotten, and those that ask are learned anew.
 const LISTS: usize = 20_000;
+
+/// Names of machines that are remembered.
+const NAMES: usize = 20_000;
 
 /// What an agent can build.
 #[derive(Debug)]
@@ -47,36 +50,106 @@ fn key(offers: &[Offer<'_>], era: Era) -> Key {
 
 /// Those of all agents, by one reading of the buildtab.
 #[derive(Debug, Default)]
-pub(crate) struct Learned(Mutex<HashMap<Key, Arc<Abilities>>>);
+pub(crate) struct Learned(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    lists: HashMap<Key, Arc<Abilities>>,
+    /// The configurations that a machine of this name can build: agents have the same machines.
+    names: HashMap<String, Arc<[u32]>>,
+}
 
 impl Learned {
-    /// What an agent of this era with these machines can build.
+    /// What an agent of this era with these machines can build: of each configuration by the first machine that it takes, as
+    /// [`select::candidates`] has it.
     pub(crate) fn of(&self, buildtab: &Buildtab, offers: &[Offer<'_>], era: Era) -> Arc<Abilities> {
         let key = key(offers, era);
-        let mut learned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = learned.get(&key) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = state.lists.get(&key) {
             return Arc::clone(known);
         }
-        if learned.len() >= LISTS {
-            learned.clear();
+        let mut first: BTreeMap<u32, u32> = BTreeMap::new();
+        for (machine, offer) in (0..).zip(offers) {
+            if offer.role == Role::Build {
+                for kind in state.takers(buildtab, offer.name).iter() {
+                    first.entry(*kind).or_insert(machine);
+                }
+            }
         }
-        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let (kinds, machines): (Vec<u32>, Vec<u32>) = select::candidates(buildtab, offers, era)
-            .into_iter()
-            .map(|candidate| (number(candidate.configuration), number(candidate.machine)))
-            .unzip();
+        let is_for = |kind: &u32| {
+            let configuration = buildtab.configurations().get(*kind as usize);
+            configuration.is_some_and(|c| select::is_for(c, era))
+        };
+        let (kinds, machines): (Vec<u32>, Vec<u32>) =
+            first.into_iter().filter(|(kind, _)| is_for(kind)).unzip();
         let abilities = Arc::new(Abilities {
             kinds: kinds.into(),
             machines: machines.into(),
         });
-        learned.insert(key, Arc::clone(&abilities));
+        if state.lists.len() >= LISTS {
+            state.lists.clear();
+        }
+        state.lists.insert(key, Arc::clone(&abilities));
         abilities
+    }
+}
+
+impl State {
+    fn takers(&mut self, buildtab: &Buildtab, name: &str) -> Arc<[u32]> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        let takers: Arc<[u32]> = (0..)
+            .zip(buildtab.configurations())
+            .filter(|(_, configuration)| configuration.takes(name))
+            .map(|(kind, _)| kind)
+            .collect();
+        // Names come from agents.
+        if self.names.len() >= NAMES {
+            self.names.clear();
+        }
+        self.names.insert(name.to_owned(), Arc::clone(&takers));
+        takers
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// As one who looks at every pattern for every machine, each time.
+        #[test]
+        fn what_is_remembered_is_right(
+            lists in proptest::collection::vec(proptest::collection::vec(("(linux|bsd)-[ab]", any::<bool>()), 0..6), 1..6),
+            is_old in any::<bool>(),
+        ) {
+            let tab = Buildtab::parse("linux* l t\n*-a a t\nbsd** b t all\n**-b c t/e all\n", "t").unwrap();
+            let learned = Learned::default();
+            let era = if is_old { Era::Y2017 } else { Era::Later };
+            for list in &lists {
+                let offers: Vec<Offer<'_>> = list
+                    .iter()
+                    .map(|(name, builds)| Offer {
+                        name,
+                        role: if *builds { Role::Build } else { Role::Auxiliary },
+                    })
+                    .collect();
+                let able = learned.of(&tab, &offers, era);
+                let all: Vec<(usize, usize)> = able
+                    .kinds
+                    .iter()
+                    .map(|kind| (*kind as usize, able.machine(*kind).unwrap()))
+                    .collect();
+                let expected: Vec<(usize, usize)> = select::candidates(&tab, &offers, era)
+                    .into_iter()
+                    .map(|c| (c.configuration, c.machine))
+                    .collect();
+                prop_assert_eq!(all, expected);
+            }
+        }
+    }
 
     #[test]
     fn what_was_learned_is_shared() {

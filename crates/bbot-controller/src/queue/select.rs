@@ -2,7 +2,7 @@
 
 use bbot_manifest::Era;
 
-use crate::buildtab::Buildtab;
+use crate::buildtab::{Buildtab, Configuration};
 
 /// A machine that an agent offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +31,21 @@ pub struct Candidate {
     pub machine: usize,
 }
 
+/// Whether agents of this era are given it. One of 2017 is given none that names an environment: its wire has no word for it,
+/// and without it the result would be of something else.
+#[must_use]
+pub fn is_for(configuration: &Configuration, era: Era) -> bool {
+    era != Era::Y2017 || configuration.environment.is_none()
+}
+
 /// For each configuration the first offered build machine that it takes, in the order of the buildtab.
-///
-/// An agent of 2017 is given no configuration that names an environment: its wire has no word for it, and
-/// without it the result would be of something else.
 #[must_use]
 pub fn candidates(buildtab: &Buildtab, offers: &[Offer<'_>], era: Era) -> Vec<Candidate> {
     buildtab
         .configurations()
         .iter()
         .enumerate()
-        .filter(|(_, c)| era != Era::Y2017 || c.environment.is_none())
+        .filter(|(_, configuration)| is_for(configuration, era))
         .filter_map(|(number, configuration)| {
             offers
                 .iter()
