@@ -23,7 +23,7 @@ use crate::queue::era::{self, Peer};
 use crate::queue::lease;
 use crate::queue::select::{Offer, Role};
 use crate::source::{Source, requested_repository};
-use crate::store::{Instead, Lease, NewLease, StoreError};
+use crate::store::{Instead, Lease, NewLease, StoreError, Waiting};
 
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
@@ -272,21 +272,25 @@ async fn next_of<'a>(
     able: &Abilities,
     repositories: &[String],
 ) -> Result<Option<Given<'a>>, StoreError> {
-    let mut lowest = None;
-    for kind in able.kinds.iter() {
-        let Some(c) = desk.configuration(*kind) else {
-            continue;
+    let waiting = |kind: &u32| {
+        let configuration = desk.configuration(*kind);
+        let of = move |repository| {
+            configuration.map(|c| Waiting {
+                configuration: &c.name,
+                target: &c.target,
+                repository: Some(repository),
+            })
         };
-        for repository in repositories {
-            let oldest = app
-                .store
-                .oldest_queued(&c.name, &c.target, Some(repository))
-                .await?;
-            let found = oldest.map(|head| (head, *kind));
-            lowest = lowest.into_iter().chain(found).min();
-        }
-    }
-    Ok(lowest.map(|((_, build), kind)| desk.heads.give(kind, build)))
+        let kind = *kind;
+        repositories
+            .iter()
+            .filter_map(move |repository| Some((kind, of(repository.as_str())?)))
+            .collect::<Vec<_>>()
+    };
+    let (kinds, waiting): (Vec<u32>, Vec<Waiting<'_>>) =
+        able.kinds.iter().flat_map(waiting).unzip();
+    let oldest = app.store.oldest(&waiting).await?;
+    Ok(oldest.and_then(|oldest| Some(desk.heads.give(*kinds.get(oldest.index)?, oldest.build))))
 }
 
 /// The answer with a task, if there is one for this agent now.
@@ -329,7 +333,11 @@ async fn find(
             build: given.build,
             // Another controller may be handing it out.
             instead: if app.store.is_shared() && is_any {
-                Instead::Oldest(None)
+                Instead::Oldest(Waiting {
+                    configuration: &configuration.name,
+                    target: &configuration.target,
+                    repository: None,
+                })
             } else {
                 Instead::None
             },

@@ -17,8 +17,19 @@ use crate::queue::outcome::Again;
 pub enum Instead<'a> {
     /// None.
     None,
-    /// The oldest that waits for the same configuration; where there is a repository, of its packages.
-    Oldest(Option<&'a str>),
+    /// The oldest of these.
+    Oldest(Waiting<'a>),
+}
+
+/// Builds that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Waiting<'a> {
+    /// For this configuration,
+    pub configuration: &'a str,
+    /// with this target,
+    pub target: &'a str,
+    /// and, where there is one, of packages of this repository.
+    pub repository: Option<&'a str>,
 }
 
 /// What is written when a task is handed out.
@@ -64,38 +75,6 @@ pub struct Lease {
 }
 
 impl Store {
-    /// The place in the queue, and number, of the oldest build that waits for a configuration. With
-    /// `repository` given, only of packages of that repository.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn oldest_queued(
-        &self,
-        configuration: &str,
-        target: &str,
-        repository: Option<&str>,
-    ) -> Result<Option<(i64, i64)>, StoreError> {
-        use sqlx::Row as _;
-        const DOING: &str = "look into the queue";
-        let row = sqlx::query(
-            "SELECT position, id FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 \
-             AND ($3 = '' OR repository = $3) ORDER BY position LIMIT 1",
-        )
-        .bind(configuration)
-        .bind(target)
-        .bind(repository.unwrap_or_default())
-        .fetch_optional(&self.pool)
-        .await
-        .doing(DOING)?;
-        row.map(|row| {
-            Ok((
-                row.try_get("position").doing(DOING)?,
-                row.try_get("id").doing(DOING)?,
-            ))
-        })
-        .transpose()
-    }
-
     /// Hands out a queued build, or one that will do instead; `None` when there is none any more.
     ///
     /// # Errors
@@ -116,13 +95,17 @@ impl Store {
                 let free = tx.dialect().build_held_if_free();
                 let this = format!("{found} WHERE b.id = $1 AND b.state = 'queued'{free}");
                 let mut row = tx.optional(Sql::new(this).bind(new.build)).await?;
-                if let (None, Some(repository)) = (&row, &new.instead) {
-                    let oldest = format!(
-                        "{found} JOIN builds w ON w.id = $1 WHERE b.state = 'queued' \
-                         AND b.configuration = w.configuration AND b.target = w.target \
-                         AND ($2 = '' OR b.repository = $2) ORDER BY b.position LIMIT 1{free}"
-                    );
-                    let oldest = Sql::new(oldest).bind(new.build).bind(repository.as_str());
+                if let (None, Some((configuration, target, repository))) = (&row, &new.instead) {
+                    let of = repository.as_ref().map_or("", |_| " AND b.repository = $3");
+                    let mut oldest = Sql::new(format!(
+                        "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2{of} \
+                         ORDER BY b.position LIMIT 1{free}"
+                    ))
+                    .bind(configuration.as_str())
+                    .bind(target.as_str());
+                    if let Some(repository) = repository {
+                        oldest = oldest.bind(repository.as_str());
+                    }
                     row = tx.optional(oldest).await?;
                 }
                 let Some(row) = row else {
@@ -267,7 +250,7 @@ impl Store {
                 let held: Vec<Build> = tx
                     .all(Sql::new(format!(
                         "SELECT * FROM builds WHERE state = 'building' \
-                         AND session IN (SELECT id FROM sessions WHERE renews = 1) ORDER BY id{}",
+                         AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = builds.session AND s.renews = 1) ORDER BY id{}",
                         tx.dialect().held()
                     )))
                     .await?
@@ -359,8 +342,8 @@ impl Store {
 /// A [`NewLease`] that goes to the one that writes.
 struct Owned {
     build: i64,
-    /// The repository, or nothing for any, of one that would do instead.
-    instead: Option<String>,
+    /// Configuration, target and repository of one that would do instead.
+    instead: Option<(String, String, Option<String>)>,
     session: String,
     path: String,
     until: Millis,
@@ -381,7 +364,11 @@ impl Owned {
             build: new.build,
             instead: match new.instead {
                 Instead::None => None,
-                Instead::Oldest(repository) => Some(repository.unwrap_or_default().to_owned()),
+                Instead::Oldest(of) => Some((
+                    of.configuration.to_owned(),
+                    of.target.to_owned(),
+                    of.repository.map(str::to_owned),
+                )),
             },
             session: new.session.to_owned(),
             path: new.path.to_owned(),

@@ -8,6 +8,7 @@ mod builds;
 mod dialect;
 mod error;
 mod leases;
+mod look;
 mod news;
 mod postgres;
 mod prune;
@@ -21,7 +22,8 @@ mod writer;
 
 pub use builds::{Filter, Log, LogExcerpt};
 pub use error::StoreError;
-pub use leases::{Instead, Lease, NewLease};
+pub use leases::{Instead, Lease, NewLease, Waiting};
+pub use look::Oldest;
 pub(crate) use news::{Listener, News};
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};
 pub use rows::{Attempt, Build, Operation, Submission};

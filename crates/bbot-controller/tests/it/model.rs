@@ -12,7 +12,7 @@ use bbot_manifest::Status;
 use proptest::prelude::*;
 
 use crate::cluster::Cluster;
-use crate::store::Place;
+use crate::store::{Place, oldest_queued};
 
 /// How long a lease lasts in the model.
 const LEASE: i64 = 10;
@@ -146,10 +146,8 @@ async fn run(store: Store, events: Vec<Event>) {
                     .filter(|(_, m)| m.state == State::Queued)
                     .min_by_key(|(_, m)| m.place)
                     .map(|(id, _)| *id);
-                let found = store
-                    .oldest_queued("c", "t", None)
+                let found = oldest_queued(&store, "c", "t", None)
                     .await
-                    .unwrap()
                     .map(|(_, id)| id);
                 assert_eq!(found, expected, "the oldest first");
                 let Some(id) = found else { continue };

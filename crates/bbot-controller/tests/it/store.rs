@@ -5,7 +5,7 @@ use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
-    Filter, Instead, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken,
+    Filter, Instead, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken, Waiting,
 };
 use bbot_manifest::Status;
 use sqlx::Connection as _;
@@ -96,6 +96,22 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
     }
 }
 
+/// Place and number of the oldest build that waits.
+pub(crate) async fn oldest_queued(
+    store: &Store,
+    configuration: &str,
+    target: &str,
+    repository: Option<&str>,
+) -> Option<(i64, i64)> {
+    let waiting = Waiting {
+        configuration,
+        target,
+        repository,
+    };
+    let found = store.oldest(&[waiting]).await.unwrap();
+    found.map(|o| (o.position, o.build))
+}
+
 fn verdict(taken: Option<Taken>) -> Option<Verdict> {
     taken.map(|t| t.verdict)
 }
@@ -125,7 +141,7 @@ fn no_task_is_handed_out_twice() {
             let store = store.clone();
             agents.spawn(async move {
                 let mut got = Vec::new();
-                while let Some((_, build)) = store.oldest_queued("c", "t", None).await.unwrap() {
+                while let Some((_, build)) = oldest_queued(&store, "c", "t", None).await {
                     let session = format!("{agent}-{}", got.len());
                     if let Some(lease) = store
                         .lease(&lease(build, &session, 100), Millis(1))
@@ -153,22 +169,14 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
         let store = place.open().await;
         let (first, second) = (submit(&store, "a", 0).await, submit(&store, "b", 0).await);
         assert_eq!(
-            store
-                .oldest_queued("c", "t", Some("x.org/a"))
+            oldest_queued(&store, "c", "t", Some("x.org/a"))
                 .await
-                .unwrap()
                 .unwrap()
                 .1,
             first
         );
-        assert_eq!(
-            store
-                .oldest_queued("c", "t", Some("x.org/b"))
-                .await
-                .unwrap(),
-            None
-        );
-        assert_eq!(store.oldest_queued("d", "t", None).await.unwrap(), None);
+        assert_eq!(oldest_queued(&store, "c", "t", Some("x.org/b")).await, None);
+        assert_eq!(oldest_queued(&store, "d", "t", None).await, None);
         assert!(
             store
                 .lease(&lease(first, "s1", 100), Millis(0))
@@ -184,12 +192,7 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
                 .is_none()
         );
         assert_eq!(
-            store
-                .oldest_queued("c", "t", None)
-                .await
-                .unwrap()
-                .unwrap()
-                .1,
+            oldest_queued(&store, "c", "t", None).await.unwrap().1,
             second
         );
         assert!(
@@ -209,12 +212,7 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
             first
         );
         assert_eq!(
-            store
-                .oldest_queued("c", "t", None)
-                .await
-                .unwrap()
-                .unwrap()
-                .1,
+            oldest_queued(&store, "c", "t", None).await.unwrap().1,
             first
         );
         let build = store.build(first).await.unwrap().unwrap();
@@ -469,20 +467,25 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
     on_both(async |place| {
         let store = place.open().await;
         let (first, second) = (submit(&store, "a", 0).await, submit(&store, "a", 0).await);
-        let instead = |instead, session| NewLease {
-            instead,
-            ..lease(first, session, 100)
+        let oldest = |repository| {
+            Instead::Oldest(Waiting {
+                configuration: "c",
+                target: "t",
+                repository,
+            })
         };
-        let got = async |new: NewLease<'_>| {
+        let got = async |instead, session| {
+            let new = NewLease {
+                instead,
+                ..lease(first, session, 100)
+            };
             let lease = store.lease(&new, Millis(0)).await.unwrap();
             lease.map(|l| l.build.id)
         };
-        assert_eq!(got(instead(Instead::Oldest(None), "s1")).await, Some(first));
-        assert_eq!(got(instead(Instead::None, "s2")).await, None);
-        let other = Instead::Oldest(Some("x.org/other"));
-        assert_eq!(got(instead(other, "s3")).await, None);
-        let same = Instead::Oldest(Some("x.org/a"));
-        assert_eq!(got(instead(same, "s4")).await, Some(second));
+        assert_eq!(got(oldest(None), "s1").await, Some(first));
+        assert_eq!(got(Instead::None, "s2").await, None);
+        assert_eq!(got(oldest(Some("x.org/other")), "s3").await, None);
+        assert_eq!(got(oldest(Some("x.org/a")), "s4").await, Some(second));
         assert!(store.is_under_way(second, 2).await.unwrap());
         for (build, run) in [(first, 2), (second, 1), (77, 2)] {
             assert!(
@@ -490,7 +493,7 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
                 "{build} {run}"
             );
         }
-        assert_eq!(got(instead(Instead::Oldest(None), "s5")).await, None);
+        assert_eq!(got(oldest(None), "s5").await, None);
         // Names are compared without regard to case, on both.
         let filter = |package: &str| Filter {
             package: Some(package.into()),
@@ -498,6 +501,70 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
         };
         assert_eq!(store.builds(&filter("A"), 10).await.unwrap().len(), 2);
         assert_eq!(store.builds(&filter("a\0"), 10).await.unwrap().len(), 0);
+        store.close().await;
+    });
+}
+
+/// However many are looked for: the first of all.
+#[test]
+fn the_oldest_of_many_configurations() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let configurations: Vec<(String, String)> =
+            (0..150).map(|n| (format!("c{n}"), "t".into())).collect();
+        let source = Source::Repository(Repository {
+            url: "https://pkg.x.org/1/a".into(),
+            kind: None,
+            trust: vec![],
+        });
+        let new = NewSubmission {
+            name: "p",
+            version: "1",
+            source: &source,
+            configurations: &configurations,
+        };
+        let (submission, builds) = store.submit(new, Millis(5)).await.unwrap();
+        // What is given back is what is there.
+        assert_eq!(store.builds_of(submission.id).await.unwrap(), builds);
+        let waiting = |n: usize, repository| Waiting {
+            configuration: &configurations[n].0,
+            target: "t",
+            repository,
+        };
+        let none = Waiting {
+            configuration: "none",
+            target: "t",
+            repository: None,
+        };
+        for (wanted, index, expected) in [
+            (vec![], None, 0),
+            (vec![none; 3], None, 0),
+            (vec![waiting(7, None)], Some(0), 7),
+            (vec![waiting(7, None), none, waiting(3, None)], Some(2), 3),
+            (
+                (10..150).rev().map(|n| waiting(n, None)).collect(),
+                Some(139),
+                10,
+            ),
+            (
+                vec![none, waiting(9, Some("x.org/a")), waiting(20, None)],
+                Some(1),
+                9,
+            ),
+            (
+                vec![waiting(9, Some("x.org/b")), waiting(20, Some("x.org/a"))],
+                Some(1),
+                20,
+            ),
+            (vec![waiting(9, Some("x\0"))], None, 0),
+        ] {
+            let found = store.oldest(&wanted).await.unwrap();
+            assert_eq!(found.map(|o| o.index), index, "{wanted:?}");
+            if let Some(found) = found {
+                assert_eq!(found.build, builds[expected].id);
+                assert_eq!(found.position, builds[expected].position);
+            }
+        }
         store.close().await;
     });
 }

@@ -1,0 +1,130 @@
+//! Looking into the queue: one statement for everything that an agent can build, and one look at an index for each of
+//! that, however much waits.
+
+use sqlx::AssertSqlSafe;
+use sqlx::Row as _;
+
+use super::error::Doing as _;
+use super::{Store, StoreError, Waiting};
+
+const DOING: &str = "look into the queue";
+
+/// How many are looked for by one statement: few texts, so that each is prepared once.
+const SIZES: [usize; 3] = [1, 8, 64];
+
+/// The oldest of what was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Oldest {
+    /// Which of those that were looked for it is.
+    pub index: usize,
+    /// Its place in the queue.
+    pub position: i64,
+    /// Its number.
+    pub build: i64,
+}
+
+impl Store {
+    /// The oldest build that waits, of all these; the first of them where it is one of several.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn oldest(&self, wanted: &[Waiting<'_>]) -> Result<Option<Oldest>, StoreError> {
+        let mut found = Vec::new();
+        let mut begun = 0;
+        // Those with a repository are looked for by another index.
+        for group in wanted.chunk_by(|a, b| a.repository.is_some() == b.repository.is_some()) {
+            for some in group.chunks(SIZES[SIZES.len() - 1]) {
+                let oldest = self.oldest_of(some).await?;
+                found.push(oldest.map(|o| Oldest {
+                    index: begun + o.index,
+                    ..o
+                }));
+                begun += some.len();
+            }
+        }
+        let found = found.into_iter().flatten();
+        Ok(found.min_by_key(|oldest| (oldest.position, oldest.index)))
+    }
+
+    /// The same for not more than one statement takes, all with a repository or none.
+    async fn oldest_of(&self, wanted: &[Waiting<'_>]) -> Result<Option<Oldest>, StoreError> {
+        let Some(last) = wanted.last() else {
+            return Ok(None);
+        };
+        let size = SIZES.into_iter().find(|s| *s >= wanted.len());
+        let size = size.unwrap_or(wanted.len());
+        let mut query = sqlx::query(AssertSqlSafe(text(size, last.repository.is_some())));
+        // What is one too many is the last once more.
+        for n in 0..size {
+            let w = wanted.get(n).unwrap_or(last);
+            query = query.bind(w.configuration).bind(w.target);
+            if let Some(repository) = w.repository {
+                query = query.bind(repository.replace('\0', "\u{fffd}"));
+            }
+        }
+        let row = query.fetch_optional(&self.pool).await.doing(DOING)?;
+        row.map(|row| {
+            let index: i64 = row.try_get("n").doing(DOING)?;
+            Ok(Oldest {
+                index: usize::try_from(index).unwrap_or(0),
+                position: row.try_get("position").doing(DOING)?,
+                build: row.try_get("id").doing(DOING)?,
+            })
+        })
+        .transpose()
+    }
+}
+
+/// The statement for so many, with a repository each or without.
+fn text(size: usize, repository: bool) -> String {
+    let each = if repository { 3 } else { 2 };
+    let values: Vec<String> = (0..size)
+        .map(|n| {
+            let values: Vec<String> = (1..=each).map(|i| format!("${}", n * each + i)).collect();
+            format!("({n}, {})", values.join(", "))
+        })
+        .collect();
+    let (column, condition) = if repository {
+        (", repository", " AND q.repository = w.repository")
+    } else {
+        ("", "")
+    };
+    // The inner look is the first entry of an index; the outer one finds the build by its place, which is unique.
+    format!(
+        "WITH w (n, configuration, target{column}) AS (VALUES {}) \
+         SELECT w.n, b.position, b.id FROM w JOIN builds b ON b.position = \
+         (SELECT MIN(q.position) FROM builds q WHERE q.state = 'queued' AND q.configuration = w.configuration \
+         AND q.target = w.target{condition}) ORDER BY b.position, w.n LIMIT 1",
+        values.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What waits for others, however much, is not looked at.
+    #[tokio::test]
+    async fn each_look_is_at_the_first_entry_of_an_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
+        for size in SIZES {
+            for (repository, index) in [(false, "builds_queue"), (true, "builds_repository")] {
+                let text = format!("EXPLAIN QUERY PLAN {}", text(size, repository));
+                let plan: Vec<String> = sqlx::query(AssertSqlSafe(text))
+                    .fetch_all(&store.pool)
+                    .await
+                    .unwrap()
+                    .iter()
+                    .map(|row| row.try_get("detail").unwrap())
+                    .collect();
+                let has = |what: &str| plan.iter().any(|line| line.starts_with(what));
+                assert!(has("SEARCH b USING INDEX builds_position"), "{plan:?}");
+                assert!(!has("SCAN b") && !has("SCAN q"), "{plan:?}");
+                let used = plan.iter().find(|line| line.starts_with("SEARCH q"));
+                assert!(used.is_some_and(|line| line.contains(index)), "{plan:?}");
+            }
+        }
+        store.close().await;
+    }
+}
