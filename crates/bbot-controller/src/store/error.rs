@@ -24,6 +24,14 @@ pub enum StoreError {
         /// Why not.
         source: sqlx::Error,
     },
+    /// The database is of a version that is too old.
+    #[error("the database {place} is of PostgreSQL {version}, and 15 or newer is needed")]
+    Old {
+        /// Where it is, without the password.
+        place: String,
+        /// Its version.
+        version: i64,
+    },
     /// Its tables could not be brought to this version's form.
     #[error("cannot bring the store {path} up to date")]
     Migrate {
@@ -75,6 +83,7 @@ impl StoreError {
             Self::NotKept { .. } | Self::Closed { .. } => true,
             Self::Open { .. }
             | Self::Connect { .. }
+            | Self::Old { .. }
             | Self::Migrate { .. }
             | Self::Damaged { .. } => false,
         }

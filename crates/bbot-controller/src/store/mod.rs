@@ -110,6 +110,12 @@ impl Store {
         let mut first = postgres::connect(url)
             .await
             .map_err(|e| connect(&place, e))?;
+        let version = postgres::version(&mut first)
+            .await
+            .map_err(|e| connect(&place, e))?;
+        if version < postgres::OLDEST {
+            return Err(StoreError::Old { place, version });
+        }
         let migrated = postgres::migrate(&mut first, migrations()).await;
         migrated.map_err(|source| StoreError::Migrate {
             path: place.clone(),

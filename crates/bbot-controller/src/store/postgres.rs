@@ -62,6 +62,16 @@ pub(super) async fn migrate(
     migrator.run(connection).await
 }
 
+/// The first version that this works with.
+pub(super) const OLDEST: i64 = 15;
+
+/// The server's version.
+pub(super) async fn version(connection: &mut AnyConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT CAST(current_setting('server_version_num') AS BIGINT) / 10000")
+        .fetch_one(connection)
+        .await
+}
+
 /// Milliseconds since 1970, by the database's clock: the one that all controllers share.
 pub(super) async fn now(connection: &mut AnyConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)")

@@ -90,6 +90,44 @@ impl Drop for Running {
     }
 }
 
+/// What comes while the disk is full is told to come again, what was there stays, and room is all that it takes.
+#[test]
+fn a_full_disk_is_told_and_heals_by_itself() {
+    if !testkit::root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = testkit::Mount::new(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"], dir.path());
+    let running = Running::start(disk.path(), |_| {});
+    let token = std::fs::read_to_string(disk.path().join("token")).unwrap();
+    let submit = |version: usize| {
+        let body = serde_json::json!({
+            "name": "foo", "version": version.to_string(),
+            "source": { "repository": { "url": "https://example.org/1/x" } }
+        });
+        let body = body.to_string();
+        running.send(token.trim(), "POST", "/api/v1/submissions", body.as_bytes())
+    };
+    assert_eq!(submit(1).status, 201);
+    let large = disk.path().join("large");
+    assert!(
+        std::fs::write(&large, vec![0; 16 << 20]).is_err(),
+        "it is full"
+    );
+    // One or two may find a place in what the files have already.
+    let told = (2..20).map(submit).find(|answer| answer.status != 201);
+    let told = told.expect("there is no room");
+    assert_eq!(told.status, 503, "{}", told.text());
+    assert_eq!(told.header("retry-after"), Some("10"));
+    assert_eq!(running.build()["state"], "queued", "it can still be read");
+    std::fs::remove_file(&large).unwrap();
+    assert_eq!(submit(30).status, 201);
+    running.kill();
+    let running = Running::start(disk.path(), |_| {});
+    assert_eq!(running.build()["version"], "1");
+    drop(running);
+}
+
 #[test]
 fn nothing_is_lost_when_it_is_killed() {
     let dir = tempfile::tempdir().unwrap();
