@@ -27,7 +27,7 @@ export BBOT_REQUIRE=image,qemu,tftp,openssl,passt,cmake,cc,git,python3,nft,dnsma
 [ "$(id -u)" != 0 ] || BBOT_REQUIRE=$BBOT_REQUIRE,root,btrfs,nspawn,busybox
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export BBOT_TEST_CACHE=${BBOT_TEST_CACHE:-$target/test-cache}
-[ -z "$full" ] || export PROPTEST_CASES=4096 BBOT_TEST_RESTORES=200,8
+[ -z "$full" ] || export PROPTEST_CASES=4096 BBOT_TEST_RESTORES=200,8 BBOT_TEST_KILLS=50
 
 step "format"
 cargo fmt --all --check
