@@ -205,7 +205,7 @@ impl App {
     async fn prune(&self, keep: Duration) -> Result<usize, problem::Problem> {
         let before = Millis(self.now().0.saturating_sub(Millis(0).plus(keep).0));
         let removed = if self.store.is_shared() {
-            self.prune_own_logs(keep).await?
+            self.prune_own_logs(before).await?
         } else {
             self.prune_all_logs(before).await?
         };
@@ -229,11 +229,10 @@ impl App {
     }
 
     /// Where several controllers have a store, each has raw logs of its own, and only its files say which.
-    async fn prune_own_logs(&self, keep: Duration) -> Result<usize, problem::Problem> {
+    async fn prune_own_logs(&self, before: Millis) -> Result<usize, problem::Problem> {
         let failed = |e: &dyn std::error::Error| problem::Problem::internal("look for raw logs", e);
-        let Some(before) = std::time::SystemTime::now().checked_sub(keep) else {
-            return Ok(0);
-        };
+        let before = Duration::from_millis(u64::try_from(before.0).unwrap_or(0));
+        let before = std::time::UNIX_EPOCH + before;
         let segments = Arc::clone(&self.segments);
         let old = tokio::task::spawn_blocking(move || segments.unchanged_since(before))
             .await
