@@ -223,18 +223,15 @@ impl Controller {
             })
             .collect();
         let candidates = select::candidates(&self.buildtab, &offers, Era::Later);
-        let oldest: Vec<Option<i64>> = candidates
+        // First come, first served, whatever the configuration.
+        let (index, machine) = candidates
             .iter()
-            .map(|c| {
-                let of_it = |b: &Build| {
-                    b.state == State::Queued && c.configuration.name[1..] == b.machine[1..]
-                };
-                let index = self.builds.iter().position(of_it)?;
-                i64::try_from(index).ok()
+            .filter_map(|c| {
+                let name = &self.buildtab.configurations().get(c.configuration)?.name;
+                let of_it = |b: &Build| b.state == State::Queued && name[1..] == b.machine[1..];
+                Some((self.builds.iter().position(of_it)?, c.machine))
             })
-            .collect();
-        let first = select::first(&oldest)?;
-        let index = usize::try_from(oldest[first]?).ok()?;
+            .min_by_key(|(index, _)| *index)?;
         let terms = lease::terms(self.peer(), lease::LEASE, RESULT_TIMEOUT);
         let until = self.steady(now).plus(terms.lease);
         let build = &mut self.builds[index];
@@ -251,7 +248,7 @@ impl Controller {
         );
         Some(Task {
             session,
-            machine: machines[candidates[first].machine].clone(),
+            machine: machines[machine].clone(),
             renew: terms.renew,
         })
     }
