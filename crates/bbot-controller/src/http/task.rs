@@ -18,7 +18,7 @@ use crate::auth;
 use crate::buildtab::Configuration;
 use crate::dispatch::Desk;
 use crate::dispatch::abilities::Abilities;
-use crate::dispatch::heads::{Given, Next};
+use crate::dispatch::heads::{Given, Look, Next};
 use crate::queue::era::{self, Peer};
 use crate::queue::lease;
 use crate::queue::select::{Offer, Role};
@@ -254,11 +254,15 @@ async fn next<'a>(
             Next::Given(given) => return Ok(Some(given)),
             Next::None => return Ok(None),
             Next::LookUp(looks) => {
-                for look in looks {
-                    if let Some(c) = desk.configuration(look.kind) {
-                        let first = app.store.first_queued(&c.name, &c.target, look.limit);
-                        desk.heads.found(look, &first.await?);
-                    }
+                let of = |look: &Look| desk.configuration(look.kind);
+                let names: Vec<(&str, &str)> = looks
+                    .iter()
+                    .map(|look| of(look).map_or(("", ""), |c| (&c.name, &c.target)))
+                    .collect();
+                let limit = looks.iter().map(|look| look.limit).max().unwrap_or(0);
+                let found = app.store.first_queued(&names, limit).await?;
+                for (look, found) in looks.into_iter().zip(&found) {
+                    desk.heads.found(look, found);
                 }
             }
         }

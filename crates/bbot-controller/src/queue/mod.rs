@@ -18,7 +18,6 @@
 
 pub mod era;
 pub mod lease;
-pub mod order;
 pub mod outcome;
 pub mod select;
 

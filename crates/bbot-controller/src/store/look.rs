@@ -12,6 +12,15 @@ const DOING: &str = "look into the queue";
 /// How many are looked for by one statement: few texts, so that each is prepared once.
 const SIZES: [usize; 3] = [1, 8, 64];
 
+/// As many as one statement takes.
+pub(super) const LARGEST: usize = 64;
+
+/// The least number that a statement for so many is for.
+pub(super) fn size_for(number: usize) -> usize {
+    let size = SIZES.into_iter().find(|size| *size >= number);
+    size.unwrap_or(number)
+}
+
 /// The oldest of what was looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Oldest {
@@ -33,7 +42,7 @@ impl Store {
         let mut begun = 0;
         // Those with a repository are looked for by another index.
         for group in wanted.chunk_by(|a, b| a.repository.is_some() == b.repository.is_some()) {
-            for some in group.chunks(SIZES[SIZES.len() - 1]) {
+            for some in group.chunks(LARGEST) {
                 let oldest = self.oldest_of(some).await?;
                 found.push(oldest.map(|o| Oldest {
                     index: begun + o.index,
@@ -51,8 +60,7 @@ impl Store {
         let Some(last) = wanted.last() else {
             return Ok(None);
         };
-        let size = SIZES.into_iter().find(|s| *s >= wanted.len());
-        let size = size.unwrap_or(wanted.len());
+        let size = size_for(wanted.len());
         let mut query = sqlx::query(AssertSqlSafe(text(size, last.repository.is_some())));
         // What is one too many is the last once more.
         for n in 0..size {

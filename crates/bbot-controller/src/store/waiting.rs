@@ -1,27 +1,91 @@
-//! The builds that wait for an agent, in the order of the queue.
+//! The builds that wait for agents, in the order of the queue: one statement for many configurations.
 
-use super::{Doing as _, Store, StoreError};
+use sqlx::AssertSqlSafe;
+
+use super::{Doing as _, Store, StoreError, look};
 
 impl Store {
-    /// The first builds that wait for a configuration, `limit` at most: place in the queue and number of each.
+    /// Of each of these configurations (name and target) the first builds that wait, `limit` at most: place in the queue and
+    /// number of each.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn first_queued(
         &self,
-        configuration: &str,
-        target: &str,
+        configurations: &[(&str, &str)],
         limit: usize,
-    ) -> Result<Vec<(i64, i64)>, StoreError> {
-        sqlx::query_as(
-            "SELECT position, id FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 \
-             ORDER BY position LIMIT $3",
-        )
-        .bind(configuration)
-        .bind(target)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.pool)
-        .await
-        .doing("look into the queue")
+    ) -> Result<Vec<Vec<(i64, i64)>>, StoreError> {
+        let mut all = Vec::with_capacity(configurations.len());
+        for some in configurations.chunks(look::LARGEST) {
+            let size = look::size_for(some.len());
+            let text = text(size);
+            let mut query = sqlx::query_as(AssertSqlSafe(text));
+            // What is one too many is the last once more.
+            for n in 0..size {
+                let (name, target) = some.get(n).or(some.last()).copied().unwrap_or_default();
+                query = query.bind(name).bind(target);
+            }
+            let rows: Vec<(i64, i64, i64)> = query
+                .bind(i64::try_from(limit.saturating_sub(1)).unwrap_or(i64::MAX))
+                .fetch_all(&self.pool)
+                .await
+                .doing("look into the queue")?;
+            let mut found = vec![Vec::new(); some.len()];
+            for (n, position, build) in rows {
+                let at = usize::try_from(n).unwrap_or(usize::MAX);
+                if let Some(builds) = found.get_mut(at) {
+                    builds.push((position, build));
+                }
+            }
+            all.append(&mut found);
+        }
+        Ok(all)
+    }
+}
+
+/// The statement for so many. Of each it looks up where the last one is that is wanted, and takes all up to there: two looks at
+/// the index, and the rows.
+fn text(size: usize) -> String {
+    let values: Vec<String> = (0..size)
+        .map(|n| format!("({n}, ${}, ${})", 2 * n + 1, 2 * n + 2))
+        .collect();
+    format!(
+        "WITH w (n, configuration, target) AS (VALUES {}) \
+         SELECT w.n, q.position, q.id FROM w JOIN builds q ON q.state = 'queued' \
+         AND q.configuration = w.configuration AND q.target = w.target AND q.position <= COALESCE(\
+         (SELECT l.position FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
+         AND l.target = w.target ORDER BY l.position LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.position",
+        values.join(", "),
+        2 * size + 1,
+        i64::MAX
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::Row as _;
+
+    /// What waits beyond what is wanted, and for others, is not looked at.
+    #[tokio::test]
+    async fn it_reads_what_it_gives_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
+        let text = format!("EXPLAIN QUERY PLAN {}", text(8));
+        let plan: Vec<String> = sqlx::query(AssertSqlSafe(text))
+            .fetch_all(&store.pool)
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.try_get("detail").unwrap())
+            .collect();
+        let by = |table: &str| {
+            let search = format!("SEARCH {table} USING");
+            plan.iter()
+                .any(|line| line.starts_with(&search) && line.contains("builds_queue"))
+        };
+        assert!(by("q") && by("l"), "{plan:?}");
+        assert!(plan.iter().any(|l| l.contains("position<?")), "{plan:?}");
+        store.close().await;
     }
 }
