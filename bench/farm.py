@@ -70,10 +70,6 @@ class Programs:
     def __getitem__(self, name):
         return os.path.join(self.folder, name)
 
-    def agent_has(self, option):
-        text = subprocess.run([self["bbot-agent"], "--help"], check=True, capture_output=True, text=True).stdout
-        return option in text
-
 
 class Processes:
     """Ends what it has started, the last first."""
@@ -118,7 +114,7 @@ class Machines:
         if os.geteuid() == 0:
             self.mount(os.path.join(programs.cache, "btrfs.img"))
         for kind in kinds:
-            for root in {"kvm": ["cold", "warm"], "nspawn": ["nspawn"]}[kind]:
+            for root in {"kvm": ["cold", "warm"], "nspawn": ["nspawn", "nspawn-prepared"]}[kind]:
                 self.make(programs, kind, self.root(root))
 
     def root(self, name):
