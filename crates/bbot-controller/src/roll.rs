@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::clock::Millis;
 
-/// Names come from agents; so many are remembered, those that were heard of last.
-const LIMIT: usize = 1000;
+/// Names come from agents; so many are remembered, those that were heard of last: more than a large farm has.
+const LIMIT: usize = 20_000;
 
 /// An agent that was not heard of for so long is silent: those that hold no request ask once a minute.
 const SILENT: Duration = Duration::from_secs(150);
@@ -178,17 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_names_and_no_more() {
+    fn so_many_names_and_no_more() {
         let roll = Roll::default();
         let waiting = roll.asks("waits", ("t", "1"), Millis(0), Millis(0));
-        for n in 0..3000 {
+        let last = i64::try_from(LIMIT).unwrap() + 50;
+        for n in 0..=last {
             roll.heard(&format!("agent-{n}"), Millis(n), Millis(n));
         }
+        let last = format!("agent-{last}");
         let all = roll.list();
         assert_eq!(all.len(), LIMIT);
-        assert!(
-            all.iter().any(|e| e.name == "waits") && all.iter().any(|e| e.name == "agent-2999")
-        );
+        assert!(all.iter().any(|e| e.name == "waits") && all.iter().any(|e| e.name == last));
         drop(waiting);
     }
 }
