@@ -107,7 +107,10 @@ fn read(
         wrong(at, error.message().to_owned())
     })?;
     // Each value by itself, so that what is wrong can be told with its place.
-    let lone = command.clone().mut_args(|arg| arg.required(false));
+    let lone = command.clone().mut_args(|arg| {
+        arg.required(false)
+            .requires(clap::builder::Resettable::Reset)
+    });
     let mut words = Vec::new();
     for (key, value) in entries {
         let name = key.get_ref().as_str();
@@ -279,6 +282,14 @@ mod tests {
         let options = with(text, &["--lease", "20", "--name", "c", "--data=/e"]).unwrap();
         assert_eq!((options.data, options.lease), (PathBuf::from("/e"), 20));
         assert_eq!(options.names, ["c"]);
+    }
+
+    #[test]
+    fn options_that_need_each_other_may_both_be_there() {
+        let text = "data = \"/d\"\ntls-cert = \"c\"\ntls-key = \"k\"\n";
+        let options = with(text, &[]).unwrap();
+        assert_eq!(options.tls_cert, Some(PathBuf::from("c")));
+        assert_eq!(options.tls_key, Some(PathBuf::from("k")));
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::queue::select::{self, Offer, Role};
 /// Lists of machines that are remembered: more than a large farm has. Then all are forgotten, and those that ask are learned anew.
 const LISTS: usize = 20_000;
 
+/// The longest name of a machine that is remembered, in bytes.
+const NAME: usize = 256;
+
 /// Names of machines that are remembered.
 const NAMES: usize = 20_000;
 
@@ -105,6 +108,9 @@ impl State {
             .map(|(kind, _)| kind)
             .collect();
         // Names come from agents.
+        if name.len() > NAME {
+            return takers;
+        }
         if self.names.len() >= NAMES {
             self.names.clear();
         }

@@ -4,6 +4,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::waiters::Waiters;
+
 /// A build that waits: its place in the order of the queue, and its number.
 pub(crate) type Head = (i64, i64);
 
@@ -23,7 +25,11 @@ struct Slot {
 
 /// The heads of the configurations of one reading of the buildtab, by their numbers in it.
 #[derive(Debug)]
-pub(crate) struct Heads(Mutex<State>);
+pub(crate) struct Heads {
+    state: Mutex<State>,
+    /// Who is told of a build that was given and is free again.
+    waiters: Waiters,
+}
 
 #[derive(Debug)]
 struct State {
@@ -67,15 +73,16 @@ pub(crate) struct Given<'a> {
 
 impl Heads {
     /// So many configurations, of which nothing is known.
-    pub(crate) fn new(configurations: usize) -> Self {
-        Self(Mutex::new(State {
+    pub(crate) fn new(configurations: usize, waiters: Waiters) -> Self {
+        let state = Mutex::new(State {
             slots: vec![Slot::default(); configurations],
             given: HashSet::new(),
-        }))
+        });
+        Self { state, waiters }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of these configurations the build with the lowest place.
@@ -187,11 +194,15 @@ impl Drop for Given<'_> {
         let mut state = self.heads.lock();
         state.given.remove(&self.build);
         // Whether it waits still is for the store to say; a look that is under way may have passed over it.
-        if !self.is_gone
-            && let Some(slot) = state.slots.get_mut(self.kind as usize)
-        {
+        if self.is_gone {
+            return;
+        }
+        if let Some(slot) = state.slots.get_mut(self.kind as usize) {
             slot.forget();
         }
+        drop(state);
+        // Whoever was woken for it may have found it given, and wait again.
+        self.heads.waiters.queued(self.kind, 1);
     }
 }
 
@@ -226,7 +237,7 @@ mod tests {
 
     #[test]
     fn what_changes_during_a_look_is_looked_up_again() {
-        let heads = Heads::new(2);
+        let heads = Heads::new(2, Waiters::default());
         let Next::LookUp(looks) = heads.next(&[1]) else {
             panic!("nothing is known yet")
         };
@@ -240,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_build_is_given_once_until_it_is_given_back() {
-        let heads = Heads::new(1);
+        let heads = Heads::new(1, Waiters::default());
         let store = vec![vec![(1, 10), (2, 20)]];
         let one = next(&heads, &[0], &store).unwrap();
         let two = next(&heads, &[0], &store).unwrap();
@@ -256,7 +267,7 @@ mod tests {
 
     #[test]
     fn more_requests_at_once_than_are_looked_up() {
-        let heads = Heads::new(1);
+        let heads = Heads::new(1, Waiters::default());
         let builds = 3 * i64::try_from(AT_ONCE).unwrap();
         let store = vec![(0..builds).map(|n| (n, n)).collect()];
         let all: Vec<_> = std::iter::from_fn(|| next(&heads, &[0], &store)).collect();
@@ -270,7 +281,7 @@ mod tests {
         fn the_lowest_of_the_store(
             steps in proptest::collection::vec((0_u32..3, 0_i64..50, 0_u8..8), 0..400),
         ) {
-            let heads = Heads::new(3);
+            let heads = Heads::new(3, Waiters::default());
             let mut store: Store = vec![Vec::new(); 3];
             for (number, (kind, place, what)) in steps.into_iter().enumerate() {
                 match what {

@@ -43,10 +43,11 @@ impl Desk {
             .zip(0..)
             .map(|(c, number)| ((c.name.clone(), c.target.clone()), number))
             .collect();
+        let waiters = Waiters::default();
         Self {
             learned: Learned::default(),
-            heads: Heads::new(configurations.len()),
-            waiters: Waiters::default(),
+            heads: Heads::new(configurations.len(), waiters.clone()),
+            waiters,
             looking: tokio::sync::Mutex::default(),
             numbers,
             buildtab,

@@ -194,6 +194,14 @@ impl Waiter {
         why
     }
 
+    /// The configuration that it was told of.
+    pub(crate) fn kind(&self) -> Option<u32> {
+        match self.told {
+            Some(Woken::For(kind)) => Some(kind),
+            Some(Woken::All) | None => None,
+        }
+    }
+
     /// It has a task, or there is nothing left of what it was told of: nobody else need be.
     pub(crate) fn done(mut self) {
         self.told = None;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::{Json, Problem};
-use super::{App, Base, body, follow, live, params, view};
+use super::{App, Base, body, follow, live, params, to_the_end, view};
 use crate::queue::{Rebuild, State};
 use crate::source::{Repository, Source, git, is_sha256};
 use crate::store::{Build, Filter, Log, NewSubmission};
@@ -165,6 +165,14 @@ fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, St
 pub(super) async fn submit(
     Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    to_the_end(keep_submission(app, base, request)).await?
+}
+
+async fn keep_submission(
+    app: Arc<App>,
+    base: Base,
     request: Request<Body>,
 ) -> Result<Response, Json> {
     authorize(&app, request.headers())?;
@@ -529,11 +537,18 @@ pub(super) fn reason(text: Option<&str>) -> Result<Option<String>, Problem> {
 
 /// Queues a build again and tells the agents.
 pub(super) async fn do_rebuild(
-    app: &App,
+    app: &Arc<App>,
     build: &Build,
     reason: Option<&str>,
 ) -> Result<Build, Problem> {
+    let (app, build, reason) = (Arc::clone(app), build.clone(), reason.map(str::to_owned));
+    to_the_end(async move { queue_again(&app, &build, reason.as_deref()).await }).await?
+}
+
+async fn queue_again(app: &App, build: &Build, reason: Option<&str>) -> Result<Build, Problem> {
     let done = app.store.rebuild(build.id, reason, app.now()).await?;
+    // As it was before: should it not be read again, those who may wait for it are told all the same.
+    app.waits(build, None);
     tracing::info!(
         build.id,
         ?done,

@@ -3,6 +3,7 @@
 //! When the next one lapses at the earliest is kept in memory, so that nobody who asks for a task has to look for it in the
 //! store. A lease that is renewed makes that too early, which costs one look.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -59,18 +60,27 @@ impl Lapses {
 
 impl App {
     /// Queues builds again whose agents have not been heard of in time.
-    pub(crate) async fn requeue_lapsed(&self) -> Result<(), StoreError> {
+    pub(crate) async fn requeue_lapsed(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.steady() < self.lapses.earliest() {
             return Ok(());
         }
-        self.lapses.ask();
-        let looked = self.look_for_lapsed().await;
-        match looked {
-            Ok(next) => self.lapses.told(next),
-            // Whoever asks next finds out.
-            Err(_) => self.lapses.told(Some(Millis(0))),
-        }
-        looked.map(drop)
+        let app = Arc::clone(self);
+        // Whoever asks may go before it is done: what is found is told and remembered all the same.
+        let looked = tokio::spawn(async move {
+            app.lapses.ask();
+            let looked = app.look_for_lapsed().await;
+            match looked {
+                Ok(next) => app.lapses.told(next),
+                // Whoever asks next finds out.
+                Err(_) => app.lapses.told(Some(Millis(0))),
+            }
+            looked.map(drop)
+        });
+        looked.await.unwrap_or_else(|e| {
+            tracing::error!("cannot look for lapsed leases: {e}");
+            self.lapses.told(Some(Millis(0)));
+            Ok(())
+        })
     }
 
     async fn look_for_lapsed(&self) -> Result<Option<Millis>, StoreError> {
@@ -114,7 +124,7 @@ impl App {
     }
 
     /// Looks after leases until `shutdown`: each that lapses is noticed when it does.
-    pub(crate) async fn watch_leases(&self, shutdown: &CancellationToken) {
+    pub(crate) async fn watch_leases(self: &Arc<Self>, shutdown: &CancellationToken) {
         loop {
             let wait = match self.requeue_lapsed().await {
                 // A millisecond more: the clock is read anew then, and must be past it.

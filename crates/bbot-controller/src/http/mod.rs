@@ -258,6 +258,14 @@ impl App {
     }
 }
 
+/// Does it to its end, whether or not the client waits for that: what was written must be told to those who wait for it.
+async fn to_the_end<T: Send + 'static>(
+    doing: impl Future<Output = T> + Send + 'static,
+) -> Result<T, problem::Problem> {
+    let done = tokio::spawn(doing).await;
+    done.map_err(|e| problem::Problem::internal("finish a request", &e))
+}
+
 /// How often old logs are looked for.
 const PRUNE: Duration = Duration::from_secs(6 * 3600);
 
@@ -314,9 +322,17 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
         (Some("build-task"), &Method::POST) => task::handle(&app, &parameters[1..], request)
             .await
             .into_response(),
-        (Some("build-result"), &Method::POST) => result::handle(&app, &parameters[1..], request)
-            .await
-            .into_response(),
+        (Some("build-result"), &Method::POST) => {
+            let result = async move {
+                result::handle(&app, &parameters[1..], request)
+                    .await
+                    .into_response()
+            };
+            match to_the_end(result).await {
+                Ok(answer) => answer,
+                Err(problem) => problem::Plain(problem).into_response(),
+            }
+        }
         (_, &Method::GET | &Method::HEAD) if !agents => {
             let (head, _) = request.into_parts();
             pages::builds(&app, &parameters, &head)

@@ -42,6 +42,7 @@ impl App {
     async fn hear(&self, listener: &mut Listener) -> Result<(), crate::store::StoreError> {
         // Whatever was told before this was missed.
         let mut news = vec![News::Missed];
+        let mut believed = tokio::time::interval(BELIEVED);
         loop {
             for news in news {
                 match news {
@@ -57,7 +58,7 @@ impl App {
             news = loop {
                 tokio::select! {
                     news = next.as_mut() => break news?,
-                    () = tokio::time::sleep(BELIEVED) => self.desk().heads.all_changed(),
+                    _ = believed.tick() => self.desk().heads.all_changed(),
                 }
             };
         }

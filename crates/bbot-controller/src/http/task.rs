@@ -19,6 +19,7 @@ use crate::buildtab::Configuration;
 use crate::dispatch::Desk;
 use crate::dispatch::abilities::Abilities;
 use crate::dispatch::heads::{Given, Look, Next};
+use crate::dispatch::waiters::Waiter;
 use crate::queue::era::{self, Peer};
 use crate::queue::lease;
 use crate::queue::select::{Offer, Role};
@@ -104,6 +105,7 @@ pub(super) async fn handle(
     let base = head.extensions.get::<Base>().cloned();
     let peer = peer(&head.headers);
     let wait = wait(&head.headers, peer);
+    drop(head);
     check_key(app, task_request.fingerprint.as_deref())?;
     let era = era::detect(app.config.era, peer, &task_request);
 
@@ -129,19 +131,29 @@ pub(super) async fn handle(
         let desk = app.desk();
         let able = asked.able(&desk);
         return match find(app, &desk, &able, &asked).await? {
-            Some(answer) => Ok(answer),
+            Some(found) => Ok(found.answer),
             None => nothing(),
         };
     }
     let deadline = tokio::time::Instant::now() + wait;
-    let mut desk = app.desk();
-    let mut able = asked.able(&desk);
-    // Before looking, so that what is queued meanwhile is not slept over.
-    let mut waiter = desk.waiters.wait(&able.kinds);
+    let mut told: Option<Waiter> = None;
     loop {
-        if let Some(answer) = find(app, &desk, &able, &asked).await? {
+        let desk = app.desk();
+        let able = asked.able(&desk);
+        // Before looking, so that what is queued meanwhile is not slept over.
+        let mut waiter = desk.waiters.wait(&able.kinds);
+        // In a box, which is gone while this waits: there may be ten thousand that do.
+        let found = Box::pin(find(app, &desk, &able, &asked)).await?;
+        // What it was told of was its to look for until now. Had that failed, or has it something else, another is told.
+        match told.take() {
+            Some(told) if found.is_none() || found.as_ref().map(|f| f.kind) == told.kind() => {
+                told.done();
+            }
+            told => drop(told),
+        }
+        if let Some(found) = found {
             waiter.done();
-            return Ok(answer);
+            return Ok(found.answer);
         }
         let again = tokio::select! {
             _ = waiter.woken() => true,
@@ -151,17 +163,7 @@ pub(super) async fn handle(
         if !again {
             return nothing();
         }
-        // What it was told of is its to look for until it has looked: should that fail, another is told.
-        desk = app.desk();
-        able = asked.able(&desk);
-        let next = desk.waiters.wait(&able.kinds);
-        let found = find(app, &desk, &able, &asked).await?;
-        waiter.done();
-        waiter = next;
-        if let Some(answer) = found {
-            waiter.done();
-            return Ok(answer);
-        }
+        told = Some(waiter);
     }
 }
 
@@ -297,13 +299,20 @@ async fn next_of<'a>(
     Ok(oldest.and_then(|oldest| Some(desk.heads.give(*kinds.get(oldest.index)?, oldest.build))))
 }
 
+/// An answer with a task.
+struct Found {
+    /// Its configuration.
+    kind: u32,
+    answer: Response,
+}
+
 /// The answer with a task, if there is one for this agent now.
 async fn find(
     app: &Arc<App>,
     desk: &Desk,
     able: &Abilities,
     asked: &Asked<'_>,
-) -> Result<Option<Response>, Problem> {
+) -> Result<Option<Found>, Problem> {
     let request = asked.request;
     for _ in 0..RACES {
         let Some(given) = next(app, desk, able, asked.wanted).await? else {
@@ -400,7 +409,7 @@ async fn find(
             answer.headers_mut().insert("bbot-session-url", url);
             session::tell_terms(answer.headers_mut(), terms);
         }
-        return Ok(Some(answer));
+        return Ok(Some(Found { kind, answer }));
     }
     Ok(None)
 }
