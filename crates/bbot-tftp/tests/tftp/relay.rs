@@ -82,6 +82,8 @@ struct Flow {
 
 #[derive(Clone, Copy)]
 enum Way {
+    /// To the server's port of requests, whatever came before; what belongs to a transfer goes on to that one's.
+    Request(usize),
     Up(usize),
     Down(usize),
 }
@@ -138,9 +140,7 @@ impl Work {
         match index.checked_sub(1) {
             None => {
                 let flow = self.flow_of(from);
-                // A request goes to the server's port of requests, whatever came before.
-                self.flows[flow].server = self.server;
-                self.pass(Way::Up(flow), datagram);
+                self.pass(Way::Request(flow), datagram);
             }
             Some(index) if index % 2 == 0 => {
                 self.flows[index / 2].server = from;
@@ -188,6 +188,7 @@ impl Work {
 
     fn send(&self, way: Way, datagram: &[u8]) {
         let _ = match way {
+            Way::Request(flow) => self.flows[flow].up.send_to(datagram, self.server),
             Way::Up(flow) => self.flows[flow]
                 .up
                 .send_to(datagram, self.flows[flow].server),
