@@ -537,3 +537,90 @@ fn old_logs_go_and_the_last_result_stays() {
         assert_eq!(first.status, if attempts == 2 { 200 } else { 404 });
     }
 }
+
+/// Who waits and takes another build than it was woken for leaves that one to the next.
+#[test]
+fn each_build_finds_an_agent_whoever_takes_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let tab = dir.path().join("buildtab");
+    std::fs::write(&tab, "m2 c2 x86_64-linux-gnu\nm1 c1 x86_64-linux-gnu\n").unwrap();
+    let controller = Controller::start(&dir.path().join("data"), |c| c.buildtab = Some(tab));
+    let url = controller.url("/?build-task");
+    for round in 0..3 {
+        let wait = |name: &str, machines: &[&str]| {
+            let mut body =
+                format!(": 1\nagent: {name}\ntoolchain-name: dev\ntoolchain-version: 0.17.0\n");
+            for machine in machines {
+                body += &format!(":\nid: {machine}-1\nname: {machine}\nsummary: M\n");
+            }
+            let url = url.clone();
+            std::thread::spawn(move || {
+                let headers = ["Bbot-Agent: 1", "Bbot-Wait: 6"];
+                let answer = agent(&url, &headers, body.as_bytes());
+                field(&answer.text(), "session")
+            })
+        };
+        let waiting = [
+            wait("c", &["m2"]),
+            wait("a", &["m1", "m2"]),
+            wait("b", &["m1"]),
+        ];
+        until("three agents wait", || {
+            let agents = controller.get("/api/v1/agents").json();
+            let asking = |a: &serde_json::Value| a["asking"].as_u64().unwrap_or(0);
+            agents["agents"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(asking)
+                .sum::<u64>()
+                == 3
+        });
+        let builds = controller.submit("foo", &format!("{round}"));
+        assert_eq!(builds.len(), 2);
+        until("both builds are with agents", || {
+            builds
+                .iter()
+                .all(|id| controller.build(id)["state"] == "building")
+        });
+        let sessions = waiting.map(|agent| agent.join().unwrap());
+        assert_eq!(sessions.iter().filter(|s| !s.is_empty()).count(), 2);
+    }
+}
+
+/// What was submitted is found, though the client was gone before it was told.
+#[test]
+fn a_submission_whose_client_hangs_up_is_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |_| {});
+    let taken = |wait: &str| {
+        let headers = ["Bbot-Agent: 1", wait];
+        let answer = controller.agent("/?build-task", &headers, &request("0.17.0"));
+        !field(&answer.text(), "session").is_empty()
+    };
+    // That nothing waits is known now.
+    assert!(!taken("Bbot-Wait: 0"));
+    let body = r#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(controller.address).unwrap();
+        write!(
+            stream,
+            "POST /api/v1/submissions HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+            controller.address,
+            controller.token,
+            body.len()
+        )
+        .unwrap();
+        drop(stream);
+    }
+    // Some may have been gone before they were read; what was kept is handed out.
+    std::thread::sleep(Duration::from_millis(500));
+    let queued = || {
+        let builds = controller.get("/api/v1/builds?state=queued").json();
+        builds["builds"].as_array().unwrap().len()
+    };
+    let kept = queued();
+    for _ in 0..kept {
+        assert!(taken("Bbot-Wait: 0"), "{} of {kept} are left", queued());
+    }
+}
