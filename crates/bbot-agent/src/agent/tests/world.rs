@@ -216,7 +216,10 @@ impl World {
     pub(super) async fn kill(&mut self) {
         if let Some(mut agent) = self.agent.take() {
             agent.jobs.shutdown().await;
-            agent.context.host.blocking.idle().await;
+            let host = Arc::clone(&agent.context.host);
+            // What is prepared goes with it.
+            drop(agent);
+            host.blocking.idle().await;
         }
     }
 
