@@ -547,27 +547,24 @@ pub(super) async fn do_rebuild(
 
 async fn queue_again(app: &App, build: &Build, reason: Option<&str>) -> Result<Build, Problem> {
     let done = app.store.rebuild(build.id, reason, app.now()).await?;
-    // As it was before: should it not be read again, those who may wait for it are told all the same.
-    app.waits(build, None);
+    // Before it is read again, which may fail: who waits for it must be told.
+    match done {
+        Some(Rebuild::Queue | Rebuild::AlreadyQueued) => app.waits(build, None),
+        Some(Rebuild::AfterThisOne) | None => app.build_changed(build.id),
+    }
+    if done == Some(Rebuild::Queue) {
+        app.figures.submitted(1);
+    }
     tracing::info!(
         build.id,
         ?done,
         "a rebuild of build {} is asked for",
         build.id
     );
-    if done == Some(Rebuild::Queue) {
-        app.figures.submitted(1);
-    }
-    let build = app
-        .store
+    app.store
         .build(build.id)
         .await?
-        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))?;
-    match build.state {
-        State::Queued => app.waits(&build, None),
-        State::Building | State::Built => app.build_changed(build.id),
-    }
-    Ok(build)
+        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
 }
 
 /// `POST /api/v1/builds/<id>/rebuild`.

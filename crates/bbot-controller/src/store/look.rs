@@ -108,8 +108,16 @@ fn text(size: usize, repository: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// How SQLite goes about a statement, a line for each step.
+    pub(in super::super) async fn plan(store: &Store, text: &str) -> Vec<String> {
+        let text = format!("EXPLAIN QUERY PLAN {text}");
+        let rows = sqlx::query(AssertSqlSafe(text)).fetch_all(&store.pool);
+        let steps = rows.await.unwrap();
+        steps.iter().map(|row| row.get("detail")).collect()
+    }
 
     /// What waits for others, however much, is not looked at.
     #[tokio::test]
@@ -118,14 +126,7 @@ mod tests {
         let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
         for size in SIZES {
             for (repository, index) in [(false, "builds_queue"), (true, "builds_repository")] {
-                let text = format!("EXPLAIN QUERY PLAN {}", text(size, repository));
-                let plan: Vec<String> = sqlx::query(AssertSqlSafe(text))
-                    .fetch_all(&store.pool)
-                    .await
-                    .unwrap()
-                    .iter()
-                    .map(|row| row.try_get("detail").unwrap())
-                    .collect();
+                let plan = plan(&store, &text(size, repository)).await;
                 let has = |what: &str| plan.iter().any(|line| line.starts_with(what));
                 assert!(has("SEARCH b USING INDEX builds_position"), "{plan:?}");
                 assert!(!has("SCAN b") && !has("SCAN q"), "{plan:?}");

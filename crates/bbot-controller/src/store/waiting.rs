@@ -63,22 +63,15 @@ fn text(size: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::look::tests::plan;
     use super::*;
-    use sqlx::Row as _;
 
     /// What waits beyond what is wanted, and for others, is not looked at.
     #[tokio::test]
     async fn it_reads_what_it_gives_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
-        let text = format!("EXPLAIN QUERY PLAN {}", text(8));
-        let plan: Vec<String> = sqlx::query(AssertSqlSafe(text))
-            .fetch_all(&store.pool)
-            .await
-            .unwrap()
-            .iter()
-            .map(|row| row.try_get("detail").unwrap())
-            .collect();
+        let plan = plan(&store, &text(8)).await;
         let by = |table: &str| {
             let search = format!("SEARCH {table} USING");
             plan.iter()
