@@ -18,7 +18,6 @@ mod problem;
 mod result;
 mod session;
 mod task;
-mod view;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +28,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, get, post};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -274,19 +273,6 @@ const PRUNE_AT_ONCE: i64 = 100;
 
 /// All routes, behind the checks that every request goes through.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/archives/{sha256}", put(archives::put))
-        .route("/submissions", post(api::submit))
-        .route("/submissions/{id}", get(api::submission))
-        .route("/builds", get(api::builds))
-        .route("/builds/{id}", get(api::build))
-        .route("/builds/{id}/log", get(api::log))
-        .route("/builds/{id}/log/{operation}", get(api::operation_log))
-        .route("/builds/{id}/rebuild", post(api::rebuild))
-        .route("/configurations", get(api::configurations_list))
-        .route("/agents", get(agents::list))
-        .fallback(api::unknown)
-        .method_not_allowed_fallback(api::wrong_method);
     Router::new()
         .route("/", any(root))
         .route("/archives/{name}", get(archives::get))
@@ -304,7 +290,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/style.css", get(pages::style))
         .route("/healthz", get(metrics::health))
         .route("/metrics", get(metrics::metrics))
-        .nest("/api/v1", api)
+        .nest("/api/v1", api::routes())
         .fallback(unknown)
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&app),

@@ -147,8 +147,8 @@ pub(super) async fn builds(
             })
             .cloned()
             .collect();
-        let (filter, _) = api::filter(&known)?;
-        let (found, next) = api::page(app, &filter, PAGE).await?;
+        let (filter, _) = api::builds::filter(&known)?;
+        let (found, next) = api::builds::page(app, &filter, PAGE).await?;
         let (queued, building) = app.store.counts().await?;
         let now = app.now();
         let filtered = Filter {
@@ -252,9 +252,9 @@ pub(super) async fn build(
         "",
     );
     framed(frame, async |frame| {
-        let build = api::find(&app, &text).await?;
-        let wanted = api::wanted_attempt(&build, query.as_deref())?;
-        let attempts = app.store.attempts(build.id, api::ATTEMPTS).await?;
+        let build = api::builds::find(&app, &text).await?;
+        let wanted = api::logs::wanted_attempt(&build, query.as_deref())?;
+        let attempts = app.store.attempts(build.id, api::builds::ATTEMPTS).await?;
         let shown = app.store.attempt(build.id, wanted).await?;
         if shown.is_none() && wanted != build.attempt {
             return Err(Problem::not_found(format_args!(
@@ -524,7 +524,7 @@ pub(super) async fn log(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, super::problem::Plain> {
-    Ok(api::log_of(&app, &text, None, query.as_deref(), &headers).await?)
+    Ok(api::logs::log_of(&app, &text, None, query.as_deref(), &headers).await?)
 }
 
 /// `GET /builds/<id>/log/<operation>`.
@@ -534,7 +534,7 @@ pub(super) async fn operation_log(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, super::problem::Plain> {
-    Ok(api::log_of(&app, &text, Some(&operation), query.as_deref(), &headers).await?)
+    Ok(api::logs::log_of(&app, &text, Some(&operation), query.as_deref(), &headers).await?)
 }
 
 /// `POST /builds/<id>/rebuild`: the form.
@@ -552,9 +552,9 @@ pub(super) async fn rebuild(
     );
     framed(frame, async |frame| {
         let form = sign::checked_form(&app, &frame, body).await?;
-        let reason = api::reason(params::get(&form, "reason"))?;
-        let build = api::find(&app, &text).await?;
-        api::do_rebuild(&app, &build, reason.as_deref()).await?;
+        let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        let build = api::builds::find(&app, &text).await?;
+        api::rebuild::do_rebuild(&app, &build, reason.as_deref()).await?;
         Ok(sign::see_other(&format!(
             "{}/builds/{}",
             frame.root, build.id

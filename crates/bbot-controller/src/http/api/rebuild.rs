@@ -1,0 +1,91 @@
+//! Builds that are to be done again.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{Request, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::auth::authorize;
+use super::builds::{find, whole};
+use super::json;
+use crate::http::problem::{Json, Problem};
+use crate::http::{App, Base, body, to_the_end};
+use crate::queue::Rebuild;
+use crate::store::Build;
+
+/// Longest reason, in bytes.
+const REASON_LIMIT: usize = 1000;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RebuildRequest {
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// Why a rebuild is asked for, made fit for the store; empty is none.
+pub(in crate::http) fn reason(text: Option<&str>) -> Result<Option<String>, Problem> {
+    let text = bbot_manifest::sanitize(text.unwrap_or_default().trim().as_bytes());
+    if text.len() > REASON_LIMIT {
+        return Err(Problem::bad(format!(
+            "the reason is longer than {REASON_LIMIT} characters"
+        )));
+    }
+    Ok(Some(text).filter(|t| !t.is_empty()))
+}
+
+/// Queues a build again and tells the agents.
+pub(in crate::http) async fn do_rebuild(
+    app: &Arc<App>,
+    build: &Build,
+    reason: Option<&str>,
+) -> Result<Build, Problem> {
+    let (app, build, reason) = (Arc::clone(app), build.clone(), reason.map(str::to_owned));
+    to_the_end(async move { queue_again(&app, &build, reason.as_deref()).await }).await?
+}
+
+async fn queue_again(app: &App, build: &Build, reason: Option<&str>) -> Result<Build, Problem> {
+    let done = app.store.rebuild(build.id, reason, app.now()).await?;
+    // Before it is read again, which may fail: who waits for it must be told.
+    match done {
+        Some(Rebuild::Queue | Rebuild::AlreadyQueued) => app.waits(build, None),
+        Some(Rebuild::AfterThisOne) | None => app.build_changed(build.id),
+    }
+    if done == Some(Rebuild::Queue) {
+        app.figures.submitted(1);
+    }
+    tracing::info!(
+        build.id,
+        ?done,
+        "a rebuild of build {} is asked for",
+        build.id
+    );
+    app.store
+        .build(build.id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
+}
+
+/// `POST /api/v1/builds/<id>/rebuild`.
+pub(super) async fn rebuild(
+    State(app): State<Arc<App>>,
+    Extension(base): Extension<Base>,
+    Path(text): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    authorize(&app, request.headers())?;
+    let body = body::read(request.into_body(), app.config.limits.form).await?;
+    let asked: RebuildRequest = if body.iter().all(u8::is_ascii_whitespace) {
+        RebuildRequest::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
+    };
+    let reason = reason(asked.reason.as_deref())?;
+    let build = find(&app, &text).await?;
+    let build = do_rebuild(&app, &build, reason.as_deref()).await?;
+    Ok(json(StatusCode::OK, &whole(&app, &build, &base).await?))
+}

@@ -1,0 +1,83 @@
+//! Sources of packages, as they are submitted.
+
+use crate::http::App;
+use crate::http::problem::Problem;
+use crate::source::{Repository, Source, git, is_sha256};
+
+/// Longest URL, in bytes.
+const URL_LIMIT: usize = 2048;
+
+fn check_repository(repository: &Repository) -> Result<(), Problem> {
+    let Repository { url, kind, trust } = repository;
+    if url.is_empty() || url.len() > URL_LIMIT || !url.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Problem::bad(
+            "the repository's URL is empty, too long, or has blanks or control characters",
+        ));
+    }
+    if kind
+        .as_deref()
+        .is_some_and(|k| !matches!(k, "pkg" | "git" | "dir"))
+    {
+        return Err(Problem::bad(
+            "the repository's type is not one of pkg, git, dir",
+        ));
+    }
+    let fingerprint = |t: &String| {
+        t == "yes"
+            || (t.split(':').count() == 32
+                && t.split(':')
+                    .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())))
+    };
+    match trust.iter().find(|t| !fingerprint(t)) {
+        None => Ok(()),
+        Some(bad) => Err(Problem::bad(format!(
+            "{bad:?} is not a certificate fingerprint: 32 pairs of hex digits with colons between, or yes"
+        ))),
+    }
+}
+
+/// Makes sure that the source is one that a task can name.
+pub(super) async fn resolve(app: &App, source: Source) -> Result<Source, Problem> {
+    match source {
+        Source::Archive(sha256) if !is_sha256(&sha256) => Err(Problem::bad(format!(
+            "{sha256:?} is not a SHA-256 in lower-case hex"
+        ))),
+        Source::Archive(sha256) if !app.archives.contains(&sha256) => Err(Problem::bad(format!(
+            "archive {sha256} is not here: PUT it to /api/v1/archives/{sha256} first"
+        ))),
+        Source::Archive(sha256) => Ok(Source::Archive(sha256)),
+        Source::Repository(repository) => {
+            check_repository(&repository)?;
+            Ok(Source::Repository(repository))
+        }
+        Source::Git(git) if git.archive.is_some() => Err(Problem::bad(
+            "a git source is a \"url\" and a \"commit\"; its archive is made here",
+        )),
+        Source::Git(mut git) => {
+            if git.url.len() > URL_LIMIT {
+                return Err(Problem::bad(format!(
+                    "the URL is longer than {URL_LIMIT} characters"
+                )));
+            }
+            let _slot = app
+                .git
+                .acquire()
+                .await
+                .map_err(|e| Problem::internal("fetch a commit", &e))?;
+            let limits = git::Limits {
+                time: app.config.limits.git_time,
+                bytes: app.config.limits.git,
+                addresses: app.config.source_addresses,
+                user: app.config.source_user,
+            };
+            match git::fetch(&git, &app.archives, &limits).await {
+                Ok(sha256) => {
+                    git.archive = Some(sha256);
+                    Ok(Source::Git(git))
+                }
+                Err(e) if e.is_internal() => Err(Problem::internal("fetch a commit", &e)),
+                Err(e) => Err(Problem::bad(e.to_string())),
+            }
+        }
+    }
+}

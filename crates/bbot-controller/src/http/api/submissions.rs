@@ -1,0 +1,151 @@
+//! Submissions: packages that are to be built.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{Request, StatusCode};
+use axum::response::Response;
+use bbot_manifest::PackageVersion;
+use serde::Deserialize;
+
+use super::auth::authorize;
+use super::source::resolve;
+use super::{id, json, view};
+use crate::http::problem::{Json, Problem};
+use crate::http::{App, Base, body, to_the_end};
+use crate::source::Source;
+use crate::store::NewSubmission;
+
+/// Longest name and version, in bytes.
+const NAME_LIMIT: usize = 128;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Submit {
+    name: String,
+    version: String,
+    source: Source,
+    #[serde(default)]
+    configurations: Option<Vec<String>>,
+}
+
+/// A package name that can stand in manifests, URLs and file names.
+fn check_name(name: &str) -> Result<(), Problem> {
+    let good = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= NAME_LIMIT
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_+.-".contains(c));
+    if good {
+        return Ok(());
+    }
+    Err(Problem::bad(format!(
+        "{name:?} is not a package name: letters, digits and _ + . -, beginning with a letter or digit, at most {NAME_LIMIT}"
+    )))
+}
+
+fn check_version(version: &str) -> Result<(), Problem> {
+    if version.len() > NAME_LIMIT {
+        return Err(Problem::bad(format!(
+            "the version is longer than {NAME_LIMIT} characters"
+        )));
+    }
+    match version.parse::<PackageVersion>() {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Problem::bad(format!(
+            "{version:?} is not a package version: {e}"
+        ))),
+    }
+}
+
+/// Which configurations a submission is built in: all, or those named.
+fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, String)>, Problem> {
+    let buildtab = app.buildtab();
+    let all = buildtab.configurations();
+    if let Some(names) = names {
+        if names.is_empty() {
+            return Err(Problem::bad(
+                "\"configurations\" names none; leave it out for all",
+            ));
+        }
+        if let Some(unknown) = names.iter().find(|n| !all.iter().any(|c| &c.name == *n)) {
+            return Err(Problem::bad(format!(
+                "there is no configuration {unknown:?} in the buildtab"
+            )));
+        }
+    }
+    Ok(all
+        .iter()
+        .filter(|c| names.is_none_or(|n| n.contains(&c.name)))
+        .map(|c| (c.name.clone(), c.target.clone()))
+        .collect())
+}
+
+/// `POST /api/v1/submissions`.
+pub(super) async fn submit(
+    State(app): State<Arc<App>>,
+    Extension(base): Extension<Base>,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    to_the_end(keep_submission(app, base, request)).await?
+}
+
+async fn keep_submission(
+    app: Arc<App>,
+    base: Base,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    authorize(&app, request.headers())?;
+    let text = body::read(request.into_body(), app.config.limits.form).await?;
+    let submit: Submit = serde_json::from_slice(&text)
+        .map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
+    check_name(&submit.name)?;
+    check_version(&submit.version)?;
+    let configurations = configurations(&app, submit.configurations.as_deref())?;
+    if configurations.is_empty() {
+        return Err(Problem::bad("the buildtab has no configurations").into());
+    }
+    let source = resolve(&app, submit.source).await?;
+    let new = NewSubmission {
+        name: &submit.name,
+        version: &submit.version,
+        source: &source,
+        configurations: &configurations,
+    };
+    let (submission, builds) = app.store.submit(new, app.now()).await?;
+    tracing::info!(
+        submission.id,
+        "{} {} is submitted: {} build(s) queued",
+        submission.name,
+        submission.version,
+        builds.len()
+    );
+    app.figures.submitted(builds.len());
+    for build in &builds {
+        app.waits(build, Some(build.position));
+    }
+    Ok(json(
+        StatusCode::CREATED,
+        &view::submission(&submission, &builds, &base.0),
+    ))
+}
+
+/// `GET /api/v1/submissions/<id>`.
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    Extension(base): Extension<Base>,
+    Path(text): Path<String>,
+) -> Result<Response, Json> {
+    let id = id(&text, "submission")?;
+    let submission = app
+        .store
+        .submission(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
+    let builds = app.store.builds_of(id).await?;
+    Ok(json(
+        StatusCode::OK,
+        &view::submission(&submission, &builds, &base.0),
+    ))
+}
