@@ -35,7 +35,7 @@ async fn main() -> Result<(), Error> {
     };
     let claim = format!(
         "UPDATE builds SET state = 'building', started = $3, lease_until = $3, session = $4 WHERE id = (SELECT id FROM builds \
-         WHERE state = 'queued' AND configuration = $1 AND target = $2 ORDER BY position LIMIT 1{held}) RETURNING id"
+         WHERE state = 'queued' AND configuration = $1 AND target = $2 ORDER BY place, id LIMIT 1{held}) RETURNING id"
     );
     let began = Instant::now();
     let mut claimed = 0_u32;

@@ -17,6 +17,7 @@ mod dispatch;
 mod figures;
 pub mod http;
 pub mod options;
+mod pace;
 pub mod pattern;
 pub mod queue;
 mod roll;

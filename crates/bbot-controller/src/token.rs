@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::auth::{random_hex, same_secret};
 use crate::clock::Millis;
 
+/// Whose turns in the queue are taken by what is asked for with the token.
+pub(crate) const SUBMITTER: &str = "token";
+
 /// The token's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -67,6 +67,8 @@ pub(crate) struct Build {
     pub(crate) toolchain: Option<Toolchain>,
     pub(crate) agent: Option<String>,
     pub(crate) state: String,
+    pub(crate) class: Option<String>,
+    pub(crate) priority: Option<i64>,
     pub(crate) status: Option<String>,
     pub(crate) queued: Option<String>,
     pub(crate) started: Option<String>,

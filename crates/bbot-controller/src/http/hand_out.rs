@@ -117,6 +117,7 @@ mod tests {
     use crate::buildtab::Buildtab;
     use crate::config::Config;
     use crate::queue::State;
+    use crate::queue::order::Priority;
     use crate::source::archives::Archives;
     use crate::source::{Repository, Source};
     use crate::store::{Instead, NewLease, NewSubmission, Store};
@@ -181,8 +182,10 @@ mod tests {
             version: "1",
             source: &source,
             configurations: &[("default".to_owned(), "x86_64-linux-gnu".to_owned())],
+            asker: &app.asker("me"),
+            priority: Priority::default(),
         };
-        let build = app.store.submit(new, Millis(0)).await.unwrap().1[0].id;
+        let build = app.store.submit(new, Millis(0)).await.unwrap().builds[0].id;
         // The request was given up while the lease was written; the answer was never asked for.
         for (session, answered) in [("s1", false), ("s2", true)] {
             let kinds: crate::dispatch::waiters::Kinds = Arc::from([0]);

@@ -38,10 +38,11 @@ use crate::clock::Millis;
 use crate::config::Config;
 use crate::dispatch::Desk;
 use crate::figures::Figures;
+use crate::pace::Paced;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{Build, News, Store};
+use crate::store::{Asker, Build, News, Store};
 use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
@@ -77,6 +78,8 @@ pub(crate) struct App {
     followers: Arc<Semaphore>,
     /// What of the queue is known in memory, and who waits, by the buildtab as it is now.
     desk: Mutex<Arc<Desk>>,
+    /// How fast builds are taken from the queue.
+    paced: Paced,
     /// Builds that change, for those who follow their logs.
     changes: Changes,
     /// When the next lease lapses.
@@ -109,6 +112,7 @@ impl App {
             followers: Arc::new(Semaphore::new(config.limits.followers)),
             changes: Changes::default(),
             lapses: Lapses::default(),
+            paced: Paced::default(),
             config,
             external,
             address,
@@ -170,6 +174,14 @@ impl App {
                 // Those who wait are sent to the new one.
                 self.desk();
             }
+        }
+    }
+
+    /// Who asks for builds: a submitter, whose turns go on as fast as the farm does.
+    fn asker(&self, submitter: &str) -> Asker {
+        Asker {
+            submitter: submitter.to_owned(),
+            share: self.paced.share(),
         }
     }
 

@@ -21,6 +21,7 @@ use super::{App, api, params};
 use crate::buildtab::Configuration;
 use crate::queue;
 use crate::store::{Attempt, Build, Filter, LogExcerpt};
+use crate::token;
 
 pub(super) use self::sign::{sign_in, sign_in_form, sign_out};
 
@@ -228,6 +229,8 @@ struct BuildPage {
     note: Option<String>,
     summary: Option<String>,
     toolchain: Option<String>,
+    /// Its class and priority.
+    order: String,
     started: Option<String>,
     finished: Option<String>,
     source: SourceLine,
@@ -299,6 +302,10 @@ pub(super) async fn build(
             toolchain: match (&build.toolchain_name, &build.toolchain_version) {
                 (Some(name), Some(version)) if !waiting => Some(format!("{name} {version}")),
                 _ => None,
+            },
+            order: match build.priority.number() {
+                0 => build.class.to_string(),
+                priority => format!("{}, priority {priority}", build.class),
             },
             started: build.started.filter(|_| !waiting).map(parts::time),
             finished: build.finished.filter(|_| built).map(parts::time),
@@ -554,7 +561,7 @@ pub(super) async fn rebuild(
         let form = sign::checked_form(&app, &frame, body).await?;
         let reason = api::rebuild::reason(params::get(&form, "reason"))?;
         let build = api::builds::find(&app, &text).await?;
-        api::rebuild::do_rebuild(&app, &build, reason.as_deref()).await?;
+        api::rebuild::do_rebuild(&app, &build, token::SUBMITTER, reason.as_deref()).await?;
         Ok(sign::see_other(&format!(
             "{}/builds/{}",
             frame.root, build.id

@@ -295,8 +295,8 @@ async fn next_of<'a>(
     };
     let (kinds, waiting): (Vec<u32>, Vec<Waiting<'_>>) =
         able.kinds.iter().flat_map(waiting).unzip();
-    let oldest = app.store.oldest(&waiting).await?;
-    Ok(oldest.and_then(|oldest| Some(desk.heads.give(*kinds.get(oldest.index)?, oldest.build))))
+    let first = app.store.first(&waiting).await?;
+    Ok(first.and_then(|first| Some(desk.heads.give(*kinds.get(first.index)?, first.build))))
 }
 
 /// An answer with a task.
@@ -346,7 +346,7 @@ async fn find(
             build: given.build,
             // Another controller may be handing it out.
             instead: if app.store.is_shared() && is_any {
-                Instead::Oldest(Waiting {
+                Instead::First(Waiting {
                     configuration: &configuration.name,
                     target: &configuration.target,
                     repository: None,
@@ -381,6 +381,7 @@ async fn find(
             continue;
         };
         app.figures.handed_out(lease.build.queued.until(app.now()));
+        app.paced.taken(lease.build.queued, app.now());
         app.lapses.expect(until);
         app.build_changed(lease.build.id);
         tracing::info!(

@@ -18,6 +18,7 @@
 
 pub mod era;
 pub mod lease;
+pub mod order;
 pub mod outcome;
 pub mod select;
 
@@ -88,7 +89,7 @@ pub enum Rebuild {
     AlreadyQueued,
     /// It goes back to the queue once its result is there.
     AfterThisOne,
-    /// It goes to the end of the queue now.
+    /// It is queued now.
     Queue,
 }
 

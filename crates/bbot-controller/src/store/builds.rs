@@ -5,9 +5,11 @@ use sqlx::Row as _;
 
 use super::dialect::Counter;
 use super::rows::{self, Attempt, Build};
-use super::tx::Sql;
+use super::turns::{self, Asker, Newcomer, Versions};
+use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
+use crate::queue::order::Class;
 use crate::queue::{self, Rebuild, State};
 
 /// Which builds a list shows. Names take the wildcards `*` and `?`.
@@ -231,10 +233,11 @@ impl Store {
     pub async fn rebuild(
         &self,
         id: i64,
+        asker: &Asker,
         reason: Option<&str>,
         now: Millis,
     ) -> Result<Option<Rebuild>, StoreError> {
-        let reason = reason.map(str::to_owned);
+        let (asker, reason) = (asker.clone(), reason.map(str::to_owned));
         self.write("queue a build again", move |tx| {
             Box::pin(async move {
                 let row = tx
@@ -252,10 +255,12 @@ impl Store {
                 let rebuild = queue::rebuild(build.state);
                 match rebuild {
                     Rebuild::Queue => {
-                        let place = tx.dialect().next(Counter::Queue);
+                        let turn = turn(tx, &build, &asker, now).await?;
+                        force(tx, &build, turn, &asker.submitter, now).await?;
+                        let position = tx.dialect().next(Counter::Queue);
                         tx.later(
                             Sql::new(format!(
-                                "UPDATE builds SET state = 'queued', position = {place}, queued = $2, reason = $3, \
+                                "UPDATE builds SET state = 'queued', position = {position}, queued = $2, reason = $3, \
                                  again = 0, interrupts = 0, lapses = 0, session = NULL, run = NULL, \
                                  lease_until = NULL WHERE id = $1"
                             ))
@@ -265,23 +270,27 @@ impl Store {
                         );
                         tx.count(Counter::Queue);
                     }
-                    // Queued with a session is queued because its lease lapsed: its result may still come, and is
-                    // then not what was asked for.
-                    Rebuild::AfterThisOne | Rebuild::AlreadyQueued if build.session.is_some() => {
-                        tx.later(
-                            Sql::new(
-                                "UPDATE builds SET again = 1, interrupts = 0, lapses = 0, reason = $2 WHERE id = $1",
-                            )
-                            .bind(id)
-                            .bind(reason.as_deref()),
-                        );
+                    Rebuild::AfterThisOne => {
+                        again(tx, &build, &asker, reason.as_deref(), now).await?;
                     }
-                    Rebuild::AfterThisOne | Rebuild::AlreadyQueued => {
-                        // Whoever had it before it came back is too late for what is asked for now.
-                        super::leases::end_lapsed(tx, id);
-                        tx.later(
-                            Sql::new("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1").bind(id),
-                        );
+                    Rebuild::AlreadyQueued => {
+                        if build.class != Class::Forced {
+                            let turn = turn(tx, &build, &asker, now).await?;
+                            if turn < build.place {
+                                force(tx, &build, turn, &asker.submitter, now).await?;
+                            }
+                        }
+                        // Queued with a session is queued because its lease lapsed: its result may still come, and is
+                        // then not what was asked for.
+                        if build.session.is_some() {
+                            again(tx, &build, &asker, reason.as_deref(), now).await?;
+                        } else {
+                            // Whoever had it before it came back is too late for what is asked for now.
+                            super::leases::end_lapsed(tx, id);
+                            tx.later(
+                                Sql::new("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1").bind(id),
+                            );
+                        }
                     }
                 }
                 Ok(Some(rebuild))
@@ -289,6 +298,75 @@ impl Store {
         })
         .await
     }
+}
+
+/// The place of a build that a person asks for now.
+async fn turn(
+    tx: &mut Tx<'_>,
+    build: &Build,
+    asker: &Asker,
+    now: Millis,
+) -> Result<i64, StoreError> {
+    let places = turns::take(tx, asker, Class::Forced, build.priority, 1, now).await?;
+    Ok(places.first().copied().unwrap_or(build.place))
+}
+
+/// Remembers that a build is to be done once more when its result is there.
+async fn again(
+    tx: &mut Tx<'_>,
+    build: &Build,
+    asker: &Asker,
+    reason: Option<&str>,
+    now: Millis,
+) -> Result<(), StoreError> {
+    // Who has asked first has waited longest.
+    let (place, submitter) = match &build.again_place {
+        Some(again) => again.clone(),
+        None => (turn(tx, build, asker, now).await?, asker.submitter.clone()),
+    };
+    tx.later(
+        Sql::new(
+            "UPDATE builds SET again = 1, again_place = $2, again_by = $3, interrupts = 0, lapses = 0, reason = $4 \
+             WHERE id = $1",
+        )
+        .bind(build.id)
+        .bind(place)
+        .bind(submitter)
+        .bind(reason),
+    );
+    Ok(())
+}
+
+/// Gives a build, which does not wait as a forced one yet, its place among those that do.
+pub(super) async fn force(
+    tx: &mut Tx<'_>,
+    build: &Build,
+    place: i64,
+    submitter: &str,
+    now: Millis,
+) -> Result<(), StoreError> {
+    let class = Class::Forced;
+    let of = Versions {
+        package: &build.package,
+        submitter,
+        class,
+    };
+    let mut newcomer = [Newcomer {
+        configuration: &build.configuration,
+        target: &build.target,
+        version: &build.version,
+        place,
+    }];
+    turns::exchange(tx, of, &mut newcomer, now).await?;
+    let [Newcomer { place, .. }] = newcomer;
+    tx.later(
+        Sql::new("UPDATE builds SET class = $2, submitter = $3, place = $4 WHERE id = $1")
+            .bind(build.id)
+            .bind(class.as_str())
+            .bind(submitter)
+            .bind(place),
+    );
+    Ok(())
 }
 
 #[cfg(test)]

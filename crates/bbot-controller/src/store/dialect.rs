@@ -44,7 +44,7 @@ impl Dialect {
         self.on_postgres(" FOR UPDATE OF b, s")
     }
 
-    /// Ends a `SELECT` of a build `b` with its submission: without builds that somebody else holds.
+    /// Ends a `SELECT` of builds (`b`) and more: without builds that somebody else holds.
     pub(super) fn build_held_if_free(self) -> &'static str {
         self.on_postgres(" FOR UPDATE OF b SKIP LOCKED")
     }

@@ -17,8 +17,8 @@ use crate::queue::outcome::Again;
 pub enum Instead<'a> {
     /// None.
     None,
-    /// The oldest of these.
-    Oldest(Waiting<'a>),
+    /// The first in the queue of these.
+    First(Waiting<'a>),
 }
 
 /// Builds that may wait.
@@ -97,16 +97,16 @@ impl Store {
                 let mut row = tx.optional(Sql::new(this).bind(new.build)).await?;
                 if let (None, Some((configuration, target, repository))) = (&row, &new.instead) {
                     let of = repository.as_ref().map_or("", |_| " AND b.repository = $3");
-                    let mut oldest = Sql::new(format!(
+                    let mut first = Sql::new(format!(
                         "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2{of} \
-                         ORDER BY b.position LIMIT 1{free}"
+                         ORDER BY b.place, b.id LIMIT 1{free}"
                     ))
                     .bind(configuration.as_str())
                     .bind(target.as_str());
                     if let Some(repository) = repository {
-                        oldest = oldest.bind(repository.as_str());
+                        first = first.bind(repository.as_str());
                     }
-                    row = tx.optional(oldest).await?;
+                    row = tx.optional(first).await?;
                 }
                 let Some(row) = row else {
                     return Ok(None);
@@ -364,7 +364,7 @@ impl Owned {
             build: new.build,
             instead: match new.instead {
                 Instead::None => None,
-                Instead::Oldest(of) => Some((
+                Instead::First(of) => Some((
                     of.configuration.to_owned(),
                     of.target.to_owned(),
                     of.repository.map(str::to_owned),

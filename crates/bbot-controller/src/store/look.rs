@@ -21,30 +21,30 @@ pub(super) fn size_for(number: usize) -> usize {
     size.unwrap_or(number)
 }
 
-/// The oldest of what was looked for.
+/// The first of what was looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Oldest {
+pub struct First {
     /// Which of those that were looked for it is.
     pub index: usize,
     /// Its place in the queue.
-    pub position: i64,
+    pub place: i64,
     /// Its number.
     pub build: i64,
 }
 
 impl Store {
-    /// The oldest build that waits, of all these; the first of them where it is one of several.
+    /// The build that is first in the queue, of all these; the first of them where it is one of several.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn oldest(&self, wanted: &[Waiting<'_>]) -> Result<Option<Oldest>, StoreError> {
+    pub async fn first(&self, wanted: &[Waiting<'_>]) -> Result<Option<First>, StoreError> {
         let mut found = Vec::new();
         let mut begun = 0;
         // Those with a repository are looked for by another index.
         for group in wanted.chunk_by(|a, b| a.repository.is_some() == b.repository.is_some()) {
             for some in group.chunks(LARGEST) {
-                let oldest = self.oldest_of(some).await?;
-                found.push(oldest.map(|o| Oldest {
+                let first = self.first_of(some).await?;
+                found.push(first.map(|o| First {
                     index: begun + o.index,
                     ..o
                 }));
@@ -52,11 +52,11 @@ impl Store {
             }
         }
         let found = found.into_iter().flatten();
-        Ok(found.min_by_key(|oldest| (oldest.position, oldest.index)))
+        Ok(found.min_by_key(|first| (first.place, first.build, first.index)))
     }
 
     /// The same for not more than one statement takes, all with a repository or none.
-    async fn oldest_of(&self, wanted: &[Waiting<'_>]) -> Result<Option<Oldest>, StoreError> {
+    async fn first_of(&self, wanted: &[Waiting<'_>]) -> Result<Option<First>, StoreError> {
         let Some(last) = wanted.last() else {
             return Ok(None);
         };
@@ -73,9 +73,9 @@ impl Store {
         let row = query.fetch_optional(&self.pool).await.doing(DOING)?;
         row.map(|row| {
             let index: i64 = row.try_get("n").doing(DOING)?;
-            Ok(Oldest {
+            Ok(First {
                 index: usize::try_from(index).unwrap_or(0),
-                position: row.try_get("position").doing(DOING)?,
+                place: row.try_get("place").doing(DOING)?,
                 build: row.try_get("id").doing(DOING)?,
             })
         })
@@ -97,12 +97,12 @@ fn text(size: usize, repository: bool) -> String {
     } else {
         ("", "")
     };
-    // The inner look is the first entry of an index; the outer one finds the build by its place, which is unique.
+    // The inner look is the first entry of an index; the outer one finds that build.
     format!(
         "WITH w (n, configuration, target{column}) AS (VALUES {}) \
-         SELECT w.n, b.position, b.id FROM w JOIN builds b ON b.position = \
-         (SELECT MIN(q.position) FROM builds q WHERE q.state = 'queued' AND q.configuration = w.configuration \
-         AND q.target = w.target{condition}) ORDER BY b.position, w.n LIMIT 1",
+         SELECT w.n, b.place, b.id FROM w JOIN builds b ON b.id = \
+         (SELECT q.id FROM builds q WHERE q.state = 'queued' AND q.configuration = w.configuration \
+         AND q.target = w.target{condition} ORDER BY q.place, q.id LIMIT 1) ORDER BY b.place, b.id, w.n LIMIT 1",
         values.join(", ")
     )
 }
@@ -128,7 +128,10 @@ pub(super) mod tests {
             for (repository, index) in [(false, "builds_queue"), (true, "builds_repository")] {
                 let plan = plan(&store, &text(size, repository)).await;
                 let has = |what: &str| plan.iter().any(|line| line.starts_with(what));
-                assert!(has("SEARCH b USING INDEX builds_position"), "{plan:?}");
+                assert!(
+                    has("SEARCH b USING INDEX sqlite_autoindex_builds_1 (id=?)"),
+                    "{plan:?}"
+                );
                 assert!(!has("SCAN b") && !has("SCAN q"), "{plan:?}");
                 let used = plan.iter().find(|line| line.starts_with("SEARCH q"));
                 assert!(used.is_some_and(|line| line.contains(index)), "{plan:?}");

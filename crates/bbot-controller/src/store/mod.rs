@@ -16,6 +16,7 @@ mod results;
 mod rows;
 mod sqlite;
 mod submissions;
+mod turns;
 mod tx;
 mod waiting;
 mod writer;
@@ -23,11 +24,12 @@ mod writer;
 pub use builds::{Filter, Log, LogExcerpt};
 pub use error::StoreError;
 pub use leases::{Instead, Lease, NewLease, Waiting};
-pub use look::Oldest;
+pub use look::First;
 pub(crate) use news::{Listener, News};
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};
 pub use rows::{Attempt, Build, Operation, Submission};
-pub use submissions::NewSubmission;
+pub use submissions::{NewSubmission, Submitted};
+pub use turns::Asker;
 
 use std::path::Path;
 

@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use super::dialect::Counter;
 use super::rows::{self, Build, Operation};
 use super::tx::{Sql, Tx};
-use super::{Doing as _, Store, StoreError};
+use super::{Doing as _, Store, StoreError, builds};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::outcome::{self, Again, SessionState, Verdict};
@@ -333,15 +333,20 @@ pub(super) async fn keep(
         )
         .bind(build.id),
     );
-    // A rebuild that was asked for meanwhile is queued now, at the end.
-    let (place, queued) = match state {
+    // A rebuild that was asked for meanwhile is queued now, where its asker's turn has put it.
+    if state == State::Queued
+        && let Some((place, submitter)) = &build.again_place
+    {
+        builds::force(tx, build, *place, submitter, now).await?;
+    }
+    let (position, queued) = match state {
         State::Queued => (tx.dialect().next(Counter::Queue), now),
         State::Building | State::Built => ("position", build.queued),
     };
     tx.later(
         Sql::new(format!(
             "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, \
-             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, position = {place}, \
+             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, position = {position}, \
              queued = $7, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
         ))
         .bind(build.id)

@@ -8,6 +8,7 @@ use sqlx::any::AnyRow;
 use super::{Doing as _, StoreError};
 use crate::clock::Millis;
 use crate::queue::State;
+use crate::queue::order::{self, Class, Priority};
 use crate::source::Source;
 
 /// What was submitted.
@@ -23,6 +24,10 @@ pub struct Submission {
     pub source: Source,
     /// When it came.
     pub submitted: Millis,
+    /// Who it is of.
+    pub submitter: String,
+    /// How urgent it is to them.
+    pub priority: Priority,
 }
 
 /// An operation of a result, without its log.
@@ -53,10 +58,20 @@ pub struct Build {
     pub target: String,
     /// Where it stands.
     pub state: State,
-    /// Place in the queue, and in lists, where the highest is the newest.
+    /// Place in lists: the highest is what was asked for last.
     pub position: i64,
+    /// Place in the queue: the lowest is the next.
+    pub place: i64,
+    /// Why it is queued, or was.
+    pub class: Class,
+    /// How urgent it is within its class.
+    pub priority: Priority,
+    /// Who it was queued by.
+    pub submitter: String,
     /// Whether a rebuild was asked for while it was building.
     pub again: bool,
+    /// The place that this has in the queue, and who asked for it.
+    pub again_place: Option<(i64, String)>,
     /// Why a rebuild was asked for.
     pub reason: Option<String>,
     /// When it was last queued by a person.
@@ -140,6 +155,15 @@ fn operations(row: &AnyRow, build: i64) -> Result<Vec<Operation>, StoreError> {
     })
 }
 
+fn priority(row: &AnyRow, column: &'static str, id: i64) -> Result<Priority, StoreError> {
+    let number: i64 = get(row, column)?;
+    Priority::new(number).map_err(|e| StoreError::Damaged {
+        build: id,
+        column: "priority",
+        value: e.0.to_string(),
+    })
+}
+
 fn status(build: i64, text: &str) -> Result<Status, StoreError> {
     text.parse().map_err(|_| StoreError::Damaged {
         build,
@@ -156,10 +180,12 @@ pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
         version: get(row, "version")?,
         source: source(id, get(row, "source")?)?,
         submitted: Millis(get(row, "submitted")?),
+        submitter: get(row, "submitter")?,
+        priority: priority(row, "priority", id)?,
     })
 }
 
-/// A build that was just submitted, without its number and place.
+/// A build that was just submitted, without its number and places.
 pub(super) fn queued(submission: &Submission, configuration: String, target: String) -> Build {
     Build {
         id: 0,
@@ -170,7 +196,12 @@ pub(super) fn queued(submission: &Submission, configuration: String, target: Str
         target,
         state: State::Queued,
         position: 0,
+        place: 0,
+        class: Class::New,
+        priority: submission.priority,
+        submitter: submission.submitter.clone(),
         again: false,
+        again_place: None,
         reason: None,
         queued: submission.submitted,
         started: None,
@@ -193,7 +224,8 @@ pub(super) fn queued(submission: &Submission, configuration: String, target: Str
 
 /// The columns of a submission, when they are in a row with those of a build.
 pub(super) const SUBMISSION: &str = "p.id AS submission_id, p.name AS submission_name, \
-    p.version AS submission_version, p.source AS submission_source, p.submitted AS submission_submitted";
+    p.version AS submission_version, p.source AS submission_source, p.submitted AS submission_submitted, \
+    p.submitter AS submission_submitter, p.priority AS submission_priority";
 
 /// A submission out of a row with [`SUBMISSION`].
 pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
@@ -204,6 +236,8 @@ pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
         version: get(row, "submission_version")?,
         source: source(id, get(row, "submission_source")?)?,
         submitted: Millis(get(row, "submission_submitted")?),
+        submitter: get(row, "submission_submitter")?,
+        priority: priority(row, "submission_priority", id)?,
     })
 }
 
@@ -222,6 +256,7 @@ fn source(id: i64, text: String) -> Result<Source, StoreError> {
 
 pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
     let id = get(row, "id")?;
+    let again = get::<i64>(row, "again")? != 0;
     let state: String = get(row, "state")?;
     let state = state.parse().map_err(|_| StoreError::Damaged {
         build: id,
@@ -237,7 +272,20 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         target: get(row, "target")?,
         state,
         position: get(row, "position")?,
-        again: get::<i64>(row, "again")? != 0,
+        place: get(row, "place")?,
+        class: get::<String>(row, "class")?
+            .parse()
+            .map_err(|order::UnknownClass(value)| StoreError::Damaged {
+                build: id,
+                column: "class",
+                value,
+            })?,
+        priority: priority(row, "priority", id)?,
+        submitter: get(row, "submitter")?,
+        again,
+        again_place: get::<Option<i64>>(row, "again_place")?
+            .zip(get::<Option<String>>(row, "again_by")?)
+            .filter(|_| again),
         reason: get(row, "reason")?,
         queued: Millis(get(row, "queued")?),
         started: time(row, "started")?,

@@ -4,9 +4,11 @@ use super::rows::{self, Build, Submission};
 use sqlx::Row as _;
 
 use super::dialect::Dialect;
+use super::turns::{self, Asker, Newcomer, Versions};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
+use crate::queue::order::{Class, Priority};
 use crate::source::Source;
 
 /// A submission that is about to be kept.
@@ -20,6 +22,21 @@ pub struct NewSubmission<'a> {
     pub source: &'a Source,
     /// Name and target of each configuration to build.
     pub configurations: &'a [(String, String)],
+    /// Who submits it.
+    pub asker: &'a Asker,
+    /// How urgent it is to them.
+    pub priority: Priority,
+}
+
+/// A submission that is kept.
+#[derive(Debug, Clone)]
+pub struct Submitted {
+    /// What was submitted.
+    pub submission: Submission,
+    /// Its builds, in the order of the configurations.
+    pub builds: Vec<Build>,
+    /// Whether builds that waited before have other places now.
+    pub exchanged: bool,
 }
 
 impl Store {
@@ -31,7 +48,7 @@ impl Store {
         &self,
         new: NewSubmission<'_>,
         now: Millis,
-    ) -> Result<(Submission, Vec<Build>), StoreError> {
+    ) -> Result<Submitted, StoreError> {
         let number = i64::try_from(new.configurations.len()).unwrap_or(i64::MAX);
         let source = serde_json::to_string(new.source).unwrap_or_default();
         let repository = new.source.canonical_repository();
@@ -41,8 +58,10 @@ impl Store {
             version: new.version.to_owned(),
             source: new.source.clone(),
             submitted: now,
+            submitter: new.asker.submitter.clone(),
+            priority: new.priority,
         };
-        let configurations = new.configurations.to_vec();
+        let (configurations, asker) = (new.configurations.to_vec(), new.asker.clone());
         self.write("keep a submission", move |tx| {
             Box::pin(async move {
                 let (id, numbers) = match tx.dialect() {
@@ -52,25 +71,32 @@ impl Store {
                 submission.id = id;
                 tx.later(
                     Sql::new(
-                        "INSERT INTO submissions (id, name, version, source, submitted) VALUES ($1, $2, $3, $4, $5)",
+                        "INSERT INTO submissions (id, name, version, source, submitted, submitter, priority) \
+                         VALUES ($1, $2, $3, $4, $5, $6, $7)",
                     )
                     .bind(id)
                     .bind(submission.name.as_str())
                     .bind(submission.version.as_str())
                     .bind(source)
-                    .bind(now),
+                    .bind(now)
+                    .bind(submission.submitter.as_str())
+                    .bind(submission.priority.number()),
                 );
-                let mut all = Vec::with_capacity(configurations.len());
-                for ((id, position), (configuration, target)) in numbers.into_iter().zip(configurations) {
+                let (places, exchanged) = places(tx, &submission, &configurations, &asker).await?;
+                let mut builds = Vec::with_capacity(configurations.len());
+                for (((id, position), place), (configuration, target)) in
+                    numbers.into_iter().zip(places).zip(configurations)
+                {
                     let build = Build {
                         id,
                         position,
+                        place,
                         ..rows::queued(&submission, configuration, target)
                     };
                     tx.run(insert(&build, &repository)).await?;
-                    all.push(build);
+                    builds.push(build);
                 }
-                Ok((submission, all))
+                Ok(Submitted { submission, builds, exchanged })
             })
         })
         .await
@@ -82,7 +108,7 @@ impl Store {
     /// The store cannot be read.
     pub async fn submission(&self, id: i64) -> Result<Option<Submission>, StoreError> {
         let row = sqlx::query(
-            "SELECT id, name, version, source, submitted FROM submissions WHERE id = $1",
+            "SELECT id, name, version, source, submitted, submitter, priority FROM submissions WHERE id = $1",
         )
         .bind(id)
         .fetch_optional(&self.pool)
@@ -107,7 +133,43 @@ impl Store {
     }
 }
 
-/// The number of a submission, and the numbers and places of its builds.
+/// The places in the queue of a submission's builds, and whether those that wait have others now.
+async fn places(
+    tx: &mut Tx<'_>,
+    submission: &Submission,
+    configurations: &[(String, String)],
+    asker: &Asker,
+) -> Result<(Vec<i64>, bool), StoreError> {
+    let (class, now) = (Class::New, submission.submitted);
+    let turns = turns::take(
+        tx,
+        asker,
+        class,
+        submission.priority,
+        configurations.len(),
+        now,
+    )
+    .await?;
+    let of = Versions {
+        package: &submission.name,
+        submitter: &submission.submitter,
+        class,
+    };
+    let mut newcomers: Vec<Newcomer<'_>> = configurations
+        .iter()
+        .zip(turns)
+        .map(|((configuration, target), place)| Newcomer {
+            configuration,
+            target,
+            version: &submission.version,
+            place,
+        })
+        .collect();
+    let exchanged = turns::exchange(tx, of, &mut newcomers, now).await?;
+    Ok((newcomers.iter().map(|n| n.place).collect(), exchanged))
+}
+
+/// The number of a submission, and the numbers of its builds with their places in lists.
 type Numbers = (i64, Vec<(i64, i64)>);
 
 async fn count(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreError> {
@@ -162,8 +224,8 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
 fn insert(build: &Build, repository: &str) -> Sql {
     Sql::new(
         "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
-         position, again, queued, attempt, operations) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]')",
+         position, again, queued, attempt, operations, class, priority, submitter, place) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14)",
     )
     .bind(build.id)
     .bind(build.submission)
@@ -175,4 +237,8 @@ fn insert(build: &Build, repository: &str) -> Sql {
     .bind(build.state.as_str())
     .bind(build.position)
     .bind(build.queued)
+    .bind(build.class.as_str())
+    .bind(build.priority.number())
+    .bind(build.submitter.as_str())
+    .bind(build.place)
 }

@@ -5,8 +5,8 @@ use sqlx::AssertSqlSafe;
 use super::{Doing as _, Store, StoreError, look};
 
 impl Store {
-    /// Of each of these configurations (name and target) the first builds that wait, `limit` at most: place in the queue and
-    /// number of each.
+    /// Of each of these configurations (name and target) the first builds that wait: place in the queue and number of each. `limit` of
+    /// them, and those that have the same place as the last.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -31,10 +31,10 @@ impl Store {
                 .await
                 .doing("look into the queue")?;
             let mut found = vec![Vec::new(); some.len()];
-            for (n, position, build) in rows {
+            for (n, place, build) in rows {
                 let at = usize::try_from(n).unwrap_or(usize::MAX);
                 if let Some(builds) = found.get_mut(at) {
-                    builds.push((position, build));
+                    builds.push((place, build));
                 }
             }
             all.append(&mut found);
@@ -51,10 +51,10 @@ fn text(size: usize) -> String {
         .collect();
     format!(
         "WITH w (n, configuration, target) AS (VALUES {}) \
-         SELECT w.n, q.position, q.id FROM w JOIN builds q ON q.state = 'queued' \
-         AND q.configuration = w.configuration AND q.target = w.target AND q.position <= COALESCE(\
-         (SELECT l.position FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
-         AND l.target = w.target ORDER BY l.position LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.position",
+         SELECT w.n, q.place, q.id FROM w JOIN builds q ON q.state = 'queued' \
+         AND q.configuration = w.configuration AND q.target = w.target AND q.place <= COALESCE(\
+         (SELECT l.place FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
+         AND l.target = w.target ORDER BY l.place LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.place, q.id",
         values.join(", "),
         2 * size + 1,
         i64::MAX
@@ -78,7 +78,7 @@ mod tests {
                 .any(|line| line.starts_with(&search) && line.contains("builds_queue"))
         };
         assert!(by("q") && by("l"), "{plan:?}");
-        assert!(plan.iter().any(|l| l.contains("position<?")), "{plan:?}");
+        assert!(plan.iter().any(|l| l.contains("place<?")), "{plan:?}");
         store.close().await;
     }
 }

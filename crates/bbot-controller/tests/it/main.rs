@@ -10,6 +10,7 @@ mod follow;
 mod git;
 mod hostile;
 mod model;
+mod order;
 mod pages;
 mod process;
 mod sessions;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::State;
 use bbot_controller::queue::lease::{Lapse, Renewal};
+use bbot_controller::queue::order::{self, Class, Priority};
 use bbot_controller::queue::outcome::{Facts, INTERRUPTS, Identity, Proof, Verdict, decide};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store};
@@ -12,7 +13,7 @@ use bbot_manifest::Status;
 use proptest::prelude::*;
 
 use crate::cluster::Cluster;
-use crate::store::{Place, oldest_queued};
+use crate::store::{Place, asker, first_queued};
 
 /// How long a lease lasts in the model.
 const LEASE: i64 = 10;
@@ -22,7 +23,12 @@ const LATEST: i64 = 35;
 
 #[derive(Debug, Clone)]
 enum Event {
-    Submit,
+    Submit {
+        who: &'static str,
+        package: &'static str,
+        version: u8,
+        priority: i64,
+    },
     /// An agent asks for a task.
     Ask,
     /// The result of one of the sessions so far, whatever became of it.
@@ -43,6 +49,7 @@ enum Event {
         time: i64,
     },
     Rebuild {
+        who: &'static str,
         build: usize,
     },
     Pass {
@@ -57,22 +64,35 @@ fn event() -> impl Strategy<Value = Event> {
         Status::Abnormal,
         Status::Interrupt,
     ]);
+    let who = || proptest::sample::select(vec!["me", "you"]);
+    let package = proptest::sample::select(vec!["p", "q"]);
+    // Leases lapse, and builds become old.
+    let time = prop_oneof![3 => 1_i64..12, 1 => 3_600_000_i64..100_000_000];
     prop_oneof![
-        1 => Just(Event::Submit),
+        2 => (who(), package, 1_u8..12, -2_i64..=2).prop_map(|(who, package, version, priority)| {
+            Event::Submit { who, package, version, priority }
+        }),
         3 => Just(Event::Ask),
         3 => (0_usize..8, status).prop_map(|(session, status)| Event::Result { session, status }),
         2 => (0_usize..8).prop_map(|session| Event::Renew { session }),
         1 => (0_usize..8).prop_map(|session| Event::TakeBack { session }),
         1 => (0_i64..30).prop_map(|time| Event::Restart { time }),
-        2 => (0_usize..4).prop_map(|build| Event::Rebuild { build }),
-        2 => (1_i64..12).prop_map(|time| Event::Pass { time }),
+        2 => (who(), 0_usize..4).prop_map(|(who, build)| Event::Rebuild { who, build }),
+        2 => time.prop_map(|time| Event::Pass { time }),
     ]
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct Model {
+    package: &'static str,
+    version: String,
     state: State,
-    place: usize,
+    place: i64,
+    class: Class,
+    priority: Priority,
+    submitter: &'static str,
+    queued: i64,
+    again_place: Option<(i64, &'static str)>,
     session: Option<usize>,
     until: i64,
     again: bool,
@@ -102,6 +122,48 @@ struct Session {
     latest: i64,
 }
 
+type Turns = BTreeMap<(&'static str, Class), Millis>;
+
+/// The place that the formula gives by the next turn.
+fn turn(turns: &mut Turns, who: &'static str, class: Class, priority: Priority, now: i64) -> i64 {
+    let key = (who, class);
+    let share = asker(who).share;
+    let (turn, after) = order::turn(Millis(now), turns.get(&key).copied(), share);
+    turns.insert(key, after);
+    order::place(turn, class, priority)
+}
+
+/// Puts a build into the queue at this place, or at that of another version.
+fn enqueue(
+    model: &mut BTreeMap<i64, Model>,
+    id: i64,
+    who: &'static str,
+    class: Class,
+    place: i64,
+    now: i64,
+) {
+    let build = model.get_mut(&id).unwrap();
+    (build.submitter, build.class, build.place) = (who, class, place);
+    let of = build.package;
+    let mut group: Vec<&mut Model> = model
+        .iter_mut()
+        .filter(|(other, m)| {
+            let waits = m.state == State::Queued
+                && (m.package, m.submitter, m.class) == (of, who, class)
+                && order::is_exchanged(Millis(m.queued), Millis(now));
+            **other == id || waits
+        })
+        .map(|(_, m)| m)
+        .collect();
+    let builds: Vec<(i64, &str)> = group
+        .iter()
+        .map(|m| (m.place, m.version.as_str()))
+        .collect();
+    for (place, build) in order::by_version(&builds).into_iter().zip(&mut group) {
+        build.place = place;
+    }
+}
+
 async fn run(store: Store, events: Vec<Event>) {
     let source = Source::Repository(Repository {
         url: "https://x.org/1/a".into(),
@@ -111,22 +173,38 @@ async fn run(store: Store, events: Vec<Event>) {
     let configurations = [("c".to_owned(), "t".to_owned())];
     let mut model: BTreeMap<i64, Model> = BTreeMap::new();
     let mut sessions: Vec<Session> = Vec::new();
-    let (mut now, mut places) = (0_i64, 0_usize);
+    let (mut now, mut turns) = (0_i64, Turns::new());
 
     for event in events {
         match event {
-            Event::Submit => {
+            Event::Submit {
+                who,
+                package,
+                version,
+                priority,
+            } => {
+                let (priority, version) = (Priority::new(priority).unwrap(), version.to_string());
                 let new = NewSubmission {
-                    name: "p",
-                    version: "1",
+                    name: package,
+                    version: &version,
                     source: &source,
                     configurations: &configurations,
+                    asker: &asker(who),
+                    priority,
                 };
-                let id = store.submit(new, Millis(now)).await.unwrap().1[0].id;
-                places += 1;
+                let submitted = store.submit(new, Millis(now)).await.unwrap();
+                let id = submitted.builds[0].id;
+                let place = turn(&mut turns, who, Class::New, priority, now);
                 let fresh = Model {
+                    package,
+                    version,
                     state: State::Queued,
-                    place: places,
+                    place,
+                    class: Class::New,
+                    priority,
+                    submitter: who,
+                    queued: now,
+                    again_place: None,
                     session: None,
                     until: 0,
                     again: false,
@@ -139,17 +217,22 @@ async fn run(store: Store, events: Vec<Event>) {
                     model.insert(id, fresh).is_none(),
                     "ids are never used again"
                 );
+                let before: Vec<i64> = model.values().map(|m| m.place).collect();
+                enqueue(&mut model, id, who, Class::New, place, now);
+                let moved = model.iter().zip(before);
+                let moved =
+                    moved.filter(|((other, m), before)| **other != id && m.place != *before);
+                assert_eq!(submitted.exchanged, moved.count() > 0);
+                assert_eq!(submitted.builds[0].place, model[&id].place);
             }
             Event::Ask => {
                 let expected = model
                     .iter()
                     .filter(|(_, m)| m.state == State::Queued)
-                    .min_by_key(|(_, m)| m.place)
+                    .min_by_key(|(id, m)| (m.place, **id))
                     .map(|(id, _)| *id);
-                let found = oldest_queued(&store, "c", "t", None)
-                    .await
-                    .map(|(_, id)| id);
-                assert_eq!(found, expected, "the oldest first");
+                let found = first_queued(&store, "c", "t", None).await.map(|(_, id)| id);
+                assert_eq!(found, expected, "the lowest place first");
                 let Some(id) = found else { continue };
                 let session = format!("s{}", sessions.len());
                 let lease = NewLease {
@@ -303,44 +386,62 @@ async fn run(store: Store, events: Vec<Event>) {
                         let kept = if interrupt { Status::Abort } else { status };
                         (m.results, m.status, m.session) = (m.results + 1, Some(kept), None);
                         m.state = if m.again { State::Queued } else { State::Built };
-                        if m.again {
-                            places += 1;
-                            m.place = places;
-                        }
+                        let state = m.state;
                         (m.again, m.interrupts, m.lapses) = (false, 0, 0);
+                        if state == State::Queued {
+                            m.queued = now;
+                            let (place, who) = m.again_place.unwrap();
+                            enqueue(&mut model, id, who, Class::Forced, place, now);
+                        }
                         assert_eq!(
                             verdict,
                             Some(if interrupt {
                                 Verdict::GiveUp
                             } else {
-                                Verdict::Keep(m.state)
+                                Verdict::Keep(state)
                             })
                         );
-                        let late = store.attempt(id, m.results).await.unwrap().unwrap().late;
+                        let late = store
+                            .attempt(id, model[&id].results)
+                            .await
+                            .unwrap()
+                            .unwrap()
+                            .late;
                         assert_eq!(late, !held);
                     }
                 }
             }
-            Event::Rebuild { build } => {
+            Event::Rebuild { who, build } => {
                 let id = i64::try_from(build).unwrap() + 1;
-                let done = store.rebuild(id, None, Millis(now)).await.unwrap();
+                let asker = asker(who);
+                let done = store.rebuild(id, &asker, None, Millis(now)).await.unwrap();
                 let Some(m) = model.get_mut(&id) else {
                     assert_eq!(done, None);
                     continue;
                 };
                 (m.interrupts, m.lapses) = (0, 0);
+                let mut force = || turn(&mut turns, who, Class::Forced, m.priority, now);
+                let place = match m.state {
+                    State::Built => Some(force()),
+                    State::Queued if m.class != Class::Forced => {
+                        Some(force()).filter(|place| *place < m.place)
+                    }
+                    State::Queued | State::Building => None,
+                };
                 if m.state == State::Built {
-                    places += 1;
-                    (m.state, m.place) = (State::Queued, places);
-                } else if m.session.is_some() {
-                    m.again = true;
-                } else {
+                    (m.state, m.queued) = (State::Queued, now);
+                } else if m.session.is_some() && !m.again {
+                    (m.again, m.again_place) = (true, Some((force(), who)));
+                } else if m.session.is_none() {
                     for s in sessions
                         .iter_mut()
                         .filter(|s| s.build == id && s.end == End::Lapsed)
                     {
                         s.end = End::Over;
                     }
+                }
+                if let Some(place) = place {
+                    enqueue(&mut model, id, who, Class::Forced, place, now);
                 }
             }
             Event::Pass { time } => {
@@ -392,7 +493,8 @@ async fn run(store: Store, events: Vec<Event>) {
                     build.again,
                     build.attempt,
                     build.status,
-                    (build.interrupts, build.lapses)
+                    (build.interrupts, build.lapses),
+                    (build.place, build.class, build.submitter.as_str())
                 ),
                 (
                     m.state,
@@ -400,7 +502,8 @@ async fn run(store: Store, events: Vec<Event>) {
                     m.again,
                     m.results,
                     m.status,
-                    (m.interrupts, m.lapses)
+                    (m.interrupts, m.lapses),
+                    (m.place, m.class, m.submitter)
                 ),
                 "build {id}"
             );
@@ -408,6 +511,18 @@ async fn run(store: Store, events: Vec<Event>) {
     }
     store.close().await;
 }
+
+const SUBMIT: Event = Event::Submit {
+    who: "me",
+    package: "p",
+    version: 1,
+    priority: 0,
+};
+
+const REBUILD: Event = Event::Rebuild {
+    who: "you",
+    build: 0,
+};
 
 /// Rare in any order of events: a task that is given back again and again, and a rebuild in between.
 #[tokio::test]
@@ -418,15 +533,15 @@ async fn a_task_that_is_given_back_for_ever_ends() {
             [Event::Ask, Event::Result { session, status }]
         })
     };
-    let mut events = vec![Event::Submit];
+    let mut events = vec![SUBMIT];
     events.extend(interrupts(0, 5));
     // Built: the same result once more, and a rebuild, which is given back as often.
     let status = Status::Interrupt;
     events.push(Event::Result { session: 4, status });
-    events.push(Event::Rebuild { build: 0 });
+    events.push(REBUILD);
     events.extend(interrupts(5, 4));
     // Somebody wants it all the same.
-    events.push(Event::Rebuild { build: 0 });
+    events.push(REBUILD);
     events.extend(interrupts(9, 5));
     run(Place::file().open().await, events).await;
 }
@@ -435,11 +550,11 @@ async fn a_task_that_is_given_back_for_ever_ends() {
 #[tokio::test]
 async fn a_task_that_ends_every_agent_ends() {
     let lapse = || [Event::Ask, Event::Pass { time: LEASE }];
-    let mut events = vec![Event::Submit];
+    let mut events = vec![SUBMIT];
     events.extend((0..5).flat_map(|_| lapse()));
     let status = Status::Success;
     events.extend((0..5).map(|session| Event::Result { session, status }));
-    events.push(Event::Rebuild { build: 0 });
+    events.push(REBUILD);
     events.extend((0..2).flat_map(|_| lapse()));
     events.push(Event::Ask);
     // The first of the three lives after all, and brings its result while the third builds.

@@ -1,11 +1,15 @@
 //! The store over a real SQLite file: nothing handed out twice, nothing lost over a restart.
 
+use std::time::Duration;
+
 use bbot_controller::clock::Millis;
+use bbot_controller::queue::order::{Class, Priority};
 use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
-    Filter, Instead, NewLease, NewOperation, NewResult, NewSubmission, Store, Taken, Waiting,
+    Asker, Filter, Instead, NewLease, NewOperation, NewResult, NewSubmission, Store, Submitted,
+    Taken, Waiting,
 };
 use bbot_manifest::Status;
 use sqlx::Connection as _;
@@ -61,6 +65,14 @@ fn on_both(test: impl AsyncFn(Place)) {
     }
 }
 
+/// Somebody who submits, at a farm that takes ten builds in a second.
+pub(crate) fn asker(submitter: &str) -> Asker {
+    Asker {
+        submitter: submitter.to_owned(),
+        share: Duration::from_millis(100),
+    }
+}
+
 async fn submit(store: &Store, name: &str, now: i64) -> i64 {
     let source = Source::Repository(Repository {
         url: "https://pkg.x.org/1/a".into(),
@@ -73,8 +85,10 @@ async fn submit(store: &Store, name: &str, now: i64) -> i64 {
         version: "1",
         source: &source,
         configurations: &configurations,
+        asker: &asker("me"),
+        priority: Priority::default(),
     };
-    store.submit(new, Millis(now)).await.unwrap().1[0].id
+    store.submit(new, Millis(now)).await.unwrap().builds[0].id
 }
 
 fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
@@ -96,8 +110,8 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
     }
 }
 
-/// Place and number of the oldest build that waits.
-pub(crate) async fn oldest_queued(
+/// Place and number of the build that is next.
+pub(crate) async fn first_queued(
     store: &Store,
     configuration: &str,
     target: &str,
@@ -108,8 +122,8 @@ pub(crate) async fn oldest_queued(
         target,
         repository,
     };
-    let found = store.oldest(&[waiting]).await.unwrap();
-    found.map(|o| (o.position, o.build))
+    let found = store.first(&[waiting]).await.unwrap();
+    found.map(|first| (first.place, first.build))
 }
 
 fn verdict(taken: Option<Taken>) -> Option<Verdict> {
@@ -141,7 +155,7 @@ fn no_task_is_handed_out_twice() {
             let store = store.clone();
             agents.spawn(async move {
                 let mut got = Vec::new();
-                while let Some((_, build)) = oldest_queued(&store, "c", "t", None).await {
+                while let Some((_, build)) = first_queued(&store, "c", "t", None).await {
                     let session = format!("{agent}-{}", got.len());
                     if let Some(lease) = store
                         .lease(&lease(build, &session, 100), Millis(1))
@@ -169,14 +183,14 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
         let store = place.open().await;
         let (first, second) = (submit(&store, "a", 0).await, submit(&store, "b", 0).await);
         assert_eq!(
-            oldest_queued(&store, "c", "t", Some("x.org/a"))
+            first_queued(&store, "c", "t", Some("x.org/a"))
                 .await
                 .unwrap()
                 .1,
             first
         );
-        assert_eq!(oldest_queued(&store, "c", "t", Some("x.org/b")).await, None);
-        assert_eq!(oldest_queued(&store, "d", "t", None).await, None);
+        assert_eq!(first_queued(&store, "c", "t", Some("x.org/b")).await, None);
+        assert_eq!(first_queued(&store, "d", "t", None).await, None);
         assert!(
             store
                 .lease(&lease(first, "s1", 100), Millis(0))
@@ -192,7 +206,7 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
                 .is_none()
         );
         assert_eq!(
-            oldest_queued(&store, "c", "t", None).await.unwrap().1,
+            first_queued(&store, "c", "t", None).await.unwrap().1,
             second
         );
         assert!(
@@ -211,10 +225,7 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
                 .id,
             first
         );
-        assert_eq!(
-            oldest_queued(&store, "c", "t", None).await.unwrap().1,
-            first
-        );
+        assert_eq!(first_queued(&store, "c", "t", None).await.unwrap().1, first);
         let build = store.build(first).await.unwrap().unwrap();
         assert_eq!(
             (build.state, build.session.as_deref()),
@@ -222,11 +233,20 @@ fn the_oldest_first_and_a_lapsed_one_keeps_its_place() {
         );
         // Asked for again while its late result may still come: remembered.
         assert_eq!(
-            store.rebuild(first, Some("why"), Millis(5)).await.unwrap(),
+            store
+                .rebuild(first, &asker("me"), Some("why"), Millis(5))
+                .await
+                .unwrap(),
             Some(Rebuild::AlreadyQueued)
         );
         assert!(store.build(first).await.unwrap().unwrap().again);
-        assert_eq!(store.rebuild(77, None, Millis(5)).await.unwrap(), None);
+        assert_eq!(
+            store
+                .rebuild(77, &asker("me"), None, Millis(5))
+                .await
+                .unwrap(),
+            None
+        );
     });
 }
 
@@ -329,7 +349,7 @@ fn everything_is_there_after_a_restart() {
 }
 
 /// What an older version wrote, as SQL after so many of the migrations.
-const OLD: [&[&str]; 4] = [
+const OLD: [&[&str]; 5] = [
     &[
         "INSERT INTO submissions VALUES (1, 'a', '1', '{\"archive\":\"0\"}', 0)",
         "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
@@ -353,13 +373,24 @@ const OLD: [&[&str]; 4] = [
         "UPDATE counters SET value = 1 WHERE name = 'run'",
     ],
     &["UPDATE sessions SET latest = 5000 WHERE id = 'now'"],
+    &[
+        // Positions are what counts, whatever the clock has said.
+        "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
+         again, queued, attempt, operations) VALUES \
+         (3, 1, 'a', '1', 'e', 't', '', 'queued', 9, 0, 1000, 1, '[]'), \
+         (4, 1, 'a', '1', 'e', 't', '', 'queued', 5, 0, 500, 0, '[]'), \
+         (5, 1, 'a', '1', 'e', 't', '', 'queued', 7, 0, 400, 0, '[]'), \
+         (6, 1, 'a', '1', 'e', 't', '', 'queued', 8, 1, 600, 0, '[]')",
+        "UPDATE counters SET value = 10 WHERE name IN ('build', 'queue')",
+    ],
 ];
 
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "0001_first.sql",
     "0002_interrupts.sql",
     "0003_leases.sql",
     "0004_latest.sql",
+    "0006_repository.sql",
 ];
 
 /// A store as a version left it that knew so many migrations.
@@ -440,14 +471,26 @@ fn an_older_store_is_brought_up_to_date() {
         let done = store.attempt(2, 1).await.unwrap().unwrap();
         assert_eq!((done.finished, done.late), (Millis(9), false));
         assert_eq!(store.logs(2, 1, None).await.unwrap()[0].text, "log");
-        assert_eq!(submit(&store, "b", 9).await, 3);
+        let next = if migrations >= 5 { 11 } else { 3 };
+        assert_eq!(submit(&store, "b", 9).await, next);
         let task = store
-            .lease(&lease(3, "s3", 200), Millis(102))
+            .lease(&lease(next, "s3", 200), Millis(102))
             .await
             .unwrap()
             .unwrap();
         assert_eq!(task.build.run, Some(run.unwrap_or(0) + 1));
-        assert_eq!(task.build.position, 3);
+        assert_eq!(task.build.position, next);
+        if migrations >= 5 {
+            // What waited is handed out in its old order, before what is new.
+            let queued = store.first_queued(&[("e", "t")], 10).await.unwrap();
+            let builds: Vec<i64> = queued[0].iter().map(|(_, build)| *build).collect();
+            assert_eq!(builds, [4, 5, 6, 3]);
+            assert!(queued[0].iter().all(|(place, _)| *place < task.build.place));
+            let build = store.build(3).await.unwrap().unwrap();
+            assert_eq!((build.class, build.again_place), (Class::Forced, None));
+            let build = store.build(6).await.unwrap().unwrap();
+            assert_eq!(build.again_place, Some((build.place, "token".to_owned())));
+        }
         store.close().await;
         // Once more finds nothing to do.
         place.open().await.close().await;
@@ -467,8 +510,8 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
     on_both(async |place| {
         let store = place.open().await;
         let (first, second) = (submit(&store, "a", 0).await, submit(&store, "a", 0).await);
-        let oldest = |repository| {
-            Instead::Oldest(Waiting {
+        let first_of = |repository| {
+            Instead::First(Waiting {
                 configuration: "c",
                 target: "t",
                 repository,
@@ -482,10 +525,10 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
             let lease = store.lease(&new, Millis(0)).await.unwrap();
             lease.map(|l| l.build.id)
         };
-        assert_eq!(got(oldest(None), "s1").await, Some(first));
+        assert_eq!(got(first_of(None), "s1").await, Some(first));
         assert_eq!(got(Instead::None, "s2").await, None);
-        assert_eq!(got(oldest(Some("x.org/other")), "s3").await, None);
-        assert_eq!(got(oldest(Some("x.org/a")), "s4").await, Some(second));
+        assert_eq!(got(first_of(Some("x.org/other")), "s3").await, None);
+        assert_eq!(got(first_of(Some("x.org/a")), "s4").await, Some(second));
         assert!(store.is_under_way(second, 2).await.unwrap());
         for (build, run) in [(first, 2), (second, 1), (77, 2)] {
             assert!(
@@ -493,7 +536,7 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
                 "{build} {run}"
             );
         }
-        assert_eq!(got(oldest(None), "s5").await, None);
+        assert_eq!(got(first_of(None), "s5").await, None);
         // Names are compared without regard to case, on both.
         let filter = |package: &str| Filter {
             package: Some(package.into()),
@@ -522,8 +565,12 @@ fn the_oldest_of_many_configurations() {
             version: "1",
             source: &source,
             configurations: &configurations,
+            asker: &asker("me"),
+            priority: Priority::default(),
         };
-        let (submission, builds) = store.submit(new, Millis(5)).await.unwrap();
+        let Submitted {
+            submission, builds, ..
+        } = store.submit(new, Millis(5)).await.unwrap();
         // What is given back is what is there.
         assert_eq!(store.builds_of(submission.id).await.unwrap(), builds);
         let waiting = |n: usize, repository| Waiting {
@@ -558,11 +605,11 @@ fn the_oldest_of_many_configurations() {
             ),
             (vec![waiting(9, Some("x\0"))], None, 0),
         ] {
-            let found = store.oldest(&wanted).await.unwrap();
+            let found = store.first(&wanted).await.unwrap();
             assert_eq!(found.map(|o| o.index), index, "{wanted:?}");
             if let Some(found) = found {
                 assert_eq!(found.build, builds[expected].id);
-                assert_eq!(found.position, builds[expected].position);
+                assert_eq!(found.place, builds[expected].place);
             }
         }
         store.close().await;

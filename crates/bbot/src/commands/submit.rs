@@ -61,6 +61,9 @@ pub(crate) struct Submit {
     /// Build in this configuration only; may be repeated [default: every one in the controller's buildtab]
     #[arg(long, short, value_name = "NAME")]
     configuration: Vec<String>,
+    /// How urgent it is next to others that are queued at the same time: from -2 (last) to 2 (first) [default: 0]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-2..=2))]
+    priority: Option<i64>,
     /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
@@ -119,6 +122,9 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     };
     if !options.configuration.is_empty() {
         body["configurations"] = json!(options.configuration);
+    }
+    if let Some(priority) = options.priority {
+        body["priority"] = json!(priority);
     }
     let submission = api.submit(&body).await?;
 

@@ -14,7 +14,8 @@ use super::json;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
 use crate::queue::Rebuild;
-use crate::store::Build;
+use crate::store::{Asker, Build};
+use crate::token;
 
 /// Longest reason, in bytes.
 const REASON_LIMIT: usize = 1000;
@@ -37,18 +38,28 @@ pub(in crate::http) fn reason(text: Option<&str>) -> Result<Option<String>, Prob
     Ok(Some(text).filter(|t| !t.is_empty()))
 }
 
-/// Queues a build again and tells the agents.
+/// Queues a build again, for who asks, and tells the agents.
 pub(in crate::http) async fn do_rebuild(
     app: &Arc<App>,
     build: &Build,
+    submitter: &str,
     reason: Option<&str>,
 ) -> Result<Build, Problem> {
     let (app, build, reason) = (Arc::clone(app), build.clone(), reason.map(str::to_owned));
-    to_the_end(async move { queue_again(&app, &build, reason.as_deref()).await }).await?
+    let asker = app.asker(submitter);
+    to_the_end(async move { queue_again(&app, &build, &asker, reason.as_deref()).await }).await?
 }
 
-async fn queue_again(app: &App, build: &Build, reason: Option<&str>) -> Result<Build, Problem> {
-    let done = app.store.rebuild(build.id, reason, app.now()).await?;
+async fn queue_again(
+    app: &App,
+    build: &Build,
+    asker: &Asker,
+    reason: Option<&str>,
+) -> Result<Build, Problem> {
+    let done = app
+        .store
+        .rebuild(build.id, asker, reason, app.now())
+        .await?;
     // Before it is read again, which may fail: who waits for it must be told.
     match done {
         Some(Rebuild::Queue | Rebuild::AlreadyQueued) => app.waits(build, None),
@@ -86,6 +97,6 @@ pub(super) async fn rebuild(
     };
     let reason = reason(asked.reason.as_deref())?;
     let build = find(&app, &text).await?;
-    let build = do_rebuild(&app, &build, reason.as_deref()).await?;
+    let build = do_rebuild(&app, &build, token::SUBMITTER, reason.as_deref()).await?;
     Ok(json(StatusCode::OK, &whole(&app, &build, &base).await?))
 }

@@ -14,8 +14,10 @@ use super::source::resolve;
 use super::{id, json, view};
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
+use crate::queue::order::Priority;
 use crate::source::Source;
-use crate::store::NewSubmission;
+use crate::store::{NewSubmission, Submitted};
+use crate::token;
 
 /// Longest name and version, in bytes.
 const NAME_LIMIT: usize = 128;
@@ -28,6 +30,8 @@ struct Submit {
     source: Source,
     #[serde(default)]
     configurations: Option<Vec<String>>,
+    #[serde(default)]
+    priority: i64,
 }
 
 /// A package name that can stand in manifests, URLs and file names.
@@ -102,6 +106,7 @@ async fn keep_submission(
         .map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
     check_name(&submit.name)?;
     check_version(&submit.version)?;
+    let priority = Priority::new(submit.priority).map_err(|e| Problem::bad(e.to_string()))?;
     let configurations = configurations(&app, submit.configurations.as_deref())?;
     if configurations.is_empty() {
         return Err(Problem::bad("the buildtab has no configurations").into());
@@ -112,8 +117,14 @@ async fn keep_submission(
         version: &submit.version,
         source: &source,
         configurations: &configurations,
+        asker: &app.asker(token::SUBMITTER),
+        priority,
     };
-    let (submission, builds) = app.store.submit(new, app.now()).await?;
+    let Submitted {
+        submission,
+        builds,
+        exchanged,
+    } = app.store.submit(new, app.now()).await?;
     tracing::info!(
         submission.id,
         "{} {} is submitted: {} build(s) queued",
@@ -123,7 +134,7 @@ async fn keep_submission(
     );
     app.figures.submitted(builds.len());
     for build in &builds {
-        app.waits(build, Some(build.position));
+        app.waits(build, Some(build.place).filter(|_| !exchanged));
     }
     Ok(json(
         StatusCode::CREATED,

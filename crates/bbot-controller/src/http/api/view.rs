@@ -32,6 +32,9 @@ pub(super) fn build(build: &Build, base: &str) -> Value {
         "lease_until": build.lease_until.map(|t| t.to_string()),
         "reason": build.reason,
         "rebuild_asked": build.again,
+        "class": build.class.as_str(),
+        "priority": build.priority.number(),
+        "submitter": build.submitter,
         "attempt": build.attempt,
         "run": build.run,
         "interrupts": build.interrupts,
@@ -65,6 +68,8 @@ pub(super) fn submission(submission: &Submission, builds: &[Build], base: &str) 
         "version": submission.version,
         "source": submission.source,
         "submitted": submission.submitted.to_string(),
+        "submitter": submission.submitter,
+        "priority": submission.priority.number(),
         "builds": builds.iter().map(|b| build(b, base)).collect::<Vec<_>>(),
         "url": format!("{base}/submissions/{}", submission.id),
     })
