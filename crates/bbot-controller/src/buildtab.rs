@@ -60,7 +60,8 @@ pub struct Configuration {
     pub target: String,
     /// Environment of the worker (later era).
     pub environment: Option<String>,
-    /// Classes it belongs to, inherited ones included (later era).
+    /// Classes it belongs to, inherited ones included. A line of 2017 names none, and is of [`EVERY`]: every package was built in
+    /// every configuration then.
     pub classes: Vec<String>,
     /// Arguments and variables for the build, unquoted.
     pub arguments: Vec<String>,
@@ -83,6 +84,9 @@ impl Configuration {
         self.classes.iter().any(|c| c == class)
     }
 }
+
+/// The classes of a line that names none.
+const EVERY: [&str; 2] = ["all", "default"];
 
 /// All configurations, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,7 +251,7 @@ fn configuration(
     };
 
     let mut rest = 3;
-    let mut classes = Vec::new();
+    let mut classes = EVERY.map(str::to_owned).to_vec();
     let mut matching = Matching::Plain;
     if let Some(field) = fields.get(3)
         && is_class_list(&field.text)
@@ -388,7 +392,7 @@ mod tests {
         assert_eq!(c.arguments, ["config.cc.coptions=-O2 -g", "cxx=g++"]);
         assert_eq!(c.warning_regexes, ["warning C4[0-9]+: ", "my warning"]);
         assert!(c.takes("linux-gcc_6-any"));
-        assert!(c.classes.is_empty());
+        assert_eq!(c.classes, ["all", "default"]);
     }
 
     #[test]

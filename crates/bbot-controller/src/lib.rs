@@ -18,6 +18,7 @@ mod figures;
 pub mod http;
 pub mod options;
 mod pace;
+pub mod package;
 pub mod pattern;
 pub mod queue;
 mod roll;

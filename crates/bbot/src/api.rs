@@ -63,6 +63,8 @@ pub(crate) struct Build {
     pub(crate) version: String,
     pub(crate) configuration: String,
     pub(crate) target: Option<String>,
+    #[serde(default)]
+    pub(crate) package_configuration: String,
     pub(crate) machine: Option<String>,
     pub(crate) toolchain: Option<Toolchain>,
     pub(crate) agent: Option<String>,
@@ -100,6 +102,16 @@ pub(crate) struct Builds {
 pub(crate) struct Submission {
     pub(crate) id: String,
     pub(crate) builds: Vec<Build>,
+    /// Builds that the package leaves out.
+    #[serde(default)]
+    pub(crate) excluded: Vec<Excluded>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Excluded {
+    pub(crate) configuration: String,
+    pub(crate) package_configuration: String,
+    pub(crate) why: String,
 }
 
 /// The controller answered, but did not do it.

@@ -116,6 +116,8 @@ mod tests {
     use super::*;
     use crate::buildtab::Buildtab;
     use crate::config::Config;
+    use crate::package::Particulars;
+    use crate::package::plan::Plan;
     use crate::queue::State;
     use crate::queue::order::Priority;
     use crate::source::archives::Archives;
@@ -181,9 +183,10 @@ mod tests {
             name: "p",
             version: "1",
             source: &source,
-            configurations: &[("default".to_owned(), "x86_64-linux-gnu".to_owned())],
             asker: &app.asker("me"),
             priority: Priority::default(),
+            particulars: &Particulars::default(),
+            plan: &Plan::of(&[("default", "x86_64-linux-gnu")]),
         };
         let build = app.store.submit(new, Millis(0)).await.unwrap().builds[0].id;
         // The request was given up while the lease was written; the answer was never asked for.

@@ -52,6 +52,9 @@ use leases::Lapses;
 pub use guard::External;
 pub(crate) use guard::{Base, Connection, Scheme};
 
+/// Archives that are looked into at once: each is a core's work.
+const PEEKS: usize = 2;
+
 /// Git fetches at once: they are other people's networks and our disk.
 const GIT_FETCHES: usize = 2;
 
@@ -68,6 +71,8 @@ pub(crate) struct App {
     token: Token,
     sign_ins: SignIns,
     git: Semaphore,
+    /// Archives that may still be looked into.
+    peeks: Semaphore,
     /// The raw logs of runs.
     segments: Arc<Segments>,
     /// What is counted.
@@ -123,6 +128,7 @@ impl App {
             token,
             sign_ins: SignIns::default(),
             git: Semaphore::new(GIT_FETCHES),
+            peeks: Semaphore::new(PEEKS),
             desk,
             shutdown,
         }

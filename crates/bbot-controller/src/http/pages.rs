@@ -19,6 +19,7 @@ use super::live::{self, Tail};
 use super::problem::Problem;
 use super::{App, api, params};
 use crate::buildtab::Configuration;
+use crate::package::plan::Excluded;
 use crate::queue;
 use crate::store::{Attempt, Build, Filter, LogExcerpt};
 use crate::token;
@@ -424,6 +425,7 @@ struct SubmissionPage {
     submitted: String,
     source: SourceLine,
     rows: Vec<Row>,
+    excluded: Vec<Excluded>,
 }
 
 /// `GET /submissions/<id>`.
@@ -454,6 +456,7 @@ pub(super) async fn submission(
                 .iter()
                 .map(|b| Row::of(b, now))
                 .collect(),
+            excluded: app.store.excluded(id).await?,
             id,
             source: SourceLine::of(&submission.source),
             name: submission.name,

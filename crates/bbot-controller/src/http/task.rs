@@ -438,13 +438,24 @@ fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str)
         };
         task.trust.clone_from(&repository.trust);
     }
+    task.requires.clone_from(&submission.particulars.requires);
+    let package = submission
+        .particulars
+        .of(&lease.build.package_configuration);
+    task.package_config = package.and_then(|p| p.arguments.clone());
     task.environment.clone_from(&configuration.environment);
     if !configuration.arguments.is_empty() {
         task.target_config = Some(quoting::join(&configuration.arguments));
     }
     task.warning_regex
         .clone_from(&configuration.warning_regexes);
-    task.host = configuration.is_of_class("host").then_some(true);
+    // A module of the build system is built where the build system itself is.
+    let class = if submission.name.starts_with("libbuild2-") {
+        "build2"
+    } else {
+        "host"
+    };
+    task.host = configuration.is_of_class(class).then_some(true);
     task
 }
 

@@ -3,6 +3,7 @@
 pub mod archives;
 pub mod git;
 mod pack;
+pub mod peek;
 mod reach;
 
 use serde::{Deserialize, Serialize};

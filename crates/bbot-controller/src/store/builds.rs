@@ -354,6 +354,7 @@ pub(super) async fn force(
     let mut newcomer = [Newcomer {
         configuration: &build.configuration,
         target: &build.target,
+        package_configuration: &build.package_configuration,
         version: &build.version,
         place,
     }];

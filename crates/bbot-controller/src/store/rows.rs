@@ -7,6 +7,8 @@ use sqlx::any::AnyRow;
 
 use super::{Doing as _, StoreError};
 use crate::clock::Millis;
+use crate::package::Particulars;
+use crate::package::plan::{Excluded, Planned};
 use crate::queue::State;
 use crate::queue::order::{self, Class, Priority};
 use crate::source::Source;
@@ -28,6 +30,8 @@ pub struct Submission {
     pub submitter: String,
     /// How urgent it is to them.
     pub priority: Priority,
+    /// What its tasks say of it besides.
+    pub particulars: Particulars,
 }
 
 /// An operation of a result, without its log.
@@ -56,6 +60,8 @@ pub struct Build {
     pub configuration: String,
     /// Its target.
     pub target: String,
+    /// Name of the package configuration.
+    pub package_configuration: String,
     /// Where it stands.
     pub state: State,
     /// Place in lists: the highest is what was asked for last.
@@ -182,18 +188,20 @@ pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
         submitted: Millis(get(row, "submitted")?),
         submitter: get(row, "submitter")?,
         priority: priority(row, "priority", id)?,
+        particulars: json(row, id, "particulars")?,
     })
 }
 
 /// A build that was just submitted, without its number and places.
-pub(super) fn queued(submission: &Submission, configuration: String, target: String) -> Build {
+pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
     Build {
         id: 0,
         submission: submission.id,
         package: submission.name.clone(),
         version: submission.version.clone(),
-        configuration,
-        target,
+        configuration: planned.configuration,
+        target: planned.target,
+        package_configuration: planned.package_configuration,
         state: State::Queued,
         position: 0,
         place: 0,
@@ -225,7 +233,8 @@ pub(super) fn queued(submission: &Submission, configuration: String, target: Str
 /// The columns of a submission, when they are in a row with those of a build.
 pub(super) const SUBMISSION: &str = "p.id AS submission_id, p.name AS submission_name, \
     p.version AS submission_version, p.source AS submission_source, p.submitted AS submission_submitted, \
-    p.submitter AS submission_submitter, p.priority AS submission_priority";
+    p.submitter AS submission_submitter, p.priority AS submission_priority, \
+    p.particulars AS submission_particulars";
 
 /// A submission out of a row with [`SUBMISSION`].
 pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
@@ -238,12 +247,31 @@ pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
         submitted: Millis(get(row, "submission_submitted")?),
         submitter: get(row, "submission_submitter")?,
         priority: priority(row, "submission_priority", id)?,
+        particulars: json(row, id, "submission_particulars")?,
     })
 }
 
 /// The number of the run that a build is handed out as.
 pub(super) fn next_run(row: &AnyRow) -> Result<i64, StoreError> {
     get(row, "next_run")
+}
+
+/// The builds that a submission has not.
+pub(super) fn excluded(row: &AnyRow, submission: i64) -> Result<Vec<Excluded>, StoreError> {
+    json(row, submission, "excluded")
+}
+
+fn json<T: serde::de::DeserializeOwned>(
+    row: &AnyRow,
+    id: i64,
+    column: &'static str,
+) -> Result<T, StoreError> {
+    let text: String = get(row, column)?;
+    serde_json::from_str(&text).map_err(|_| StoreError::Damaged {
+        build: id,
+        column,
+        value: text,
+    })
 }
 
 fn source(id: i64, text: String) -> Result<Source, StoreError> {
@@ -270,6 +298,7 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         version: get(row, "version")?,
         configuration: get(row, "configuration")?,
         target: get(row, "target")?,
+        package_configuration: get(row, "package_configuration")?,
         state,
         position: get(row, "position")?,
         place: get(row, "place")?,

@@ -8,6 +8,8 @@ use super::turns::{self, Asker, Newcomer, Versions};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
+use crate::package::Particulars;
+use crate::package::plan::{Excluded, Plan, Planned};
 use crate::queue::order::{Class, Priority};
 use crate::source::Source;
 
@@ -20,12 +22,14 @@ pub struct NewSubmission<'a> {
     pub version: &'a str,
     /// Where the package is.
     pub source: &'a Source,
-    /// Name and target of each configuration to build.
-    pub configurations: &'a [(String, String)],
     /// Who submits it.
     pub asker: &'a Asker,
     /// How urgent it is to them.
     pub priority: Priority,
+    /// What its tasks say of it besides.
+    pub particulars: &'a Particulars,
+    /// The builds that it makes, and those that it does not.
+    pub plan: &'a Plan,
 }
 
 /// A submission that is kept.
@@ -49,7 +53,7 @@ impl Store {
         new: NewSubmission<'_>,
         now: Millis,
     ) -> Result<Submitted, StoreError> {
-        let number = i64::try_from(new.configurations.len()).unwrap_or(i64::MAX);
+        let number = i64::try_from(new.plan.builds.len()).unwrap_or(i64::MAX);
         let source = serde_json::to_string(new.source).unwrap_or_default();
         let repository = new.source.canonical_repository();
         let mut submission = Submission {
@@ -60,8 +64,12 @@ impl Store {
             submitted: now,
             submitter: new.asker.submitter.clone(),
             priority: new.priority,
+            particulars: new.particulars.clone(),
         };
-        let (configurations, asker) = (new.configurations.to_vec(), new.asker.clone());
+        let particulars = serde_json::to_string(new.particulars).unwrap_or_default();
+        let excluded = serde_json::to_string(&new.plan.excluded).unwrap_or_default();
+        let planned = new.plan.builds.clone();
+        let asker = new.asker.clone();
         self.write("keep a submission", move |tx| {
             Box::pin(async move {
                 let (id, numbers) = match tx.dialect() {
@@ -71,8 +79,9 @@ impl Store {
                 submission.id = id;
                 tx.later(
                     Sql::new(
-                        "INSERT INTO submissions (id, name, version, source, submitted, submitter, priority) \
-                         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                        "INSERT INTO submissions (id, name, version, source, submitted, submitter, priority, \
+                         particulars, excluded) \
+                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                     )
                     .bind(id)
                     .bind(submission.name.as_str())
@@ -80,18 +89,18 @@ impl Store {
                     .bind(source)
                     .bind(now)
                     .bind(submission.submitter.as_str())
-                    .bind(submission.priority.number()),
+                    .bind(submission.priority.number())
+                    .bind(particulars)
+                    .bind(excluded),
                 );
-                let (places, exchanged) = places(tx, &submission, &configurations, &asker).await?;
-                let mut builds = Vec::with_capacity(configurations.len());
-                for (((id, position), place), (configuration, target)) in
-                    numbers.into_iter().zip(places).zip(configurations)
-                {
+                let (places, exchanged) = places(tx, &submission, &planned, &asker).await?;
+                let mut builds = Vec::with_capacity(planned.len());
+                for (((id, position), place), planned) in numbers.into_iter().zip(places).zip(planned) {
                     let build = Build {
                         id,
                         position,
                         place,
-                        ..rows::queued(&submission, configuration, target)
+                        ..rows::queued(&submission, planned)
                     };
                     tx.run(insert(&build, &repository)).await?;
                     builds.push(build);
@@ -108,13 +117,28 @@ impl Store {
     /// The store cannot be read.
     pub async fn submission(&self, id: i64) -> Result<Option<Submission>, StoreError> {
         let row = sqlx::query(
-            "SELECT id, name, version, source, submitted, submitter, priority FROM submissions WHERE id = $1",
+            "SELECT id, name, version, source, submitted, submitter, priority, particulars \
+             FROM submissions WHERE id = $1",
         )
         .bind(id)
         .fetch_optional(&self.pool)
         .await
         .doing("read a submission")?;
         row.as_ref().map(rows::submission).transpose()
+    }
+
+    /// The builds that a submission has not, and why, in the order of the buildtab.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn excluded(&self, submission: i64) -> Result<Vec<Excluded>, StoreError> {
+        let row = sqlx::query("SELECT excluded FROM submissions WHERE id = $1")
+            .bind(submission)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read what a submission leaves out")?;
+        let excluded = row.as_ref().map(|row| rows::excluded(row, submission));
+        Ok(excluded.transpose()?.unwrap_or_default())
     }
 
     /// The builds of a submission, in the order of the buildtab.
@@ -137,30 +161,23 @@ impl Store {
 async fn places(
     tx: &mut Tx<'_>,
     submission: &Submission,
-    configurations: &[(String, String)],
+    planned: &[Planned],
     asker: &Asker,
 ) -> Result<(Vec<i64>, bool), StoreError> {
     let (class, now) = (Class::New, submission.submitted);
-    let turns = turns::take(
-        tx,
-        asker,
-        class,
-        submission.priority,
-        configurations.len(),
-        now,
-    )
-    .await?;
+    let turns = turns::take(tx, asker, class, submission.priority, planned.len(), now).await?;
     let of = Versions {
         package: &submission.name,
         submitter: &submission.submitter,
         class,
     };
-    let mut newcomers: Vec<Newcomer<'_>> = configurations
+    let mut newcomers: Vec<Newcomer<'_>> = planned
         .iter()
         .zip(turns)
-        .map(|((configuration, target), place)| Newcomer {
-            configuration,
-            target,
+        .map(|(planned, place)| Newcomer {
+            configuration: &planned.configuration,
+            target: &planned.target,
+            package_configuration: &planned.package_configuration,
             version: &submission.version,
             place,
         })
@@ -224,8 +241,8 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
 fn insert(build: &Build, repository: &str) -> Sql {
     Sql::new(
         "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
-         position, again, queued, attempt, operations, class, priority, submitter, place) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14)",
+         position, again, queued, attempt, operations, class, priority, submitter, place, package_configuration) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14, $15)",
     )
     .bind(build.id)
     .bind(build.submission)
@@ -241,4 +258,5 @@ fn insert(build: &Build, repository: &str) -> Sql {
     .bind(build.priority.number())
     .bind(build.submitter.as_str())
     .bind(build.place)
+    .bind(build.package_configuration.as_str())
 }

@@ -60,7 +60,7 @@ pub(super) async fn take(
     Ok(places)
 }
 
-/// Which builds exchange their places, in each configuration by itself.
+/// Which builds exchange their places, in each configuration, the target's and the package's, by itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Versions<'a> {
     pub(super) package: &'a str,
@@ -73,6 +73,7 @@ pub(super) struct Versions<'a> {
 pub(super) struct Newcomer<'a> {
     pub(super) configuration: &'a str,
     pub(super) target: &'a str,
+    pub(super) package_configuration: &'a str,
     pub(super) version: &'a str,
     /// By its turn; then by its version too.
     pub(super) place: i64,
@@ -97,8 +98,10 @@ pub(super) async fn exchange(
         for n in 0..size {
             // What is one too many is the last once more.
             let at = some.get(n).or(some.last());
-            let names = at.map_or(("", ""), |w| (w.configuration, w.target));
-            sql = sql.bind(names.0).bind(names.1);
+            let names = at.map_or(["", "", ""], |w| {
+                [w.configuration, w.target, w.package_configuration]
+            });
+            sql = names.into_iter().fold(sql, Sql::bind);
         }
         let sql = sql
             .bind(of.package)
@@ -148,17 +151,17 @@ pub(super) async fn exchange(
 /// there. One that somebody is handing out is passed over.
 fn text(size: usize, dialect: Dialect) -> String {
     let values: Vec<String> = (0..size)
-        .map(|n| format!("({n}, ${}, ${})", 2 * n + 1, 2 * n + 2))
+        .map(|n| format!("({n}, ${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
         .collect();
     let of = |table: &str| {
-        let [package, submitter, class] = [1, 2, 3].map(|n| 2 * size + n);
+        let [package, submitter, class] = [1, 2, 3].map(|n| 3 * size + n);
         format!(
             "{table}.state = 'queued' AND {table}.package = ${package} AND {table}.configuration = w.configuration \
-             AND {table}.target = w.target AND {table}.submitter = ${submitter} AND {table}.class = ${class}"
+             AND {table}.target = w.target AND {table}.package_configuration = w.package_configuration AND {table}.submitter = ${submitter} AND {table}.class = ${class}"
         )
     };
     format!(
-        "WITH w (n, configuration, target) AS (VALUES {}) \
+        "WITH w (n, configuration, target, package_configuration) AS (VALUES {}) \
          SELECT w.n, b.id, b.place, b.version, b.queued FROM w JOIN builds b ON {} AND b.place <= COALESCE(\
          (SELECT l.place FROM builds l WHERE {} ORDER BY l.place LIMIT 1 OFFSET {}), {}){}",
         values.join(", "),

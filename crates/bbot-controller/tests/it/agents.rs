@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Controller, field, request, result};
 
 const TAB: &str = "\
-windows** msvc x86_64-microsoft-win32-msvc14.3/vc143 all\n\
+windows** msvc x86_64-microsoft-win32-msvc14.3/vc143 \"all default\"\n\
 linux* gcc x86_64-linux-gnu config.cc.coptions=\"-O3 -g\" ~\"my warning: .*\"\n";
 
 fn with_tab(dir: &tempfile::TempDir) -> Controller {
@@ -156,10 +156,7 @@ fn the_mark_of_our_agents_and_the_option_decide_the_era() {
     assert_eq!(field(&answer.text(), "repository"), url);
     let archive = crate::support::curl(&[&url], b"");
     assert_eq!(archive.status, 200);
-    assert_eq!(
-        archive.body,
-        crate::support::gzip(b"not looked into by the controller")
-    );
+    assert_eq!(archive.body, crate::support::archive(&[("README", "")]));
 }
 
 #[test]

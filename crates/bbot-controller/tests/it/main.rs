@@ -11,6 +11,7 @@ mod git;
 mod hostile;
 mod model;
 mod order;
+mod packages;
 mod pages;
 mod process;
 mod sessions;

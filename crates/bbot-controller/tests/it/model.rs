@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use bbot_controller::clock::Millis;
+use bbot_controller::package::Particulars;
+use bbot_controller::package::plan::Plan;
 use bbot_controller::queue::State;
 use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::order::{self, Class, Priority};
@@ -170,7 +172,7 @@ async fn run(store: Store, events: Vec<Event>) {
         kind: None,
         trust: vec![],
     });
-    let configurations = [("c".to_owned(), "t".to_owned())];
+    let plan = Plan::of(&[("c", "t")]);
     let mut model: BTreeMap<i64, Model> = BTreeMap::new();
     let mut sessions: Vec<Session> = Vec::new();
     let (mut now, mut turns) = (0_i64, Turns::new());
@@ -188,9 +190,10 @@ async fn run(store: Store, events: Vec<Event>) {
                     name: package,
                     version: &version,
                     source: &source,
-                    configurations: &configurations,
                     asker: &asker(who),
                     priority,
+                    particulars: &Particulars::default(),
+                    plan: &plan,
                 };
                 let submitted = store.submit(new, Millis(now)).await.unwrap();
                 let id = submitted.builds[0].id;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bbot_controller::clock::Millis;
+use bbot_controller::package::Particulars;
+use bbot_controller::package::plan::Plan;
 use bbot_controller::queue::order::{Class, Priority};
 use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
@@ -79,14 +81,14 @@ async fn submit(store: &Store, name: &str, now: i64) -> i64 {
         kind: None,
         trust: vec![],
     });
-    let configurations = [("c".to_owned(), "t".to_owned())];
     let new = NewSubmission {
         name,
         version: "1",
         source: &source,
-        configurations: &configurations,
         asker: &asker("me"),
         priority: Priority::default(),
+        particulars: &Particulars::default(),
+        plan: &Plan::of(&[("c", "t")]),
     };
     store.submit(new, Millis(now)).await.unwrap().builds[0].id
 }
@@ -553,8 +555,9 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
 fn the_oldest_of_many_configurations() {
     on_both(async |place| {
         let store = place.open().await;
-        let configurations: Vec<(String, String)> =
-            (0..150).map(|n| (format!("c{n}"), "t".into())).collect();
+        let names: Vec<String> = (0..150).map(|n| format!("c{n}")).collect();
+        let pairs: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "t")).collect();
+        let plan = Plan::of(&pairs);
         let source = Source::Repository(Repository {
             url: "https://pkg.x.org/1/a".into(),
             kind: None,
@@ -564,9 +567,10 @@ fn the_oldest_of_many_configurations() {
             name: "p",
             version: "1",
             source: &source,
-            configurations: &configurations,
             asker: &asker("me"),
             priority: Priority::default(),
+            particulars: &Particulars::default(),
+            plan: &plan,
         };
         let Submitted {
             submission, builds, ..
@@ -574,7 +578,7 @@ fn the_oldest_of_many_configurations() {
         // What is given back is what is there.
         assert_eq!(store.builds_of(submission.id).await.unwrap(), builds);
         let waiting = |n: usize, repository| Waiting {
-            configuration: &configurations[n].0,
+            configuration: &names[n],
             target: "t",
             repository,
         };

@@ -58,12 +58,15 @@ pub(crate) struct Submit {
     /// The package's version, where its sources do not tell it
     #[arg(long)]
     version: Option<String>,
-    /// Build in this configuration only; may be repeated [default: every one in the controller's buildtab]
+    /// Build in this configuration only; may be repeated [default: what the package's manifest says, else the class default]
     #[arg(long, short, value_name = "NAME")]
     configuration: Vec<String>,
     /// How urgent it is next to others that are queued at the same time: from -2 (last) to 2 (first) [default: 0]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-2..=2))]
     priority: Option<i64>,
+    /// Values of a package manifest that count in the place of the package's own, a file as in `builds: all : &gcc`
+    #[arg(long, value_name = "FILE")]
+    overrides: Option<PathBuf>,
     /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
@@ -126,21 +129,28 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     if let Some(priority) = options.priority {
         body["priority"] = json!(priority);
     }
+    if let Some(path) = &options.overrides {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        body["overrides"] = json!(text);
+    }
     let submission = api.submit(&body).await?;
 
     let mut builds = submission.builds;
     if !options.json {
         for build in &builds {
+            let configuration = described(&build.configuration, &build.package_configuration);
             eprintln!(
-                "queued {}/{} for {} as build {}",
-                build.package, build.version, build.configuration, build.id
+                "queued {}/{} for {configuration} as build {}",
+                build.package, build.version, build.id
             );
         }
+        for out in &submission.excluded {
+            let configuration = described(&out.configuration, &out.package_configuration);
+            eprintln!("left out {configuration}: {}", out.why);
+        }
         if builds.is_empty() {
-            eprintln!(
-                "submission {}: no configuration builds this package",
-                submission.id
-            );
+            eprintln!("submission {}: there is nothing to build", submission.id);
         }
     }
     if options.follow {
@@ -169,6 +179,14 @@ fn name_and_version(text: &str) -> Result<(String, String), String> {
             Ok((name.to_string(), version.to_string()))
         }
         _ => Err("it is not NAME/VERSION, as in libhello/1.0.0".to_string()),
+    }
+}
+
+/// A target configuration, and the package's where that is not the one that all have.
+fn described(configuration: &str, of_package: &str) -> String {
+    match of_package {
+        "" | "default" => configuration.to_owned(),
+        other => format!("{configuration} ({other})"),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use crate::http::App;
 use crate::http::problem::Problem;
+use crate::package::Package;
+use crate::source::peek::{self, Bounds, PeekError};
 use crate::source::{Repository, Source, git, is_sha256};
 
 /// Longest URL, in bytes.
@@ -80,4 +82,45 @@ pub(super) async fn resolve(app: &App, source: Source) -> Result<Source, Problem
             }
         }
     }
+}
+
+/// What the package says of its builds: in the manifest at the root of its sources, where the controller has them, and in what the
+/// submission puts in the place of that.
+pub(super) async fn of_package(
+    app: &App,
+    source: &Source,
+    overrides: Option<&str>,
+) -> Result<Package, Problem> {
+    let archive = source
+        .archive()
+        .and_then(|sha256| app.archives.path(sha256));
+    let mut package = match archive {
+        None => Package::default(),
+        Some(path) => {
+            let _slot = app
+                .peeks
+                .acquire()
+                .await
+                .map_err(|e| Problem::internal("look into an archive", &e))?;
+            // A task of its own: reading gigabytes must not be where other requests wait.
+            tokio::task::spawn_blocking(move || match peek::manifest(&path, Bounds::default()) {
+                Ok(None) => Ok(Package::default()),
+                Ok(Some(text)) => Package::read(&text, peek::MANIFEST).map_err(|e| {
+                    Problem::bad(format!("the package's manifest cannot be read: {e}"))
+                }),
+                Err(e @ PeekError::Open(_)) => Err(Problem::internal("look into an archive", &e)),
+                Err(e) => Err(Problem::bad(format!(
+                    "the archive cannot be built from: {e}"
+                ))),
+            })
+            .await
+            .map_err(|e| Problem::internal("look into an archive", &e))??
+        }
+    };
+    if let Some(text) = overrides {
+        package = package
+            .overridden(text, "overrides")
+            .map_err(|e| Problem::bad(e.to_string()))?;
+    }
+    Ok(package)
 }

@@ -10,10 +10,11 @@ use bbot_manifest::PackageVersion;
 use serde::Deserialize;
 
 use super::auth::authorize;
-use super::source::resolve;
+use super::source::{of_package, resolve};
 use super::{id, json, view};
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
+use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
 use crate::store::{NewSubmission, Submitted};
@@ -32,6 +33,7 @@ struct Submit {
     configurations: Option<Vec<String>>,
     #[serde(default)]
     priority: i64,
+    overrides: Option<String>,
 }
 
 /// A package name that can stand in manifests, URLs and file names.
@@ -63,27 +65,25 @@ fn check_version(version: &str) -> Result<(), Problem> {
     }
 }
 
-/// Which configurations a submission is built in: all, or those named.
-fn configurations(app: &App, names: Option<&[String]>) -> Result<Vec<(String, String)>, Problem> {
+/// The names of target configurations that a submission may be built in are in the buildtab.
+fn check_configurations(app: &App, names: Option<&[String]>) -> Result<(), Problem> {
     let buildtab = app.buildtab();
     let all = buildtab.configurations();
-    if let Some(names) = names {
-        if names.is_empty() {
-            return Err(Problem::bad(
-                "\"configurations\" names none; leave it out for all",
-            ));
-        }
-        if let Some(unknown) = names.iter().find(|n| !all.iter().any(|c| &c.name == *n)) {
-            return Err(Problem::bad(format!(
-                "there is no configuration {unknown:?} in the buildtab"
-            )));
-        }
+    if all.is_empty() {
+        return Err(Problem::bad("the buildtab has no configurations"));
     }
-    Ok(all
-        .iter()
-        .filter(|c| names.is_none_or(|n| n.contains(&c.name)))
-        .map(|c| (c.name.clone(), c.target.clone()))
-        .collect())
+    let Some(names) = names else { return Ok(()) };
+    if names.is_empty() {
+        return Err(Problem::bad(
+            "\"configurations\" names none; leave it out for all",
+        ));
+    }
+    match names.iter().find(|n| !all.iter().any(|c| &c.name == *n)) {
+        None => Ok(()),
+        Some(unknown) => Err(Problem::bad(format!(
+            "there is no configuration {unknown:?} in the buildtab"
+        ))),
+    }
 }
 
 /// `POST /api/v1/submissions`.
@@ -107,18 +107,19 @@ async fn keep_submission(
     check_name(&submit.name)?;
     check_version(&submit.version)?;
     let priority = Priority::new(submit.priority).map_err(|e| Problem::bad(e.to_string()))?;
-    let configurations = configurations(&app, submit.configurations.as_deref())?;
-    if configurations.is_empty() {
-        return Err(Problem::bad("the buildtab has no configurations").into());
-    }
+    let chosen = submit.configurations.as_deref();
+    check_configurations(&app, chosen)?;
     let source = resolve(&app, submit.source).await?;
+    let package = of_package(&app, &source, submit.overrides.as_deref()).await?;
+    let plan = plan(&package, &app.buildtab(), chosen).map_err(|e| Problem::bad(e.to_string()))?;
     let new = NewSubmission {
         name: &submit.name,
         version: &submit.version,
         source: &source,
-        configurations: &configurations,
         asker: &app.asker(token::SUBMITTER),
         priority,
+        particulars: &package.particulars(),
+        plan: &plan,
     };
     let Submitted {
         submission,
@@ -127,10 +128,11 @@ async fn keep_submission(
     } = app.store.submit(new, app.now()).await?;
     tracing::info!(
         submission.id,
-        "{} {} is submitted: {} build(s) queued",
+        "{} {} is submitted: {} build(s) queued, {} left out",
         submission.name,
         submission.version,
-        builds.len()
+        builds.len(),
+        plan.excluded.len()
     );
     app.figures.submitted(builds.len());
     for build in &builds {
@@ -138,7 +140,7 @@ async fn keep_submission(
     }
     Ok(json(
         StatusCode::CREATED,
-        &view::submission(&submission, &builds, &base.0),
+        &view::submission(&submission, &builds, &plan.excluded, &base.0),
     ))
 }
 
@@ -155,8 +157,9 @@ pub(super) async fn get(
         .await?
         .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
     let builds = app.store.builds_of(id).await?;
+    let excluded = app.store.excluded(id).await?;
     Ok(json(
         StatusCode::OK,
-        &view::submission(&submission, &builds, &base.0),
+        &view::submission(&submission, &builds, &excluded, &base.0),
     ))
 }

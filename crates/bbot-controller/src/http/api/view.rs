@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::package::plan::Excluded;
 use crate::queue::State;
 use crate::store::{Attempt, Build, Submission};
 
@@ -17,6 +18,7 @@ pub(super) fn build(build: &Build, base: &str) -> Value {
         "version": build.version,
         "configuration": build.configuration,
         "target": build.target,
+        "package_configuration": build.package_configuration,
         "machine": build.machine.as_ref().filter(|_| !waiting),
         "machine_summary": build.machine_summary.as_ref().filter(|_| !waiting),
         "toolchain": match (&build.toolchain_name, &build.toolchain_version) {
@@ -60,8 +62,13 @@ pub(super) fn attempt(attempt: &Attempt) -> Value {
     })
 }
 
-/// A submission with its builds.
-pub(super) fn submission(submission: &Submission, builds: &[Build], base: &str) -> Value {
+/// A submission with its builds, and those that it has not.
+pub(super) fn submission(
+    submission: &Submission,
+    builds: &[Build],
+    excluded: &[Excluded],
+    base: &str,
+) -> Value {
     json!({
         "id": submission.id.to_string(),
         "name": submission.name,
@@ -71,6 +78,7 @@ pub(super) fn submission(submission: &Submission, builds: &[Build], base: &str) 
         "submitter": submission.submitter,
         "priority": submission.priority.number(),
         "builds": builds.iter().map(|b| build(b, base)).collect::<Vec<_>>(),
+        "excluded": excluded,
         "url": format!("{base}/submissions/{}", submission.id),
     })
 }

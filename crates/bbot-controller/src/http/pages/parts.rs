@@ -6,6 +6,7 @@ use bbot_manifest::Status;
 use super::sign;
 use crate::clock::Millis;
 use crate::http::{App, params};
+use crate::package;
 use crate::queue::State;
 use crate::roll::Doing;
 use crate::source::Source;
@@ -120,6 +121,8 @@ pub(super) struct Row {
     pub(super) version: String,
     pub(super) configuration: String,
     pub(super) target: String,
+    /// The package configuration, where it is not the one that all have.
+    pub(super) variant: Option<String>,
     pub(super) machine: Option<String>,
     pub(super) agent: Option<String>,
     pub(super) queued: String,
@@ -141,6 +144,8 @@ impl Row {
             version: build.version.clone(),
             configuration: build.configuration.clone(),
             target: build.target.clone(),
+            variant: Some(build.package_configuration.clone())
+                .filter(|name| name != package::DEFAULT),
             machine: build.machine.clone().filter(|_| !waiting),
             agent: build.agent.clone().filter(|_| !waiting),
             queued: time(build.queued),

@@ -1,0 +1,472 @@
+//! Reading a package's manifest: only what is said of builds, since the rest is for its worker.
+//!
+//! A submission may put values of its own in the place of those of the manifest, as the original's CI requests do: what it says of
+//! classes and patterns counts in the place of all that the manifest says of them.
+
+use std::mem;
+
+use bbot_manifest::{ManifestError, Pair, ParseError, Position, split_comment};
+
+use super::classes::Expression;
+use super::constraint::Constraint;
+use super::{DEFAULT, Package, PackageConfiguration};
+
+/// The largest manifest of a package, in bytes.
+pub const LARGEST: usize = 256 << 10;
+
+/// Package configurations of a package, at most.
+const CONFIGURATIONS: usize = 64;
+
+/// Classes that all of a package's expressions name, and constraints of all of its configurations, at most: each is looked at for
+/// each target configuration.
+const TERMS: usize = 256;
+
+/// Values of `requires`, at most.
+const REQUIREMENTS: usize = 64;
+
+/// Longest name of a package configuration, in bytes.
+const NAME: usize = 128;
+
+/// Longest arguments of a package configuration, in bytes.
+const ARGUMENTS: usize = 32 << 10;
+
+/// A value that has to do with builds; empty where it is said of the package, else the package configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name<'a> {
+    Builds(&'a str),
+    Constraint(&'a str, Excludes),
+    Arguments(&'a str),
+    Requires,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Excludes {
+    Yes,
+    No,
+}
+
+impl<'a> Name<'a> {
+    fn of(name: &'a str) -> Option<Self> {
+        let owner = |value: &str| match name.strip_suffix(value)? {
+            "" => Some(""),
+            before => before.strip_suffix('-').filter(|owner| !owner.is_empty()),
+        };
+        if name == "requires" {
+            Some(Self::Requires)
+        } else if let Some(owner) = owner("build-include") {
+            Some(Self::Constraint(owner, Excludes::No))
+        } else if let Some(owner) = owner("build-exclude") {
+            Some(Self::Constraint(owner, Excludes::Yes))
+        } else if let Some(owner) = owner("build-config").filter(|owner| !owner.is_empty()) {
+            Some(Self::Arguments(owner))
+        } else {
+            owner("builds").map(Self::Builds)
+        }
+    }
+}
+
+fn fail<T>(at: Position, what: impl Into<String>) -> Result<T, ParseError> {
+    Err(ParseError {
+        line: at.line,
+        column: at.column,
+        what: what.into(),
+    })
+}
+
+fn invalid<T>(pair: &Pair, why: impl std::fmt::Display) -> Result<T, ParseError> {
+    fail(
+        pair.value_position,
+        format!("invalid package {}: {why}", pair.name),
+    )
+}
+
+/// Whether a text is meant to be a manifest: it begins with its format's version. Others have files of that name, too.
+#[must_use]
+pub fn is_manifest(text: &[u8]) -> bool {
+    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let first = lines.find_map(|line| {
+        let line = line.trim_ascii_start();
+        line.first().filter(|byte| **byte != b'#')
+    });
+    first == Some(&b':')
+}
+
+impl Package {
+    /// Reads a package's manifest; `source` is its name in errors. What is not said of builds is passed over.
+    ///
+    /// # Errors
+    /// It is no manifest, or a value that has to do with builds is wrong: told with line and column.
+    pub fn read(text: &[u8], source: &str) -> Result<Self, ManifestError> {
+        let read = || {
+            let manifests = bbot_manifest::parse(text)?;
+            let mut package = Self::default();
+            for pair in manifests
+                .iter()
+                .take(1)
+                .flat_map(|manifest| &manifest.pairs)
+            {
+                if let Some(name) = Name::of(&pair.name) {
+                    package.add(name, pair)?;
+                }
+            }
+            package.check()
+        };
+        read().map_err(|e| e.in_source(source))
+    }
+
+    /// Puts values in the place of the manifest's: a text of a manifest's values, with the version of the format at its beginning or
+    /// without.
+    ///
+    /// # Errors
+    /// It cannot be read, or has a value that has nothing to do with builds: told with line and column.
+    pub fn overridden(self, text: &str, source: &str) -> Result<Self, ManifestError> {
+        let added = !is_manifest(text.as_bytes());
+        let read = || {
+            let whole = if added {
+                format!(": 1\n{text}")
+            } else {
+                text.to_owned()
+            };
+            let manifests = bbot_manifest::parse(whole.as_bytes())?;
+            let pairs: Vec<&Pair> = manifests.iter().flat_map(|m| &m.pairs).collect();
+            let mut named = Vec::with_capacity(pairs.len());
+            for pair in pairs {
+                let Some(name) = Name::of(&pair.name) else {
+                    return fail(
+                        pair.name_position,
+                        format!(
+                            "`{}` cannot be overridden: builds, build-include, build-exclude, <configuration>-builds and so on, \
+                             <configuration>-build-config and requires can",
+                            pair.name
+                        ),
+                    );
+                };
+                named.push((name, pair));
+            }
+            let mut package = self;
+            for (name, _) in &named {
+                package.forget(*name);
+            }
+            for (name, pair) in named {
+                package.add(name, pair)?;
+            }
+            package.check()
+        };
+        read().map_err(|mut e| {
+            // The line that is not in their text does not count.
+            e.line = e.line.saturating_sub(u64::from(added)).max(1);
+            e.in_source(source)
+        })
+    }
+
+    fn configuration(
+        &mut self,
+        name: &str,
+        pair: &Pair,
+    ) -> Result<&mut PackageConfiguration, ParseError> {
+        let found = self.configurations.iter().position(|c| c.name == name);
+        let at = match found {
+            Some(at) => at,
+            None => {
+                let good = name.len() <= NAME
+                    && name
+                        .chars()
+                        .all(|c| c.is_ascii_alphanumeric() || "_+.-".contains(c));
+                if !good {
+                    return fail(
+                        pair.name_position,
+                        format!(
+                            "the package configuration's name has other than letters, digits and _ + . -, or is longer than {NAME}"
+                        ),
+                    );
+                }
+                self.configurations.push(PackageConfiguration::named(name));
+                self.configurations.len() - 1
+            }
+        };
+        Ok(&mut self.configurations[at])
+    }
+
+    fn add(&mut self, name: Name<'_>, pair: &Pair) -> Result<(), ParseError> {
+        match name {
+            Name::Requires => self.requires.push(pair.value.clone()),
+            Name::Builds(owner) => {
+                let expression = match Expression::parse(&pair.name, &pair.value) {
+                    Ok(expression) => expression,
+                    Err(e) => return invalid(pair, e),
+                };
+                let builds = match owner {
+                    "" => &mut self.builds,
+                    owner => &mut self.configuration(owner, pair)?.builds,
+                };
+                if !expression.underlying.is_empty() && !builds.is_empty() {
+                    return invalid(
+                        pair,
+                        "only the first of several can have classes before the `:`",
+                    );
+                }
+                builds.push(expression);
+            }
+            Name::Constraint(owner, excludes) => {
+                let constraint =
+                    Constraint::parse(&pair.name, &pair.value, excludes == Excludes::Yes);
+                let constraint = match constraint {
+                    Ok(constraint) => constraint,
+                    Err(e) => return invalid(pair, e),
+                };
+                match owner {
+                    "" => self.constraints.push(constraint),
+                    owner => self
+                        .configuration(owner, pair)?
+                        .constraints
+                        .push(constraint),
+                }
+            }
+            Name::Arguments(owner) => {
+                let configuration = self.configuration(owner, pair)?;
+                if configuration.arguments.is_some() {
+                    return fail(
+                        pair.name_position,
+                        format!("`{}` occurs more than once", pair.name),
+                    );
+                }
+                let (arguments, _) = split_comment(&pair.value);
+                let arguments = arguments.trim();
+                if arguments.len() > ARGUMENTS {
+                    return invalid(pair, format!("longer than {ARGUMENTS} characters"));
+                }
+                configuration.arguments = Some(arguments.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what counts no more when somebody else says a value of this name.
+    fn forget(&mut self, name: Name<'_>) {
+        let of = |owner: &str, configuration: &PackageConfiguration| {
+            owner.is_empty() || owner == configuration.name
+        };
+        match name {
+            Name::Builds(owner) | Name::Constraint(owner, _) => {
+                if owner.is_empty() {
+                    self.builds.clear();
+                    self.constraints.clear();
+                }
+                for configuration in self.configurations.iter_mut().filter(|c| of(owner, c)) {
+                    configuration.builds.clear();
+                    configuration.constraints.clear();
+                }
+            }
+            Name::Arguments(owner) => {
+                for configuration in self.configurations.iter_mut().filter(|c| of(owner, c)) {
+                    configuration.arguments = None;
+                }
+            }
+            Name::Requires => self.requires.clear(),
+        }
+    }
+
+    /// It is not more than is reasonable; `default` is the first of its configurations.
+    fn check(mut self) -> Result<Self, ParseError> {
+        let many = |what: &str, most: usize| {
+            fail(
+                Position::START,
+                format!("the package has more than {most} {what}"),
+            )
+        };
+        let own = |c: &PackageConfiguration| {
+            c.constraints.len() + c.builds.iter().map(Expression::size).sum::<usize>()
+        };
+        let terms: usize = self.configurations.iter().map(own).sum();
+        let common: usize = self.builds.iter().map(Expression::size).sum();
+        if self.configurations.len() > CONFIGURATIONS {
+            return many("package configurations", CONFIGURATIONS);
+        }
+        if terms + common + self.constraints.len() > TERMS {
+            return many("classes and patterns of target configurations", TERMS);
+        }
+        if self.requires.len() > REQUIREMENTS {
+            return many("requirements", REQUIREMENTS);
+        }
+        // Without anything to configure it with it is the same as none.
+        for configuration in &mut self.configurations {
+            configuration.arguments =
+                mem::take(&mut configuration.arguments).filter(|a| !a.is_empty());
+        }
+        debug_assert_eq!(self.configurations[0].name, DEFAULT);
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Result<Package, String> {
+        Package::read(text.as_bytes(), "manifest").map_err(|e| e.to_string())
+    }
+
+    const MANIFEST: &str = ": 1\nname: libfoo\nversion: 1.2.3\nsummary: Foo\nrequires: c++14\nrequires: host\n\
+        builds: all\nbuild-exclude: windows** ; No.\nbuild-email: a@b\n\
+        cache-build-config:\\\nconfig.libfoo.cache=true\nconfig.libfoo.buffer=4096\n;\nEnable caching.\n\\\n\
+        cache-builds: linux\nsys-build-config: ?sys:libz; Test with system dependencies.\nsys-build-include: linux**\n\
+        sys-build-email:\nbuild-config: x\nbuild-auxiliary: *-pg\n";
+
+    #[test]
+    fn what_is_said_of_builds() {
+        let package = read(MANIFEST).unwrap();
+        let names: Vec<(&str, Option<&str>)> = package
+            .configurations
+            .iter()
+            .map(|c| (c.name.as_str(), c.arguments.as_deref()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("default", None),
+                (
+                    "cache",
+                    Some("config.libfoo.cache=true\nconfig.libfoo.buffer=4096")
+                ),
+                ("sys", Some("?sys:libz")),
+            ]
+        );
+        assert_eq!((package.builds.len(), package.constraints.len()), (1, 1));
+        assert_eq!(package.configurations[1].builds.len(), 1);
+        assert_eq!(package.configurations[2].constraints.len(), 1);
+        assert_eq!(package.requires, ["c++14", "host"]);
+        let particulars = package.particulars();
+        assert_eq!(
+            particulars.of("sys").unwrap().arguments.as_deref(),
+            Some("?sys:libz")
+        );
+        assert_eq!(particulars.of("default"), None);
+        let json = serde_json::to_string(&particulars).unwrap();
+        assert_eq!(
+            serde_json::from_str::<super::super::Particulars>(&json).unwrap(),
+            particulars
+        );
+        assert_eq!(
+            serde_json::to_string(&Package::default().particulars()).unwrap(),
+            "{}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        for (text, expected) in [
+            (
+                "name: x\n",
+                "manifest:1:1: error: format version pair expected",
+            ),
+            (
+                ": 1\nbuilds: all\nbuilds: default : -gcc\n",
+                "manifest:3:9: error: invalid package builds: only the first of several can have classes before the `:`",
+            ),
+            (
+                ": 1\n\nx-builds: +\n",
+                "manifest:3:11: error: invalid package x-builds: a class or `(` expected behind `+`",
+            ),
+            (
+                ": 1\nbuild-exclude: /t\n",
+                "manifest:2:16: error: invalid package build-exclude: expected <configuration-pattern>[/<target-pattern>]",
+            ),
+            (
+                ": 1\nx-build-config: a\nx-build-config: b\n",
+                "manifest:3:1: error: `x-build-config` occurs more than once",
+            ),
+            (
+                ": 1\nx/y-builds: all\n",
+                "manifest:2:1: error: the package configuration's name has other than letters, digits and _ + . -, or is longer than 128",
+            ),
+        ] {
+            assert_eq!(read(text).unwrap_err(), expected, "{text:?}");
+        }
+        let many = |line: &dyn Fn(usize) -> String| {
+            format!(": 1\n{}", (0..300).map(line).collect::<String>())
+        };
+        for (text, expected) in [
+            (
+                many(&|n| format!("c{n}-build-config: a\n")),
+                "64 package configurations",
+            ),
+            (
+                many(&|n| format!("build-exclude: c{n}\n")),
+                "256 classes and patterns",
+            ),
+            (
+                many(&|_| "builds: +a\n".to_owned()),
+                "256 classes and patterns",
+            ),
+            (many(&|n| format!("requires: c{n}\n")), "64 requirements"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.contains(&format!("more than {expected}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_files_of_that_name_are_none() {
+        for (text, expected) in [
+            ("\n # c\n: 1\n", true),
+            (": 1", true),
+            (":", true),
+            ("Manifest-Version: 1.0\r\n", false),
+            ("{\"name\": 1}", false),
+            ("", false),
+            ("# only\n", false),
+        ] {
+            assert_eq!(is_manifest(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_submission_overrides_what_the_manifest_says() {
+        let over = |text: &str| read(MANIFEST).unwrap().overridden(text, "overrides");
+        let package = over("builds: default\n").unwrap();
+        assert_eq!((package.builds.len(), package.constraints.len()), (1, 0));
+        assert!(
+            package
+                .configurations
+                .iter()
+                .all(|c| c.builds.is_empty() && c.constraints.is_empty())
+        );
+        assert_eq!(package.configurations.len(), 3);
+        let package =
+            over(": 1\ncache-build-exclude: **\ncache-build-config: a=b\nrequires: x\n").unwrap();
+        assert_eq!((package.builds.len(), package.constraints.len()), (1, 1));
+        let cache = &package.configurations[1];
+        assert_eq!((cache.builds.len(), cache.constraints.len()), (0, 1));
+        assert_eq!(cache.arguments.as_deref(), Some("a=b"));
+        assert_eq!(package.requires, ["x"]);
+        assert_eq!(over("").unwrap(), read(MANIFEST).unwrap());
+        for (text, expected) in [
+            (
+                "name: x",
+                "overrides:1:1: error: `name` cannot be overridden: ",
+            ),
+            (
+                "builds: all\nbuilds: &",
+                "overrides:2:9: error: invalid package builds: ",
+            ),
+            (
+                ": 2\n",
+                "overrides:1:3: error: unsupported format version 2",
+            ),
+        ] {
+            let error = over(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(: 1\n)?([a-c]{0,2}-?(builds|build-exclude|build-config|requires|x): ?[a-c+:&;(]{0,6}\n){0,8}") {
+            if let Ok(package) = Package::read(text.as_bytes(), "m") {
+                prop_assert_eq!(package.configurations[0].name.as_str(), DEFAULT);
+            }
+            let _ = Package::default().overridden(&text, "o");
+        }
+    }
+}
