@@ -308,7 +308,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/style.css", get(pages::style))
         .route("/healthz", get(metrics::health))
         .route("/metrics", get(metrics::metrics))
-        .nest("/api/v1", api::routes())
+        .nest("/api/v1", api::router())
         .fallback(unknown)
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&app),

@@ -149,7 +149,7 @@ pub(super) async fn builds(
             })
             .cloned()
             .collect();
-        let (filter, _) = api::builds::filter(&known)?;
+        let (filter, _) = api::builds::filter(known.clone())?;
         let (found, next) = api::builds::page(app, &filter, PAGE).await?;
         let (queued, building) = app.store.counts().await?;
         let now = app.now();

@@ -7,6 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bbot_manifest::sanitize;
 
+use super::api::document::Refusal;
 use crate::store::StoreError;
 
 /// Most bytes of a requester's text in a line of the log.
@@ -141,7 +142,7 @@ impl IntoResponse for Plain {
 impl IntoResponse for Json {
     fn into_response(self) -> Response {
         let Problem { status, sentence } = self.0;
-        let body = serde_json::json!({ "error": sentence }).to_string();
+        let body = serde_json::to_string(&Refusal { error: sentence }).unwrap_or_default();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         tell_when(&mut response);

@@ -20,7 +20,7 @@ pub struct Planned {
 }
 
 /// A build that there will not be. Kept with the submission.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Excluded {
     /// Name of the target configuration.
     pub configuration: String,

@@ -7,9 +7,10 @@ pub mod peek;
 mod reach;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The source of a submission, in the JSON form of the API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
     /// An archive that was put here before: its SHA-256.
@@ -21,7 +22,7 @@ pub enum Source {
 }
 
 /// A commit in a git repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Git {
     /// Where the repository is; https only.
@@ -30,11 +31,12 @@ pub struct Git {
     pub commit: String,
     /// The archive that the controller made of it; not part of a request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub archive: Option<String>,
 }
 
 /// A package repository of the original.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
     /// Where it is.

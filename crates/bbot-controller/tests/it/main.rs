@@ -6,6 +6,7 @@ mod agents;
 mod api;
 mod challenge;
 mod cluster;
+mod document;
 mod follow;
 mod git;
 mod hostile;

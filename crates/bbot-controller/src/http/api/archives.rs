@@ -6,15 +6,38 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::auth::authorize;
+use super::document::Makes;
 use super::json;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, body};
 use crate::source::archives::{ArchiveError, Put};
 use crate::source::is_sha256;
 
-/// `PUT /api/v1/archives/<sha256>`.
+/// An archive that is here.
+#[derive(Debug, Serialize, ToSchema)]
+struct Archive {
+    /// Its SHA-256.
+    archive: String,
+}
+
+/// Puts the source of a package here: a tar archive, packed by gzip.
+#[utoipa::path(
+    put,
+    path = "/archives/{sha256}",
+    tag = "submissions",
+    params(("sha256" = String, Path, description = "What its SHA-256 is", pattern = "^[0-9a-f]{64}$")),
+    request_body(content = Vec<u8>, content_type = "application/gzip"),
+    responses(
+        (status = 201, description = "It is new", body = Archive),
+        (status = 200, description = "It was here already", body = Archive),
+        Makes
+    ),
+    security(("token" = ["submit"]))
+)]
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     Path(sha256): Path<String>,
@@ -65,7 +88,12 @@ fn answer(sha256: &str, put: Put) -> Response {
         Put::New => StatusCode::CREATED,
         Put::Known => StatusCode::OK,
     };
-    json(status, &serde_json::json!({ "archive": sha256 }))
+    json(
+        status,
+        &Archive {
+            archive: sha256.to_owned(),
+        },
+    )
 }
 
 fn problem(error: &ArchiveError) -> Problem {

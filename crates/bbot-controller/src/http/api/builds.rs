@@ -5,48 +5,58 @@ use std::sync::Arc;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
-use super::{id, json, view};
+use super::document::{Finds, Lists};
+use super::paging::{self, Limit};
+use super::view::{self, BuildWithAttempts};
+use super::{id, json};
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, params};
 use crate::store::{Build, Filter};
 
-/// Builds of a list when no number is asked for, and at most.
-const PAGE: i64 = 50;
-const PAGE_LIMIT: i64 = 500;
-
 /// Attempts that a build is shown with.
 pub(in crate::http) const ATTEMPTS: i64 = 20;
 
-/// The filter in a list's parameters. Empty ones are as good as absent: that is how a form sends them.
-pub(in crate::http) fn filter(parameters: &[(String, String)]) -> Result<(Filter, i64), Problem> {
-    let mut filter = Filter::default();
-    let mut limit = PAGE;
-    for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
-        let bad = |e: &dyn std::fmt::Display| Problem::bad(format!("parameter {name}: {e}"));
-        match name.as_str() {
-            "package" => filter.package = Some(value.clone()),
-            "configuration" => filter.configuration = Some(value.clone()),
-            "state" => filter.state = Some(value.parse().map_err(|e| bad(&e))?),
-            "status" => filter.status = Some(value.parse().map_err(|e| bad(&e))?),
-            "before" => {
-                let cursor = value
-                    .parse()
-                    .map_err(|_| bad(&"not a cursor of this list"))?;
-                filter.before = Some(cursor);
-            }
-            "limit" => {
-                limit = value
-                    .parse()
-                    .ok()
-                    .filter(|n| (1..=PAGE_LIMIT).contains(n))
-                    .ok_or_else(|| bad(&format_args!("from 1 to {PAGE_LIMIT}")))?;
-            }
-            other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
-        }
-    }
-    Ok((filter, limit))
+/// Which builds a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct Wanted {
+    /// Name of the package, with the wildcards `*` and `?`.
+    package: Option<String>,
+    /// Name of the configuration, with the wildcards `*` and `?`.
+    configuration: Option<String>,
+    state: Option<view::State>,
+    /// Only of builds that are built.
+    status: Option<view::Status>,
+    /// `next` of the page before.
+    before: Option<String>,
+    #[param(inline)]
+    limit: Limit,
+}
+
+/// One page of builds, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+struct Builds {
+    builds: Vec<view::Build>,
+    /// `before` of the next page; null at the end.
+    next: Option<String>,
+}
+
+/// The filter in a list's parameters, and how many builds are wanted.
+pub(in crate::http) fn filter(parameters: Vec<(String, String)>) -> Result<(Filter, i64), Problem> {
+    let wanted: Wanted = params::read(params::without_empty(parameters))?;
+    let before = wanted.before.as_deref().map(paging::number).transpose()?;
+    let filter = Filter {
+        package: wanted.package,
+        configuration: wanted.configuration,
+        state: wanted.state.map(Into::into),
+        status: wanted.status.map(Into::into),
+        before,
+    };
+    Ok((filter, wanted.limit.into()))
 }
 
 /// One page of builds and where the next one begins.
@@ -55,27 +65,30 @@ pub(in crate::http) async fn page(
     filter: &Filter,
     limit: i64,
 ) -> Result<(Vec<Build>, Option<i64>), Problem> {
-    let mut builds = app.store.builds(filter, limit + 1).await?;
-    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = builds.len() > wanted;
-    builds.truncate(wanted);
-    let next = builds.last().filter(|_| more).map(|b| b.position);
-    Ok((builds, next))
+    let builds = app.store.builds(filter, limit + 1).await?;
+    Ok(paging::page(builds, limit, |build| build.position))
 }
 
-/// `GET /api/v1/builds`.
+/// Builds, newest first.
+#[utoipa::path(
+    get,
+    path = "/builds",
+    tag = "builds",
+    params(Wanted),
+    responses((status = 200, description = "A page of them", body = Builds), Lists)
+)]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Json> {
-    let (filter, limit) = filter(&params::parse(&query.unwrap_or_default()))?;
+    let (filter, limit) = filter(params::parse(&query.unwrap_or_default()))?;
     let (builds, next) = page(&app, &filter, limit).await?;
-    let builds: Vec<Value> = builds.iter().map(|b| view::build(b, &base.0)).collect();
-    Ok(json(
-        StatusCode::OK,
-        &json!({ "builds": builds, "next": next.map(|n| n.to_string()) }),
-    ))
+    let answer = Builds {
+        builds: builds.iter().map(|b| view::Build::of(b, &base.0)).collect(),
+        next: next.map(|n| n.to_string()),
+    };
+    Ok(json(StatusCode::OK, &answer))
 }
 
 /// The build that a path names.
@@ -87,7 +100,14 @@ pub(in crate::http) async fn find(app: &App, text: &str) -> Result<Build, Proble
         .ok_or_else(|| Problem::not_found(format_args!("build {id}")))
 }
 
-/// `GET /api/v1/builds/<id>`.
+/// One build.
+#[utoipa::path(
+    get,
+    path = "/builds/{id}",
+    tag = "builds",
+    params(("id" = view::Id, Path, description = "Its number")),
+    responses((status = 200, description = "It", body = BuildWithAttempts), Finds)
+)]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
@@ -98,9 +118,11 @@ pub(super) async fn get(
 }
 
 /// A build with its attempts: what its page shows.
-pub(super) async fn whole(app: &App, build: &Build, base: &Base) -> Result<Value, Problem> {
-    let mut value = view::build(build, &base.0);
+pub(super) async fn whole(
+    app: &App,
+    build: &Build,
+    base: &Base,
+) -> Result<BuildWithAttempts, Problem> {
     let attempts = app.store.attempts(build.id, ATTEMPTS).await?;
-    value["attempts"] = attempts.iter().map(view::attempt).collect();
-    Ok(value)
+    Ok(BuildWithAttempts::of(build, &attempts, &base.0))
 }

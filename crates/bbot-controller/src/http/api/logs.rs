@@ -5,8 +5,12 @@ use std::sync::Arc;
 use axum::extract::{Path, RawQuery, State as Shared};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::builds::find;
+use super::document::Finds;
+use super::view::Id;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, follow, live, params};
 use crate::queue::State;
@@ -14,44 +18,34 @@ use crate::store::{Build, Log};
 
 /// The attempt that a page is asked of: the one named, else the last.
 pub(in crate::http) fn wanted_attempt(build: &Build, query: Option<&str>) -> Result<i64, Problem> {
-    match params::parse(query.unwrap_or_default()).as_slice() {
-        [] => Ok(build.attempt),
-        [(name, value)] if name == "attempt" => attempt_number(value),
-        [(name, _), ..] => Err(Problem::bad(format!("unknown parameter {name:?}"))),
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        attempt: Option<i64>,
     }
-}
-
-fn attempt_number(value: &str) -> Result<i64, Problem> {
-    value
-        .parse()
-        .map_err(|_| Problem::bad(format!("{value:?} is not the number of an attempt")))
+    let wanted: Wanted = params::read(params::parse(query.unwrap_or_default()))?;
+    Ok(wanted.attempt.unwrap_or(build.attempt))
 }
 
 /// What a log is asked for with.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 struct LogRequest {
+    /// Number of the attempt; the last one when it is absent.
+    #[param(minimum = 0)]
     attempt: Option<i64>,
+    /// Give the log of the attempt under way as it grows, as an event stream, until the build is built.
     follow: bool,
+    /// Follow from here: the id of an event.
+    #[param(pattern = "^[0-9]+\\.[0-9]+$")]
     from: Option<String>,
+    /// Give the log as it came while the attempt was under way, not that of its result.
     raw: bool,
 }
 
 fn log_request(query: Option<&str>) -> Result<LogRequest, Problem> {
-    let mut asked = LogRequest::default();
-    let flag = |name: &str, value: &str| match value {
-        "" | "1" => Ok(true),
-        "0" => Ok(false),
-        _ => Err(Problem::bad(format!("parameter {name}: 1 or 0"))),
-    };
-    for (name, value) in params::parse(query.unwrap_or_default()) {
-        match name.as_str() {
-            "attempt" => asked.attempt = Some(attempt_number(&value)?),
-            "follow" => asked.follow = flag(&name, &value)?,
-            "raw" => asked.raw = flag(&name, &value)?,
-            "from" => asked.from = Some(value),
-            other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
-        }
-    }
+    let asked: LogRequest = params::read(params::parse(query.unwrap_or_default()))?;
     if asked.follow && (asked.attempt.is_some() || asked.raw) {
         return Err(Problem::bad(
             "follow is of the attempt under way, as it comes: without attempt and raw",
@@ -148,7 +142,23 @@ fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
-/// `GET /api/v1/builds/<id>/log`.
+/// The log of a build. A line with its name goes before the log of each operation.
+#[utoipa::path(
+    get,
+    path = "/builds/{id}/log",
+    tag = "logs",
+    params(
+        ("id" = Id, Path, description = "Number of the build"),
+        LogRequest
+    ),
+    responses(
+        (status = 200, description = "The log", content(
+            (String = "text/plain"),
+            (String = "text/event-stream")
+        )),
+        Finds
+    )
+)]
 pub(super) async fn whole(
     Shared(app): Shared<Arc<App>>,
     Path(text): Path<String>,
@@ -158,7 +168,24 @@ pub(super) async fn whole(
     Ok(log_of(&app, &text, None, query.as_deref(), &headers).await?)
 }
 
-/// `GET /api/v1/builds/<id>/log/<operation>`.
+/// The log of one operation of a build.
+#[utoipa::path(
+    get,
+    path = "/builds/{id}/log/{operation}",
+    tag = "logs",
+    params(
+        ("id" = Id, Path, description = "Number of the build"),
+        ("operation" = String, Path, description = "Name of the operation", example = "update"),
+        LogRequest
+    ),
+    responses(
+        (status = 200, description = "The log", content(
+            (String = "text/plain"),
+            (String = "text/event-stream")
+        )),
+        Finds
+    )
+)]
 pub(super) async fn operation(
     Shared(app): Shared<Arc<App>>,
     Path((text, operation)): Path<(String, String)>,

@@ -5,7 +5,9 @@ mod archives;
 mod auth;
 pub(super) mod builds;
 mod configurations;
+pub(super) mod document;
 pub(super) mod logs;
+mod paging;
 pub(super) mod rebuild;
 mod source;
 mod submissions;
@@ -16,37 +18,47 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post, put};
-use serde_json::Value;
+use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::App;
 use super::problem::{Json, Problem};
 
 /// What is below `/api/v1`.
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/archives/{sha256}", put(archives::put))
-        .route("/submissions", post(submissions::submit))
-        .route("/submissions/{id}", get(submissions::get))
-        .route("/builds", get(builds::list))
-        .route("/builds/{id}", get(builds::get))
-        .route("/builds/{id}/log", get(logs::whole))
-        .route("/builds/{id}/log/{operation}", get(logs::operation))
-        .route("/builds/{id}/rebuild", post(rebuild::rebuild))
-        .route("/configurations", get(configurations::list))
-        .route("/agents", get(agents::list))
+pub(super) fn router() -> Router<Arc<App>> {
+    Router::from(routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
 }
 
+/// What there is, each with its description.
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(agents::list))
+        .routes(routes!(archives::put))
+        .routes(routes!(builds::list))
+        .routes(routes!(builds::get))
+        .routes(routes!(configurations::list))
+        .routes(routes!(document::get))
+        .routes(routes!(logs::whole))
+        .routes(routes!(logs::operation))
+        .routes(routes!(rebuild::rebuild))
+        .routes(routes!(submissions::submit))
+        .routes(routes!(submissions::get))
+}
+
 /// A JSON answer.
-fn json(status: StatusCode, value: &Value) -> Response {
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/json")],
-        format!("{value:#}\n"),
-    )
-        .into_response()
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => (
+            status,
+            [(header::CONTENT_TYPE, "application/json")],
+            format!("{text}\n"),
+        )
+            .into_response(),
+        Err(e) => Json(Problem::internal("write an answer", &e)).into_response(),
+    }
 }
 
 /// Reads a number out of a path: what is no number names nothing.

@@ -7,10 +7,13 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::auth::authorize;
 use super::builds::{find, whole};
+use super::document::Changes;
 use super::json;
+use super::view::{BuildWithAttempts, Id};
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
 use crate::queue::Rebuild;
@@ -20,10 +23,13 @@ use crate::token;
 /// Longest reason, in bytes.
 const REASON_LIMIT: usize = 1000;
 
-#[derive(Deserialize, Default)]
+/// What may be said about a rebuild.
+#[derive(Debug, Deserialize, Default, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RebuildRequest {
+    /// Why it is asked for; the build shows it.
     #[serde(default)]
+    #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
@@ -80,7 +86,16 @@ async fn queue_again(
         .ok_or_else(|| Problem::not_found(format_args!("build {}", build.id)))
 }
 
-/// `POST /api/v1/builds/<id>/rebuild`.
+/// Queues a build again, at the end of the queue; one that is building once its result is there.
+#[utoipa::path(
+    post,
+    path = "/builds/{id}/rebuild",
+    tag = "builds",
+    params(("id" = Id, Path, description = "Its number")),
+    request_body = inline(Option<RebuildRequest>),
+    responses((status = 200, description = "The build as it is now", body = BuildWithAttempts), Changes),
+    security(("token" = ["rebuild"]))
+)]
 pub(super) async fn rebuild(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,

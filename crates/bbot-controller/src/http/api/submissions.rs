@@ -8,10 +8,13 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bbot_manifest::PackageVersion;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::auth::authorize;
+use super::document::{Finds, Makes};
 use super::source::{of_package, resolve};
-use super::{id, json, view};
+use super::view::{Id, SubmissionWithBuilds};
+use super::{id, json};
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
 use crate::package::plan::plan;
@@ -23,16 +26,28 @@ use crate::token;
 /// Longest name and version, in bytes.
 const NAME_LIMIT: usize = 128;
 
-#[derive(Deserialize)]
+/// A package that is to be built.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Submit {
+    #[schema(
+        max_length = 128,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_+.-]*$",
+        example = "libhello"
+    )]
     name: String,
+    #[schema(max_length = 128, example = "1.2.3")]
     version: String,
     source: Source,
+    /// Names of lines of the buildtab; all of them when it is absent.
     #[serde(default)]
+    #[schema(min_items = 1)]
     configurations: Option<Vec<String>>,
+    /// From last to first.
     #[serde(default)]
+    #[schema(minimum = -2, maximum = 2, default = 0)]
     priority: i64,
+    /// Values of a package manifest that count in the place of its own.
     overrides: Option<String>,
 }
 
@@ -86,7 +101,18 @@ fn check_configurations(app: &App, names: Option<&[String]>) -> Result<(), Probl
     }
 }
 
-/// `POST /api/v1/submissions`.
+/// Submits a package: a build is queued for each configuration.
+#[utoipa::path(
+    post,
+    path = "/submissions",
+    tag = "submissions",
+    request_body = Submit,
+    responses(
+        (status = 201, description = "Its builds are queued", body = SubmissionWithBuilds),
+        Makes
+    ),
+    security(("token" = ["submit"]))
+)]
 pub(super) async fn submit(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
@@ -140,11 +166,18 @@ async fn keep_submission(
     }
     Ok(json(
         StatusCode::CREATED,
-        &view::submission(&submission, &builds, &plan.excluded, &base.0),
+        &SubmissionWithBuilds::of(&submission, &builds, plan.excluded, &base.0),
     ))
 }
 
-/// `GET /api/v1/submissions/<id>`.
+/// One submission.
+#[utoipa::path(
+    get,
+    path = "/submissions/{id}",
+    tag = "submissions",
+    params(("id" = Id, Path, description = "Its number")),
+    responses((status = 200, description = "It", body = SubmissionWithBuilds), Finds)
+)]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
@@ -160,6 +193,6 @@ pub(super) async fn get(
     let excluded = app.store.excluded(id).await?;
     Ok(json(
         StatusCode::OK,
-        &view::submission(&submission, &builds, &excluded, &base.0),
+        &SubmissionWithBuilds::of(&submission, &builds, excluded, &base.0),
     ))
 }

@@ -1,84 +1,365 @@
-//! Builds and submissions as the API shows them.
+//! Builds and submissions as the API shows them. What is not known yet is null.
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use crate::clock::Millis;
 use crate::package::plan::Excluded;
-use crate::queue::State;
-use crate::store::{Attempt, Build, Submission};
+use crate::source::Source;
+use crate::{queue, store};
 
-/// A build. Status, end and operations are those of its result: as long as it is not built they are not
-/// known yet, whatever an earlier attempt gave (`previous_status`).
-pub(super) fn build(build: &Build, base: &str) -> Value {
-    let built = build.state == State::Built;
-    let waiting = build.state == State::Queued;
-    json!({
-        "id": build.id.to_string(),
-        "submission": build.submission.to_string(),
-        "package": build.package,
-        "version": build.version,
-        "configuration": build.configuration,
-        "target": build.target,
-        "package_configuration": build.package_configuration,
-        "machine": build.machine.as_ref().filter(|_| !waiting),
-        "machine_summary": build.machine_summary.as_ref().filter(|_| !waiting),
-        "toolchain": match (&build.toolchain_name, &build.toolchain_version) {
-            (Some(name), Some(version)) if !waiting => json!({"name": name, "version": version}),
-            _ => Value::Null,
-        },
-        "agent": build.agent.as_ref().filter(|_| !waiting),
-        "state": build.state.as_str(),
-        "status": build.status.filter(|_| built).map(|s| s.to_string()),
-        "queued": build.queued.to_string(),
-        "started": build.started.filter(|_| !waiting).map(|t| t.to_string()),
-        "finished": build.finished.filter(|_| built).map(|t| t.to_string()),
-        "lease_until": build.lease_until.map(|t| t.to_string()),
-        "reason": build.reason,
-        "rebuild_asked": build.again,
-        "class": build.class.as_str(),
-        "priority": build.priority.number(),
-        "submitter": build.submitter,
-        "attempt": build.attempt,
-        "run": build.run,
-        "interrupts": build.interrupts,
-        "lapses": build.lapses,
-        "previous_status": build.status.filter(|_| !built).map(|s| s.to_string()),
-        "operations": if built { serde_json::to_value(&build.operations).unwrap_or_default() } else { json!([]) },
-        "url": format!("{base}/builds/{}", build.id),
-    })
+/// The number of something, as text: a number in JSON is not exact everywhere.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(into = "String")]
+#[schema(value_type = String, pattern = "^[1-9][0-9]*$", example = "17")]
+pub(super) struct Id(pub(super) i64);
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        id.0.to_string()
+    }
 }
 
-/// An attempt.
-pub(super) fn attempt(attempt: &Attempt) -> Value {
-    json!({
-        "number": attempt.number,
-        "status": attempt.status.to_string(),
-        "agent": attempt.agent,
-        "machine": attempt.machine,
-        "toolchain_version": attempt.toolchain_version,
-        "started": attempt.started.map(|t| t.to_string()),
-        "finished": attempt.finished.to_string(),
-        "late": attempt.late,
-        "operations": attempt.operations,
-    })
+/// A point in time, RFC 3339 in UTC with milliseconds.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(into = "String")]
+#[schema(value_type = String, format = DateTime, example = "2026-11-28T12:00:00.000Z")]
+pub(super) struct Time(pub(super) Millis);
+
+impl From<Time> for String {
+    fn from(time: Time) -> Self {
+        time.0.to_string()
+    }
 }
 
-/// A submission with its builds, and those that it has not.
-pub(super) fn submission(
-    submission: &Submission,
-    builds: &[Build],
-    excluded: &[Excluded],
-    base: &str,
-) -> Value {
-    json!({
-        "id": submission.id.to_string(),
-        "name": submission.name,
-        "version": submission.version,
-        "source": submission.source,
-        "submitted": submission.submitted.to_string(),
-        "submitter": submission.submitter,
-        "priority": submission.priority.number(),
-        "builds": builds.iter().map(|b| build(b, base)).collect::<Vec<_>>(),
-        "excluded": excluded,
-        "url": format!("{base}/submissions/{}", submission.id),
-    })
+/// Where a build stands.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    Queued,
+    Building,
+    Built,
+}
+
+impl From<queue::State> for State {
+    fn from(state: queue::State) -> Self {
+        match state {
+            queue::State::Queued => Self::Queued,
+            queue::State::Building => Self::Building,
+            queue::State::Built => Self::Built,
+        }
+    }
+}
+
+impl From<State> for queue::State {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Building => Self::Building,
+            State::Built => Self::Built,
+        }
+    }
+}
+
+/// Why a build is queued, or was.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Class {
+    Forced,
+    New,
+    Rebuild,
+}
+
+impl From<queue::order::Class> for Class {
+    fn from(class: queue::order::Class) -> Self {
+        use queue::order::Class as Given;
+        match class {
+            Given::Forced => Self::Forced,
+            Given::New => Self::New,
+            Given::Rebuild => Self::Rebuild,
+        }
+    }
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    Skip,
+    Success,
+    Warning,
+    Error,
+    Abort,
+    Abnormal,
+    Interrupt,
+}
+
+impl From<bbot_manifest::Status> for Status {
+    fn from(status: bbot_manifest::Status) -> Self {
+        use bbot_manifest::Status as Given;
+        match status {
+            Given::Skip => Self::Skip,
+            Given::Success => Self::Success,
+            Given::Warning => Self::Warning,
+            Given::Error => Self::Error,
+            Given::Abort => Self::Abort,
+            Given::Abnormal => Self::Abnormal,
+            Given::Interrupt => Self::Interrupt,
+        }
+    }
+}
+
+impl From<Status> for bbot_manifest::Status {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Skip => Self::Skip,
+            Status::Success => Self::Success,
+            Status::Warning => Self::Warning,
+            Status::Error => Self::Error,
+            Status::Abort => Self::Abort,
+            Status::Abnormal => Self::Abnormal,
+            Status::Interrupt => Self::Interrupt,
+        }
+    }
+}
+
+/// The toolchain of an agent.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Toolchain {
+    pub(super) name: String,
+    pub(super) version: String,
+}
+
+/// An operation of a result, without its log.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Operation {
+    /// Name, such as `update`.
+    name: String,
+    /// Its status; several words where the result says so.
+    status: String,
+    /// Length of its log.
+    log_bytes: u64,
+}
+
+/// Operations as they are shown.
+fn operations(all: &[store::Operation]) -> Vec<Operation> {
+    all.iter()
+        .map(|o| Operation {
+            name: o.name.clone(),
+            status: o.status.clone(),
+            log_bytes: o.log_bytes,
+        })
+        .collect()
+}
+
+/// One package version in one configuration.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Build {
+    id: Id,
+    /// The submission that it came with.
+    submission: Id,
+    package: String,
+    version: String,
+    configuration: String,
+    target: String,
+    /// Name of the package configuration.
+    package_configuration: String,
+    /// The machine that it is or was built on.
+    machine: Option<String>,
+    machine_summary: Option<String>,
+    toolchain: Option<Toolchain>,
+    /// The agent that has or had it.
+    agent: Option<String>,
+    state: State,
+    /// Only when it is built.
+    status: Option<Status>,
+    /// Why it is queued, or was.
+    class: Class,
+    /// How urgent it is within its class.
+    #[schema(minimum = -2, maximum = 2)]
+    priority: i64,
+    /// Who it was queued by.
+    submitter: String,
+    /// When it was last queued by a person.
+    queued: Time,
+    /// When its task was last handed out.
+    started: Option<Time>,
+    finished: Option<Time>,
+    /// Until when the agent has it, unless it renews that.
+    lease_until: Option<Time>,
+    /// Why a rebuild was asked for.
+    reason: Option<String>,
+    /// Whether it is queued again once the result is there that is under way.
+    rebuild_asked: bool,
+    /// The number of results so far.
+    attempt: i64,
+    /// The run (one handing out of its task) that is under way or was the last.
+    run: Option<i64>,
+    /// How often its task was given back since it was queued by a person.
+    interrupts: u32,
+    /// How often the lease of its task has lapsed since then.
+    lapses: u32,
+    /// What the last attempt gave, while the next is on its way.
+    previous_status: Option<Status>,
+    /// Of the result; empty until there is one.
+    operations: Vec<Operation>,
+    /// Its page.
+    url: String,
+}
+
+impl Build {
+    /// Status, end and operations are those of its result: as long as it is not built they are not known yet, whatever an
+    /// earlier attempt gave.
+    pub(super) fn of(build: &store::Build, base: &str) -> Self {
+        let built = build.state == queue::State::Built;
+        let begun = build.state != queue::State::Queued;
+        let status = build.status.map(Status::from);
+        let toolchain = build
+            .toolchain_name
+            .clone()
+            .zip(build.toolchain_version.clone());
+        Self {
+            id: Id(build.id),
+            submission: Id(build.submission),
+            package: build.package.clone(),
+            version: build.version.clone(),
+            configuration: build.configuration.clone(),
+            target: build.target.clone(),
+            package_configuration: build.package_configuration.clone(),
+            machine: build.machine.clone().filter(|_| begun),
+            machine_summary: build.machine_summary.clone().filter(|_| begun),
+            toolchain: toolchain
+                .filter(|_| begun)
+                .map(|(name, version)| Toolchain { name, version }),
+            agent: build.agent.clone().filter(|_| begun),
+            state: build.state.into(),
+            status: status.filter(|_| built),
+            class: build.class.into(),
+            priority: build.priority.number(),
+            submitter: build.submitter.clone(),
+            queued: Time(build.queued),
+            started: build.started.filter(|_| begun).map(Time),
+            finished: build.finished.filter(|_| built).map(Time),
+            lease_until: build.lease_until.map(Time),
+            reason: build.reason.clone(),
+            rebuild_asked: build.again,
+            attempt: build.attempt,
+            run: build.run,
+            interrupts: build.interrupts,
+            lapses: build.lapses,
+            previous_status: status.filter(|_| !built),
+            operations: if built {
+                operations(&build.operations)
+            } else {
+                Vec::new()
+            },
+            url: format!("{base}/builds/{}", build.id),
+        }
+    }
+}
+
+/// A build with its last attempts, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BuildWithAttempts {
+    #[serde(flatten)]
+    build: Build,
+    attempts: Vec<Attempt>,
+}
+
+impl BuildWithAttempts {
+    pub(super) fn of(build: &store::Build, attempts: &[store::Attempt], base: &str) -> Self {
+        Self {
+            build: Build::of(build, base),
+            attempts: attempts.iter().map(Attempt::of).collect(),
+        }
+    }
+}
+
+/// A result of a build.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Attempt {
+    /// 1, 2, 3...
+    number: i64,
+    status: Status,
+    agent: Option<String>,
+    machine: Option<String>,
+    toolchain_version: Option<String>,
+    started: Option<Time>,
+    finished: Time,
+    /// Whether it came after its lease had lapsed.
+    late: bool,
+    operations: Vec<Operation>,
+}
+
+impl Attempt {
+    pub(super) fn of(attempt: &store::Attempt) -> Self {
+        Self {
+            number: attempt.number,
+            status: attempt.status.into(),
+            agent: attempt.agent.clone(),
+            machine: attempt.machine.clone(),
+            toolchain_version: attempt.toolchain_version.clone(),
+            started: attempt.started.map(Time),
+            finished: Time(attempt.finished),
+            late: attempt.late,
+            operations: operations(&attempt.operations),
+        }
+    }
+}
+
+/// What was submitted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Submission {
+    id: Id,
+    name: String,
+    version: String,
+    source: Source,
+    submitted: Time,
+    /// Who it is of.
+    submitter: String,
+    /// How urgent it is to them.
+    #[schema(minimum = -2, maximum = 2)]
+    priority: i64,
+    /// Its page.
+    url: String,
+}
+
+impl Submission {
+    pub(super) fn of(submission: &store::Submission, base: &str) -> Self {
+        Self {
+            id: Id(submission.id),
+            name: submission.name.clone(),
+            version: submission.version.clone(),
+            source: submission.source.clone(),
+            submitted: Time(submission.submitted),
+            submitter: submission.submitter.clone(),
+            priority: submission.priority.number(),
+            url: format!("{base}/submissions/{}", submission.id),
+        }
+    }
+}
+
+/// A submission with its builds, in the order of the buildtab.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SubmissionWithBuilds {
+    #[serde(flatten)]
+    submission: Submission,
+    builds: Vec<Build>,
+    /// Those that it has not.
+    excluded: Vec<Excluded>,
+}
+
+impl SubmissionWithBuilds {
+    pub(super) fn of(
+        submission: &store::Submission,
+        builds: &[store::Build],
+        excluded: Vec<Excluded>,
+        base: &str,
+    ) -> Self {
+        Self {
+            submission: Submission::of(submission, base),
+            builds: builds.iter().map(|b| Build::of(b, base)).collect(),
+            excluded,
+        }
+    }
 }
