@@ -3,10 +3,12 @@
 //! ```text
 //! load poll URL --agents N --machines M --of K --seconds S [--rate R] [--at-once C] [--count N]
 //! load hold URL --agents N --machines M --of K --token T [--rounds R] [--burst B]
+//! load life URL --token T --builds N [--bytes B]
 //! ```
 //!
 //! `poll`: agents ask one after the other without waiting, C of them at once or R of them a second. `hold`: N agents wait for a task; then
-//! R builds come one by one, and B at once. An agent has M of K machines, whose names are `linux-0` to `linux-<K-1>`. The result is one line of JSON.
+//! R builds come one by one, and B at once. `life`: N builds, one after the other, are submitted, handed out and answered with a log of B bytes, which is
+//! then read. An agent has M of K machines, whose names are `linux-0` to `linux-<K-1>`. The result is one line of JSON.
 
 use std::collections::HashMap;
 use std::io;
@@ -29,7 +31,7 @@ struct Options {
 impl Options {
     fn read() -> Result<Self, Error> {
         let mut words = std::env::args().skip(1);
-        let mode = words.next().ok_or("poll or hold?")?;
+        let mode = words.next().ok_or("poll, hold or life?")?;
         let url = words.next().ok_or("which URL?")?;
         let address = url.trim_start_matches("http://").trim_end_matches('/');
         let mut values = HashMap::new();
@@ -336,13 +338,86 @@ async fn hold(options: &Options) -> Result<String, Error> {
     ))
 }
 
+/// What a JSON text or a manifest has under this name, when it is a plain word.
+fn word<'a>(text: &'a str, before: &str) -> Result<&'a str, Error> {
+    let from = text
+        .find(before)
+        .ok_or_else(|| format!("no {before:?} in {text:?}"))?;
+    let rest = &text[from + before.len()..];
+    let end = rest.find(['"', '\n']).unwrap_or(rest.len());
+    Ok(&rest[..end])
+}
+
+/// The whole answer to a request whose end is that of the connection.
+async fn read_all(address: &str, path: &str) -> Result<Vec<u8>, Error> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+async fn life(options: &Options) -> Result<String, Error> {
+    let builds = options.number("builds", 100)?;
+    let bytes = usize::try_from(options.number("bytes", 1000)?)?;
+    let token = options.values.get("token").ok_or("--token?")?;
+    let mut client = Client::connect(&options.address).await?;
+    // Lines that are not all the same: what is stored may be compressed.
+    let mut log = String::with_capacity(bytes + 100);
+    let mut seed = 1_u64;
+    while log.len() < bytes {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        log.push_str(&format!("c++ src/file-{:x}.cxx -> {seed:x}\n", seed >> 48));
+    }
+    let (mut stored, mut readable) = (Vec::new(), Vec::new());
+    for number in 0..builds {
+        let name = format!("life-{number}");
+        submit(&mut client, token, &name, Some(0)).await?;
+        let request = request(0, 1, 1);
+        let (_, task) = client.send("POST", "/?build-task", OURS, &request).await?;
+        let task = String::from_utf8(task)?;
+        let session = word(&task, "session: ")?;
+        let result = format!(
+            ": 1\nsession: {session}\n:\nname: {name}\nversion: 1\nstatus: success\nupdate-status: success\n\
+             update-log:\\\n{log}\\\n"
+        );
+        let sent = Instant::now();
+        let answer = client.send("POST", "/?build-result", OURS, &result).await?;
+        stored.push(millis(sent.elapsed()));
+        if answer.0 != 200 {
+            let text = String::from_utf8_lossy(&answer.1).into_owned();
+            return Err(format!("a result is answered {}: {text}", answer.0).into());
+        }
+        let (_, list) = client
+            .send("GET", &format!("/api/v1/builds?package={name}"), "", "")
+            .await?;
+        let list = String::from_utf8(list)?;
+        let path = format!("/api/v1/builds/{}/log/update", word(&list, "\"id\": \"")?);
+        let text = read_all(&options.address, &path).await?;
+        if text.len() < log.len() || !text.ends_with(&log.as_bytes()[log.len() - 100..]) {
+            return Err(format!("the log of {} bytes is read as {}", log.len(), text.len()).into());
+        }
+        readable.push(millis(sent.elapsed()));
+    }
+    stored.sort_by(f64::total_cmp);
+    readable.sort_by(f64::total_cmp);
+    Ok(format!(
+        "{{\"builds\": {builds}, \"bytes\": {}, \"stored\": {:.3}, \"readable\": {:.3}}}",
+        log.len(),
+        quantile(&stored, 50),
+        quantile(&readable, 50)
+    ))
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let options = Options::read()?;
     let line = match options.mode.as_str() {
         "poll" => poll(&options).await?,
         "hold" => hold(&options).await?,
-        other => return Err(format!("{other}: poll or hold?").into()),
+        "life" => life(&options).await?,
+        other => return Err(format!("{other}: poll, hold or life?").into()),
     };
     println!("{line}");
     Ok(())

@@ -367,14 +367,15 @@ async fn accepted(
     let Some(tls) = tls else {
         return serve(stream, peer, service, shutdown).await;
     };
+    // In boxes, as the connections without TLS would have the room for it too.
     let handshake = TlsAcceptor::from(tls).accept(stream);
-    let handshake = tokio::time::timeout(HANDSHAKE, handshake);
+    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
     let accepted = tokio::select! {
         accepted = handshake => accepted,
         () = shutdown.cancelled() => return,
     };
     match accepted {
-        Ok(Ok(stream)) => serve(stream, peer, service, shutdown).await,
+        Ok(Ok(stream)) => Box::pin(serve(stream, peer, service, shutdown)).await,
         Ok(Err(error)) => tracing::debug!(%peer, "connection: no TLS: {error}"),
         Err(_) => tracing::debug!(%peer, "connection: no TLS in time"),
     }
@@ -386,16 +387,18 @@ async fn serve(
     service: Service,
     shutdown: CancellationToken,
 ) {
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    // Where it stays at once: what is moved takes its room twice, and there may be ten thousand.
+    let mut connection = std::pin::pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(e) = ended {

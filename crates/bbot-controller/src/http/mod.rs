@@ -8,6 +8,7 @@ mod changes;
 mod follow;
 mod guard;
 mod hand_out;
+mod held;
 mod leases;
 mod live;
 mod metrics;

@@ -12,6 +12,7 @@ use bbot_manifest::{
 };
 
 use super::hand_out::HandOut;
+use super::held::{Held, parse};
 use super::problem::{Plain, Problem};
 use super::{App, Base, Connection, body, session};
 use crate::auth;
@@ -48,7 +49,7 @@ pub(super) fn address(extensions: &Extensions) -> Option<SocketAddr> {
 
 /// What the URL's parameters ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wanted {
+pub(super) struct Wanted {
     /// Only packages of these repositories, by their canonical names; empty is any.
     repositories: Vec<String>,
     /// The agent's say about interactive builds, made narrower.
@@ -98,63 +99,34 @@ pub(super) async fn handle(
     parameters: &[(String, String)],
     request: Request<Body>,
 ) -> Result<Response, Plain> {
-    let (head, incoming) = request.into_parts();
-    let (wanted, task_request) = read(app, parameters, incoming)
-        .await
-        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
-    let base = head.extensions.get::<Base>().cloned();
-    let peer = peer(&head.headers);
-    let wait = wait(&head.headers, peer);
-    drop(head);
-    check_key(app, task_request.fingerprint.as_deref())?;
-    let era = era::detect(app.config.era, peer, &task_request);
-
-    let version = task_request.toolchain_version.to_string();
-    let toolchain = (task_request.toolchain_name.as_str(), version.as_str());
-    let _asking = app
-        .agents
-        .asks(&task_request.agent, toolchain, app.now(), app.steady());
-
-    let asked = Asked {
-        request: &task_request,
-        wanted: &wanted,
-        era,
-        peer,
-        base: base.as_ref(),
-    };
+    let (mut held, task_request) = Box::pin(take(app, parameters, request)).await?;
+    let _asking = app.agents.asks(
+        &task_request.agent,
+        (
+            &task_request.toolchain_name,
+            &task_request.toolchain_version.to_string(),
+        ),
+        app.now(),
+        app.steady(),
+    );
+    let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
-    if !anything(&wanted, task_request.interactive_mode) {
+    if !anything(&held.wanted, task_request.interactive_mode) {
         return nothing();
     }
     app.requeue_lapsed().await?;
-    if wait.is_zero() {
-        let desk = app.desk();
-        let able = asked.able(&desk);
-        return match find(app, &desk, &able, &asked).await? {
-            Some(found) => Ok(found.answer),
-            None => nothing(),
-        };
-    }
-    let deadline = tokio::time::Instant::now() + wait;
+    let deadline = tokio::time::Instant::now() + held.wait;
+    let mut first = Some(task_request);
     let mut told: Option<Waiter> = None;
     loop {
-        let desk = app.desk();
-        let able = asked.able(&desk);
-        // Before looking, so that what is queued meanwhile is not slept over.
-        let mut waiter = desk.waiters.wait(&able.kinds);
         // In a box, which is gone while this waits: there may be ten thousand that do.
-        let found = Box::pin(find(app, &desk, &able, &asked)).await?;
-        // What it was told of was its to look for until now. Had that failed, or has it something else, another is told.
-        match told.take() {
-            Some(told) if found.is_none() || found.as_ref().map(|f| f.kind) == told.kind() => {
-                told.done();
-            }
-            told => drop(told),
-        }
-        if let Some(found) = found {
-            waiter.done();
-            return Ok(found.answer);
-        }
+        let looked = Box::pin(look(app, &held, first.take(), told.take()));
+        let mut waiter = match looked.await? {
+            Looked::Found(answer) => return Ok(answer),
+            Looked::Nothing => return nothing(),
+            Looked::Waits(waiter) => waiter,
+        };
+        held.pack();
         let again = tokio::select! {
             _ = waiter.woken() => true,
             () = tokio::time::sleep_until(deadline) => false,
@@ -167,13 +139,83 @@ pub(super) async fn handle(
     }
 }
 
-/// A request for a task.
+/// What is asked for, by an agent that may ask.
+async fn take(
+    app: &App,
+    parameters: &[(String, String)],
+    request: Request<Body>,
+) -> Result<(Held, TaskRequest), Problem> {
+    let (head, incoming) = request.into_parts();
+    let (wanted, text, task_request) = read(app, parameters, incoming)
+        .await
+        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
+    check_key(app, task_request.fingerprint.as_deref())?;
+    let peer = peer(&head.headers);
+    let held = Held::new(
+        text,
+        wanted,
+        era::detect(app.config.era, peer, &task_request),
+        peer,
+        head.extensions.get::<Base>().cloned(),
+        wait(&head.headers, peer),
+    );
+    Ok((held, task_request))
+}
+
+/// What a look into the queue comes to.
+enum Looked {
+    /// A task.
+    Found(Response),
+    /// None, and the agent does not wait.
+    Nothing,
+    /// None yet.
+    Waits(Waiter),
+}
+
+/// Looks for a task. `request`: what is in the text, if that is known; `told`: that for which it has been woken.
+async fn look(
+    app: &Arc<App>,
+    held: &Held,
+    request: Option<TaskRequest>,
+    told: Option<Waiter>,
+) -> Result<Looked, Problem> {
+    let request = match request {
+        Some(request) => request,
+        None => held.read()?,
+    };
+    let asked = Asked {
+        request: &request,
+        held,
+    };
+    let desk = app.desk();
+    let able = asked.able(&desk);
+    if held.wait.is_zero() {
+        let found = find(app, &desk, &able, &asked).await?;
+        return Ok(found.map_or(Looked::Nothing, |found| Looked::Found(found.answer)));
+    }
+    // Before looking, so that what is queued meanwhile is not slept over.
+    let waiter = desk.waiters.wait(&able.kinds);
+    let found = find(app, &desk, &able, &asked).await?;
+    // What it was told of was its to look for until now. Had that failed, or has it something else, another is told.
+    match told {
+        Some(told) if found.is_none() || found.as_ref().map(|f| f.kind) == told.kind() => {
+            told.done();
+        }
+        told => drop(told),
+    }
+    match found {
+        Some(found) => {
+            waiter.done();
+            Ok(Looked::Found(found.answer))
+        }
+        None => Ok(Looked::Waits(waiter)),
+    }
+}
+
+/// A request for a task while it is looked for.
 struct Asked<'a> {
     request: &'a TaskRequest,
-    wanted: &'a Wanted,
-    era: Era,
-    peer: Peer,
-    base: Option<&'a Base>,
+    held: &'a Held,
 }
 
 impl Asked<'_> {
@@ -192,21 +234,20 @@ impl Asked<'_> {
                 },
             })
             .collect();
-        desk.learned.of(&desk.buildtab, &offers, self.era)
+        desk.learned.of(&desk.buildtab, &offers, self.held.era)
     }
 }
 
-/// What is asked for, or what is wrong with the request.
+/// What is asked for with the text that says it, or what is wrong with the request.
 async fn read(
     app: &App,
     parameters: &[(String, String)],
     incoming: Body,
-) -> Result<(Wanted, TaskRequest), Problem> {
+) -> Result<(Wanted, Vec<u8>, TaskRequest), Problem> {
     let wanted = wanted(parameters)?;
     let text = body::read(incoming, app.config.limits.task_request).await?;
-    let task_request =
-        TaskRequest::parse(&text, "task-request").map_err(|e| Problem::bad(e.to_string()))?;
-    Ok((wanted, task_request))
+    let task_request = parse(&text)?;
+    Ok((wanted, text, task_request))
 }
 
 fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
@@ -315,7 +356,7 @@ async fn find(
 ) -> Result<Option<Found>, Problem> {
     let request = asked.request;
     for _ in 0..RACES {
-        let Some(given) = next(app, desk, able, asked.wanted).await? else {
+        let Some(given) = next(app, desk, able, &asked.held.wanted).await? else {
             return Ok(None);
         };
         let (Some(configuration), Some(machine)) = (
@@ -339,9 +380,9 @@ async fn find(
             .as_deref()
             .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
-        let terms = lease::terms(asked.peer, app.config.lease, app.config.result_timeout);
+        let terms = lease::terms(asked.held.peer, app.config.lease, app.config.result_timeout);
         let until = app.steady().plus(terms.lease);
-        let is_any = asked.wanted.repositories.is_empty();
+        let is_any = asked.held.wanted.repositories.is_empty();
         let lease = NewLease {
             build: given.build,
             // Another controller may be handing it out.
@@ -395,7 +436,7 @@ async fn find(
             request.agent,
             machine.name
         );
-        let base = asked.base.map_or("", |b| b.0.as_str());
+        let base = asked.held.base.as_ref().map_or("", |b| b.0.as_str());
         let response = TaskResponse {
             result_url: Some(format!("{base}/?build-result")),
             challenge,
@@ -403,7 +444,7 @@ async fn find(
             session,
             ..TaskResponse::none()
         };
-        let mut answer = answer_of(hand_out.body(written(&response, asked.era)?));
+        let mut answer = answer_of(hand_out.body(written(&response, asked.held.era)?));
         if terms.renew.is_some()
             && let Ok(url) = format!("{base}/sessions/{path}").parse()
         {
