@@ -28,6 +28,7 @@ pub mod source;
 pub mod store;
 mod tls;
 mod token;
+pub mod watchdog;
 mod watched;
 
 pub use config::{Config, EraChoice, Limits, TlsFiles};

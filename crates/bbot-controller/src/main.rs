@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use bbot_controller::config_file;
 use bbot_controller::options::Options;
+use bbot_controller::watchdog::say;
+use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -73,6 +75,7 @@ fn start(options: Options) -> anyhow::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            say(NotifyState::Stopping);
             stop.cancel();
         });
         let (sender, bound) = tokio::sync::oneshot::channel();
@@ -89,6 +92,7 @@ fn start(options: Options) -> anyhow::Result<()> {
                     "bbot-controller listens on {scheme}://{address}/ (token: {})",
                     token.display()
                 );
+                say(NotifyState::Ready);
             }
         });
         bbot_controller::run(config, shutdown).await?;

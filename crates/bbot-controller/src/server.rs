@@ -29,6 +29,7 @@ use crate::source::archives::Archives;
 use crate::store::{Store, StoreError};
 use crate::tls::TlsError;
 use crate::token::{Token, TokenError};
+use crate::watchdog;
 use crate::watched::Watched;
 
 /// The controller could not start, or had to stop.
@@ -196,6 +197,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.hear_neighbours(&shutdown).await })
     };
+    let watching = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { watchdog::watch(app, &shutdown).await })
+    };
     loop {
         // The permit comes first: at the limit, further clients wait in the kernel's queue.
         let permit = tokio::select! {
@@ -235,6 +240,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     pruning.abort();
     reloading.abort();
     neighbours.abort();
+    watching.abort();
     store.close().await;
     tracing::info!("stopped");
     Ok(())

@@ -169,6 +169,22 @@ impl App {
         self.build_changed(build.id);
     }
 
+    /// Waits until whoever looks into the queue has looked.
+    pub(crate) async fn look_at_desk(&self) {
+        let desk = self.desk();
+        let _looking = desk.looking.lock().await;
+    }
+
+    /// Writes, in its turn, nothing.
+    pub(crate) async fn write_nothing(&self) {
+        let _ = self.store.write_nothing().await;
+    }
+
+    /// Whether the store is somebody else's, and may be away.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
     /// Looks at what may have changed whenever it is asked to, until `shutdown`. (Whoever needs it looks too, so that nobody
     /// has to ask: but not those who wait.)
     pub(crate) async fn reload(&self, shutdown: &CancellationToken) {

@@ -185,6 +185,15 @@ impl Store {
         }
     }
 
+    /// Waits for its turn to write.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub(crate) async fn write_nothing(&self) -> Result<(), StoreError> {
+        self.write_passing("come round", |_| Box::pin(std::future::ready(Ok(()))))
+            .await
+    }
+
     /// Does what was asked for, and ends all connections, so that everything is where it belongs.
     pub async fn close(&self) {
         self.pool.close().await;

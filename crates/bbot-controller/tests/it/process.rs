@@ -128,6 +128,59 @@ fn a_full_disk_is_told_and_heals_by_itself() {
     drop(running);
 }
 
+/// It says that it works, that it comes round as long as it does, and that it stops.
+#[test]
+fn systemd_is_told_how_it_is() {
+    if !testkit::program("python3", "python3") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let hear = |patience: u64| {
+        let patience = std::time::Duration::from_millis(patience);
+        socket.set_read_timeout(Some(patience)).unwrap();
+        let mut text = [0; 1000];
+        let length = socket.recv(&mut text).ok()?;
+        Some(String::from_utf8_lossy(&text[..length]).trim().to_owned())
+    };
+    let data = dir.path().join("data");
+    let running = Running::start(&data, |command| {
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "300000");
+    });
+    let mut heard = Vec::new();
+    while !(heard.iter().any(|m| m == "READY=1")
+        && heard.iter().filter(|m| *m == "WATCHDOG=1").count() > 2)
+    {
+        heard.push(hear(20_000).expect("it works and comes round"));
+    }
+    // Somebody holds the store, so that whatever is to be written waits.
+    let hold = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); \
+                c.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.read()";
+    let mut holder = Command::new("python3")
+        .args(["-c", hold])
+        .arg(data.join("controller.sqlite"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "held\n");
+    while hear(500).is_some() {}
+    assert_eq!(hear(1000), None, "it does not come round");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    assert_eq!(hear(20_000).as_deref(), Some("WATCHDOG=1"));
+    assert_eq!(running.terminate(), Some(0));
+    let last = std::iter::from_fn(|| hear(1000)).last();
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+}
+
 #[test]
 fn nothing_is_lost_when_it_is_killed() {
     let dir = tempfile::tempdir().unwrap();
