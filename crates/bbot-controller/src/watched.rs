@@ -12,6 +12,10 @@ use crate::clock::Millis;
 /// What was read is used for this long before the file is looked at, in milliseconds.
 const FRESH: i64 = 1000;
 
+/// Files that are as they were when they could not be used are tried again after so long, in milliseconds: it may have been for a reason that passes,
+/// as when no file could be opened.
+const AGAIN: i64 = 30_000;
+
 /// What tells one state of a file from another: device, inode, size and change, in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 
@@ -42,6 +46,15 @@ struct State<T> {
     /// None for a file that was not there.
     stamps: Vec<Option<Stamp>>,
     looked: Option<Millis>,
+    failed: Option<Failed>,
+}
+
+/// Files that could not be used.
+#[derive(Debug)]
+struct Failed {
+    why: String,
+    /// When they were tried last.
+    tried: Option<Millis>,
 }
 
 impl<T: fmt::Debug, E> fmt::Debug for Watched<T, E> {
@@ -72,6 +85,7 @@ impl<T, E: fmt::Display> Watched<T, E> {
                 value,
                 stamps,
                 looked: None,
+                failed: None,
             }),
         })
     }
@@ -85,6 +99,7 @@ impl<T, E: fmt::Display> Watched<T, E> {
                 value: Arc::new(value),
                 stamps: Vec::new(),
                 looked: None,
+                failed: None,
             }),
         }
     }
@@ -101,22 +116,27 @@ impl<T, E: fmt::Display> Watched<T, E> {
             .is_some_and(|looked| (0..FRESH).contains(&(now.0 - looked.0)));
         if !is_fresh {
             state.looked = Some(now);
-            self.look(&mut state);
+            self.look(&mut state, Some(now));
         }
         Arc::clone(&state.value)
     }
 
     /// Looks at once, whether there is something new.
     pub(crate) fn reload(&self) -> bool {
-        self.look(&mut self.lock())
+        self.look(&mut self.lock(), None)
     }
 
-    fn look(&self, state: &mut State<T>) -> bool {
+    /// `now`: none when a person has asked, who need not wait.
+    fn look(&self, state: &mut State<T>, now: Option<Millis>) -> bool {
         let Some(load) = &self.load else {
             return false;
         };
+        let is_due = state.failed.as_ref().is_some_and(|failed| {
+            let since = now.zip(failed.tried).map(|(now, tried)| now.0 - tried.0);
+            since.is_none_or(|since| !(0..AGAIN).contains(&since))
+        });
         let found = stamps(&self.paths);
-        if found == state.stamps {
+        if found == state.stamps && !is_due {
             return false;
         }
         state.stamps = found;
@@ -125,11 +145,16 @@ impl<T, E: fmt::Display> Watched<T, E> {
         match load() {
             Ok(value) => {
                 state.value = Arc::new(value);
+                state.failed = None;
                 tracing::info!("{names}: changed, and used as it is now");
                 true
             }
             Err(error) => {
-                tracing::error!("{names}: changed, but {error}; what was read before goes on");
+                let why = error.to_string();
+                if state.failed.as_ref().is_none_or(|failed| failed.why != why) {
+                    tracing::error!("{names}: changed, but {why}; what was read before goes on");
+                }
+                state.failed = Some(Failed { why, tried: now });
                 false
             }
         }
@@ -171,6 +196,35 @@ mod tests {
         std::fs::write(&path, "4444").unwrap();
         assert!(watched.reload() && !watched.reload());
         assert_eq!(at(11), 4444);
+    }
+
+    #[test]
+    fn what_could_not_be_used_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&path, "1").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let (file, passing) = (path.clone(), other.clone());
+        let load = move || -> Result<String, String> {
+            std::fs::read(&passing).map_err(|e| e.to_string())?;
+            std::fs::read_to_string(&file).map_err(|e| e.to_string())
+        };
+        let watched = Watched::open(vec![path.clone()], load).unwrap();
+        let at = |time| watched.get(Millis(time)).as_str().to_owned();
+        assert_eq!(at(0), "1");
+        std::fs::remove_file(&other).unwrap();
+        std::fs::write(&path, "22").unwrap();
+        assert_eq!(at(1000), "1");
+        std::fs::write(&other, "").unwrap();
+        assert_eq!(at(30_000), "1");
+        assert_eq!(at(31_000), "22");
+        // Whoever asks need not wait.
+        std::fs::remove_file(&other).unwrap();
+        std::fs::write(&path, "333").unwrap();
+        assert!(!watched.reload());
+        std::fs::write(&other, "").unwrap();
+        assert!(watched.reload());
+        assert_eq!(at(32_000), "333");
         assert_eq!(*Watched::<_, String>::fixed(5).get(Millis(0)), 5);
     }
 }
