@@ -20,6 +20,10 @@ pub const UNPACKED_LIMIT: u64 = 64 * 1024 * 1024;
 /// name is opaque to controllers.
 pub const AGENT_OPERATION: &str = "agent";
 
+/// The operation under which it says, to a controller of ours, why the machine of a task failed before its worker asked
+/// for anything.
+pub const MACHINE_OPERATION: &str = "machine";
+
 /// A result, and what was wrong with what the worker uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
@@ -64,6 +68,15 @@ pub fn append_console(result: &mut BuildResult, words: &str) {
         last.log.push_str(&log_text(words.as_bytes()));
         last.log.push('\n');
     }
+}
+
+/// What is said of a task that is given back: why, under the operation that tells what kept it from being done.
+pub fn not_done(task: &Task, operation: &str, reason: &str) -> BuildResult {
+    let mut result = BuildResult::new(&task.name, &task.version, Status::Interrupt);
+    let why = reason_operation(Status::Abort, reason);
+    let name = operation.to_owned();
+    result.operations.push(OperationResult { name, ..why });
+    result
 }
 
 fn reason_operation(status: Status, reason: &str) -> OperationResult {

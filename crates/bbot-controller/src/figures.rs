@@ -75,6 +75,8 @@ pub(crate) struct Figures {
 pub(crate) enum CameBack {
     /// Its agent gave it back.
     Given,
+    /// Its machine failed before its worker asked for anything.
+    Failed,
     /// Nothing was heard of its agent in time.
     Lapsed,
     /// Its agent was gone before it was told.
@@ -195,6 +197,7 @@ impl Figures {
     pub(crate) fn came_back(&self, why: CameBack) {
         let kind = match why {
             CameBack::Given => "given",
+            CameBack::Failed => "failed",
             CameBack::Lapsed => "lapsed",
             CameBack::NotTold => "not-told",
         };

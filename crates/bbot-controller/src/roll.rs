@@ -1,10 +1,12 @@
 //! The roll of agents: who has been heard of since the start, and when. In memory: who is there says so again.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Millis;
+use crate::dispatch::abilities::Abilities;
+use crate::queue::failure::{Failures, Others};
 
 /// Names come from agents; so many are remembered, those that were heard of last: more than a large farm has.
 const LIMIT: usize = 20_000;
@@ -46,7 +48,7 @@ pub(crate) fn doing(tasks: usize, asking: usize, since: Option<Duration>) -> Doi
 }
 
 /// What is remembered of an agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     /// Its name.
     pub(crate) name: String,
@@ -58,15 +60,65 @@ pub(crate) struct Entry {
     pub(crate) toolchain: Option<(String, String)>,
     /// Its requests for a task that wait here now.
     pub(crate) asking: usize,
+    /// What its machines can build, by which reading of the buildtab.
+    able: Option<(u64, Arc<Abilities>)>,
+    /// Until when it has a task, in steady time, as far as is known without hearing of it.
+    busy: Millis,
+}
+
+impl Entry {
+    /// Whether it is there: it asks, was heard of a while ago, or has a task.
+    fn is_there(&self, now: Millis) -> bool {
+        self.asking > 0 || self.steady.until(now) < SILENT || now < self.busy
+    }
+
+    /// What it can build, if it has asked since the buildtab was read.
+    pub(crate) fn able(&self, reading: u64) -> Option<&Abilities> {
+        let (of, able) = self.able.as_ref()?;
+        (*of == reading).then_some(able)
+    }
 }
 
 /// The roll.
-#[derive(Debug, Default)]
-pub(crate) struct Roll(Mutex<HashMap<String, Entry>>);
+#[derive(Debug)]
+pub(crate) struct Roll {
+    all: Mutex<HashMap<String, Entry>>,
+    /// Since when agents could be heard of, in steady time.
+    since: Millis,
+}
 
 impl Roll {
+    /// Nobody has been heard of yet.
+    pub(crate) fn new(steady: Millis) -> Self {
+        Self {
+            all: Mutex::default(),
+            since: steady,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another agent than those on these hosts could build a configuration of a reading of the buildtab. One that has not said what
+    /// it can do could; and soon after the start anybody may still come.
+    pub(crate) fn others(
+        &self,
+        (reading, kind): (u64, u32),
+        failures: &Failures,
+        steady: Millis,
+    ) -> Others {
+        let could = |entry: &Entry| {
+            let able = entry.able(reading);
+            entry.is_there(steady)
+                && !failures.avoids(&entry.name)
+                && able.is_none_or(|able| able.machine(kind).is_some())
+        };
+        if self.since.until(steady) < SILENT || self.lock().values().any(could) {
+            Others::Some
+        } else {
+            Others::None
+        }
     }
 
     /// An agent was heard of.
@@ -90,6 +142,13 @@ impl Roll {
         Asking {
             roll: self,
             name: name.to_owned(),
+        }
+    }
+
+    /// An agent has a task until this time, if it is not heard of before.
+    pub(crate) fn has_task(&self, name: &str, until: Millis) {
+        if let Some(entry) = self.lock().get_mut(name) {
+            entry.busy = entry.busy.max(until);
         }
     }
 
@@ -120,6 +179,8 @@ fn entry<'a>(
         steady,
         toolchain: None,
         asking: 0,
+        able: None,
+        busy: Millis(i64::MIN),
     });
     (entry.seen, entry.steady) = (seen, steady);
     entry
@@ -130,6 +191,15 @@ fn entry<'a>(
 pub(crate) struct Asking<'a> {
     roll: &'a Roll,
     name: String,
+}
+
+impl Asking<'_> {
+    /// What the agent's machines can build, by a reading of the buildtab.
+    pub(crate) fn can(&self, reading: u64, able: &Arc<Abilities>) {
+        if let Some(entry) = self.roll.lock().get_mut(&self.name) {
+            entry.able = Some((reading, Arc::clone(able)));
+        }
+    }
 }
 
 impl Drop for Asking<'_> {
@@ -161,7 +231,7 @@ mod tests {
 
     #[test]
     fn asking_ends_with_the_request() {
-        let roll = Roll::default();
+        let roll = Roll::new(Millis(0));
         let first = roll.asks("a", ("t", "1"), Millis(1), Millis(1));
         let second = roll.asks("a", ("t", "2"), Millis(2), Millis(2));
         roll.heard("b", Millis(3), Millis(3));
@@ -178,8 +248,53 @@ mod tests {
     }
 
     #[test]
+    fn others_that_could_build_it() {
+        use crate::buildtab::Buildtab;
+        use crate::dispatch::abilities::Learned;
+        use crate::queue::select::{Offer, Role};
+        let tab = Buildtab::parse("linux* l t\nbsd* b t\n", "t").unwrap();
+        let learned = Learned::default();
+        let able = |name| {
+            let role = Role::Build;
+            learned.of(&tab, &[Offer { name, role }], bbot_manifest::Era::Later)
+        };
+        let roll = Roll::new(Millis(0));
+        let failures = Failures::default().with("a").with("a");
+        let others =
+            |kind, seconds| roll.others((7, kind), &failures, Millis(0).plus_seconds(seconds));
+        // Anybody may come yet.
+        assert_eq!(others(0, 149), Others::Some);
+        assert_eq!(others(0, 150), Others::None);
+        let asks = |name, machine, reading, seconds| {
+            let at = Millis(0).plus_seconds(seconds);
+            let asking = roll.asks(name, ("t", "1"), at, at);
+            asking.can(reading, &able(machine));
+        };
+        asks("a", "linux", 7, 150);
+        asks("b", "bsd", 7, 150);
+        assert_eq!(
+            (others(0, 151), others(1, 151)),
+            (Others::None, Others::Some)
+        );
+        asks("c", "linux", 7, 160);
+        assert_eq!(
+            (others(0, 309), others(0, 310)),
+            (Others::Some, Others::None)
+        );
+        // It has a task for so long.
+        roll.has_task("c", Millis(0).plus_seconds(400));
+        assert_eq!(
+            (others(0, 399), others(0, 400)),
+            (Others::Some, Others::None)
+        );
+        // By another buildtab: who knows.
+        asks("b", "bsd", 6, 500);
+        assert_eq!(others(0, 501), Others::Some);
+    }
+
+    #[test]
     fn so_many_names_and_no_more() {
-        let roll = Roll::default();
+        let roll = Roll::new(Millis(0));
         let waiting = roll.asks("waits", ("t", "1"), Millis(0), Millis(0));
         let last = i64::try_from(LIMIT).unwrap() + 50;
         for n in 0..=last {

@@ -19,6 +19,33 @@ use crate::supervisor::Outcome;
 const NOT_DONE: &str = "the agent was interrupted before this build was done (it was stopped, or had to make room); \
                         nothing is known against the package, and the build may be tried again";
 
+/// Why a task is given back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Why<'a> {
+    /// The operation that it is told under.
+    operation: &'static str,
+    reason: &'a str,
+}
+
+impl<'a> Why<'a> {
+    /// Why a task is given back whose run ended so; `worked`: after its worker had asked for something. The controller
+    /// remembers the host of one that did not get so far.
+    pub(super) fn of(outcome: Outcome, worked: bool, reason: &'a str) -> Self {
+        let operation = match outcome {
+            Outcome::MachineFailed | Outcome::HostFailed | Outcome::RoomFilled if !worked => {
+                result::MACHINE_OPERATION
+            }
+            Outcome::MachineFailed
+            | Outcome::HostFailed
+            | Outcome::RoomFilled
+            | Outcome::LinkFailed { .. }
+            | Outcome::Interrupted
+            | Outcome::Done(_) => result::AGENT_OPERATION,
+        };
+        Self { operation, reason }
+    }
+}
+
 /// What is held on disk for a task. The driver has a clone: should the run come to an end
 /// that nobody thought of, the task is given back all the same.
 #[derive(Debug, Clone, Default)]
@@ -69,14 +96,13 @@ impl<'a> Answers<'a> {
 
     /// What is posted for a task that will not be done, and in whose words. None: it is left
     /// to its time-out.
-    fn not_done(&self, why: Option<&str>) -> Option<(ResultRequest, Era)> {
+    fn not_done(&self, why: Option<Why<'_>>) -> Option<(ResultRequest, Era)> {
         let task = &self.given.assignment.task;
         if self.given.knows_interrupt(self.era) {
-            let mut result = BuildResult::new(&task.name, &task.version, Status::Interrupt);
-            if let Some(why) = why {
-                result = result::of_agent(task, Status::Abort, why);
-                result.status = Status::Interrupt;
-            }
+            let result = match why {
+                None => BuildResult::new(&task.name, &task.version, Status::Interrupt),
+                Some(why) => result::not_done(task, why.operation, why.reason),
+            };
             return Some((self.request(result), Era::Later));
         }
         // For a machine that was not offered there may be another agent in time.
@@ -117,7 +143,7 @@ impl<'a> Answers<'a> {
     }
 
     /// The task will not be done; why, if that is more than that the agent was told so.
-    pub(super) async fn give_back(&self, held: Option<Held>, why: Option<&str>) {
+    pub(super) async fn give_back(&self, held: Option<Held>, why: Option<Why<'_>>) {
         let Some((url, kin, results)) = self.to() else {
             return;
         };
@@ -169,5 +195,6 @@ pub(super) async fn give_back(context: Context, given: Given, why: String) {
     );
     let held = given.pledge.take();
     let answers = Answers::of(&context, &given);
-    answers.give_back(held, Some(&why)).await;
+    let why = Why::of(Outcome::Interrupted, false, &why);
+    answers.give_back(held, Some(why)).await;
 }

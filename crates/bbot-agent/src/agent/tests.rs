@@ -22,7 +22,7 @@ use super::*;
 use crate::auth::Signer;
 use crate::controller::{Kin, LinkError, Posted, TaskAnswer};
 use crate::options::{IDLE_PAUSE_HELD, IDLE_PAUSE_OURS};
-use crate::result::AGENT_OPERATION;
+use crate::result::{AGENT_OPERATION, MACHINE_OPERATION};
 use crate::run::Silent;
 use world::*;
 

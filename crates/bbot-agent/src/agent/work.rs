@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::answers::Answers;
+use super::answers::{Answers, Why};
 use super::ask::Given;
 use super::{Context, blame};
 use crate::assignment::Assignment;
@@ -249,7 +249,9 @@ impl TaskRun {
         let mut ended = ended(outcome);
         ended.unready = of.filter(|_| performed.unready);
         if answers.gives_back(outcome) {
-            answers.give_back(pledge.take(), Some(&why)).await;
+            let worked = self.shown.now().worked.is_some();
+            let told = Why::of(outcome, worked, &why);
+            answers.give_back(pledge.take(), Some(told)).await;
             tracing::error!("gave back {what}: {why}");
         } else {
             let status = performed.result.status;

@@ -5,9 +5,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::waiters::Waiters;
-
-/// A build that waits: its place in the order of the queue, and its number.
-pub(crate) type Head = (i64, i64);
+use crate::queue::failure::Failures;
+use crate::store::Head;
 
 /// So many builds of a configuration are looked up at once.
 const AT_ONCE: usize = 32;
@@ -54,8 +53,8 @@ pub(crate) struct Look {
 pub(crate) enum Next<'a> {
     /// This one.
     Given(Given<'a>),
-    /// None of these configurations has any.
-    None,
+    /// None of these configurations has any; or, when it `is_refused`, none but those that others are to build.
+    None { is_refused: bool },
     /// These have to be looked up first.
     LookUp(Vec<Look>),
 }
@@ -85,35 +84,42 @@ impl Heads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of these configurations the build with the lowest place.
-    pub(crate) fn next(&self, kinds: &[u32]) -> Next<'_> {
+    /// Of these configurations the build with the lowest place, without those that are refused: `refuses` says so of one of a
+    /// configuration, by where its machine has failed.
+    pub(crate) fn next(&self, kinds: &[u32], refuses: impl Fn(u32, &Failures) -> bool) -> Next<'_> {
         let mut state = self.lock();
         let mut unknown = Vec::new();
-        let mut lowest: Option<(Head, u32)> = None;
+        let mut lowest: Option<(i64, i64, u32, usize)> = None;
+        let mut is_refused = false;
         for kind in kinds {
             let Some(slot) = state.slots.get(*kind as usize) else {
                 continue;
             };
-            match slot.heads.front() {
-                Some(head) if lowest.is_none_or(|lowest| (*head, *kind) < lowest) => {
-                    lowest = Some((*head, *kind));
+            let is_open = |head: &Head| head.failures.is_empty() || !refuses(*kind, &head.failures);
+            match slot.heads.iter().position(is_open) {
+                Some(at) => {
+                    let head = &slot.heads[at];
+                    let this = (head.place, head.build, *kind, at);
+                    lowest = Some(lowest.map_or(this, |lowest| lowest.min(this)));
                 }
+                // One whose host so many avoid gets what is behind them once others have taken these.
+                None if !slot.heads.is_empty() => is_refused = true,
                 None if !slot.is_all => unknown.push(Look {
                     kind: *kind,
                     limit: AT_ONCE + state.given.len(),
                     changes: slot.changes,
                 }),
-                _ => {}
+                None => {}
             }
         }
         if !unknown.is_empty() {
             return Next::LookUp(unknown);
         }
-        let Some(((_, build), kind)) = lowest else {
-            return Next::None;
+        let Some((_, build, kind, at)) = lowest else {
+            return Next::None { is_refused };
         };
         if let Some(slot) = state.slots.get_mut(kind as usize) {
-            slot.heads.pop_front();
+            slot.heads.remove(at);
         }
         drop(state);
         Next::Given(self.give(kind, build))
@@ -138,8 +144,8 @@ impl Heads {
             && slot.changes == look.changes
         {
             slot.is_all = heads.len() < look.limit;
-            let free = heads.iter().filter(|(_, build)| !given.contains(build));
-            slot.heads = free.copied().collect();
+            let free = heads.iter().filter(|head| !given.contains(&head.build));
+            slot.heads = free.cloned().collect();
         }
     }
 
@@ -214,6 +220,14 @@ mod tests {
     /// What the store has, by configuration.
     type Store = Vec<Vec<Head>>;
 
+    fn head(place: i64, build: i64) -> Head {
+        Head {
+            place,
+            build,
+            failures: Failures::default(),
+        }
+    }
+
     fn first(store: &Store, kind: u32, limit: usize) -> Vec<Head> {
         let mut all = store[kind as usize].clone();
         all.sort_unstable();
@@ -223,9 +237,9 @@ mod tests {
 
     fn next<'a>(heads: &'a Heads, kinds: &[u32], store: &Store) -> Option<Given<'a>> {
         loop {
-            match heads.next(kinds) {
+            match heads.next(kinds, |_, _| false) {
                 Next::Given(given) => return Some(given),
-                Next::None => return None,
+                Next::None { .. } => return None,
                 Next::LookUp(looks) => {
                     for look in looks {
                         heads.found(look, &first(store, look.kind, look.limit));
@@ -238,21 +252,21 @@ mod tests {
     #[test]
     fn what_changes_during_a_look_is_looked_up_again() {
         let heads = Heads::new(2, Waiters::default());
-        let Next::LookUp(looks) = heads.next(&[1]) else {
+        let Next::LookUp(looks) = heads.next(&[1], |_, _| false) else {
             panic!("nothing is known yet")
         };
-        let store = vec![vec![], vec![(5, 5)]];
-        heads.queued(1, (5, 5));
+        let store = vec![vec![], vec![head(5, 5)]];
+        heads.queued(1, head(5, 5));
         // It did not see what came meanwhile.
         heads.found(looks[0], &[]);
         assert_eq!(next(&heads, &[1], &store).unwrap().build, 5);
-        assert!(matches!(heads.next(&[9]), Next::None));
+        assert!(matches!(heads.next(&[9], |_, _| false), Next::None { .. }));
     }
 
     #[test]
     fn a_build_is_given_once_until_it_is_given_back() {
         let heads = Heads::new(1, Waiters::default());
-        let store = vec![vec![(1, 10), (2, 20)]];
+        let store = vec![vec![head(1, 10), head(2, 20)]];
         let one = next(&heads, &[0], &store).unwrap();
         let two = next(&heads, &[0], &store).unwrap();
         assert_eq!((one.build, two.build), (10, 20));
@@ -261,15 +275,51 @@ mod tests {
         assert!(next(&heads, &[0], &store).is_none());
         drop(one);
         two.gone();
-        let again = next(&heads, &[0], &vec![vec![(1, 10)]]).unwrap();
+        let again = next(&heads, &[0], &vec![vec![head(1, 10)]]).unwrap();
         assert_eq!(again.build, 10);
+    }
+
+    #[test]
+    fn what_is_for_others_is_passed_by() {
+        let heads = Heads::new(2, Waiters::default());
+        let failed = |place, build, host: &str| Head {
+            failures: Failures::default().with(host).with(host),
+            ..head(place, build)
+        };
+        let store = vec![
+            vec![failed(1, 1, "a"), failed(2, 2, "b"), head(4, 4)],
+            vec![failed(3, 3, "a")],
+        ];
+        // What is known of both.
+        drop(next(&heads, &[0, 1], &store));
+        let give = |host: &str, kinds: &[u32]| loop {
+            match heads.next(kinds, |_, failures| failures.avoids(host)) {
+                Next::Given(given) => {
+                    let build = given.build;
+                    given.gone();
+                    return Ok(build);
+                }
+                Next::None { is_refused } => return Err(is_refused),
+                Next::LookUp(looks) => {
+                    for look in looks {
+                        heads.found(look, &first(&store, look.kind, look.limit));
+                    }
+                }
+            }
+        };
+        assert_eq!(give("a", &[0, 1]), Ok(2));
+        assert_eq!(give("a", &[0, 1]), Ok(4));
+        assert_eq!(give("a", &[0, 1]), Err(true));
+        assert_eq!(give("b", &[1]), Ok(3));
+        assert_eq!(give("b", &[0]), Ok(1));
+        assert_eq!(give("a", &[0, 1]), Err(false));
     }
 
     #[test]
     fn more_requests_at_once_than_are_looked_up() {
         let heads = Heads::new(1, Waiters::default());
         let builds = 3 * i64::try_from(AT_ONCE).unwrap();
-        let store = vec![(0..builds).map(|n| (n, n)).collect()];
+        let store = vec![(0..builds).map(|n| head(n, n)).collect()];
         let all: Vec<_> = std::iter::from_fn(|| next(&heads, &[0], &store)).collect();
         let given: Vec<i64> = all.iter().map(|given| given.build).collect();
         assert_eq!(given, (0..builds).collect::<Vec<_>>());
@@ -286,24 +336,24 @@ mod tests {
             for (number, (kind, place, what)) in steps.into_iter().enumerate() {
                 match what {
                     0..=3 => {
-                        let head = (place, i64::try_from(number).unwrap());
-                        store[kind as usize].push(head);
+                        let head = head(place, i64::try_from(number).unwrap());
+                        store[kind as usize].push(head.clone());
                         heads.queued(kind, head);
                     }
                     // Somebody else takes one without a word, and tells it later.
                     4 => {
-                        let lowest = first(&store, kind, 1).first().copied();
-                        store[kind as usize].retain(|head| Some(*head) != lowest);
+                        let lowest = first(&store, kind, 1).pop();
+                        store[kind as usize].retain(|head| Some(head) != lowest.as_ref());
                         heads.changed(kind);
                     }
                     5 => heads.all_changed(),
                     _ => {
-                        let expected = (0..3).filter_map(|k| first(&store, k, 1).first().copied()).min();
+                        let expected = (0..3).filter_map(|k| first(&store, k, 1).pop()).min();
                         let given = next(&heads, &[0, 1, 2], &store);
-                        prop_assert_eq!(given.as_ref().map(|g| g.build), expected.map(|(_, build)| build));
+                        prop_assert_eq!(given.as_ref().map(|g| g.build), expected.map(|head| head.build));
                         if let Some(given) = given.filter(|_| what == 6) {
                             for builds in &mut store {
-                                builds.retain(|(_, build)| *build != given.build);
+                                builds.retain(|head| head.build != given.build);
                             }
                             given.gone();
                         }

@@ -16,16 +16,23 @@ pub(crate) mod waiters;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buildtab::{Buildtab, Configuration};
+use crate::store::Head;
 use abilities::Learned;
 use heads::Heads;
 use waiters::Waiters;
+
+/// Readings of a buildtab so far.
+static READINGS: AtomicU64 = AtomicU64::new(0);
 
 /// All of it, by one reading of the buildtab.
 #[derive(Debug)]
 pub(crate) struct Desk {
     pub(crate) buildtab: Arc<Buildtab>,
+    /// Which reading it is: numbers of configurations are those of one.
+    pub(crate) reading: u64,
     pub(crate) learned: Learned,
     pub(crate) heads: Heads,
     pub(crate) waiters: Waiters,
@@ -45,6 +52,7 @@ impl Desk {
             .collect();
         let waiters = Waiters::default();
         Self {
+            reading: READINGS.fetch_add(1, Ordering::Relaxed),
             learned: Learned::default(),
             heads: Heads::new(configurations.len(), waiters.clone()),
             waiters,
@@ -59,11 +67,16 @@ impl Desk {
         self.buildtab.configurations().get(kind as usize)
     }
 
-    /// A build waits, at the place if it is known: who can build it is told.
-    pub(crate) fn queued(&self, configuration: &str, target: &str, head: Option<heads::Head>) {
-        // By a line that is gone nobody builds.
+    /// The number of a configuration, if there is such a line.
+    pub(crate) fn kind(&self, configuration: &str, target: &str) -> Option<u32> {
         let key = (configuration.to_owned(), target.to_owned());
-        let Some(kind) = self.numbers.get(&key).copied() else {
+        self.numbers.get(&key).copied()
+    }
+
+    /// A build waits, at the place if it is known: who can build it is told.
+    pub(crate) fn queued(&self, configuration: &str, target: &str, head: Option<Head>) {
+        // By a line that is gone nobody builds.
+        let Some(kind) = self.kind(configuration, target) else {
             return;
         };
         match head {

@@ -202,6 +202,24 @@ impl Waiter {
         }
     }
 
+    /// What another waiter of the same request was told of is not for that request: somebody else is told, who may have it.
+    pub(crate) fn pass_on(&self, mut told: Self) {
+        let Some(kind) = told.kind() else {
+            return;
+        };
+        told.told = None;
+        let mut waiting = self.waiters.lock();
+        let own = waiting.remove(&self.kinds, self.number);
+        waiting.wake_one(kind);
+        if let Some(sender) = own {
+            let group = waiting.group(&self.kinds);
+            if let Some(group) = waiting.groups.get_mut(group) {
+                group.waiting.insert(self.number, sender);
+                waiting.count += 1;
+            }
+        }
+    }
+
     /// It has a task, or there is nothing left of what it was told of: nobody else need be.
     pub(crate) fn done(mut self) {
         self.told = None;
@@ -299,6 +317,29 @@ mod tests {
         drop(looked);
         assert_eq!(now(&mut last), Some(Woken::For(1)));
         last.done();
+        assert_eq!(waiters.lock().count, 0);
+    }
+
+    #[test]
+    fn what_is_not_for_one_is_passed_on_to_others_alone() {
+        let waiters = Waiters::default();
+        let kinds: Kinds = Arc::from([1]);
+        let told = |woken: &mut Waiter| now(woken) == Some(Woken::For(1));
+        let mut first = waiters.wait(&kinds);
+        waiters.queued(1, 1);
+        assert!(told(&mut first));
+        // It waits anew, and so does another.
+        let mut again = waiters.wait(&kinds);
+        let mut other = waiters.wait(&Arc::from([1]));
+        again.pass_on(first);
+        assert!(told(&mut other));
+        assert_eq!(now(&mut again), None);
+        // There is nobody else: it is told of the next one all the same.
+        again.pass_on(other);
+        assert_eq!(now(&mut again), None);
+        waiters.queued(1, 1);
+        assert!(told(&mut again));
+        again.done();
         assert_eq!(waiters.lock().count, 0);
     }
 

@@ -43,7 +43,7 @@ use crate::pace::Paced;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{Asker, Build, News, Store};
+use crate::store::{Asker, Build, Head, News, Store};
 use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
@@ -114,7 +114,7 @@ impl App {
         Self {
             segments: Arc::new(Segments::new(runs, config.limits.run_log)),
             figures: Figures::new(),
-            agents: Roll::default(),
+            agents: Roll::new(store.steady(config.clock.steady())),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
             changes: Changes::default(),
             lapses: Lapses::default(),
@@ -162,7 +162,11 @@ impl App {
 
     /// A build waits: who can build it is told, here and at other controllers, and who looks at it. `place`: where in the queue, if that is known.
     fn waits(&self, build: &Build, place: Option<i64>) {
-        let head = place.map(|place| (place, build.id));
+        let head = place.map(|place| Head {
+            place,
+            build: build.id,
+            failures: build.failures.clone(),
+        });
         self.desk()
             .queued(&build.configuration, &build.target, head);
         self.store.tell(&News::Queued);

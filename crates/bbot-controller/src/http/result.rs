@@ -60,6 +60,7 @@ pub(super) async fn handle(
             })
             .collect(),
     };
+    let machine = new.machine();
     let (name, version, status) = (result.name, result.version, result.status);
     let decide = {
         let (name, version, keys) = (name.clone(), version.clone(), app.keys.is_some());
@@ -70,6 +71,7 @@ pub(super) async fn handle(
                 identity: identity(&facts.build.package, &facts.build.version, &name, &version),
                 status,
                 again: facts.again,
+                machine,
                 interrupts: facts.build.interrupts,
                 lapses: facts.build.lapses,
             })
@@ -236,8 +238,22 @@ fn tell(
             );
             waits();
         }
+        Verdict::Retry => {
+            app.figures.came_back(CameBack::Failed);
+            let host = build.as_ref().and_then(|b| b.agent.as_deref());
+            let why = result.reason().map(|why| format!(": {}", one_line(why)));
+            tracing::warn!(
+                "the machine of {name} {version} failed on {} before its worker asked for anything, it is queued again{}",
+                one_line(host.unwrap_or("an unknown host")),
+                why.unwrap_or_default()
+            );
+            waits();
+        }
         Verdict::GiveUp => {
-            app.figures.came_back(CameBack::Given);
+            app.figures.came_back(match result.machine() {
+                outcome::Machine::Failed => CameBack::Failed,
+                outcome::Machine::Unmentioned => CameBack::Given,
+            });
             app.figures.result(Status::Abort);
             tracing::warn!(
                 "{name} {version} came back from its agents without a result {} times: abort",

@@ -22,8 +22,10 @@ use crate::dispatch::abilities::Abilities;
 use crate::dispatch::heads::{Given, Look, Next};
 use crate::dispatch::waiters::Waiter;
 use crate::queue::era::{self, Peer};
+use crate::queue::failure::{self, Failures};
 use crate::queue::lease;
 use crate::queue::select::{Offer, Role};
+use crate::roll::Asking;
 use crate::source::{Source, requested_repository};
 use crate::store::{Instead, Lease, NewLease, StoreError, Waiting};
 
@@ -100,7 +102,7 @@ pub(super) async fn handle(
     request: Request<Body>,
 ) -> Result<Response, Plain> {
     let (mut held, task_request) = Box::pin(take(app, parameters, request)).await?;
-    let _asking = app.agents.asks(
+    let asking = app.agents.asks(
         &task_request.agent,
         (
             &task_request.toolchain_name,
@@ -120,7 +122,7 @@ pub(super) async fn handle(
     let mut told: Option<Waiter> = None;
     loop {
         // In a box, which is gone while this waits: there may be ten thousand that do.
-        let looked = Box::pin(look(app, &held, first.take(), told.take()));
+        let looked = Box::pin(look(app, &held, &asking, first.take(), told.take()));
         let mut waiter = match looked.await? {
             Looked::Found(answer) => return Ok(answer),
             Looked::Nothing => return nothing(),
@@ -176,6 +178,7 @@ enum Looked {
 async fn look(
     app: &Arc<App>,
     held: &Held,
+    asking: &Asking<'_>,
     request: Option<TaskRequest>,
     told: Option<Waiter>,
 ) -> Result<Looked, Problem> {
@@ -189,26 +192,30 @@ async fn look(
     };
     let desk = app.desk();
     let able = asked.able(&desk);
+    asking.can(desk.reading, &able);
     if held.wait.is_zero() {
-        let found = find(app, &desk, &able, &asked).await?;
-        return Ok(found.map_or(Looked::Nothing, |found| Looked::Found(found.answer)));
+        return Ok(match find(app, &desk, &able, &asked).await? {
+            Search::Found(found) => Looked::Found(found.answer),
+            Search::None { .. } => Looked::Nothing,
+        });
     }
     // Before looking, so that what is queued meanwhile is not slept over.
     let waiter = desk.waiters.wait(&able.kinds);
     let found = find(app, &desk, &able, &asked).await?;
     // What it was told of was its to look for until now. Had that failed, or has it something else, another is told.
-    match told {
-        Some(told) if found.is_none() || found.as_ref().map(|f| f.kind) == told.kind() => {
-            told.done();
-        }
-        told => drop(told),
+    match (told, &found) {
+        (Some(told), Search::None { is_refused: true }) => waiter.pass_on(told),
+        (Some(told), Search::None { is_refused: false }) => told.done(),
+        (Some(told), Search::Found(found)) if Some(found.kind) == told.kind() => told.done(),
+        (told, Search::Found(_)) => drop(told),
+        (None, Search::None { .. }) => {}
     }
     match found {
-        Some(found) => {
+        Search::Found(found) => {
             waiter.done();
             Ok(Looked::Found(found.answer))
         }
-        None => Ok(Looked::Waits(waiter)),
+        Search::None { .. } => Ok(Looked::Waits(waiter)),
     }
 }
 
@@ -275,27 +282,35 @@ fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
     }
 }
 
-/// The build that is next for an agent that can build these.
+/// The build that is next for an agent that can build these; or none, and whether any was refused.
 async fn next<'a>(
     app: &App,
     desk: &'a Desk,
     able: &Abilities,
-    wanted: &Wanted,
-) -> Result<Option<Given<'a>>, StoreError> {
-    if !wanted.repositories.is_empty() {
-        return next_of(app, desk, able, &wanted.repositories).await;
+    asked: &Asked<'_>,
+) -> Result<Result<Given<'a>, bool>, StoreError> {
+    if !asked.held.wanted.repositories.is_empty() {
+        let given = next_of(app, desk, able, &asked.held.wanted.repositories).await?;
+        return Ok(given.ok_or(false));
     }
+    let refuses = |kind: u32, failures: &Failures| {
+        let others = || {
+            app.agents
+                .others((desk.reading, kind), failures, app.steady())
+        };
+        failure::refuses(failures, &asked.request.agent, others)
+    };
     loop {
-        match desk.heads.next(&able.kinds) {
-            Next::Given(given) => return Ok(Some(given)),
-            Next::None => return Ok(None),
+        match desk.heads.next(&able.kinds, refuses) {
+            Next::Given(given) => return Ok(Ok(given)),
+            Next::None { is_refused } => return Ok(Err(is_refused)),
             Next::LookUp(_) => {}
         }
         // One looks, and the others find what it has found.
         let _looking = desk.looking.lock().await;
-        match desk.heads.next(&able.kinds) {
-            Next::Given(given) => return Ok(Some(given)),
-            Next::None => return Ok(None),
+        match desk.heads.next(&able.kinds, refuses) {
+            Next::Given(given) => return Ok(Ok(given)),
+            Next::None { is_refused } => return Ok(Err(is_refused)),
             Next::LookUp(looks) => {
                 let of = |look: &Look| desk.configuration(look.kind);
                 let names: Vec<(&str, &str)> = looks
@@ -347,24 +362,35 @@ struct Found {
     answer: Response,
 }
 
+/// What looking for a task has come to.
+enum Search {
+    Found(Found),
+    /// There is none; or, when it `is_refused`, none but such as others are to have.
+    None {
+        is_refused: bool,
+    },
+}
+
 /// The answer with a task, if there is one for this agent now.
 async fn find(
     app: &Arc<App>,
     desk: &Desk,
     able: &Abilities,
     asked: &Asked<'_>,
-) -> Result<Option<Found>, Problem> {
+) -> Result<Search, Problem> {
+    const NOTHING: Search = Search::None { is_refused: false };
     let request = asked.request;
     for _ in 0..RACES {
-        let Some(given) = next(app, desk, able, &asked.held.wanted).await? else {
-            return Ok(None);
+        let given = match next(app, desk, able, asked).await? {
+            Ok(given) => given,
+            Err(is_refused) => return Ok(Search::None { is_refused }),
         };
         let (Some(configuration), Some(machine)) = (
             desk.configuration(given.kind),
             able.machine(given.kind)
                 .and_then(|machine| request.machines.get(machine)),
         ) else {
-            return Ok(None);
+            return Ok(NOTHING);
         };
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
@@ -424,6 +450,7 @@ async fn find(
         app.figures.handed_out(lease.build.queued.until(app.now()));
         app.paced.taken(lease.build.queued, app.now());
         app.lapses.expect(until);
+        app.agents.has_task(&request.agent, until);
         app.build_changed(lease.build.id);
         tracing::info!(
             build.id = lease.build.id,
@@ -451,9 +478,9 @@ async fn find(
             answer.headers_mut().insert("bbot-session-url", url);
             session::tell_terms(answer.headers_mut(), terms);
         }
-        return Ok(Some(Found { kind, answer }));
+        return Ok(Search::Found(Found { kind, answer }));
     }
-    Ok(None)
+    Ok(NOTHING)
 }
 
 fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str) -> Task {

@@ -234,7 +234,7 @@ mod tests {
         #[test]
         fn whoever_may_renew_may_bring_a_result(index in 0_usize..8) {
             // Else an agent would be told to go on with something that nobody wants.
-            use crate::queue::outcome::{Facts, Identity, Proof, Verdict, decide};
+            use crate::queue::outcome::{Facts, Identity, Machine, Proof, Verdict, decide};
             let session = SESSIONS[index];
             let facts = Facts {
                 session,
@@ -242,6 +242,7 @@ mod tests {
                 identity: Identity::Same,
                 status: bbot_manifest::Status::Success,
                 again: Again::No,
+                machine: Machine::Unmentioned,
                 interrupts: 0,
                 lapses: 0,
             };

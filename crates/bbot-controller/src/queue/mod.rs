@@ -17,6 +17,7 @@
 //! long as nobody else has brought one.
 
 pub mod era;
+pub mod failure;
 pub mod lease;
 pub mod order;
 pub mod outcome;

@@ -6,6 +6,7 @@
 use bbot_manifest::{Status, cut_middle, log_text};
 
 use super::State;
+use super::failure::Failures;
 use super::lease::{self, Lapse};
 
 /// What the store knows of a result's session.
@@ -60,10 +61,21 @@ pub struct Facts {
     pub status: Status,
     /// Whether a rebuild was asked for while it was building.
     pub again: Again,
+    /// Whether the agent says that the machine failed before its worker asked for anything.
+    pub machine: Machine,
     /// How often its task was given back before, since it was queued.
     pub interrupts: u32,
     /// How often its lease has lapsed before, since it was queued.
     pub lapses: u32,
+}
+
+/// What a result that gives a task back says of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Machine {
+    /// It failed before its worker asked for anything: a matter of the host.
+    Failed,
+    /// Nothing of that kind.
+    Unmentioned,
 }
 
 /// After so many interrupts and lapsed leases a build is not queued again: a task that crashes each agent that
@@ -77,11 +89,12 @@ pub const CONTROLLER_OPERATION: &str = "controller";
 const REASON: usize = 1024;
 
 /// The log of a build whose task came back without a result too often; `lapses` of the times nothing was heard of
-/// the agent any more, else it gave the task back. `agent` and `machine` are those that had it last, `reason` is why
+/// the agent any more, else it gave the task back; for `failures` since the machine failed. `agent` and `machine` are those that had it last, `reason` is why
 /// that agent gave it back, if it said so.
 #[must_use]
 pub fn given_up_log(
     lapses: u32,
+    failures: &Failures,
     agent: Option<&str>,
     machine: Option<&str>,
     reason: Option<&str>,
@@ -91,6 +104,17 @@ pub fn given_up_log(
         1 => "info: once of these nothing was heard of the agent in time\n".to_owned(),
         n => format!("info: {n} times of these nothing was heard of the agent in time\n"),
     };
+    let failed: String = failures
+        .by_host()
+        .into_iter()
+        .map(|(host, times)| {
+            let times = match times {
+                1 => "once".to_owned(),
+                n => format!("{n} times"),
+            };
+            format!("info: {times} of these a machine of {host} failed before its worker asked for anything\n")
+        })
+        .collect();
     let agent = agent.unwrap_or("unknown");
     let machine = machine.unwrap_or("unknown");
     let last = match reason.map(quote).filter(|quoted| !quoted.is_empty()) {
@@ -106,7 +130,7 @@ pub fn given_up_log(
     format!(
         "error: {INTERRUPTS} times in a row the agent that had this task was stopped or ended over it and gave it back, \
          or was not heard of any more, so it is not given out any more\n\
-         {lapsed}{last}"
+         {lapsed}{failed}{last}"
     )
 }
 
@@ -133,6 +157,8 @@ pub enum Verdict {
     Keep(State),
     /// Forget it and queue the build again: the agent gave it up.
     Requeue,
+    /// The same, and remember the host: its machine failed before the worker asked for anything.
+    Retry,
     /// It was given up too often: the build ends as `abort`.
     GiveUp,
     /// The agent gives up what it has not got any more: its lease had lapsed, which has queued the build and was
@@ -213,9 +239,13 @@ pub fn decide(facts: Facts) -> Verdict {
             if facts.session != SessionState::Current(State::Building) {
                 return Verdict::Release;
             }
-            match lease::lapse(facts.interrupts, facts.lapses, again) {
-                Lapse::GiveUp => Verdict::GiveUp,
-                Lapse::Requeue => Verdict::Requeue,
+            match (
+                lease::lapse(facts.interrupts, facts.lapses, again),
+                facts.machine,
+            ) {
+                (Lapse::GiveUp, _) => Verdict::GiveUp,
+                (Lapse::Requeue, Machine::Failed) => Verdict::Retry,
+                (Lapse::Requeue, Machine::Unmentioned) => Verdict::Requeue,
             }
         }
         (_, Again::Yes) => Verdict::Keep(State::Queued),
@@ -234,6 +264,7 @@ mod tests {
         identity: Identity::Same,
         status: Status::Success,
         again: Again::No,
+        machine: Machine::Unmentioned,
         interrupts: 0,
         lapses: 0,
     };
@@ -285,6 +316,25 @@ mod tests {
                     ..GOOD
                 },
                 Verdict::Keep(State::Built),
+            ),
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    machine: Machine::Failed,
+                    ..GOOD
+                },
+                Verdict::Retry,
+            ),
+            // Too often is too often.
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    machine: Machine::Failed,
+                    interrupts: 3,
+                    lapses: 1,
+                    ..GOOD
+                },
+                Verdict::GiveUp,
             ),
             // Late, but nobody else has it.
             (
@@ -438,16 +488,25 @@ mod tests {
         };
         assert_eq!(mixed(1, 2), Verdict::Requeue);
         assert_eq!(mixed(2, 2), Verdict::GiveUp);
-        let log = given_up_log(0, Some("h1"), None, None);
+        let none = Failures::default();
+        let log = given_up_log(0, &none, Some("h1"), None, None);
         assert!(log.contains("5 times") && log.contains("h1 with the machine unknown"));
         assert!(!log.contains("of these"), "{log}");
-        assert!(given_up_log(2, None, None, None).contains("2 times of these"));
+        assert!(given_up_log(2, &none, None, None, None).contains("2 times of these"));
+        let failures = none.with("h2").with("h1").with("h2");
+        let log = given_up_log(0, &failures, Some("h1"), None, None);
+        assert!(
+            log.contains("once of these a machine of h1 failed before its worker asked")
+                && log.contains("2 times of these a machine of h2 failed"),
+            "{log}"
+        );
     }
 
     #[test]
     fn the_last_agents_reason_is_said_within_bounds() {
-        let of = |reason: &str| given_up_log(0, Some("h1"), Some("m"), Some(reason));
-        let silent = given_up_log(0, Some("h1"), Some("m"), None);
+        let none = Failures::default();
+        let of = |reason: &str| given_up_log(0, &none, Some("h1"), Some("m"), Some(reason));
+        let silent = given_up_log(0, &none, Some("h1"), Some("m"), None);
         for nothing in ["", " \n"] {
             assert_eq!(of(nothing), silent, "{nothing:?}");
         }
@@ -494,16 +553,18 @@ mod tests {
                 Status::Interrupt,
             ]),
             proptest::sample::select(vec![Again::No, Again::Yes]),
+            proptest::sample::select(vec![Machine::Failed, Machine::Unmentioned]),
             0_u32..8,
             0_u32..8,
         )
             .prop_map(
-                |(session, proof, identity, status, again, interrupts, lapses)| Facts {
+                |(session, proof, identity, status, again, machine, interrupts, lapses)| Facts {
                     session,
                     proof,
                     identity,
                     status,
                     again,
+                    machine,
                     interrupts,
                     lapses,
                 },
@@ -514,7 +575,7 @@ mod tests {
         #[test]
         fn only_proved_current_results_change_a_build(facts in any_facts()) {
             let verdict = decide(facts);
-            if matches!(verdict, Verdict::Keep(_) | Verdict::Requeue | Verdict::GiveUp | Verdict::Release) {
+            if matches!(verdict, Verdict::Keep(_) | Verdict::Requeue | Verdict::Retry | Verdict::GiveUp | Verdict::Release) {
                 prop_assert_eq!(facts.proof, Proof::Good);
                 prop_assert_eq!(facts.identity, Identity::Same);
                 prop_assert!(matches!(
@@ -523,8 +584,21 @@ mod tests {
                 ));
             }
             // What is counted is counted once: at the lapse, or when it is given back.
-            if matches!(verdict, Verdict::Requeue | Verdict::GiveUp) {
+            if matches!(verdict, Verdict::Requeue | Verdict::Retry | Verdict::GiveUp) {
                 prop_assert_eq!(facts.session, SessionState::Current(State::Building));
+            }
+        }
+
+        /// Whatever it is that failed: only what is given back is tried again, and so often.
+        #[test]
+        fn what_was_built_is_not_retried(facts in any_facts()) {
+            let verdict = decide(facts);
+            if verdict == Verdict::Retry {
+                prop_assert_eq!((facts.status, facts.machine), (Status::Interrupt, Machine::Failed));
+                prop_assert!(facts.again == Again::Yes || facts.interrupts + facts.lapses + 1 < INTERRUPTS);
+            }
+            if facts.status != Status::Interrupt {
+                prop_assert!(!matches!(verdict, Verdict::Retry | Verdict::Requeue));
             }
         }
 

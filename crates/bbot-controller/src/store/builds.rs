@@ -261,8 +261,8 @@ impl Store {
                         tx.later(
                             Sql::new(format!(
                                 "UPDATE builds SET state = 'queued', position = {position}, queued = $2, reason = $3, \
-                                 again = 0, interrupts = 0, lapses = 0, session = NULL, run = NULL, \
-                                 lease_until = NULL WHERE id = $1"
+                                 again = 0, interrupts = 0, lapses = 0, failures = '[]', session = NULL, \
+                                 run = NULL, lease_until = NULL WHERE id = $1"
                             ))
                             .bind(id)
                             .bind(now)
@@ -288,7 +288,7 @@ impl Store {
                             // Whoever had it before it came back is too late for what is asked for now.
                             super::leases::end_lapsed(tx, id);
                             tx.later(
-                                Sql::new("UPDATE builds SET interrupts = 0, lapses = 0 WHERE id = $1").bind(id),
+                                Sql::new("UPDATE builds SET interrupts = 0, lapses = 0, failures = '[]' WHERE id = $1").bind(id),
                             );
                         }
                     }
@@ -326,8 +326,8 @@ async fn again(
     };
     tx.later(
         Sql::new(
-            "UPDATE builds SET again = 1, again_place = $2, again_by = $3, interrupts = 0, lapses = 0, reason = $4 \
-             WHERE id = $1",
+            "UPDATE builds SET again = 1, again_place = $2, again_by = $3, interrupts = 0, lapses = 0, failures = '[]', \
+             reason = $4 WHERE id = $1",
         )
         .bind(build.id)
         .bind(place)

@@ -97,9 +97,10 @@ impl Store {
                 let mut row = tx.optional(Sql::new(this).bind(new.build)).await?;
                 if let (None, Some((configuration, target, repository))) = (&row, &new.instead) {
                     let of = repository.as_ref().map_or("", |_| " AND b.repository = $3");
+                    // One that has failed may avoid this host.
                     let mut first = Sql::new(format!(
                         "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2{of} \
-                         ORDER BY b.place, b.id LIMIT 1{free}"
+                         AND b.failures = '[]' ORDER BY b.place, b.id LIMIT 1{free}"
                     ))
                     .bind(configuration.as_str())
                     .bind(target.as_str());

@@ -30,6 +30,7 @@ pub use results::{NewOperation, NewResult, SessionFacts, Taken};
 pub use rows::{Attempt, Build, Operation, Submission};
 pub use submissions::{NewSubmission, Submitted};
 pub use turns::Asker;
+pub use waiting::Head;
 
 use std::path::Path;
 

@@ -9,7 +9,8 @@ use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError, builds};
 use crate::clock::Millis;
 use crate::queue::State;
-use crate::queue::outcome::{self, Again, SessionState, Verdict};
+use crate::queue::failure::{self, Failures};
+use crate::queue::outcome::{self, Again, Machine, SessionState, Verdict};
 
 /// A result that came for a session.
 #[derive(Debug, Clone)]
@@ -26,6 +27,17 @@ impl NewResult {
     pub fn reason(&self) -> Option<&str> {
         let mut logs = self.operations.iter().map(|o| o.log.trim());
         logs.find(|log| !log.is_empty())
+    }
+
+    /// What an agent that gives a task back says of the machine.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        let failed = |o: &NewOperation| o.name == failure::MACHINE_OPERATION;
+        if self.status == Status::Interrupt && self.operations.iter().any(failed) {
+            Machine::Failed
+        } else {
+            Machine::Unmentioned
+        }
     }
 }
 
@@ -190,14 +202,15 @@ async fn take(
             };
             keep(tx, by, &facts.build, result, state, now).await?;
         }
-        Verdict::Requeue => {
+        Verdict::Requeue | Verdict::Retry => {
             // Without its session a second result for it comes to nothing.
             tx.later(
                 Sql::new(
                     "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL, again = 0, \
-                     interrupts = interrupts + 1 WHERE id = $1",
+                     interrupts = interrupts + 1, failures = $2 WHERE id = $1",
                 )
-                .bind(facts.build.id),
+                .bind(facts.build.id)
+                .bind(failures(&facts.build, result).text()),
             );
             end_given_back(tx, &facts.session);
         }
@@ -210,7 +223,11 @@ async fn take(
             end_given_back(tx, &facts.session);
         }
         Verdict::GiveUp => {
-            let ended = given_up(&facts.build, facts.build.lapses, result.reason());
+            let build = Build {
+                failures: failures(&facts.build, result),
+                ..facts.build.clone()
+            };
+            let ended = given_up(&build, build.lapses, result.reason());
             let by = By::Agent {
                 session: &facts.session,
                 late: false,
@@ -220,6 +237,15 @@ async fn take(
         Verdict::Repeat | Verdict::Wrong(_) | Verdict::Drop(_) => {}
     }
     Ok(())
+}
+
+/// The failures of a build's machines, with that which a result tells of.
+fn failures(build: &Build, result: &NewResult) -> Failures {
+    let failures = build.failures.clone();
+    match (result.machine(), &build.agent) {
+        (Machine::Failed, Some(host)) => failures.with(host),
+        (Machine::Failed, None) | (Machine::Unmentioned, _) => failures,
+    }
 }
 
 fn end_given_back(tx: &mut Tx<'_>, session: &str) {
@@ -236,6 +262,7 @@ pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewR
             status: Status::Abort,
             log: outcome::given_up_log(
                 lapses,
+                &build.failures,
                 build.agent.as_deref(),
                 build.machine.as_deref(),
                 reason,
@@ -346,8 +373,8 @@ pub(super) async fn keep(
     tx.later(
         Sql::new(format!(
             "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, \
-             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, position = {position}, \
-             queued = $7, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
+             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, failures = '[]', \
+             position = {position}, queued = $7, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
         ))
         .bind(build.id)
         .bind(state.as_str())

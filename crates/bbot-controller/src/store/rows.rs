@@ -10,6 +10,7 @@ use crate::clock::Millis;
 use crate::package::Particulars;
 use crate::package::plan::{Excluded, Planned};
 use crate::queue::State;
+use crate::queue::failure::Failures;
 use crate::queue::order::{self, Class, Priority};
 use crate::source::Source;
 
@@ -96,6 +97,8 @@ pub struct Build {
     pub interrupts: u32,
     /// How often the lease of its task has lapsed since then.
     pub lapses: u32,
+    /// The hosts on which the machine of its task has failed since then before it had begun.
+    pub failures: Failures,
     /// The run, one handing out of its task, that is under way or was the last.
     pub run: Option<i64>,
     /// The session of the task that was last handed out.
@@ -219,6 +222,7 @@ pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
         operations: Vec::new(),
         interrupts: 0,
         lapses: 0,
+        failures: Failures::default(),
         run: None,
         session: None,
         lease_until: None,
@@ -326,6 +330,7 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         operations: operations(row, id)?,
         interrupts: u32::try_from(get::<i64>(row, "interrupts")?).unwrap_or(u32::MAX),
         lapses: u32::try_from(get::<i64>(row, "lapses")?).unwrap_or(u32::MAX),
+        failures: Failures::parse(&get::<String>(row, "failures")?),
         run: get(row, "run")?,
         session: get(row, "session")?,
         lease_until: time(row, "lease_until")?,

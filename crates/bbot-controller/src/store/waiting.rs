@@ -3,9 +3,21 @@
 use sqlx::AssertSqlSafe;
 
 use super::{Doing as _, Store, StoreError, look};
+use crate::queue::failure::Failures;
+
+/// A build that waits, by its place in the queue.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Head {
+    /// Its place: the lowest is the next.
+    pub place: i64,
+    /// Its number.
+    pub build: i64,
+    /// The hosts on which its machine has failed.
+    pub failures: Failures,
+}
 
 impl Store {
-    /// Of each of these configurations (name and target) the first builds that wait: place in the queue and number of each. `limit` of
+    /// Of each of these configurations (name and target) the first builds that wait: `limit` of
     /// them, and those that have the same place as the last.
     ///
     /// # Errors
@@ -14,7 +26,7 @@ impl Store {
         &self,
         configurations: &[(&str, &str)],
         limit: usize,
-    ) -> Result<Vec<Vec<(i64, i64)>>, StoreError> {
+    ) -> Result<Vec<Vec<Head>>, StoreError> {
         let mut all = Vec::with_capacity(configurations.len());
         for some in configurations.chunks(look::LARGEST) {
             let size = look::size_for(some.len());
@@ -25,16 +37,20 @@ impl Store {
                 let (name, target) = some.get(n).or(some.last()).copied().unwrap_or_default();
                 query = query.bind(name).bind(target);
             }
-            let rows: Vec<(i64, i64, i64)> = query
+            let rows: Vec<(i64, i64, i64, String)> = query
                 .bind(i64::try_from(limit.saturating_sub(1)).unwrap_or(i64::MAX))
                 .fetch_all(&self.pool)
                 .await
                 .doing("look into the queue")?;
             let mut found = vec![Vec::new(); some.len()];
-            for (n, place, build) in rows {
+            for (n, place, build, failures) in rows {
                 let at = usize::try_from(n).unwrap_or(usize::MAX);
                 if let Some(builds) = found.get_mut(at) {
-                    builds.push((place, build));
+                    builds.push(Head {
+                        place,
+                        build,
+                        failures: Failures::parse(&failures),
+                    });
                 }
             }
             all.append(&mut found);
@@ -51,7 +67,7 @@ fn text(size: usize) -> String {
         .collect();
     format!(
         "WITH w (n, configuration, target) AS (VALUES {}) \
-         SELECT w.n, q.place, q.id FROM w JOIN builds q ON q.state = 'queued' \
+         SELECT w.n, q.place, q.id, q.failures FROM w JOIN builds q ON q.state = 'queued' \
          AND q.configuration = w.configuration AND q.target = w.target AND q.place <= COALESCE(\
          (SELECT l.place FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
          AND l.target = w.target ORDER BY l.place LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.place, q.id",

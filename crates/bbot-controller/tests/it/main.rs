@@ -7,6 +7,7 @@ mod api;
 mod challenge;
 mod cluster;
 mod document;
+mod failures;
 mod follow;
 mod git;
 mod hostile;

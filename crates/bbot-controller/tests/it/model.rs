@@ -8,7 +8,9 @@ use bbot_controller::package::plan::Plan;
 use bbot_controller::queue::State;
 use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::order::{self, Class, Priority};
-use bbot_controller::queue::outcome::{Facts, INTERRUPTS, Identity, Proof, Verdict, decide};
+use bbot_controller::queue::outcome::{
+    Facts, INTERRUPTS, Identity, Machine, Proof, Verdict, decide,
+};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store};
 use bbot_manifest::Status;
@@ -345,6 +347,7 @@ async fn run(store: Store, events: Vec<Event>) {
                         identity: Identity::Same,
                         status,
                         again: facts.again,
+                        machine: Machine::Unmentioned,
                         interrupts: facts.build.interrupts,
                         lapses: facts.build.lapses,
                     })

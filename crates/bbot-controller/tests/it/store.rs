@@ -266,7 +266,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
         for _ in 0..8 {
             let store = store.clone();
             senders.spawn(async move {
-                use bbot_controller::queue::outcome::{Facts, Identity, Proof, decide};
+                use bbot_controller::queue::outcome::{Facts, Identity, Machine, Proof, decide};
                 let result = result("log");
                 let take = store.take_result("s", &result, Millis(7), |facts| {
                     decide(Facts {
@@ -275,6 +275,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         identity: Identity::Same,
                         status: Status::Success,
                         again: facts.again,
+                        machine: Machine::Unmentioned,
                         interrupts: 0,
                         lapses: 0,
                     })
@@ -421,13 +422,14 @@ async fn old_store(place: &Place, migrations: usize) {
 }
 
 fn decided(facts: &bbot_controller::store::SessionFacts) -> Verdict {
-    use bbot_controller::queue::outcome::{Facts, Identity, Proof, decide};
+    use bbot_controller::queue::outcome::{Facts, Identity, Machine, Proof, decide};
     decide(Facts {
         session: facts.state,
         proof: Proof::Good,
         identity: Identity::Same,
         status: Status::Success,
         again: facts.again,
+        machine: Machine::Unmentioned,
         interrupts: facts.build.interrupts,
         lapses: facts.build.lapses,
     })
@@ -485,9 +487,9 @@ fn an_older_store_is_brought_up_to_date() {
         if migrations >= 5 {
             // What waited is handed out in its old order, before what is new.
             let queued = store.first_queued(&[("e", "t")], 10).await.unwrap();
-            let builds: Vec<i64> = queued[0].iter().map(|(_, build)| *build).collect();
+            let builds: Vec<i64> = queued[0].iter().map(|head| head.build).collect();
             assert_eq!(builds, [4, 5, 6, 3]);
-            assert!(queued[0].iter().all(|(place, _)| *place < task.build.place));
+            assert!(queued[0].iter().all(|head| head.place < task.build.place));
             let build = store.build(3).await.unwrap().unwrap();
             assert_eq!((build.class, build.again_place), (Class::Forced, None));
             let build = store.build(6).await.unwrap().unwrap();

@@ -221,6 +221,11 @@ async fn a_guest_that_fills_its_disks_room_rests_the_host_only_if_it_stays_short
         let case = format!("{kin:?} {min_free_disk} {at}");
         let result = world.posted().remove(0).result;
         assert_eq!(result.status, status, "{case}");
+        let operation = match at {
+            "boot" => MACHINE_OPERATION,
+            _ => AGENT_OPERATION,
+        };
+        assert_eq!(result.operations[0].name, operation, "{case}");
         let log = &result.operations[0].log;
         assert!(log.contains("No space left on device"), "{case}: {log}");
         world.is_clean().await;

@@ -160,6 +160,11 @@ async fn the_task_of_a_machine_that_never_comes_up_is_given_back_and_the_machine
         let posted = world.posted();
         let statuses: Vec<Status> = posted.iter().map(|p| p.result.status).collect();
         assert_eq!(statuses, [status], "{kin:?}");
+        let operation = match kin {
+            Kin::Ours => MACHINE_OPERATION,
+            Kin::Stranger => AGENT_OPERATION,
+        };
+        assert_eq!(posted[0].result.operations[0].name, operation);
         // A person may look at it, and it is not offered for a while.
         world.controllers.requests.lock().unwrap().clear();
         world.goes_on(50).await;
@@ -576,6 +581,11 @@ async fn a_task_that_there_is_no_room_to_copy_the_machine_for_is_given_back() {
             Kin::Ours => assert_eq!(result.status, Status::Interrupt),
             Kin::Stranger => assert_eq!(result.status, Status::Abort),
         }
+        let operation = match kin {
+            Kin::Ours => MACHINE_OPERATION,
+            Kin::Stranger => AGENT_OPERATION,
+        };
+        assert_eq!(result.operations[0].name, operation);
         let log = &result.operations[0].log;
         assert!(log.contains("No space left"), "{log}");
         assert_eq!((world.posted().len(), world.spool("held")), (1, 0));

@@ -1,5 +1,7 @@
 //! Builds and submissions as the API shows them. What is not known yet is null.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -199,6 +201,8 @@ pub(super) struct Build {
     interrupts: u32,
     /// How often the lease of its task has lapsed since then.
     lapses: u32,
+    /// Hosts on which its machine failed since then before its worker asked for anything, with how often.
+    machine_failures: BTreeMap<String, usize>,
     /// What the last attempt gave, while the next is on its way.
     previous_status: Option<Status>,
     /// Of the result; empty until there is one.
@@ -247,6 +251,12 @@ impl Build {
             run: build.run,
             interrupts: build.interrupts,
             lapses: build.lapses,
+            machine_failures: build
+                .failures
+                .by_host()
+                .into_iter()
+                .map(|(host, times)| (host.to_owned(), times))
+                .collect(),
             previous_status: status.filter(|_| !built),
             operations: if built {
                 operations(&build.operations)
