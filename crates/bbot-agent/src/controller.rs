@@ -181,8 +181,14 @@ pub trait Link: Send + Sync + std::fmt::Debug {
     /// Posts a result to a controller that is known to be of this kin.
     fn post_result<'a>(&'a self, url: &'a Url, kin: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted>;
 
-    /// Renews the lease of a session, whose URL this is, within this time.
-    fn renew_lease<'a>(&'a self, session: &'a Url, within: Duration) -> BoxFuture<'a, Renewed>;
+    /// Renews the lease of a session, whose URL this is. The controller may hold the answer for as
+    /// long as `hold` unless the session ends, and has so much time, `within`, beyond that.
+    fn renew_lease<'a>(
+        &'a self,
+        session: &'a Url,
+        hold: Duration,
+        within: Duration,
+    ) -> BoxFuture<'a, Renewed>;
 
     /// Posts a log segment of a session, whose URL this is. `skips`: one before it is
     /// there no more.

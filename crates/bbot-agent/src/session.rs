@@ -22,7 +22,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -316,19 +316,23 @@ impl Left {
     }
 }
 
+/// The first renewal is answered at once, which confirms that the task has arrived. Each other one
+/// the controller holds until the next is due, so that the end of the session is told at once.
 async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every: Duration) {
+    let mut hold = Duration::ZERO;
     let mut trouble = false;
     loop {
-        match link
-            .renew_lease(&url, every.max(Duration::from_secs(1)))
-            .await
-        {
+        let sent = Instant::now();
+        let within = every.max(Duration::from_secs(1));
+        match link.renew_lease(&url, hold, within).await {
             Renewed::Until(next) => {
                 if std::mem::take(&mut trouble) {
                     tracing::info!("{}: its lease is renewed again", inner.name);
                 }
+                // Whether the controller has held it or not.
+                sleep_until(sent + hold).await;
                 every = next.unwrap_or(every);
-                sleep(every).await;
+                hold = every;
             }
             Renewed::Over(why) => return inner.end(&why),
             Renewed::Again(why) => {
@@ -336,6 +340,7 @@ async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every
                     tracing::warn!("{}: unable to renew its lease, going on: {why}", inner.name);
                 }
                 sleep(every / 2).await;
+                hold = Duration::ZERO;
             }
         }
     }

@@ -426,7 +426,12 @@ mod tests {
             unreachable!("no result is posted")
         }
 
-        fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
+        fn renew_lease<'a>(
+            &'a self,
+            _: &'a Url,
+            _: Duration,
+            _: Duration,
+        ) -> BoxFuture<'a, Renewed> {
             Box::pin(async { Renewed::Until(None) })
         }
 

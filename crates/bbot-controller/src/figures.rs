@@ -63,6 +63,7 @@ pub(crate) struct Figures {
     handed_out: Counter,
     waited: Histogram,
     results: Family<ByStatus, Counter>,
+    cancelled: Counter,
     came_back: Family<ByKind, Counter>,
     segments: Counter,
     segment_bytes: Counter,
@@ -131,6 +132,12 @@ impl Figures {
             "Results that were kept, by status",
             results.clone(),
         );
+        let cancelled = Counter::default();
+        registry.register(
+            "cancelled_builds",
+            "Builds that were cancelled, queued or under way",
+            cancelled.clone(),
+        );
         let came_back = Family::<ByKind, Counter>::default();
         registry.register(
             "came_back_tasks",
@@ -172,6 +179,7 @@ impl Figures {
             handed_out,
             waited,
             results,
+            cancelled,
             came_back,
             segments,
             segment_bytes,
@@ -192,6 +200,10 @@ impl Figures {
     pub(crate) fn result(&self, status: bbot_manifest::Status) {
         let status = status.to_string();
         self.results.get_or_create(&ByStatus { status }).inc();
+    }
+
+    pub(crate) fn cancelled(&self) {
+        self.cancelled.inc();
     }
 
     pub(crate) fn came_back(&self, why: CameBack) {

@@ -299,6 +299,10 @@ pub(crate) fn controllers(world: &World) -> Checked {
                 State::Built => {
                     !is_building && build.session.is_none() && build.recorded.len() == 1
                 }
+                // Whatever its agents bring from now on.
+                State::Cancelled => {
+                    !is_building && build.session.is_none() && build.recorded.is_empty()
+                }
             };
             rule(is_one, || {
                 let url = &controller.url;
@@ -339,6 +343,9 @@ pub(crate) fn at_the_end(world: &mut World) -> Checked {
     let mut given_up = 0;
     for controller in &world.controllers {
         for (n, build) in controller.builds.iter().enumerate() {
+            if build.state == State::Cancelled {
+                continue;
+            }
             let [(status, session)] = build.recorded[..] else {
                 return Err(format!(
                     "build {n} of {} has no result: {build:?}",
@@ -383,7 +390,7 @@ pub(crate) fn unfinished(world: &World) -> String {
     let mut words = Vec::new();
     for controller in &world.controllers {
         for (n, build) in controller.builds.iter().enumerate() {
-            if build.state != State::Built {
+            if !build.state.is_over() {
                 words.push(format!(
                     "build {n} of {} on {}: {}",
                     controller.url, build.machine, build.state

@@ -9,9 +9,11 @@ use bbot_controller::buildtab::Buildtab;
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::era::Peer;
 use bbot_controller::queue::lease::{self, Lapse, Renewal};
-use bbot_controller::queue::outcome::{self, Again, Facts, Identity, Proof, SessionState, Verdict};
+use bbot_controller::queue::outcome::{
+    self, Again, Facts, Identity, Machine, Proof, SessionState, Verdict,
+};
 use bbot_controller::queue::select::{self, Offer, Role};
-use bbot_controller::queue::{self, State};
+use bbot_controller::queue::{self, Cancel, State};
 use bbot_manifest::{Era, Status};
 
 /// How long a stranger's agent has its task here. The original's three hours would only make the run longer.
@@ -37,6 +39,7 @@ enum Ended {
     GivenBack,
     Lapsed,
     Over,
+    Cancelled,
 }
 
 #[derive(Debug)]
@@ -165,6 +168,28 @@ impl Controller {
         }
     }
 
+    /// A person cancels a build; whether that did anything.
+    pub(crate) fn cancel(&mut self, index: usize) -> bool {
+        let Some(build) = self.builds.get_mut(index) else {
+            return false;
+        };
+        if queue::cancel(build.state) != Cancel::Now {
+            return false;
+        }
+        build.state = State::Cancelled;
+        build.session = None;
+        build.lease_until = None;
+        build.interrupts = 0;
+        build.lapses = 0;
+        let ends = |s: &&mut Session| {
+            s.build == index && !s.is_answered && matches!(s.ended, None | Some(Ended::Lapsed))
+        };
+        for session in self.sessions.values_mut().filter(ends) {
+            session.ended = Some(Ended::Cancelled);
+        }
+        true
+    }
+
     /// The next moment, after `now`, at which a lease lapses.
     pub(crate) fn next_lapse(&self, now: Time) -> Option<Time> {
         let building = self.builds.iter().filter(|b| b.state == State::Building);
@@ -266,6 +291,7 @@ impl Controller {
             match session.ended {
                 Some(Ended::GivenBack) => SessionState::GivenBack,
                 Some(Ended::Lapsed) => SessionState::Overtaken,
+                Some(Ended::Cancelled) => SessionState::Cancelled,
                 Some(Ended::Over) | None => SessionState::Superseded,
             }
         }
@@ -309,6 +335,8 @@ impl Controller {
             again: Again::No,
             interrupts: build.interrupts,
             lapses: build.lapses,
+            // Agents here say no reasons.
+            machine: Machine::Unmentioned,
         });
         match verdict {
             Verdict::Keep(new) => {
@@ -317,7 +345,7 @@ impl Controller {
                 }
                 self.keep(index, id, (status, Some(id)), new);
             }
-            Verdict::Requeue => {
+            Verdict::Requeue | Verdict::Retry => {
                 build.state = State::Queued;
                 build.session = None;
                 build.lease_until = None;
@@ -348,6 +376,7 @@ impl Controller {
             Some(
                 Verdict::Keep(_)
                 | Verdict::Requeue
+                | Verdict::Retry
                 | Verdict::GiveUp
                 | Verdict::Release
                 | Verdict::Repeat,

@@ -105,6 +105,11 @@ pub(crate) enum Fault {
         agent: usize,
         lasts: Duration,
     },
+    /// A person cancels a build: one of those that there are then, by this number.
+    Cancel {
+        controller: usize,
+        number: usize,
+    },
 }
 
 /// An agent's host.
@@ -233,7 +238,7 @@ impl Script {
         let controller = random.gen_range(0..controllers);
         let machine = random.gen_range(0..hosts[agent].machines.len().max(1));
         let lasts = seconds(random, 5, 300);
-        match random.gen_range(0..23) {
+        match random.gen_range(0..25) {
             0 | 1 => Fault::AgentCrash {
                 agent,
                 down: seconds(random, 1, 120),
@@ -288,7 +293,11 @@ impl Script {
                 slots: random.gen_range(1..=4),
                 priorities: random.gen_bool(0.5),
             },
-            _ => Fault::RenewalsLost { agent, lasts },
+            22 => Fault::RenewalsLost { agent, lasts },
+            _ => Fault::Cancel {
+                controller,
+                number: random.gen_range(0..1000),
+            },
         }
     }
 }

@@ -81,8 +81,13 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    pub(crate) fn is_built(&self) -> bool {
-        self.state == "built"
+    /// Is it built, or cancelled: is nothing more to be waited for?
+    pub(crate) fn is_over(&self) -> bool {
+        self.state == "built" || self.is_cancelled()
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state == "cancelled"
     }
 
     /// Is there a result, and a good one?
@@ -102,6 +107,9 @@ pub(crate) struct Builds {
 pub(crate) struct Submission {
     pub(crate) id: String,
     pub(crate) builds: Vec<Build>,
+    /// Of the answer to cancelling: the builds that were not over before.
+    #[serde(default)]
+    pub(crate) cancelled: Vec<String>,
     /// Builds that the package leaves out.
     #[serde(default)]
     pub(crate) excluded: Vec<Excluded>,
@@ -242,17 +250,32 @@ impl Api {
     }
 
     pub(crate) async fn rebuild(&self, id: &str, reason: Option<&str>) -> Result<Build> {
-        let request = self.changing(
-            Method::POST,
-            &format!("/api/v1/builds/{}/rebuild", segment(id)?),
-        )?;
+        let path = format!("/api/v1/builds/{}/rebuild", segment(id)?);
+        self.because(&path, reason).await
+    }
+
+    pub(crate) async fn cancel(&self, id: &str, reason: Option<&str>) -> Result<Build> {
+        let path = format!("/api/v1/builds/{}/cancel", segment(id)?);
+        self.because(&path, reason).await
+    }
+
+    pub(crate) async fn cancel_submission(
+        &self,
+        id: &str,
+        reason: Option<&str>,
+    ) -> Result<Submission> {
+        let path = format!("/api/v1/submissions/{}/cancel", segment(id)?);
+        self.because(&path, reason).await
+    }
+
+    /// Asks for something, for a reason.
+    async fn because<T: DeserializeOwned>(&self, path: &str, reason: Option<&str>) -> Result<T> {
         let body = serde_json::json!({ "reason": reason });
-        self.json(
-            request
-                .header("Content-Type", "application/json")
-                .body(body.to_string()),
-        )
-        .await
+        let request = self
+            .changing(Method::POST, path)?
+            .header("Content-Type", "application/json")
+            .body(body.to_string());
+        self.json(request).await
     }
 
     pub(crate) async fn builds(&self, filters: &[(&str, String)]) -> Result<Builds> {

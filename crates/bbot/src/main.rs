@@ -12,7 +12,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use commands::{
-    Exit, agent, build, builds, key, log, machine, manifest, rebuild, submit, toolchain, up,
+    Exit, agent, build, builds, cancel, key, log, machine, manifest, rebuild, submit, toolchain, up,
 };
 use home::Home;
 
@@ -48,6 +48,7 @@ enum Command {
     Builds(builds::ListBuilds),
     Log(log::Log),
     Rebuild(rebuild::Rebuild),
+    Cancel(cancel::Cancel),
     #[command(subcommand)]
     Machine(machine::Machine),
     #[command(subcommand)]
@@ -95,6 +96,7 @@ fn run(options: Options) -> Result<Exit> {
         Command::Builds(options) => runtime.block_on(builds::run(options, &home)),
         Command::Log(options) => runtime.block_on(log::run(options, &home)),
         Command::Rebuild(options) => runtime.block_on(rebuild::run(options, &home)),
+        Command::Cancel(options) => runtime.block_on(cancel::run(options, &home)),
         Command::Machine(command) => machine::run(command, &home),
         Command::Agent(command) => agent::run(&command, &home),
         Command::Toolchain(command) => toolchain::run(command, &home),

@@ -32,7 +32,8 @@ pub(crate) struct FakeLink {
     pub(crate) leases: Script<Renewed>,
     pub(crate) results: Mutex<Vec<Seen>>,
     pub(crate) log: Mutex<Vec<(u64, bool, String)>>,
-    pub(crate) renewals: Mutex<Vec<Instant>>,
+    /// When, and for how long they may be held.
+    pub(crate) renewals: Mutex<Vec<(Instant, Duration)>>,
 }
 
 impl FakeLink {
@@ -85,8 +86,13 @@ impl Link for FakeLink {
         })
     }
 
-    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
-        self.renewals.lock().unwrap().push(Instant::now());
+    fn renew_lease<'a>(
+        &'a self,
+        _: &'a Url,
+        hold: Duration,
+        _: Duration,
+    ) -> BoxFuture<'a, Renewed> {
+        self.renewals.lock().unwrap().push((Instant::now(), hold));
         let answer = self.leases.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or(Renewed::Until(None)) })
     }

@@ -306,11 +306,22 @@ impl Link for Http {
         })
     }
 
-    fn renew_lease<'a>(&'a self, session: &'a Url, within: Duration) -> BoxFuture<'a, Renewed> {
+    fn renew_lease<'a>(
+        &'a self,
+        session: &'a Url,
+        hold: Duration,
+        within: Duration,
+    ) -> BoxFuture<'a, Renewed> {
         Box::pin(async move {
             let url = below(session, "lease");
-            let within = within.min(self.timeout);
-            let posted = self.post(&url, MANIFEST, HeaderMap::new(), Vec::new(), within);
+            let hold = hold.min(self.timeout / 2);
+            let within = (hold + within).min(self.timeout);
+            let mut headers = HeaderMap::new();
+            if !hold.is_zero() {
+                let whole = hold.as_secs() + u64::from(hold.subsec_nanos() > 0);
+                headers.insert("bbot-wait", HeaderValue::from(whole));
+            }
+            let posted = self.post(&url, MANIFEST, headers, Vec::new(), within);
             match posted.await {
                 Ok(response) => {
                     let (status, is_ours) = (response.status(), is_ours(&response));

@@ -687,7 +687,7 @@ async fn the_lease_is_renewed_until_the_result_is_taken() {
     world.add_for(A, "s/1", None, Some(session)).await.unwrap();
     seconds(25).await;
     assert_eq!(world.files("results"), 1);
-    assert_eq!(world.link.renewals.lock().unwrap().len(), 3);
+    assert_eq!(world.link.renewals.lock().unwrap().len(), 4);
     seconds(200).await;
     assert_eq!(world.files("results"), 0);
     let renewals = world.link.renewals.lock().unwrap().len();

@@ -73,6 +73,13 @@ impl Desk {
         self.numbers.get(&key).copied()
     }
 
+    /// A build waits no more, and nobody got it.
+    pub(crate) fn gone(&self, configuration: &str, target: &str) {
+        if let Some(kind) = self.kind(configuration, target) {
+            self.heads.changed(kind);
+        }
+    }
+
     /// A build waits, at the place if it is known: who can build it is told.
     pub(crate) fn queued(&self, configuration: &str, target: &str, head: Option<Head>) {
         // By a line that is gone nobody builds.

@@ -160,8 +160,9 @@ impl Follower {
                     self.drain(log, run, &mut position).await?;
                 }
             }
-            if build.state == State::Built {
-                let status = build.status.map(|s| s.to_string());
+            if build.state.is_over() {
+                let status = build.status.filter(|_| build.state == State::Built);
+                let status = status.map(|s| s.to_string());
                 let end = json!({ "status": status, "attempt": build.attempt });
                 return self.event("end", None, &end).await;
             }
@@ -282,7 +283,7 @@ impl Follower {
 }
 
 fn state(build: &Build) -> Value {
-    let waiting = build.state == State::Queued;
+    let waiting = !build.is_begun();
     json!({
         "state": build.state.as_str(),
         "agent": build.agent.as_ref().filter(|_| !waiting),

@@ -5,6 +5,7 @@ mod api;
 mod archives;
 mod body;
 mod changes;
+mod ends;
 mod follow;
 mod guard;
 mod hand_out;
@@ -48,6 +49,7 @@ use crate::token::{SignIns, Token};
 use crate::watched::Watched;
 
 use changes::Changes;
+use ends::Ends;
 use leases::Lapses;
 
 pub use guard::External;
@@ -88,6 +90,8 @@ pub(crate) struct App {
     paced: Paced,
     /// Builds that change, for those who follow their logs.
     changes: Changes,
+    /// Agents that wait to hear whether their session is over.
+    ends: Ends,
     /// When the next lease lapses.
     lapses: Lapses,
     shutdown: CancellationToken,
@@ -117,6 +121,7 @@ impl App {
             agents: Roll::new(store.steady(config.clock.steady())),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
             changes: Changes::default(),
+            ends: Ends::default(),
             lapses: Lapses::default(),
             paced: Paced::default(),
             config,
@@ -216,9 +221,10 @@ impl App {
         self.store.steady(self.config.clock.steady())
     }
 
-    /// Tells those who follow this build, here and at other controllers.
+    /// Tells those who follow this build or have it, here and at other controllers.
     fn build_changed(&self, build: i64) {
         self.changes.tell(build);
+        self.ends.tell(build);
         self.store.tell(&News::Changed(build));
     }
 
@@ -319,7 +325,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/builds/{id}/log", get(pages::log))
         .route("/builds/{id}/log/{operation}", get(pages::operation_log))
         .route("/builds/{id}/rebuild", post(pages::rebuild))
+        .route("/builds/{id}/cancel", post(pages::cancel))
         .route("/submissions/{id}", get(pages::submission))
+        .route("/submissions/{id}/cancel", post(pages::cancel_submission))
         .route("/configurations", get(pages::configurations))
         .route("/agents", get(pages::agents))
         .route("/sessions/{path}/lease", post(session::lease))

@@ -47,10 +47,14 @@ impl App {
             for news in news {
                 match news {
                     News::Queued => self.desk().all_changed(),
-                    News::Changed(build) => self.changes.tell(build),
+                    News::Changed(build) => {
+                        self.changes.tell(build);
+                        self.ends.tell(build);
+                    }
                     News::Missed => {
                         self.desk().all_changed();
                         self.changes.tell_all();
+                        self.ends.tell_all();
                     }
                 }
             }

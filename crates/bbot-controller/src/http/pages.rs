@@ -223,6 +223,8 @@ struct BuildPage {
     row: Row,
     /// Seconds after which a browser looks again.
     refresh: Option<u32>,
+    is_over: bool,
+    cancelled: bool,
     live: Option<Tail>,
     /// Number that the attempt under way will have.
     underway: i64,
@@ -278,10 +280,10 @@ pub(super) async fn build(
         };
         let submission = app.store.submission(build.submission).await?;
         let source = submission.map_or_else(SourceLine::unknown, |s| SourceLine::of(&s.source));
-        let waiting = build.state == queue::State::Queued;
+        let waiting = !build.is_begun();
         let built = build.state == queue::State::Built;
         let live = match build.run {
-            Some(run) if build.state == queue::State::Building && wanted == build.attempt => {
+            Some(run) if !waiting && !built && wanted == build.attempt => {
                 live::tail(&app, &build, run).await?
             }
             _ => None,
@@ -291,8 +293,10 @@ pub(super) async fn build(
             refresh: match build.state {
                 queue::State::Queued => Some(10),
                 queue::State::Building => Some(if live.is_some() { 3 } else { 5 }),
-                queue::State::Built => None,
+                queue::State::Built | queue::State::Cancelled => None,
             },
+            is_over: build.state.is_over(),
+            cancelled: build.state == queue::State::Cancelled,
             underway: build.attempt + 1,
             live_size: live
                 .as_ref()
@@ -309,7 +313,10 @@ pub(super) async fn build(
                 priority => format!("{}, priority {priority}", build.class),
             },
             started: build.started.filter(|_| !waiting).map(parts::time),
-            finished: build.finished.filter(|_| built).map(parts::time),
+            finished: build
+                .finished
+                .filter(|_| build.state.is_over())
+                .map(parts::time),
             source,
             submission: build.submission,
             reason: build.reason.clone(),
@@ -363,6 +370,11 @@ fn note(app: &App, build: &Build) -> Option<String> {
             _ => "An agent builds it.".to_owned(),
         }),
         queue::State::Built => None,
+        queue::State::Cancelled => Some(
+            "It was cancelled: no agent gets it, and a result that comes all the same is not kept. \
+             A rebuild queues it again."
+                .to_owned(),
+        ),
     }
 }
 
@@ -426,6 +438,7 @@ struct SubmissionPage {
     source: SourceLine,
     rows: Vec<Row>,
     excluded: Vec<Excluded>,
+    is_over: bool,
 }
 
 /// `GET /submissions/<id>`.
@@ -442,20 +455,11 @@ pub(super) async fn submission(
     );
     framed(frame, async |frame| {
         let id = api::id(&text, "submission")?;
-        let submission = app
-            .store
-            .submission(id)
-            .await?
-            .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
+        let (submission, builds) = api::submissions::find(&app, id).await?;
         let now = app.now();
         let page = SubmissionPage {
-            rows: app
-                .store
-                .builds_of(id)
-                .await?
-                .iter()
-                .map(|b| Row::of(b, now))
-                .collect(),
+            rows: builds.iter().map(|b| Row::of(b, now)).collect(),
+            is_over: builds.iter().all(|b| b.state.is_over()),
             excluded: app.store.excluded(id).await?,
             id,
             source: SourceLine::of(&submission.source),
@@ -569,6 +573,44 @@ pub(super) async fn rebuild(
             "{}/builds/{}",
             frame.root, build.id
         )))
+    })
+    .await
+}
+
+/// `POST /builds/<id>/cancel`: the form.
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Page> {
+    let (head, body) = request.into_parts();
+    let place = format!("/builds/{}", params::encode(&text));
+    let frame = Frame::of(&app, &head.headers, &place, "");
+    framed(frame, async |frame| {
+        let form = sign::checked_form(&app, &frame, body).await?;
+        let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        let id = api::id(&text, "build")?;
+        api::cancel::cancel(&app, id, reason).await?;
+        Ok(sign::see_other(&format!("{}/builds/{id}", frame.root)))
+    })
+    .await
+}
+
+/// `POST /submissions/<id>/cancel`: the form.
+pub(super) async fn cancel_submission(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Page> {
+    let (head, body) = request.into_parts();
+    let place = format!("/submissions/{}", params::encode(&text));
+    let frame = Frame::of(&app, &head.headers, &place, "");
+    framed(frame, async |frame| {
+        let form = sign::checked_form(&app, &frame, body).await?;
+        let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        let id = api::id(&text, "submission")?;
+        api::cancel::cancel_submission(&app, id, reason).await?;
+        Ok(sign::see_other(&format!("{}/submissions/{id}", frame.root)))
     })
     .await
 }

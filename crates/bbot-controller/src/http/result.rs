@@ -226,7 +226,7 @@ fn tell(
             tracing::info!(%status, "{name} {version} is built: {status}{late}");
             match state {
                 State::Queued => waits(),
-                State::Building | State::Built => changed(),
+                State::Building | State::Built | State::Cancelled => changed(),
             }
         }
         Verdict::Requeue => {
@@ -292,7 +292,7 @@ fn tell(
 fn dropped_status(why: Dropped) -> StatusCode {
     match why {
         Dropped::Unknown => StatusCode::NOT_FOUND,
-        Dropped::Superseded => StatusCode::GONE,
+        Dropped::Superseded | Dropped::Cancelled => StatusCode::GONE,
         Dropped::NoAnswer | Dropped::UnexpectedAnswer | Dropped::WrongAnswer => {
             StatusCode::FORBIDDEN
         }

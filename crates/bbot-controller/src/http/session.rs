@@ -12,8 +12,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 
 use super::problem::{Plain, Problem};
-use super::{App, body};
+use super::{App, body, task};
+use crate::queue::era::Peer;
 use crate::queue::lease::{self, Renewal};
+use crate::queue::outcome::SessionState;
 use crate::segments::record::{self, DATA_LIMIT, OPERATION_LIMIT};
 use crate::segments::{Appended, Skip};
 use crate::store::SessionFacts;
@@ -47,11 +49,12 @@ fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "the session is not known")
 }
 
-fn over() -> Problem {
-    Problem::new(
-        StatusCode::GONE,
-        "the session is over: its task was given away again, is built, or took too long",
-    )
+fn over(facts: Option<&SessionFacts>) -> Problem {
+    let why = match facts.map(|f| f.state) {
+        Some(SessionState::Cancelled) => "the session is over: its build was cancelled",
+        _ => "the session is over: its task was given away again, is built, or took too long",
+    };
+    Problem::new(StatusCode::GONE, why)
 }
 
 /// `POST /sessions/<path>/lease`: the agent lives.
@@ -60,15 +63,12 @@ pub(super) async fn lease(
     Path(path): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Plain> {
-    body::read(request.into_body(), RENEWAL).await?;
+    let (head, body) = request.into_parts();
+    body::read(body, RENEWAL).await?;
     if !is_path(&path) {
         return Err(unknown().into());
     }
-    let terms = lease::terms(
-        crate::queue::era::Peer::Ours,
-        app.config.lease,
-        app.config.result_timeout,
-    );
+    let terms = lease::terms(Peer::Ours, app.config.lease, app.config.result_timeout);
     let (renewal, facts) = app
         .store
         .renew(&path, terms.lease, app.steady(), app.now())
@@ -87,12 +87,38 @@ pub(super) async fn lease(
             }
             app.lapses.expect(app.steady().plus(terms.lease));
         }
-        Renewal::Over => return Err(over().into()),
+        Renewal::Over => return Err(over(facts.as_ref()).into()),
         Renewal::Unknown => return Err(unknown().into()),
+    }
+    // No longer than until the next renewal is due: the lease must not lapse while its agent waits here.
+    let wait = task::wait(&head.headers, Peer::Ours).min(terms.renew.unwrap_or_default());
+    if let Some(facts) = facts.filter(|_| !wait.is_zero()) {
+        until_over(&app, &path, facts.build.id, wait).await?;
     }
     let mut answer = StatusCode::NO_CONTENT.into_response();
     tell_terms(answer.headers_mut(), terms);
     Ok(answer)
+}
+
+/// Waits until the session is over, which is the error then, or for so long.
+async fn until_over(app: &App, path: &str, build: i64, wait: Duration) -> Result<(), Problem> {
+    let deadline = tokio::time::Instant::now() + wait;
+    // Before looking, so that what happens meanwhile is not slept over.
+    let mut listening = app.ends.listen(build);
+    loop {
+        let facts = app.store.session_by_path(path).await?;
+        let state = facts.as_ref().map_or(SessionState::Unknown, |f| f.state);
+        match lease::renew(state) {
+            Renewal::Renew | Renewal::Revive => {}
+            Renewal::Over => return Err(over(facts.as_ref())),
+            Renewal::Unknown => return Err(unknown()),
+        }
+        tokio::select! {
+            () = listening.told() => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(()),
+            () = app.shutdown.cancelled() => return Ok(()),
+        }
+    }
 }
 
 fn heard(app: &App, facts: Option<&SessionFacts>) {
@@ -126,7 +152,7 @@ pub(super) async fn log(
     let facts = facts.ok_or_else(unknown)?;
     let run = match (lease::renew(facts.state), facts.run) {
         (Renewal::Renew | Renewal::Revive, Some(run)) => run,
-        _ => return Err(over().into()),
+        _ => return Err(over(Some(&facts)).into()),
     };
     let number = number(&segment)?;
     let skip = if request.headers().contains_key("bbot-log-skip") {

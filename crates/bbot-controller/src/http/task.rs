@@ -257,7 +257,8 @@ async fn read(
     Ok((wanted, text, task_request))
 }
 
-fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
+/// For how long an agent lets us hold its request.
+pub(super) fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
     let seconds = headers
         .get("bbot-wait")
         .and_then(|v| v.to_str().ok())

@@ -62,7 +62,8 @@ pub fn renew(session: SessionState) -> Renewal {
         SessionState::Current(State::Building) => Renewal::Renew,
         SessionState::Current(State::Queued) => Renewal::Revive,
         SessionState::Unknown => Renewal::Unknown,
-        SessionState::Current(State::Built)
+        SessionState::Current(State::Built | State::Cancelled)
+        | SessionState::Cancelled
         | SessionState::Answered
         | SessionState::GivenBack
         | SessionState::Overtaken
@@ -133,7 +134,7 @@ mod tests {
     use crate::queue::State;
     use proptest::prelude::*;
 
-    const SESSIONS: [SessionState; 8] = [
+    const SESSIONS: [SessionState; 10] = [
         SessionState::Unknown,
         SessionState::Answered,
         SessionState::GivenBack,
@@ -142,6 +143,8 @@ mod tests {
         SessionState::Current(State::Queued),
         SessionState::Current(State::Building),
         SessionState::Current(State::Built),
+        SessionState::Current(State::Cancelled),
+        SessionState::Cancelled,
     ];
 
     #[test]
@@ -163,6 +166,8 @@ mod tests {
             Renewal::Over,
             Renewal::Revive,
             Renewal::Renew,
+            Renewal::Over,
+            Renewal::Over,
             Renewal::Over,
         ];
         for (session, expected) in SESSIONS.into_iter().zip(expected) {
@@ -232,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_may_renew_may_bring_a_result(index in 0_usize..8) {
+        fn whoever_may_renew_may_bring_a_result(index in 0_usize..10) {
             // Else an agent would be told to go on with something that nobody wants.
             use crate::queue::outcome::{Facts, Identity, Machine, Proof, Verdict, decide};
             let session = SESSIONS[index];

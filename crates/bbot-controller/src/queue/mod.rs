@@ -10,6 +10,8 @@
 //!     +------------------------------+--+                                  |
 //!     |                              rebuild                               |
 //!     +--------------------------------------------------------------------+
+//!
+//!   queued, building -- cancel --> cancelled -- rebuild --> queued
 //! ```
 //!
 //! A lease that lapses is a guess that the agent is gone. A build that is queued again because of it keeps its
@@ -37,11 +39,13 @@ pub enum State {
     Building,
     /// There is a result.
     Built,
+    /// A person wanted it no more: nobody gets it, and whoever has it is told to stop.
+    Cancelled,
 }
 
 impl State {
     /// All of them, in the order of a build's life.
-    pub const ALL: [Self; 3] = [Self::Queued, Self::Building, Self::Built];
+    pub const ALL: [Self; 4] = [Self::Queued, Self::Building, Self::Built, Self::Cancelled];
 
     /// The one text form: in the store, the API and the pages.
     #[must_use]
@@ -50,7 +54,14 @@ impl State {
             Self::Queued => "queued",
             Self::Building => "building",
             Self::Built => "built",
+            Self::Cancelled => "cancelled",
         }
+    }
+
+    /// Whether nothing will happen to the build any more unless somebody asks for a rebuild.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Built | Self::Cancelled)
     }
 }
 
@@ -62,7 +73,7 @@ impl fmt::Display for State {
 
 /// A text that is no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not one of queued, building, built")]
+#[error("{0:?} is not one of queued, building, built, cancelled")]
 pub struct UnknownState(pub String);
 
 impl FromStr for State {
@@ -100,7 +111,28 @@ pub fn rebuild(state: State) -> Rebuild {
     match state {
         State::Queued => Rebuild::AlreadyQueued,
         State::Building => Rebuild::AfterThisOne,
-        State::Built => Rebuild::Queue,
+        State::Built | State::Cancelled => Rebuild::Queue,
+    }
+}
+
+/// What cancelling does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancel {
+    /// It leaves the queue, or its agent is told to stop; a rebuild that was asked for meanwhile is off, too.
+    Now,
+    /// It was cancelled before.
+    Already,
+    /// There is a result: nothing is left to be cancelled.
+    TooLate,
+}
+
+/// What cancelling does to a build in this state.
+#[must_use]
+pub fn cancel(state: State) -> Cancel {
+    match state {
+        State::Queued | State::Building => Cancel::Now,
+        State::Cancelled => Cancel::Already,
+        State::Built => Cancel::TooLate,
     }
 }
 
@@ -119,8 +151,23 @@ mod tests {
             (State::Queued, Some(Millis(0)), false),
             (State::Built, Some(Millis(0)), false),
             (State::Built, None, false),
+            (State::Cancelled, Some(Millis(0)), false),
+            (State::Cancelled, None, false),
         ] {
             assert_eq!(lapsed(state, until, now), expected, "{state} {until:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_can_be_rebuilt_and_what_is_not_can_be_cancelled() {
+        for (state, cancelled, rebuilt) in [
+            (State::Queued, Cancel::Now, Rebuild::AlreadyQueued),
+            (State::Building, Cancel::Now, Rebuild::AfterThisOne),
+            (State::Built, Cancel::TooLate, Rebuild::Queue),
+            (State::Cancelled, Cancel::Already, Rebuild::Queue),
+        ] {
+            assert_eq!((cancel(state), rebuild(state)), (cancelled, rebuilt));
+            assert_eq!(state.is_over(), rebuilt == Rebuild::Queue, "{state}");
         }
     }
 

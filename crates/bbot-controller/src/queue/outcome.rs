@@ -22,6 +22,8 @@ pub enum SessionState {
     Overtaken,
     /// Somebody else has brought the result, or it was taken back before it arrived.
     Superseded,
+    /// Its build was cancelled while this was a session that could have brought a result.
+    Cancelled,
     /// It is the session of the build; of a queued one when its lease has lapsed and nobody else has the task yet.
     Current(State),
 }
@@ -192,6 +194,9 @@ pub enum Dropped {
     /// The lease had lapsed, or the task was given back, and it is with another agent or built.
     #[error("the session has lapsed or ended: its task was given away again, or is built")]
     Superseded,
+    /// A person has cancelled the build meanwhile, and was told that it is.
+    #[error("the build was cancelled")]
+    Cancelled,
     /// No answer to the challenge.
     #[error("the answer to the challenge is missing")]
     NoAnswer,
@@ -218,9 +223,12 @@ pub fn decide(facts: Facts) -> Verdict {
         SessionState::Answered => return Verdict::Repeat,
         // The answer to it was lost.
         SessionState::GivenBack if facts.status == Status::Interrupt => return Verdict::Repeat,
+        // It gives back what is wanted no more: that is as it should be.
+        SessionState::Cancelled if facts.status == Status::Interrupt => return Verdict::Repeat,
+        SessionState::Cancelled => return Verdict::Drop(Dropped::Cancelled),
         SessionState::GivenBack
         | SessionState::Superseded
-        | SessionState::Current(State::Built) => {
+        | SessionState::Current(State::Built | State::Cancelled) => {
             return Verdict::Drop(Dropped::Superseded);
         }
         SessionState::Unknown
@@ -394,6 +402,29 @@ mod tests {
                 s(SessionState::Superseded),
                 Verdict::Drop(Dropped::Superseded),
             ),
+            // Cancelled: nobody waits for it, whatever came first at its agent.
+            (
+                s(SessionState::Cancelled),
+                Verdict::Drop(Dropped::Cancelled),
+            ),
+            (
+                Facts {
+                    proof: Proof::Missing,
+                    ..s(SessionState::Cancelled)
+                },
+                Verdict::Drop(Dropped::Cancelled),
+            ),
+            (
+                Facts {
+                    status: Status::Interrupt,
+                    ..s(SessionState::Cancelled)
+                },
+                Verdict::Repeat,
+            ),
+            (
+                s(SessionState::Current(State::Cancelled)),
+                Verdict::Drop(Dropped::Superseded),
+            ),
             (s(SessionState::Unknown), Verdict::Drop(Dropped::Unknown)),
             (s(SessionState::Answered), Verdict::Repeat),
             (
@@ -534,6 +565,7 @@ mod tests {
                 Just(SessionState::GivenBack),
                 Just(SessionState::Overtaken),
                 Just(SessionState::Superseded),
+                Just(SessionState::Cancelled),
                 proptest::sample::select(State::ALL.to_vec()).prop_map(SessionState::Current),
             ],
             proptest::sample::select(vec![

@@ -5,6 +5,7 @@
 //! them all. The decisions in between are the queue's pure functions.
 
 mod builds;
+mod cancel;
 mod dialect;
 mod error;
 mod leases;

@@ -116,6 +116,7 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
         match ended.as_deref() {
             Some("given-back") => SessionState::GivenBack,
             Some("lapsed") => SessionState::Overtaken,
+            Some("cancelled") => SessionState::Cancelled,
             _ => SessionState::Superseded,
         }
     };
@@ -368,7 +369,7 @@ pub(super) async fn keep(
     }
     let (position, queued) = match state {
         State::Queued => (tx.dialect().next(Counter::Queue), now),
-        State::Building | State::Built => ("position", build.queued),
+        State::Building | State::Built | State::Cancelled => ("position", build.queued),
     };
     tx.later(
         Sql::new(format!(

@@ -79,13 +79,13 @@ pub struct Build {
     pub again: bool,
     /// The place that this has in the queue, and who asked for it.
     pub again_place: Option<(i64, String)>,
-    /// Why a rebuild was asked for.
+    /// Why a rebuild was asked for, or it was cancelled.
     pub reason: Option<String>,
     /// When it was last queued by a person.
     pub queued: Millis,
     /// When the task was last handed out.
     pub started: Option<Millis>,
-    /// When the last result came.
+    /// When the last result came, or it was cancelled.
     pub finished: Option<Millis>,
     /// Number of the last finished attempt; 0 when there is none.
     pub attempt: i64,
@@ -115,6 +115,19 @@ pub struct Build {
     pub toolchain_name: Option<String>,
     /// Version of the agent's toolchain.
     pub toolchain_version: Option<String>,
+}
+
+impl Build {
+    /// Whether it was handed out since it was last queued: agent, machine and toolchain are of that time then, else of
+    /// an attempt before.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        match self.state {
+            State::Queued => false,
+            State::Building | State::Built => true,
+            State::Cancelled => self.run.is_some(),
+        }
+    }
 }
 
 /// A finished attempt of a build.

@@ -173,6 +173,17 @@ fn answers_are_as_they_are_described() {
         ("POST", "/api/v1/builds/1/rebuild", "[]x", 400),
         ("POST", "/api/v1/builds/99/rebuild", "", 404),
         ("POST", "/api/v1/builds/1/rebuild", &large, 413),
+        (
+            "POST",
+            "/api/v1/builds/1/cancel",
+            r#"{"reason": "enough"}"#,
+            200,
+        ),
+        ("POST", "/api/v1/builds/1/cancel", "", 200),
+        ("POST", "/api/v1/builds/1/cancel", "[]x", 400),
+        ("POST", "/api/v1/builds/99/cancel", "", 404),
+        ("POST", "/api/v1/submissions/1/cancel", "", 200),
+        ("POST", "/api/v1/submissions/99/cancel", "", 404),
     ] {
         let answer = controller.send(method, path, body.as_bytes());
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());

@@ -15,10 +15,10 @@ const BOUND: Duration = Duration::from_secs(60);
 
 /// An event of the stream.
 #[derive(Debug)]
-struct Event {
-    name: String,
+pub(crate) struct Event {
+    pub(crate) name: String,
     id: String,
-    data: Value,
+    pub(crate) data: Value,
 }
 
 impl Event {
@@ -31,7 +31,7 @@ impl Event {
 }
 
 /// A client that follows.
-struct Follower {
+pub(crate) struct Follower {
     head: String,
     stream: BufReader<TcpStream>,
     /// What of the last chunk was not looked at.
@@ -60,7 +60,7 @@ impl Follower {
         }
     }
 
-    fn new(controller: &Controller, id: &str, more: &str) -> Self {
+    pub(crate) fn new(controller: &Controller, id: &str, more: &str) -> Self {
         let follower = Self::connect(
             controller,
             &format!("/api/v1/builds/{id}/log?follow=1{more}"),
@@ -79,7 +79,7 @@ impl Follower {
     }
 
     /// The next event that is no comment; `None` at the end of the stream.
-    fn next(&mut self) -> Option<Event> {
+    pub(crate) fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.pending.windows(2).position(|w| w == b"\n\n") {
                 let block: Vec<u8> = self.pending.drain(..end + 2).collect();

@@ -4,6 +4,7 @@
 
 mod agents;
 mod api;
+mod cancel;
 mod challenge;
 mod cluster;
 mod document;

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use bbot_controller::clock::Millis;
 use bbot_controller::package::Particulars;
 use bbot_controller::package::plan::Plan;
-use bbot_controller::queue::State;
 use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::order::{self, Class, Priority};
 use bbot_controller::queue::outcome::{
-    Facts, INTERRUPTS, Identity, Machine, Proof, Verdict, decide,
+    Dropped, Facts, INTERRUPTS, Identity, Machine, Proof, Verdict, decide,
 };
+use bbot_controller::queue::{self, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store};
 use bbot_manifest::Status;
@@ -56,6 +56,13 @@ enum Event {
         who: &'static str,
         build: usize,
     },
+    Cancel {
+        build: usize,
+    },
+    /// All that one submission has left. (Each has one build, of the same number.)
+    CancelSubmission {
+        build: usize,
+    },
     Pass {
         time: i64,
     },
@@ -82,6 +89,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0_usize..8).prop_map(|session| Event::TakeBack { session }),
         1 => (0_i64..30).prop_map(|time| Event::Restart { time }),
         2 => (who(), 0_usize..4).prop_map(|(who, build)| Event::Rebuild { who, build }),
+        1 => (0_usize..4).prop_map(|build| Event::Cancel { build }),
+        1 => (0_usize..4).prop_map(|build| Event::CancelSubmission { build }),
         2 => time.prop_map(|time| Event::Pass { time }),
     ]
 }
@@ -116,6 +125,8 @@ enum End {
     GivenBack,
     Answered,
     Over,
+    /// Its build was cancelled.
+    Cancelled,
 }
 
 #[derive(Debug, Clone)]
@@ -362,7 +373,12 @@ async fn run(store: Store, events: Vec<Event>) {
                 let interrupt = status == Status::Interrupt;
                 match end {
                     End::Answered => assert_eq!(verdict, Some(Verdict::Repeat)),
-                    End::GivenBack if interrupt => assert_eq!(verdict, Some(Verdict::Repeat)),
+                    End::GivenBack | End::Cancelled if interrupt => {
+                        assert_eq!(verdict, Some(Verdict::Repeat));
+                    }
+                    End::Cancelled => {
+                        assert_eq!(verdict, Some(Verdict::Drop(Dropped::Cancelled)));
+                    }
                     End::GivenBack | End::Over => {
                         assert!(matches!(verdict, Some(Verdict::Drop(_))), "{verdict:?}");
                     }
@@ -428,13 +444,13 @@ async fn run(store: Store, events: Vec<Event>) {
                 (m.interrupts, m.lapses) = (0, 0);
                 let mut force = || turn(&mut turns, who, Class::Forced, m.priority, now);
                 let place = match m.state {
-                    State::Built => Some(force()),
+                    State::Built | State::Cancelled => Some(force()),
                     State::Queued if m.class != Class::Forced => {
                         Some(force()).filter(|place| *place < m.place)
                     }
                     State::Queued | State::Building => None,
                 };
-                if m.state == State::Built {
+                if m.state.is_over() {
                     (m.state, m.queued) = (State::Queued, now);
                 } else if m.session.is_some() && !m.again {
                     (m.again, m.again_place) = (true, Some((force(), who)));
@@ -449,6 +465,22 @@ async fn run(store: Store, events: Vec<Event>) {
                 if let Some(place) = place {
                     enqueue(&mut model, id, who, Class::Forced, place, now);
                 }
+            }
+            Event::Cancel { build } => {
+                let id = i64::try_from(build).unwrap() + 1;
+                let done = store.cancel(id, Some("why"), Millis(now)).await.unwrap();
+                let done = done.map(|(cancel, before)| (cancel, before.state));
+                let expected = model.get(&id).map(|m| (queue::cancel(m.state), m.state));
+                assert_eq!(done, expected);
+                cancel(&mut model, &mut sessions, id);
+            }
+            Event::CancelSubmission { build } => {
+                let id = i64::try_from(build).unwrap() + 1;
+                let done = store.cancel_submission(id, None, Millis(now)).await;
+                let done: Vec<i64> = done.unwrap().iter().map(|b| b.id).collect();
+                let left = model.get(&id).is_some_and(|m| !m.state.is_over());
+                assert_eq!(done, if left { vec![id] } else { vec![] });
+                cancel(&mut model, &mut sessions, id);
             }
             Event::Pass { time } => {
                 now += time;
@@ -529,6 +561,18 @@ const REBUILD: Event = Event::Rebuild {
     who: "you",
     build: 0,
 };
+fn cancel(model: &mut BTreeMap<i64, Model>, sessions: &mut [Session], id: i64) {
+    let Some(m) = model.get_mut(&id).filter(|m| !m.state.is_over()) else {
+        return;
+    };
+    (m.state, m.session, m.again) = (State::Cancelled, None, false);
+    (m.interrupts, m.lapses) = (0, 0);
+    for s in sessions.iter_mut().filter(|s| s.build == id) {
+        if matches!(s.end, End::Open | End::Lapsed) {
+            s.end = End::Cancelled;
+        }
+    }
+}
 
 /// Rare in any order of events: a task that is given back again and again, and a rebuild in between.
 #[tokio::test]

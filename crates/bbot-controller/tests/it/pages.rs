@@ -99,6 +99,51 @@ fn a_build_can_be_read() {
 }
 
 #[test]
+fn what_is_not_over_is_cancelled_by_a_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |_| {});
+    let id = controller.submit("foo", "1").remove(0);
+    let page = controller.get(&format!("/builds/{id}")).text();
+    assert!(page.contains(&format!("bbot cancel {id}")), "{page}");
+    let body = format!("token={}&next=%2Fbuilds%2F{id}", controller.token);
+    let signed = form(&controller, "/sign-in", "", &body);
+    let cookie = signed.header("set-cookie").unwrap().to_owned();
+    let cookie = cookie.split(';').next().unwrap();
+    let look = |path: &str| {
+        let cookie = format!("Cookie: {cookie}");
+        curl(&["-H", &cookie, &controller.url(path)], b"").text()
+    };
+    let page = look(&format!("/builds/{id}"));
+    let secret = hidden(&page);
+    let cancel = format!("/builds/{id}/cancel");
+    assert!(page.contains(&format!("action=\"{cancel}\"")), "{page}");
+    let forged = format!("form={}", "0".repeat(64));
+    assert_eq!(form(&controller, &cancel, cookie, &forged).status, 403);
+    assert_eq!(controller.build(&id)["state"], "queued");
+    let body = format!("form={secret}&reason=a+typo");
+    assert_eq!(form(&controller, &cancel, cookie, &body).status, 303);
+    assert_eq!(controller.build(&id)["state"], "cancelled");
+    let page = look(&format!("/builds/{id}"));
+    assert!(page.contains("Cancelled because") && page.contains("a typo"));
+    assert!(!page.contains(&cancel), "there is nothing left to cancel");
+
+    // And a submission as a whole.
+    let id = controller.submit("bar", "1").remove(0);
+    let submission = controller.build(&id)["submission"].clone();
+    let path = format!("/submissions/{}", submission.as_str().unwrap());
+    let secret = hidden(&look(&path));
+    let cancel = format!("{path}/cancel");
+    let body = format!("form={secret}&reason=");
+    let done = form(&controller, &cancel, cookie, &body);
+    assert_eq!(
+        (done.status, done.header("location")),
+        (303, Some(path.as_str()))
+    );
+    assert_eq!(controller.build(&id)["state"], "cancelled");
+    assert!(!look(&path).contains(&cancel));
+}
+
+#[test]
 fn a_rebuild_needs_the_token_once_and_the_forms_secret_each_time() {
     let dir = tempfile::tempdir().unwrap();
     let controller = Controller::start(dir.path(), |_| {});

@@ -122,6 +122,13 @@ impl World {
                 self.agents[agent].failed.clear();
                 self.tell(agent, Event::Reload(config))?;
             }
+            Fault::Cancel { controller, number } => {
+                let c = &mut self.controllers[controller];
+                let index = number.checked_rem(c.builds.len());
+                if c.is_up && index.is_some_and(|index| c.cancel(index)) {
+                    self.figures.cancelled += 1;
+                }
+            }
             Fault::RenewalsLost { agent, lasts } => self.agents[agent].renewals_until = now + lasts,
         }
         Ok(())

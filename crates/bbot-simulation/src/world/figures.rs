@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 /// What a run, or many, came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Figures {
-    /// Tasks that were submitted, all with one result in the end.
+    /// Tasks that were submitted, all with one result in the end unless they were cancelled.
     pub tasks: u64,
     /// Faults that were planted.
     pub faults: u64,
@@ -30,6 +30,8 @@ pub struct Figures {
     pub late: u64,
     /// Builds that ended as `abort` since they came back too often.
     pub given_up: u64,
+    /// Builds that were cancelled.
+    pub cancelled: u64,
     /// Virtual seconds.
     pub seconds: u64,
 }
@@ -48,6 +50,7 @@ impl AddAssign for Figures {
         self.lapses += other.lapses;
         self.late += other.late;
         self.given_up += other.given_up;
+        self.cancelled += other.cancelled;
         self.seconds += other.seconds;
     }
 }
@@ -57,7 +60,7 @@ impl fmt::Display for Figures {
         write!(
             f,
             "{} agent crashes, {} controller crashes, {} lost messages, {} bootstraps, {} interrupted runs, {} tasks \
-             given back, {} lapsed leases, {} late results, {} builds given up, {} virtual hours",
+             given back, {} lapsed leases, {} late results, {} builds given up, {} cancelled, {} virtual hours",
             self.agent_crashes,
             self.controller_crashes,
             self.lost_messages,
@@ -67,6 +70,7 @@ impl fmt::Display for Figures {
             self.lapses,
             self.late,
             self.given_up,
+            self.cancelled,
             self.seconds / 3600
         )
     }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bbot_agent::delivery::plan::Verdict;
 use bbot_agent::supervisor::{Event, HostState, Supervisor, Time};
-use bbot_controller::queue::State;
 use bbot_manifest::Status;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -211,7 +210,7 @@ impl World {
             && self
                 .controllers
                 .iter()
-                .all(|c| c.is_up && c.builds.iter().all(|b| b.state == State::Built))
+                .all(|c| c.is_up && c.builds.iter().all(|b| b.state.is_over()))
     }
 
     fn at(&mut self, at: Time, what: What) {

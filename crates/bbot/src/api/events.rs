@@ -27,7 +27,7 @@ pub(crate) enum Event {
         left_out: u64,
         missing: u64,
     },
-    /// It is built.
+    /// It is built, or cancelled.
     End,
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct ListBuilds {
     #[arg(long, short, value_name = "NAME")]
     package: Option<String>,
     /// Only builds in this state
-    #[arg(long, value_parser = ["queued", "building", "built"])]
+    #[arg(long, value_parser = ["queued", "building", "built", "cancelled"])]
     state: Option<String>,
     /// Only builds with this status: success, warning, error, ...
     #[arg(long)]

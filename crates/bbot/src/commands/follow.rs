@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A controller that is not back after so long is given up. A restart takes seconds, an update minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Prints the log of a build as it grows, on standard output, until it is built; the build then.
+/// Prints the log of a build as it grows, on standard output, until it is built or cancelled; the build then.
 pub(crate) async fn follow(api: &Api, id: &str, operation: Option<&str>) -> Result<Build> {
     let mut printer = Printer::new(operation.is_none());
     printer.say("waiting for the controller");
@@ -35,7 +35,7 @@ pub(crate) async fn follow(api: &Api, id: &str, operation: Option<&str>) -> Resu
             Ok(mut following) => {
                 lost = None;
                 match watch(&mut following, &mut printer, &mut from, &mut pause).await? {
-                    Watched::Built => break,
+                    Watched::Over => break,
                     Watched::Broken(error) => error,
                 }
             }
@@ -62,19 +62,20 @@ pub(crate) async fn follow(api: &Api, id: &str, operation: Option<&str>) -> Resu
         from.get_or_insert_with(|| "0.0".to_string());
     }
     printer.finish()?;
+    let build = api.build(id).await?;
     // Nothing came while it was built: its agent sends no log, or it was built before.
-    if !printer.printed {
+    if !printer.printed && !build.is_cancelled() {
         match api.log(id, operation).await {
             Ok(text) => log::print(&text)?,
             Err(error) if operation.is_some() => return Err(error),
             Err(error) => bail!("the build is done, but its log cannot be read: {error:#}"),
         }
     }
-    api.build(id).await
+    Ok(build)
 }
 
 enum Watched {
-    Built,
+    Over,
     Broken(anyhow::Error),
 }
 
@@ -113,7 +114,7 @@ async fn watch(
                 printer.gap(left_out, missing)?;
                 *from = Some(id);
             }
-            Event::End => return Ok(Watched::Built),
+            Event::End => return Ok(Watched::Over),
         }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod build;
 pub(crate) mod builds;
+pub(crate) mod cancel;
 pub(crate) mod follow;
 pub(crate) mod key;
 pub(crate) mod log;

@@ -198,12 +198,15 @@ async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Buil
     );
     loop {
         let mut open = 0_usize;
-        for build in builds.iter_mut().filter(|build| !build.is_built()) {
+        for build in builds.iter_mut().filter(|build| !build.is_over()) {
             *build = api.build(&build.id).await?;
-            if build.is_built() {
+            if build.is_over() {
                 if !quiet {
-                    let text = api.log(&build.id, None).await?;
-                    progress.pause(|| log::print(&text))?;
+                    // What was cancelled may have none.
+                    if !build.is_cancelled() {
+                        let text = api.log(&build.id, None).await?;
+                        progress.pause(|| log::print(&text))?;
+                    }
                     progress.pause(|| log::print_summary(build));
                 }
             } else {

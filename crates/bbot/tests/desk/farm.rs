@@ -149,6 +149,62 @@ fn two_builds_run_at_once_and_their_logs_are_read_meanwhile() {
 }
 
 #[test]
+fn a_build_that_is_cancelled_has_its_machine_stopped_within_seconds() {
+    let Some(desk) = Desk::new() else { return };
+    // The only machine there is will be the build's.
+    let up = desk.up_with(&["--prepare", "0", "--warm", "none"]);
+    let folder = tempfile::tempdir().unwrap();
+    let long = package(folder.path(), "long", "echo begun\nsleep 3600\n");
+    let source = long.to_str().unwrap();
+    let given = ["--name", "long", "--version", "1"];
+    let mut build = Lines::of(
+        &desk,
+        &[&["submit", "--follow", source][..], &given].concat(),
+    );
+    build.until("begun");
+    let machines = || -> Vec<String> {
+        let all = desk.processes().into_iter();
+        all.filter(|line| line.contains("qemu-system")).collect()
+    };
+    assert_eq!(machines().len(), 1, "{:?}", machines());
+    let listed = desk.bbot(&["builds", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let id = listed["builds"][0]["id"].as_str().unwrap();
+
+    let began = Instant::now();
+    let cancelled = desk.bbot(&["cancel", id, "--reason", "a test"]);
+    assert!(cancelled.status.success());
+    assert!(text(&cancelled.stderr).contains("is cancelled"));
+    eventually(|| machines().is_empty().then_some(()));
+    let took = began.elapsed();
+    println!("the machine was gone after {took:?}");
+    // A quarter of the lease is 15 s: the agent was told, and did not ask.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(build.end(), Some(3), "who follows it hears of it");
+    // The agent has its slot again, and nothing is left of the build.
+    eventually(|| {
+        let status = desk.bbot(&["agent", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+        (status["slots"]["used"] == 0).then_some(())
+    });
+    eventually(|| desk.leftovers().is_empty().then_some(()));
+    let listed = desk.bbot(&["builds", "--state", "cancelled", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let build = &listed["builds"][0];
+    assert_eq!(
+        (build["id"].as_str(), &build["status"]),
+        (Some(id), &serde_json::Value::Null)
+    );
+    // Once more is no error; nothing of that number is one.
+    assert!(desk.bbot(&["cancel", id]).status.success());
+    assert_eq!(desk.bbot(&["cancel", "99"]).status.code(), Some(1));
+    let submission = build["submission"].as_str().unwrap();
+    let none = desk.bbot(&["cancel", "--submission", submission]);
+    assert!(none.status.success() && text(&none.stderr).contains("no build of submission"));
+    assert_eq!(up.interrupt(), Some(0));
+}
+
+#[test]
 fn a_build_that_hangs_is_kept_for_a_person() {
     let Some(desk) = Desk::new() else { return };
     let up = desk.up_with(&["--build-timeout", "10"]);

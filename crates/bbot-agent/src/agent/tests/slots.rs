@@ -259,6 +259,7 @@ async fn a_task_that_its_controller_has_ended_is_dropped_and_nothing_posted() {
     give(&world, [answer]);
     world.controllers.renewals.lock().unwrap().extend([
         Renewed::Until(Some(Duration::from_secs(30))),
+        Renewed::Until(None),
         Renewed::Over("the build was cancelled".to_owned()),
     ]);
     world.goes_on_until(|agent| tasks(agent) == 1).await;

@@ -86,7 +86,7 @@ impl Link for Controllers {
         Box::pin(async { answer.unwrap_or(Posted::Taken) })
     }
 
-    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration) -> BoxFuture<'a, Renewed> {
+    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration, _: Duration) -> BoxFuture<'a, Renewed> {
         let answer = self.renewals.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or(Renewed::Until(None)) })
     }

@@ -342,7 +342,10 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
     assert_eq!(task.session_url.as_deref(), Some("http://x/s"));
     assert_eq!(task.renew, Some(Duration::from_millis(250)));
     let session = url.join("s/1").unwrap();
-    let renew = async || http.renew_lease(&session, Duration::from_secs(5)).await;
+    let renew = async || {
+        http.renew_lease(&session, Duration::ZERO, Duration::from_secs(5))
+            .await
+    };
     assert_eq!(renew().await, Renewed::Until(Some(Duration::from_secs(15))));
     let over = "410 Gone: the task was given away".to_owned();
     assert_eq!(renew().await, Renewed::Over(over));
@@ -385,7 +388,7 @@ async fn a_renewal_that_hangs_is_given_up_within_its_time() {
         let _ = stream.read(&mut [0; 1]);
     });
     let begin = Instant::now();
-    let renewed = http().renew_lease(&silent, SHORT).await;
+    let renewed = http().renew_lease(&silent, Duration::ZERO, SHORT).await;
     assert!(matches!(renewed, Renewed::Again(_)) && begin.elapsed() < SHORT * 3);
 }
 

@@ -4,13 +4,14 @@ mod agents;
 mod archives;
 mod auth;
 pub(super) mod builds;
+pub(super) mod cancel;
 mod configurations;
 pub(super) mod document;
 pub(super) mod logs;
 mod paging;
 pub(super) mod rebuild;
 mod source;
-mod submissions;
+pub(super) mod submissions;
 mod view;
 
 use std::sync::Arc;
@@ -44,6 +45,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(logs::whole))
         .routes(routes!(logs::operation))
         .routes(routes!(rebuild::rebuild))
+        .routes(routes!(cancel::build))
+        .routes(routes!(cancel::submission))
         .routes(routes!(submissions::submit))
         .routes(routes!(submissions::get))
 }

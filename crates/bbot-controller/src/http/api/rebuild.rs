@@ -23,17 +23,30 @@ use crate::token;
 /// Longest reason, in bytes.
 const REASON_LIMIT: usize = 1000;
 
-/// What may be said about a rebuild.
+/// What may be said about what is asked for.
 #[derive(Debug, Deserialize, Default, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct RebuildRequest {
-    /// Why it is asked for; the build shows it.
+pub(super) struct Because {
+    /// The build shows it.
     #[serde(default)]
     #[schema(max_length = 1000)]
     reason: Option<String>,
 }
 
-/// Why a rebuild is asked for, made fit for the store; empty is none.
+/// Why somebody who may change something asks for it: the body of the request.
+pub(super) async fn because(app: &App, request: Request<Body>) -> Result<Option<String>, Problem> {
+    authorize(app, request.headers())?;
+    let body = body::read(request.into_body(), app.config.limits.form).await?;
+    let asked: Because = if body.iter().all(u8::is_ascii_whitespace) {
+        Because::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
+    };
+    reason(asked.reason.as_deref())
+}
+
+/// Why something is asked for, made fit for the store; empty is none.
 pub(in crate::http) fn reason(text: Option<&str>) -> Result<Option<String>, Problem> {
     let text = bbot_manifest::sanitize(text.unwrap_or_default().trim().as_bytes());
     if text.len() > REASON_LIMIT {
@@ -92,7 +105,7 @@ async fn queue_again(
     path = "/builds/{id}/rebuild",
     tag = "builds",
     params(("id" = Id, Path, description = "Its number")),
-    request_body = inline(Option<RebuildRequest>),
+    request_body = inline(Option<Because>),
     responses((status = 200, description = "The build as it is now", body = BuildWithAttempts), Changes),
     security(("token" = ["rebuild"]))
 )]
@@ -102,15 +115,7 @@ pub(super) async fn rebuild(
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
-    authorize(&app, request.headers())?;
-    let body = body::read(request.into_body(), app.config.limits.form).await?;
-    let asked: RebuildRequest = if body.iter().all(u8::is_ascii_whitespace) {
-        RebuildRequest::default()
-    } else {
-        serde_json::from_slice(&body)
-            .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
-    };
-    let reason = reason(asked.reason.as_deref())?;
+    let reason = because(&app, request).await?;
     let build = find(&app, &text).await?;
     let build = do_rebuild(&app, &build, token::SUBMITTER, reason.as_deref()).await?;
     Ok(json(StatusCode::OK, &whole(&app, &build, &base).await?))

@@ -20,7 +20,7 @@ use crate::http::{App, Base, body, to_the_end};
 use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
-use crate::store::{NewSubmission, Submitted};
+use crate::store::{Build, NewSubmission, Submission, Submitted};
 use crate::token;
 
 /// Longest name and version, in bytes.
@@ -170,6 +170,16 @@ async fn keep_submission(
     ))
 }
 
+/// A submission with its builds.
+pub(in crate::http) async fn find(app: &App, id: i64) -> Result<(Submission, Vec<Build>), Problem> {
+    let submission = app
+        .store
+        .submission(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
+    Ok((submission, app.store.builds_of(id).await?))
+}
+
 /// One submission.
 #[utoipa::path(
     get,
@@ -184,12 +194,7 @@ pub(super) async fn get(
     Path(text): Path<String>,
 ) -> Result<Response, Json> {
     let id = id(&text, "submission")?;
-    let submission = app
-        .store
-        .submission(id)
-        .await?
-        .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
-    let builds = app.store.builds_of(id).await?;
+    let (submission, builds) = find(&app, id).await?;
     let excluded = app.store.excluded(id).await?;
     Ok(json(
         StatusCode::OK,

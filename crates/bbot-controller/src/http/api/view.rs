@@ -41,6 +41,7 @@ pub(super) enum State {
     Queued,
     Building,
     Built,
+    Cancelled,
 }
 
 impl From<queue::State> for State {
@@ -49,6 +50,7 @@ impl From<queue::State> for State {
             queue::State::Queued => Self::Queued,
             queue::State::Building => Self::Building,
             queue::State::Built => Self::Built,
+            queue::State::Cancelled => Self::Cancelled,
         }
     }
 }
@@ -59,6 +61,7 @@ impl From<State> for queue::State {
             State::Queued => Self::Queued,
             State::Building => Self::Building,
             State::Built => Self::Built,
+            State::Cancelled => Self::Cancelled,
         }
     }
 }
@@ -216,7 +219,7 @@ impl Build {
     /// earlier attempt gave.
     pub(super) fn of(build: &store::Build, base: &str) -> Self {
         let built = build.state == queue::State::Built;
-        let begun = build.state != queue::State::Queued;
+        let begun = build.is_begun();
         let status = build.status.map(Status::from);
         let toolchain = build
             .toolchain_name
@@ -243,7 +246,7 @@ impl Build {
             submitter: build.submitter.clone(),
             queued: Time(build.queued),
             started: build.started.filter(|_| begun).map(Time),
-            finished: build.finished.filter(|_| built).map(Time),
+            finished: build.finished.filter(|_| build.state.is_over()).map(Time),
             lease_until: build.lease_until.map(Time),
             reason: build.reason.clone(),
             rebuild_asked: build.again,
@@ -347,6 +350,15 @@ impl Submission {
             url: format!("{base}/submissions/{}", submission.id),
         }
     }
+}
+
+/// A submission of which builds were cancelled.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CancelledSubmission {
+    #[serde(flatten)]
+    pub(super) submission: SubmissionWithBuilds,
+    /// The builds that were queued or building until then.
+    pub(super) cancelled: Vec<Id>,
 }
 
 /// A submission with its builds, in the order of the buildtab.

@@ -108,6 +108,11 @@ impl Mark {
                 class: "",
                 glyph: "?",
             },
+            (State::Cancelled, _) => Self {
+                word: "cancelled",
+                class: "",
+                glyph: "×",
+            },
         }
     }
 }
@@ -131,11 +136,12 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn of(build: &Build, now: Millis) -> Self {
-        let waiting = build.state == State::Queued;
+        let waiting = !build.is_begun();
         let end = match build.state {
-            State::Queued => None,
             State::Building => Some(now),
-            State::Built => build.finished,
+            State::Queued | State::Built | State::Cancelled => {
+                build.finished.filter(|_| build.is_begun())
+            }
         };
         Self {
             id: build.id,
