@@ -18,15 +18,16 @@ step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 step "packages"
 need gcc g++ libc6-dev make curl openssl git python3 \
   qemu-system-x86 mmdebstrap e2fsprogs btrfs-progs busybox-static uidmap iproute2 \
-  tftp-hpa tftpd-hpa atftp passt cmake nftables dnsmasq-base strace systemd systemd-container util-linux postgresql
+  tftp-hpa tftpd-hpa atftp passt cmake nftables dnsmasq-base strace systemd systemd-container util-linux postgresql python3-venv
 need_cargo
 need_rust_tools
 
 # Everything that a test may use is here now, so a test that would skip fails instead.
-export BBOT_REQUIRE=image,qemu,tftp,openssl,passt,cmake,cc,git,python3,nft,dnsmasq,strace,systemd-analyze,prlimit,setpriv,postgres
+export BBOT_REQUIRE=image,qemu,tftp,openssl,passt,cmake,cc,git,python3,nft,dnsmasq,strace,systemd-analyze,prlimit,setpriv,postgres,s3
 [ "$(id -u)" != 0 ] || BBOT_REQUIRE=$BBOT_REQUIRE,root,btrfs,nspawn,busybox
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export BBOT_TEST_CACHE=${BBOT_TEST_CACHE:-$target/test-cache}
+need_s3 "$BBOT_TEST_CACHE/s3"
 [ -z "$full" ] || export PROPTEST_CASES=4096 BBOT_TEST_RESTORES=200,8 BBOT_TEST_KILLS=50
 
 step "format"

@@ -46,3 +46,18 @@ need_rust_tools() {
     rustup --quiet component add rustfmt clippy
   fi
 }
+
+# A stand-in for an S3-compatible service, in a folder of its own: it is no package of Debian's.
+need_s3() {
+  [ ! -x "$1/bin/moto_server" ] || return 0
+  echo "installing moto's server into $1"
+  local log
+  log=$(mktemp)
+  if ! { python3 -m venv "$1" && "$1/bin/pip" install 'moto[s3,server]==5.2.1'; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$log" "$1"
+    echo "error: unable to install moto's server from PyPI" >&2
+    return 1
+  fi
+  rm -f "$log"
+}

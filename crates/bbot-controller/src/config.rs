@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::{Clock, SystemClock};
+use crate::objects::Where;
 pub use crate::queue::era::EraChoice;
 use crate::segments::Bounds;
 pub use crate::tls::TlsFiles;
@@ -43,6 +44,8 @@ pub struct Config {
     pub external_url: Option<String>,
     /// Further names (`HOST` or `HOST:PORT`) that requests may be addressed to.
     pub names: Vec<String>,
+    /// Where objects are kept; none: `objects` in the data directory.
+    pub objects: Option<Where>,
     /// The token's file; none: `token` in the data directory.
     pub token_file: Option<PathBuf>,
     /// Bounds on what comes in.
@@ -91,9 +94,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // The original's two bounds.
+            // The original's bound.
             task_request: 102_400,
-            result: 10_240_000,
+            result: 64 << 20,
             archive: 512 << 20,
             git: 1 << 30,
             git_time: Duration::from_secs(300),
@@ -124,6 +127,7 @@ impl Config {
             keep_logs: Some(KEEP_LOGS),
             external_url: None,
             names: Vec::new(),
+            objects: None,
             token_file: None,
             limits: Limits::default(),
             source_addresses: crate::source::git::Addresses::Public,
@@ -133,6 +137,13 @@ impl Config {
             reload: Arc::default(),
             bound: None,
         }
+    }
+
+    /// Where objects are kept.
+    #[must_use]
+    pub fn objects_place(&self) -> Where {
+        let own = || Where::Directory(self.data_dir.join("objects"));
+        self.objects.clone().unwrap_or_else(own)
     }
 
     /// The token's file.

@@ -16,6 +16,7 @@ pub mod config_file;
 mod dispatch;
 mod figures;
 pub mod http;
+pub mod objects;
 pub mod options;
 mod pace;
 pub mod package;
@@ -28,6 +29,7 @@ pub mod source;
 pub mod store;
 mod tls;
 mod token;
+pub mod upkeep;
 pub mod watchdog;
 mod watched;
 

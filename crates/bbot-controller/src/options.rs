@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits, TlsFiles};
+use crate::objects::{Bucket, Where};
 use crate::source::git::Addresses;
 
 /// Seconds of a day.
@@ -45,6 +46,24 @@ pub struct Options {
     #[arg(long, value_name = "URL", env = "BBOT_CONTROLLER_DATABASE", hide_env_values = true,
           value_parser = database)]
     pub database: Option<String>,
+
+    /// Where logs and archives are kept: a directory, or s3://BUCKET/PREFIX of an S3-compatible service. Controllers that share
+    /// a database share this, too [default: objects in --data]
+    #[arg(long, value_name = "PLACE", env = "BBOT_CONTROLLER_OBJECTS", value_parser = place)]
+    pub objects: Option<Where>,
+
+    /// URL of the S3-compatible service [default: AWS_ENDPOINT_URL in the environment, else that of AWS]
+    #[arg(long, value_name = "URL", requires = "objects")]
+    pub objects_endpoint: Option<String>,
+
+    /// Region of the bucket [default: AWS_REGION in the environment, else us-east-1]
+    #[arg(long, value_name = "NAME", requires = "objects")]
+    pub objects_region: Option<String>,
+
+    /// File with the bucket's keys: aws_access_key_id = ... and aws_secret_access_key = ... [default: AWS_ACCESS_KEY_ID and
+    /// AWS_SECRET_ACCESS_KEY in the environment, else what the host is given in its cloud]
+    #[arg(long, value_name = "FILE", requires = "objects")]
+    pub objects_credentials: Option<PathBuf>,
 
     /// Which machines build which configurations; read again when it changes [default: any machine,
     /// configuration `default`]
@@ -171,6 +190,15 @@ impl Options {
             .map(|(certificate, key)| TlsFiles { certificate, key });
         config.external_url = self.external_url;
         config.names = self.names;
+        config.objects = self.objects.map(|place| match place {
+            Where::Bucket(bucket) => Where::Bucket(Bucket {
+                endpoint: self.objects_endpoint,
+                region: self.objects_region,
+                credentials: self.objects_credentials,
+                ..bucket
+            }),
+            directory @ Where::Directory(_) => directory,
+        });
         config.token_file = self.token_file;
         config.limits = Limits {
             result: self.result_limit,
@@ -198,6 +226,17 @@ fn database(url: &str) -> Result<String, &'static str> {
         Ok(url.to_owned())
     } else {
         Err("it is no URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/NAME")
+    }
+}
+
+/// A place for objects.
+fn place(text: &str) -> Result<Where, &'static str> {
+    if text.contains("://") {
+        text.parse().map(Where::Bucket)
+    } else if text.is_empty() {
+        Err("it is empty")
+    } else {
+        Ok(Where::Directory(PathBuf::from(text)))
     }
 }
 
@@ -263,6 +302,8 @@ mod tests {
             &["--data", "d", "--keep-logs", "-1"],
             &["--data", "d", "--connections", "0"],
             &["--data", "d", "--database", "mysql://h/n"],
+            &["--data", "d", "--objects", "gs://bucket"],
+            &["--data", "d", "--objects-region", "x"],
         ] {
             let arguments = std::iter::once("bbot-controller").chain(arguments.iter().copied());
             assert_eq!(

@@ -25,7 +25,7 @@ use crate::auth::{AgentKeys, KeyError};
 use crate::buildtab::{Buildtab, LoadError};
 use crate::config::Config;
 use crate::http::{self, App, Connection, Scheme};
-use crate::source::archives::Archives;
+use crate::objects::{ObjectError, Objects};
 use crate::store::{Store, StoreError};
 use crate::tls::TlsError;
 use crate::token::{Token, TokenError};
@@ -83,6 +83,9 @@ pub enum RunError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The object store.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
 }
 
 /// A client has this long to send a request's head; slow ones must not hold connections.
@@ -96,9 +99,6 @@ const STALLED: Duration = Duration::from_secs(120);
 
 /// Requests that are under way at the end have this long to finish.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// An upload to a directory that controllers may share is over when nothing was written for so long.
-const UPLOAD: Duration = Duration::from_secs(3600);
 
 /// Runs a controller until `shutdown` is cancelled.
 ///
@@ -126,13 +126,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         .map(AgentKeys::open)
         .transpose()?;
     let token = Token::open(&config.token_path())?;
-    let archives = Archives::new(data.join("archives"), config.limits.archive);
-    let unused = if config.database.is_some() {
-        UPLOAD
-    } else {
-        Duration::ZERO
-    };
-    archives.prepare(unused).map_err(data_error)?;
+    let objects = Objects::open(&config.objects_place())?;
     let external = config
         .external_url
         .as_deref()
@@ -166,7 +160,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         external,
         address,
         store.clone(),
-        archives,
+        objects,
         buildtab,
         keys,
         token,
@@ -185,9 +179,9 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.watch_leases(&shutdown).await })
     };
-    let pruning = {
+    let upkeep = {
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
-        tokio::spawn(async move { app.prune_logs(&shutdown).await })
+        tokio::spawn(async move { app.look_after(&shutdown).await })
     };
     let reloading = {
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
@@ -237,7 +231,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         );
     }
     leases.abort();
-    pruning.abort();
+    upkeep.abort();
     reloading.abort();
     neighbours.abort();
     watching.abort();

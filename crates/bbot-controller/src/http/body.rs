@@ -78,7 +78,7 @@ async fn read_all(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
 }
 
 /// What comes out of a channel, as the body of an answer. It is asked for piece by piece, as the client takes it.
-pub(super) fn stream(receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Body {
+pub(crate) fn stream(receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Body {
     Body::new(Pieces(receiver))
 }
 

@@ -116,11 +116,11 @@ mod tests {
     use super::*;
     use crate::buildtab::Buildtab;
     use crate::config::Config;
+    use crate::objects::Objects;
     use crate::package::Particulars;
     use crate::package::plan::Plan;
     use crate::queue::State;
     use crate::queue::order::Priority;
-    use crate::source::archives::Archives;
     use crate::source::{Repository, Source};
     use crate::store::{Instead, NewLease, NewSubmission, Store};
     use crate::token::Token;
@@ -132,7 +132,7 @@ mod tests {
         let config = Config::new(dir.to_owned());
         let store = Store::open(&dir.join("s.sqlite")).await.unwrap();
         let token = Token::open(&dir.join("token")).unwrap();
-        let archives = Archives::new(dir.join("archives"), 1);
+        let objects = Objects::in_directory(&dir.join("objects")).unwrap();
         let address = config.bind;
         let shutdown = tokio_util::sync::CancellationToken::new();
         Arc::new(App::new(
@@ -140,7 +140,7 @@ mod tests {
             None,
             address,
             store,
-            archives,
+            objects,
             Watched::fixed(Buildtab::default()),
             None,
             token,

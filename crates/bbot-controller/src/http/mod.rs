@@ -10,6 +10,7 @@ mod follow;
 mod guard;
 mod hand_out;
 mod held;
+mod kept;
 mod leases;
 mod live;
 mod metrics;
@@ -40,18 +41,22 @@ use crate::clock::Millis;
 use crate::config::Config;
 use crate::dispatch::Desk;
 use crate::figures::Figures;
+use crate::objects::Objects;
 use crate::pace::Paced;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
 use crate::store::{Asker, Build, Head, News, Store};
 use crate::token::{SignIns, Token};
+use crate::upkeep::{self, UpkeepError};
 use crate::watched::Watched;
 
 use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
+use problem::chain;
 
+pub(crate) use body::stream;
 pub use guard::External;
 pub(crate) use guard::{Base, Connection, Scheme};
 
@@ -68,6 +73,7 @@ pub(crate) struct App {
     external: Option<External>,
     address: SocketAddr,
     store: Store,
+    objects: Objects,
     archives: Archives,
     buildtab: Watched<Buildtab, LoadError>,
     keys: Option<AgentKeys>,
@@ -107,13 +113,20 @@ impl App {
         external: Option<External>,
         address: SocketAddr,
         store: Store,
-        archives: Archives,
+        objects: Objects,
         buildtab: Watched<Buildtab, LoadError>,
         keys: Option<AgentKeys>,
         token: Token,
         shutdown: CancellationToken,
     ) -> Self {
         let runs = config.data_dir.join("runs");
+        let archives = Archives::new(
+            objects.clone(),
+            store.clone(),
+            Arc::clone(&config.clock),
+            config.data_dir.join("archives"),
+            config.limits.archive,
+        );
         let desk = Mutex::new(Arc::new(Desk::new(buildtab.get(config.clock.steady()))));
         Self {
             segments: Arc::new(Segments::new(runs, config.limits.run_log)),
@@ -128,6 +141,7 @@ impl App {
             external,
             address,
             store,
+            objects,
             archives,
             buildtab,
             keys,
@@ -228,22 +242,47 @@ impl App {
         self.store.tell(&News::Changed(build));
     }
 
-    /// Removes raw logs and results that are older than is wanted, once in a while, until `shutdown`.
-    pub(crate) async fn prune_logs(&self, shutdown: &CancellationToken) {
-        let Some(keep) = self.config.keep_logs else {
-            return;
-        };
+    /// Looks after what is kept, once in a while, until `shutdown`.
+    pub(crate) async fn look_after(&self, shutdown: &CancellationToken) {
         loop {
-            match self.prune(keep).await {
-                Ok(0) => {}
-                Ok(n) => tracing::info!("{n} old raw log(s) and result(s) are removed"),
-                Err(e) => tracing::error!("cannot remove old logs: {}", e.sentence),
+            if let Some(keep) = self.config.keep_logs {
+                match self.prune(keep).await {
+                    Ok(0) => {}
+                    Ok(n) => tracing::info!("{n} old raw log(s) and result(s) are removed"),
+                    Err(e) => tracing::error!("cannot remove old logs: {}", e.sentence),
+                }
+            }
+            if let Err(e) = self.look_after_objects().await {
+                tracing::error!("cannot look after the object store: {}", chain(&e));
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(PRUNE) => {}
             }
         }
+    }
+
+    async fn look_after_objects(&self) -> Result<(), UpkeepError> {
+        let archives = self.archives.move_all().await?;
+        let logs = upkeep::move_logs(&self.store, &self.objects).await?;
+        if archives + logs > 0 {
+            tracing::info!(
+                "{archives} archive(s) and {logs} log(s) were moved into {}",
+                self.objects.name()
+            );
+        }
+        let now = self.now();
+        let removed = upkeep::sweep(
+            &self.store,
+            &self.objects,
+            now,
+            std::time::SystemTime::now(),
+        );
+        match removed.await? {
+            0 => {}
+            removed => tracing::info!("{removed} object(s) that nothing names are removed"),
+        }
+        Ok(())
     }
 
     async fn prune(&self, keep: Duration) -> Result<usize, problem::Problem> {

@@ -29,10 +29,6 @@ pub(super) use self::sign::{sign_in, sign_in_form, sign_out};
 /// Builds on one page of the list.
 const PAGE: i64 = 50;
 
-/// Characters of a log that are shown from its beginning and from its end: the errors are at the end.
-const HEAD: i64 = 8_000;
-const TAIL: i64 = 40_000;
-
 /// A problem, dressed as a page.
 #[derive(Debug)]
 pub(super) struct Page {
@@ -270,10 +266,7 @@ pub(super) async fn build(
         }
         let operations = match &shown {
             Some(attempt) => {
-                let excerpts = app
-                    .store
-                    .log_excerpts(build.id, attempt.number, HEAD, TAIL)
-                    .await?;
+                let excerpts = app.store.log_excerpts(build.id, attempt.number).await?;
                 operations(attempt, excerpts)
             }
             None => Vec::new(),

@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use bbot_manifest::sanitize;
 
 use super::api::document::Refusal;
+use crate::objects::ObjectError;
+use crate::source::archives::ArchiveError;
 use crate::store::StoreError;
 
 /// Most bytes of a requester's text in a line of the log.
@@ -58,7 +60,7 @@ impl Problem {
 }
 
 /// An error with all its causes.
-fn chain(cause: &dyn std::error::Error) -> String {
+pub(super) fn chain(cause: &dyn std::error::Error) -> String {
     let mut chain = cause.to_string();
     let mut next = cause.source();
     while let Some(source) = next {
@@ -102,6 +104,45 @@ impl From<StoreError> for Problem {
             );
         }
         Self::internal("use its store", &error)
+    }
+}
+
+impl From<ObjectError> for Problem {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::Missing { .. } | ObjectError::Damaged { .. } => {
+                tracing::error!("{}", chain(&error));
+                Self::new(
+                    StatusCode::GONE,
+                    "this is lost: the controller's object store does not have it any more as it was",
+                )
+            }
+            ObjectError::Hash { .. } => Self::bad(error.to_string()),
+            ObjectError::Failed { .. } | ObjectError::Open { .. } => {
+                tracing::error!("the object store cannot be used now: {}", chain(&error));
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the controller cannot use its object store now; its log says why. Try again later",
+                )
+            }
+        }
+    }
+}
+
+impl From<ArchiveError> for Problem {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            ArchiveError::NotGzip => Self::bad(error.to_string()),
+            ArchiveError::Object(ObjectError::Hash { actual, expected }) => {
+                Self::bad(format!("the archive's SHA-256 is {actual}, not {expected}"))
+            }
+            ArchiveError::Object(error) => error.into(),
+            ArchiveError::Store(error) => error.into(),
+            ArchiveError::Io(error) => Self::internal("keep an archive", &error),
+        }
     }
 }
 

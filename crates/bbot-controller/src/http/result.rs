@@ -1,12 +1,14 @@
 //! `?build-result`: an agent brings a result.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use bbot_manifest::{PackageVersion, ResultRequest, Status, log_text};
+use bbot_manifest::{OperationResult, PackageVersion, ResultRequest, Status, log_text};
 
+use super::kept::{self, Share};
 use super::problem::{Plain, Problem, one_line};
 use super::{App, body, task};
 use crate::auth;
@@ -14,7 +16,7 @@ use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
-use crate::store::{Build, NewOperation, NewResult, SessionFacts, Taken};
+use crate::store::{Build, NewResult, SessionFacts, StoreError, Taken};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
 const OPERATIONS: usize = 256;
@@ -41,26 +43,18 @@ pub(super) async fn handle(
         .inspect_err(|problem| problem.log_refusal("build-result", address))?;
 
     // An answer to a challenge is checked before, not where others wait for the store: a challenge never changes.
-    let proof = match challenge.as_deref() {
-        None => None,
-        Some(answer) => Some(match app.store.session(&session).await? {
-            Some(facts) => prove(app, &facts, answer),
-            None => Proof::Good,
-        }),
+    let operations: Arc<[OperationResult]> = result.operations.into();
+    let is_long = operations.iter().any(|o| kept::is_long(&o.log));
+    let known = if challenge.is_some() || is_long {
+        app.store.session(&session).await?
+    } else {
+        None
     };
-    let new = NewResult {
-        status: result.status,
-        operations: result
-            .operations
-            .into_iter()
-            .map(|o| NewOperation {
-                name: o.name,
-                status: o.status,
-                log: o.log,
-            })
-            .collect(),
-    };
-    let machine = new.machine();
+    let proof = challenge.as_deref().map(|answer| match &known {
+        Some(facts) => prove(app, facts, answer),
+        None => Proof::Good,
+    });
+    let machine = NewResult::machine_of(result.status, operations.iter().map(|o| o.name.as_str()));
     let (name, version, status) = (result.name, result.version, result.status);
     let decide = {
         let (name, version, keys) = (name.clone(), version.clone(), app.keys.is_some());
@@ -77,10 +71,27 @@ pub(super) async fn handle(
             })
         }
     };
-    let taken = app
-        .store
-        .take_result(&session, &new, app.now(), decide)
-        .await?;
+    // What nobody waits for fills no object store.
+    let is_wanted = known.is_some_and(|facts| matches!(decide(&facts), Verdict::Keep(_)));
+    let mut new = NewResult {
+        status,
+        operations: if is_long && is_wanted {
+            kept::as_objects(app, &operations, Share::Yes).await?
+        } else {
+            kept::in_rows(&operations)
+        },
+    };
+    let take = |new: NewResult| {
+        app.store
+            .take_result(&session, new, app.now(), decide.clone())
+    };
+    let taken = match take(new.clone()).await {
+        Err(StoreError::NoObject { .. }) => {
+            new.operations = kept::as_objects(app, &operations, Share::No).await?;
+            take(new.clone()).await?
+        }
+        taken => taken?,
+    };
     if let Some(agent) = taken.as_ref().and_then(|t| t.facts.agent.as_deref()) {
         app.agents.heard(agent, app.now(), app.steady());
     }

@@ -1,29 +1,20 @@
-//! Source archives on disk, each named by the SHA-256 of its bytes.
-//!
-//! An archive appears under its name only once it is whole and on disk: temporary file in the same
-//! directory, fsync, rename, fsync of the directory.
+//! Source archives: objects that submissions name, each known by the SHA-256 of its bytes.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
+use axum::body::Bytes;
 
 use super::is_sha256;
+use crate::clock::Clock;
+use crate::objects::{Kind, Object, ObjectError, Objects, Reading, Upload};
+use crate::store::{Store, StoreError};
 
-/// An archive could not be kept.
+/// An archive could not be kept, or not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
-    /// Its bytes are not what its name says.
-    #[error("the archive's SHA-256 is {actual}, not {expected}")]
-    Hash {
-        /// The name.
-        expected: String,
-        /// The hash of the bytes.
-        actual: String,
-    },
     /// It is not compressed by gzip.
     #[error("the archive is not a gzip-compressed tar: it does not begin with the gzip mark")]
     NotGzip,
@@ -33,14 +24,15 @@ pub enum ArchiveError {
         /// The most bytes that an archive may have.
         limit: u64,
     },
-    /// The disk.
-    #[error("cannot keep the archive in {directory}")]
-    Io {
-        /// Where archives are kept.
-        directory: String,
-        /// Why not.
-        source: io::Error,
-    },
+    /// The object store.
+    #[error("the archive cannot be kept: {0}")]
+    Object(#[from] ObjectError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file.
+    #[error("cannot read an archive that is to be kept")]
+    Io(#[from] io::Error),
 }
 
 /// What became of an archive that was put.
@@ -52,112 +44,178 @@ pub enum Put {
     Known,
 }
 
-/// The directory of archives.
+/// The archives.
 #[derive(Debug, Clone)]
 pub struct Archives {
-    directory: PathBuf,
+    objects: Objects,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    /// Where they were before there were objects.
+    before: PathBuf,
     limit: u64,
 }
 
-/// Whether nothing was written to the file for so long. One whose time cannot be told is left alone, unless any
-/// will do.
-fn is_unused(entry: &std::fs::DirEntry, unused: Duration) -> bool {
-    unused.is_zero()
-        || entry
-            .metadata()
-            .and_then(|m| m.modified())
-            .is_ok_and(|m| m.elapsed().is_ok_and(|e| e >= unused))
-}
+/// The two bytes that every gzip file begins with (RFC 1952).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Bytes of a file that are read at once.
+const PIECE: usize = 256 << 10;
 
 impl Archives {
-    /// Archives in this directory, each of at most `limit` bytes.
+    /// Archives of at most `limit` bytes each. `before`: a directory with files `<sha256>.tar.gz`, of before there were objects.
     #[must_use]
-    pub fn new(directory: PathBuf, limit: u64) -> Self {
-        Self { directory, limit }
-    }
-
-    /// Makes the directory and removes what uploads of an earlier run left behind: what was not written to for
-    /// `unused`, since other controllers that share the directory may be at it.
-    ///
-    /// # Errors
-    /// The directory cannot be made or read.
-    pub fn prepare(&self, unused: Duration) -> io::Result<()> {
-        std::fs::create_dir_all(&self.directory)?;
-        for entry in std::fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(PREFIX.as_bytes())
-                && is_unused(&entry, unused)
-            {
-                match std::fs::remove_file(entry.path()) {
-                    // Another controller was faster.
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-            }
+    pub fn new(
+        objects: Objects,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        before: PathBuf,
+        limit: u64,
+    ) -> Self {
+        Self {
+            objects,
+            store,
+            clock,
+            before,
+            limit,
         }
-        Ok(())
     }
 
-    /// The directory.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// The file of an archive; `None` when the name is no hash, so that no name leads elsewhere.
-    #[must_use]
-    pub fn path(&self, sha256: &str) -> Option<PathBuf> {
-        is_sha256(sha256).then(|| self.directory.join(format!("{sha256}.tar.gz")))
-    }
-
-    /// Whether the archive is here.
-    #[must_use]
-    pub fn contains(&self, sha256: &str) -> bool {
-        self.path(sha256).is_some_and(|path| path.is_file())
-    }
-
-    /// Begins an archive. Blocking, as are the incoming archive's own functions.
+    /// The archive of this hash, if it is here.
     ///
     /// # Errors
-    /// No file can be made.
-    pub fn begin(&self) -> Result<Incoming, ArchiveError> {
-        let file = tempfile::Builder::new()
-            .prefix(PREFIX)
-            .tempfile_in(&self.directory)
-            .map_err(|e| self.io(e))?;
+    /// The stores cannot be asked.
+    pub async fn known(&self, sha256: &str) -> Result<Option<Object>, ArchiveError> {
+        if !is_sha256(sha256) {
+            return Ok(None);
+        }
+        if let Some(object) = self.store.object(Kind::Archive, sha256).await?
+            && self.objects.exists(&object).await?
+        {
+            self.store
+                .keep_known(Kind::Archive, sha256, self.clock.now())
+                .await?;
+            return Ok(Some(object));
+        }
+        self.move_one(sha256).await
+    }
+
+    /// Reads an archive; `None` when there never was one of this hash.
+    ///
+    /// # Errors
+    /// It is lost, or the stores cannot be asked.
+    pub async fn open(&self, sha256: &str) -> Result<Option<Reading>, ArchiveError> {
+        if !is_sha256(sha256) {
+            return Ok(None);
+        }
+        let object = match self.store.object(Kind::Archive, sha256).await? {
+            Some(object) => Some(object),
+            None => self.move_one(sha256).await?,
+        };
+        match object {
+            Some(object) => Ok(Some(self.objects.read(&object).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Begins an archive.
+    ///
+    /// # Errors
+    /// It cannot be given a place.
+    pub fn begin(&self, sha256: &str) -> Result<Incoming, ArchiveError> {
         Ok(Incoming {
+            upload: self.objects.begin(Kind::Archive, sha256)?,
             archives: self.clone(),
-            file,
-            hash: Sha256::new(),
-            bytes: 0,
             start: Vec::new(),
         })
     }
 
-    fn io(&self, source: io::Error) -> ArchiveError {
-        ArchiveError::Io {
-            directory: self.directory.display().to_string(),
-            source,
+    /// Keeps the archive in a file, from where that is read at.
+    ///
+    /// # Errors
+    /// It is not what is said, too large, or cannot be kept.
+    pub async fn put_file(
+        &self,
+        sha256: &str,
+        file: std::fs::File,
+    ) -> Result<Object, ArchiveError> {
+        use tokio::io::AsyncReadExt as _;
+        if let Some(known) = self.store.object(Kind::Archive, sha256).await?
+            && self.objects.exists(&known).await?
+        {
+            self.store
+                .keep_known(Kind::Archive, sha256, self.clock.now())
+                .await?;
+            return Ok(known);
+        }
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(PIECE);
+        let mut incoming = self.begin(sha256)?;
+        loop {
+            let mut piece = vec![0; PIECE];
+            let read = file.read(&mut piece).await?;
+            if read == 0 {
+                return incoming.finish().await;
+            }
+            piece.truncate(read);
+            incoming.write(Bytes::from(piece)).await?;
         }
     }
+
+    /// Makes an object of an archive of before there were objects; `None` where there is no such file.
+    async fn move_one(&self, sha256: &str) -> Result<Option<Object>, ArchiveError> {
+        let path = self.before.join(format!("{sha256}.tar.gz"));
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let object = self.put_file(sha256, file).await?;
+        match std::fs::remove_file(&path) {
+            // Another controller was faster.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(Some(object)),
+        }
+    }
+
+    /// Makes objects of all archives of before there were objects; how many.
+    ///
+    /// # Errors
+    /// They cannot be read, or not be kept. One that is damaged stays where it is.
+    pub async fn move_all(&self) -> Result<usize, ArchiveError> {
+        let entries = match std::fs::read_dir(&self.before) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(e) => return Err(e.into()),
+        };
+        let mut moved = 0;
+        for entry in entries {
+            let name = entry?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(".tar.gz"));
+            let Some(sha256) = name.filter(|name| is_sha256(name)) else {
+                continue;
+            };
+            match self.move_one(sha256).await {
+                Ok(None) => {}
+                Ok(Some(_)) => moved += 1,
+                Err(
+                    e @ (ArchiveError::NotGzip | ArchiveError::Object(ObjectError::Hash { .. })),
+                ) => {
+                    tracing::warn!("archive {sha256} stays in {}: {e}", self.before.display());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        // With nothing in it, it is of no use to anybody.
+        let _ = std::fs::remove_dir(&self.before);
+        Ok(moved)
+    }
 }
-
-/// Name prefix of an archive that is not whole yet.
-const PREFIX: &str = ".incoming-";
-
-/// The two bytes that every gzip file begins with (RFC 1952).
-const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// An archive on its way in; dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Incoming {
     archives: Archives,
-    file: tempfile::NamedTempFile,
-    hash: Sha256,
-    bytes: u64,
+    upload: Upload,
     start: Vec<u8>,
 }
 
@@ -165,12 +223,10 @@ impl Incoming {
     /// Adds bytes.
     ///
     /// # Errors
-    /// It gets too large, is no gzip file, or the disk is full.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        self.bytes = self
-            .bytes
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        if self.bytes > self.archives.limit {
+    /// It gets too large, is no gzip file, or cannot be kept.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ArchiveError> {
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.upload.bytes().saturating_add(length) > self.archives.limit {
             return Err(ArchiveError::TooLarge {
                 limit: self.archives.limit,
             });
@@ -180,127 +236,160 @@ impl Incoming {
         if !GZIP.starts_with(&self.start) {
             return Err(ArchiveError::NotGzip);
         }
-        self.hash.update(bytes);
-        self.file.write_all(bytes).map_err(|e| self.archives.io(e))
+        Ok(self.upload.write(bytes).await?)
     }
 
-    /// Keeps it under the hash of its bytes, which must be the expected one where one is given.
+    /// Keeps it.
     ///
     /// # Errors
-    /// The hash differs, there are no bytes, or the disk fails.
-    pub fn finish(self, expected: Option<&str>) -> Result<(String, Put), ArchiveError> {
-        let actual = hex::encode(self.hash.finalize());
-        if let Some(expected) = expected
-            && expected != actual
-        {
-            return Err(ArchiveError::Hash {
-                expected: expected.to_owned(),
-                actual,
-            });
-        }
+    /// Its hash is another than was said, there are no bytes, or it cannot be kept.
+    pub async fn finish(self) -> Result<Object, ArchiveError> {
         if self.start != GZIP {
             return Err(ArchiveError::NotGzip);
         }
-        let path = self.archives.directory.join(format!("{actual}.tar.gz"));
-        if path.is_file() {
-            return Ok((actual, Put::Known));
-        }
-        let keep = || -> io::Result<()> {
-            self.file.as_file().sync_all()?;
-            self.file.persist(&path)?;
-            File::open(&self.archives.directory)?.sync_all()
-        };
-        let archives = self.archives.clone();
-        keep().map_err(|e| archives.io(e))?;
-        Ok((actual, Put::New))
+        let object = self.upload.finish().await?;
+        let archives = self.archives;
+        archives
+            .store
+            .keep_object(&object, archives.clock.now())
+            .await?;
+        Ok(object)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{ManualClock, Millis};
+    use sha2::{Digest as _, Sha256};
+    use std::path::Path;
 
-    fn archives(limit: u64) -> (tempfile::TempDir, Archives) {
+    async fn archives(dir: &Path, limit: u64) -> Archives {
+        let objects = Objects::in_directory(&dir.join("objects")).unwrap();
+        let store = Store::open(&dir.join("s.sqlite")).await.unwrap();
+        let clock = Arc::new(ManualClock::at(Millis(1)));
+        Archives::new(objects, store, clock, dir.join("archives"), limit)
+    }
+
+    fn files(dir: &Path) -> usize {
+        std::fs::read_dir(dir.join("objects/archives"))
+            .unwrap()
+            .count()
+    }
+
+    const GOOD: [u8; 5] = [0x1f, 0x8b, 1, 2, 3];
+
+    fn hash(bytes: &[u8]) -> String {
+        hex::encode(Sha256::digest(bytes))
+    }
+
+    #[tokio::test]
+    async fn kept_under_its_hash() {
         let dir = tempfile::tempdir().unwrap();
-        let archives = Archives::new(dir.path().join("archives"), limit);
-        archives.prepare(Duration::ZERO).unwrap();
-        (dir, archives)
-    }
-
-    fn files(archives: &Archives) -> usize {
-        std::fs::read_dir(archives.directory()).unwrap().count()
-    }
-
-    #[test]
-    fn kept_under_its_hash() {
-        let (_dir, archives) = archives(100);
-        for expected in [Put::New, Put::Known] {
-            let mut incoming = archives.begin().unwrap();
-            incoming.write(&[0x1f]).unwrap();
-            incoming.write(&[0x8b, 1, 2, 3]).unwrap();
-            let (sha256, put) = incoming.finish(None).unwrap();
-            assert_eq!(put, expected);
-            assert!(archives.contains(&sha256));
-            assert_eq!(
-                std::fs::read(archives.path(&sha256).unwrap()).unwrap(),
-                [0x1f, 0x8b, 1, 2, 3]
-            );
-        }
-        assert_eq!(files(&archives), 1);
-    }
-
-    #[test]
-    fn refused_ones_leave_nothing() {
-        let (_dir, archives) = archives(8);
-        let mut large = archives.begin().unwrap();
-        large.write(&[0x1f, 0x8b, 0, 0]).unwrap();
+        let archives = archives(dir.path(), 100).await;
+        let sha256 = hash(&GOOD);
+        assert_eq!(archives.known(&sha256).await.unwrap(), None);
+        let mut incoming = archives.begin(&sha256).unwrap();
+        incoming
+            .write(Bytes::from_static(&GOOD[..1]))
+            .await
+            .unwrap();
+        incoming
+            .write(Bytes::from_static(&GOOD[1..]))
+            .await
+            .unwrap();
+        let object = incoming.finish().await.unwrap();
+        assert_eq!(archives.known(&sha256).await.unwrap(), Some(object.clone()));
+        assert_eq!(archives.objects.read_all(&object).await.unwrap(), &GOOD[..]);
+        assert_eq!(files(dir.path()), 1);
+        // Lost and put once more, it is there again.
+        archives.objects.remove(&object.place).await.unwrap();
+        assert_eq!(archives.known(&sha256).await.unwrap(), None);
         assert!(matches!(
-            large.write(&[0; 5]),
+            archives.open(&sha256).await,
+            Err(ArchiveError::Object(ObjectError::Missing { .. }))
+        ));
+        let mut again = archives.begin(&sha256).unwrap();
+        again.write(Bytes::from_static(&GOOD)).await.unwrap();
+        again.finish().await.unwrap();
+        assert_eq!(archives.open(&sha256).await.unwrap().unwrap().bytes(), 5);
+    }
+
+    #[tokio::test]
+    async fn refused_ones_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = archives(dir.path(), 8).await;
+        let begin = || archives.begin(&hash(&GOOD)).unwrap();
+        let mut large = begin();
+        large
+            .write(Bytes::from_static(&[0x1f, 0x8b, 0, 0]))
+            .await
+            .unwrap();
+        assert!(matches!(
+            large.write(Bytes::from_static(&[0; 5])).await,
             Err(ArchiveError::TooLarge { limit: 8 })
         ));
         drop(large);
         assert!(matches!(
-            archives.begin().unwrap().write(b"PK"),
+            begin().write(Bytes::from_static(b"PK")).await,
             Err(ArchiveError::NotGzip)
         ));
+        assert!(matches!(begin().finish().await, Err(ArchiveError::NotGzip)));
+        let mut other = begin();
+        other.write(Bytes::from_static(&GZIP)).await.unwrap();
         assert!(matches!(
-            archives.begin().unwrap().finish(None),
-            Err(ArchiveError::NotGzip)
+            other.finish().await,
+            Err(ArchiveError::Object(ObjectError::Hash { .. }))
         ));
-        let mut other = archives.begin().unwrap();
-        other.write(&[0x1f, 0x8b]).unwrap();
-        assert!(matches!(
-            other.finish(Some(&"0".repeat(64))),
-            Err(ArchiveError::Hash { .. })
-        ));
-        assert_eq!(files(&archives), 0);
+        tokio::task::yield_now().await;
+        assert_eq!(files(dir.path()), 0);
     }
 
-    #[test]
-    fn no_name_leads_elsewhere() {
-        let (_dir, archives) = archives(8);
+    #[tokio::test]
+    async fn those_of_before_are_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = archives(dir.path(), 100).await;
+        let before = dir.path().join("archives");
+        assert_eq!(archives.move_all().await.unwrap(), 0);
+        std::fs::create_dir(&before).unwrap();
+        let (first, second) = (GOOD.to_vec(), [&GOOD[..], b"x"].concat());
+        for bytes in [&first, &second] {
+            std::fs::write(before.join(format!("{}.tar.gz", hash(bytes))), bytes).unwrap();
+        }
+        let damaged = before.join(format!("{}.tar.gz", "0".repeat(64)));
+        std::fs::write(&damaged, GOOD).unwrap();
+        // One is asked for before its turn.
+        assert_eq!(
+            archives
+                .open(&hash(&second))
+                .await
+                .unwrap()
+                .unwrap()
+                .bytes(),
+            6
+        );
+        assert_eq!(archives.move_all().await.unwrap(), 1);
+        assert!(archives.known(&hash(&first)).await.unwrap().is_some());
+        assert_eq!(std::fs::read_dir(&before).unwrap().count(), 1);
+        std::fs::remove_file(damaged).unwrap();
+        assert_eq!(archives.move_all().await.unwrap(), 0);
+        assert!(!before.exists());
+    }
+
+    #[tokio::test]
+    async fn no_name_leads_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = archives(dir.path(), 8).await;
         for name in [
             "../x",
             "/etc/passwd",
             "",
-            ".incoming-x",
+            "#1",
             &"0".repeat(63),
             &format!("{}/..", "0".repeat(61)),
         ] {
-            assert_eq!(archives.path(name), None, "{name}");
-            assert!(!archives.contains(name));
+            assert!(archives.open(name).await.unwrap().is_none(), "{name}");
+            assert!(archives.known(name).await.unwrap().is_none());
         }
-    }
-
-    #[test]
-    fn leftovers_are_removed() {
-        let (_dir, archives) = archives(8);
-        std::fs::write(archives.directory().join(".incoming-abc"), "x").unwrap();
-        std::fs::write(archives.directory().join("other"), "x").unwrap();
-        // Somebody may still write to it.
-        archives.prepare(Duration::from_secs(3600)).unwrap();
-        assert_eq!(files(&archives), 2);
-        archives.prepare(Duration::ZERO).unwrap();
-        assert_eq!(files(&archives), 1);
     }
 }

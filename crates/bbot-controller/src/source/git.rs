@@ -15,7 +15,6 @@ use bbot_source::LeftOut;
 use tokio::process::Command;
 
 use super::Git;
-use super::archives::{ArchiveError, Archives};
 use super::pack::{self, PackError};
 use super::reach::{Target, resolve, target};
 
@@ -83,9 +82,6 @@ pub enum GitError {
         /// Why not.
         what: String,
     },
-    /// The archive could not be kept.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
     /// Something of this computer failed.
     #[error("cannot {doing}")]
     Io {
@@ -100,18 +96,24 @@ impl GitError {
     /// Whether the fault is this computer's, not the request's.
     #[must_use]
     pub fn is_internal(&self) -> bool {
-        matches!(
-            self,
-            Self::Io { .. } | Self::Archive(ArchiveError::Io { .. } | ArchiveError::Hash { .. })
-        )
+        matches!(self, Self::Io { .. })
     }
 }
 
-/// Fetches the commit and keeps it as an archive; its SHA-256.
+/// A commit as an archive.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The archive, in a file without a name.
+    pub file: std::fs::File,
+    /// Its SHA-256.
+    pub sha256: String,
+}
+
+/// Fetches the commit and makes an archive of it.
 ///
 /// # Errors
 /// See [`GitError`].
-pub async fn fetch(git: &Git, archives: &Archives, limits: &Limits) -> Result<String, GitError> {
+pub async fn fetch(git: &Git, limits: &Limits) -> Result<Fetched, GitError> {
     let commit = &git.commit;
     if !matches!(commit.len(), 40 | 64)
         || !commit
@@ -127,7 +129,7 @@ pub async fn fetch(git: &Git, archives: &Archives, limits: &Limits) -> Result<St
     let target = target(&git.url).map_err(bad_url)?;
     let work = async {
         let address = resolve(&target, limits.addresses).await.map_err(bad_url)?;
-        fetch_from(git, &target, address, archives, limits).await
+        fetch_from(git, &target, address, limits).await
     };
     match tokio::time::timeout(limits.time, work).await {
         Ok(result) => result,
@@ -142,9 +144,8 @@ async fn fetch_from(
     git: &Git,
     target: &Target,
     address: IpAddr,
-    archives: &Archives,
     limits: &Limits,
-) -> Result<String, GitError> {
+) -> Result<Fetched, GitError> {
     let io = |doing| move |source| GitError::Io { doing, source };
     let directory = tempfile::Builder::new()
         .prefix("bbot-git-")
@@ -207,9 +208,8 @@ async fn fetch_from(
         .await?;
 
     let tree = directory.path().join("tree.tar");
-    let archives = archives.clone();
     let (limit, url) = (limits.bytes, git.url.clone());
-    tokio::task::spawn_blocking(move || pack(&tree, &archives, limit, &url))
+    tokio::task::spawn_blocking(move || pack(&tree, limit, &url))
         .await
         .map_err(|e| GitError::Io {
             doing: "pack a tree",
@@ -217,7 +217,7 @@ async fn fetch_from(
         })?
 }
 
-fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<String, GitError> {
+fn pack(tree: &Path, limit: u64, url: &str) -> Result<Fetched, GitError> {
     let io = |doing| move |source| GitError::Io { doing, source };
     let input = open_own(tree).map_err(io("read a tree"))?;
     let mut spool = tempfile::tempfile().map_err(io("make a temporary file"))?;
@@ -236,16 +236,10 @@ fn pack(tree: &Path, archives: &Archives, limit: u64, url: &str) -> Result<Strin
     tell(url, &packed.left_out);
     let mut file = packed.archive.output;
     std::io::Seek::rewind(&mut file).map_err(io("read a temporary file"))?;
-    let mut incoming = archives.begin()?;
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let n = std::io::Read::read(&mut file, &mut buffer).map_err(io("read a temporary file"))?;
-        if n == 0 {
-            break;
-        }
-        incoming.write(&buffer[..n])?;
-    }
-    Ok(incoming.finish(Some(&packed.archive.sha256))?.0)
+    Ok(Fetched {
+        file,
+        sha256: packed.archive.sha256,
+    })
 }
 
 /// Most files of one tree that a log names.
@@ -507,8 +501,6 @@ mod tests {
 
     #[tokio::test]
     async fn refused_before_git_runs() {
-        let dir = tempfile::tempdir().unwrap();
-        let archives = Archives::new(dir.path().to_owned(), 1 << 20);
         let commit = "0".repeat(40);
         for (url, commit, expected) in [
             (
@@ -539,9 +531,7 @@ mod tests {
                 commit: commit.to_owned(),
                 archive: None,
             };
-            let error = fetch(&git, &archives, &limits(Addresses::Public))
-                .await
-                .unwrap_err();
+            let error = fetch(&git, &limits(Addresses::Public)).await.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
             assert!(!error.is_internal());
         }
@@ -549,17 +539,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_unreachable_server_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let archives = Archives::new(dir.path().to_owned(), 1 << 20);
         let git = Git {
             url: "https://127.0.0.1:1/x".to_owned(),
             commit: "0".repeat(40),
             archive: None,
         };
-        let error = fetch(&git, &archives, &limits(Addresses::All))
-            .await
-            .unwrap_err();
+        let error = fetch(&git, &limits(Addresses::All)).await.unwrap_err();
         assert!(matches!(error, GitError::Failed { .. }), "{error}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -2,9 +2,8 @@
 //! by which is known, too, that it can be read and is not more than a worker takes.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::{Component, Path};
+use std::path::Component;
 
 use bbot_source::rules::{self, Kind};
 
@@ -35,9 +34,6 @@ impl Default for Bounds {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeekError {
-    /// The file cannot be opened.
-    #[error("cannot open the archive")]
-    Open(#[source] io::Error),
     /// It is not what it should be.
     #[error("it is no gzip-compressed tar that can be read: {0}")]
     Read(#[source] io::Error),
@@ -58,10 +54,10 @@ pub enum PeekError {
 ///
 /// # Errors
 /// The archive cannot be read, or goes beyond the bounds.
-pub fn manifest(archive: &Path, bounds: Bounds) -> Result<Option<Vec<u8>>, PeekError> {
-    let file = File::open(archive).map_err(PeekError::Open)?;
+pub fn manifest(archive: impl Read, bounds: Bounds) -> Result<Option<Vec<u8>>, PeekError> {
     // What is behind the last file counts, too: an archive may go on with zeros for ever.
-    let unpacked = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file));
+    let unpacked =
+        flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(64 << 10, archive));
     let most = bounds
         .bytes
         .saturating_add(bounds.entries.saturating_mul(1024));
@@ -229,7 +225,7 @@ mod tests {
     fn look_into(bytes: &[u8], bounds: Bounds) -> Result<Option<String>, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        manifest(file.path(), bounds)
+        manifest(std::fs::File::open(file.path()).unwrap(), bounds)
             .map(|found| found.map(|text| String::from_utf8(text).unwrap()))
             .map_err(|e| e.to_string())
     }

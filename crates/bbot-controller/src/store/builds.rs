@@ -27,26 +27,6 @@ pub struct Filter {
     pub before: Option<i64>,
 }
 
-/// The log of one operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// The operation.
-    pub operation: String,
-    /// Its text.
-    pub text: String,
-}
-
-/// The beginning and the end of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogExcerpt {
-    /// The operation.
-    pub operation: String,
-    /// Its first characters; the whole log when `tail` is `None`.
-    pub head: String,
-    /// Its last characters, where something between is left out.
-    pub tail: Option<String>,
-}
-
 /// `LIKE` pattern for a name with `*` and `?`; everything for none.
 fn like(name: Option<&str>) -> String {
     let Some(name) = name else {
@@ -159,71 +139,6 @@ impl Store {
         row.as_ref()
             .map(|row| rows::attempt(row, build))
             .transpose()
-    }
-
-    /// The logs of an attempt in their order; of one operation where one is named.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn logs(
-        &self,
-        build: i64,
-        attempt: i64,
-        operation: Option<&str>,
-    ) -> Result<Vec<Log>, StoreError> {
-        const DOING: &str = "read logs";
-        sqlx::query(
-            "SELECT operation, log FROM logs WHERE build = $1 AND attempt = $2 AND ($3 = '' OR operation = $3) \
-             ORDER BY position",
-        )
-        .bind(build)
-        .bind(attempt)
-        .bind(operation.unwrap_or_default())
-        .fetch_all(&self.pool)
-        .await
-        .doing(DOING)?
-        .iter()
-        .map(|row| {
-            Ok(Log { operation: row.try_get("operation").doing(DOING)?, text: row.try_get("log").doing(DOING)? })
-        })
-        .collect()
-    }
-
-    /// The logs of an attempt, of each at most `head + tail` characters.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn log_excerpts(
-        &self,
-        build: i64,
-        attempt: i64,
-        head: i64,
-        tail: i64,
-    ) -> Result<Vec<LogExcerpt>, StoreError> {
-        const DOING: &str = "read the beginnings and ends of logs";
-        sqlx::query(
-            "SELECT operation, \
-             CASE WHEN length(log) <= $3 + $4 THEN log ELSE substr(log, 1, CAST($3 AS INTEGER)) END AS head, \
-             CASE WHEN length(log) <= $3 + $4 THEN NULL \
-             ELSE substr(log, CAST(length(log) - $4 + 1 AS INTEGER)) END AS tail \
-             FROM logs WHERE build = $1 AND attempt = $2 ORDER BY position",
-        )
-        .bind(build)
-        .bind(attempt)
-        .bind(head)
-        .bind(tail)
-        .fetch_all(&self.pool)
-        .await
-        .doing(DOING)?
-        .iter()
-        .map(|row| {
-            Ok(LogExcerpt {
-                operation: row.try_get("operation").doing(DOING)?,
-                head: row.try_get("head").doing(DOING)?,
-                tail: row.try_get("tail").doing(DOING)?,
-            })
-        })
-        .collect()
     }
 
     /// Asks for a build to be done again; `None` when there is no such build.

@@ -60,6 +60,14 @@ pub enum StoreError {
         /// What was asked for.
         doing: &'static str,
     },
+    /// A row was to name an object that is not known any more.
+    #[error("store: there is no {kind} {sha256}")]
+    NoObject {
+        /// What it is.
+        kind: &'static str,
+        /// Its hash.
+        sha256: String,
+    },
     /// It holds something that this program never writes.
     #[error("store: build {build} has a bad {column}: {value:?}")]
     Damaged {
@@ -85,6 +93,7 @@ impl StoreError {
             | Self::Connect { .. }
             | Self::Old { .. }
             | Self::Migrate { .. }
+            | Self::NoObject { .. }
             | Self::Damaged { .. } => false,
         }
     }

@@ -4,6 +4,7 @@ use bbot_manifest::Status;
 use sqlx::Row as _;
 
 use super::dialect::Counter;
+use super::logs::{self, NewLog};
 use super::rows::{self, Build, Operation};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError, builds};
@@ -25,15 +26,24 @@ impl NewResult {
     /// Why its agent gives a task back, where it says so: the log of its first operation that has one.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        let mut logs = self.operations.iter().map(|o| o.log.trim());
+        let mut logs = self.operations.iter().map(|o| o.log.head().trim());
         logs.find(|log| !log.is_empty())
     }
 
     /// What an agent that gives a task back says of the machine.
     #[must_use]
     pub fn machine(&self) -> Machine {
-        let failed = |o: &NewOperation| o.name == failure::MACHINE_OPERATION;
-        if self.status == Status::Interrupt && self.operations.iter().any(failed) {
+        Self::machine_of(self.status, self.operations.iter().map(|o| o.name.as_str()))
+    }
+
+    /// The same, by the status and the operations of its result.
+    #[must_use]
+    pub fn machine_of<'a>(
+        status: Status,
+        mut operations: impl Iterator<Item = &'a str>,
+    ) -> Machine {
+        if status == Status::Interrupt && operations.any(|name| name == failure::MACHINE_OPERATION)
+        {
             Machine::Failed
         } else {
             Machine::Unmentioned
@@ -49,7 +59,7 @@ pub struct NewOperation {
     /// Its status.
     pub status: Status,
     /// Its log, sanitised.
-    pub log: String,
+    pub log: NewLog,
 }
 
 /// What the store knows of a session.
@@ -163,11 +173,11 @@ impl Store {
     pub async fn take_result(
         &self,
         session: &str,
-        result: &NewResult,
+        result: NewResult,
         now: Millis,
         decide: impl FnOnce(&SessionFacts) -> Verdict + Send + 'static,
     ) -> Result<Option<Taken>, StoreError> {
-        let (session, result) = (session.to_owned(), result.clone());
+        let session = session.to_owned();
         self.write("keep a result", move |tx| {
             Box::pin(async move {
                 let row = tx
@@ -261,13 +271,13 @@ pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewR
         operations: vec![NewOperation {
             name: outcome::CONTROLLER_OPERATION.to_owned(),
             status: Status::Abort,
-            log: outcome::given_up_log(
+            log: NewLog::Whole(outcome::given_up_log(
                 lapses,
                 &build.failures,
                 build.agent.as_deref(),
                 build.machine.as_deref(),
                 reason,
-            ),
+            )),
         }],
     }
 }
@@ -306,7 +316,7 @@ pub(super) async fn keep(
         .map(|o| Operation {
             name: o.name.clone(),
             status: o.status.to_string(),
-            log_bytes: u64::try_from(o.log.len()).unwrap_or(u64::MAX),
+            log_bytes: o.log.bytes(),
         })
         .collect();
     let operations = serde_json::to_string(&operations).unwrap_or_default();
@@ -335,16 +345,15 @@ pub(super) async fn keep(
         .bind(now)
         .bind(late),
     );
+    logs::name_objects(tx, result.operations.iter().map(|o| &o.log)).await?;
     for (position, operation) in (0_i64..).zip(&result.operations) {
-        tx.run(
-            Sql::new("INSERT INTO logs (build, attempt, position, operation, log) VALUES ($1, $2, $3, $4, $5)")
-                .bind(build.id)
-                .bind(number)
-                .bind(position)
-                .bind(operation.name.as_str())
-                .bind(operation.log.as_str()),
-        )
-        .await?;
+        let place = logs::Place {
+            build: build.id,
+            attempt: number,
+            position,
+            operation: &operation.name,
+        };
+        logs::insert(tx, place, &operation.log).await?;
     }
     if let By::Agent { session, .. } = by {
         tx.later(

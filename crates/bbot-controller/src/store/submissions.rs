@@ -4,10 +4,12 @@ use super::rows::{self, Build, Submission};
 use sqlx::Row as _;
 
 use super::dialect::Dialect;
+use super::objects;
 use super::turns::{self, Asker, Newcomer, Versions};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
+use crate::objects::Kind;
 use crate::package::Particulars;
 use crate::package::plan::{Excluded, Plan, Planned};
 use crate::queue::order::{Class, Priority};
@@ -56,6 +58,7 @@ impl Store {
         let number = i64::try_from(new.plan.builds.len()).unwrap_or(i64::MAX);
         let source = serde_json::to_string(new.source).unwrap_or_default();
         let repository = new.source.canonical_repository();
+        let archive = new.source.archive().map(str::to_owned);
         let mut submission = Submission {
             id: 0,
             name: new.name.to_owned(),
@@ -77,11 +80,14 @@ impl Store {
                     Dialect::Postgres => take_numbers(tx, number).await?,
                 };
                 submission.id = id;
+                if let Some(archive) = &archive {
+                    objects::name_known(tx, Kind::Archive, archive).await?;
+                }
                 tx.later(
                     Sql::new(
                         "INSERT INTO submissions (id, name, version, source, submitted, submitter, priority, \
-                         particulars, excluded) \
-                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                         particulars, excluded, archive) \
+                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                     )
                     .bind(id)
                     .bind(submission.name.as_str())
@@ -91,7 +97,8 @@ impl Store {
                     .bind(submission.submitter.as_str())
                     .bind(submission.priority.number())
                     .bind(particulars)
-                    .bind(excluded),
+                    .bind(excluded)
+                    .bind(archive.as_deref()),
                 );
                 let (places, exchanged) = places(tx, &submission, &planned, &asker).await?;
                 let mut builds = Vec::with_capacity(planned.len());

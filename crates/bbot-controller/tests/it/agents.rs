@@ -446,7 +446,7 @@ fn an_agent_that_waits_is_told_at_once() {
 #[test]
 fn results_up_to_the_limit() {
     let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |_| {});
+    let controller = Controller::start(dir.path(), |c| c.limits.result = 10_240_000);
     let id = controller.submit("foo", "1").remove(0);
     let session = controller.take();
     let text = |bytes: usize| {

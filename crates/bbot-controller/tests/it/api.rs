@@ -53,7 +53,7 @@ fn archives() {
         413
     );
     assert_eq!(
-        std::fs::read_dir(dir.path().join("archives"))
+        std::fs::read_dir(dir.path().join("objects/archives"))
             .unwrap()
             .count(),
         1

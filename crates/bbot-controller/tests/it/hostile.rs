@@ -136,7 +136,11 @@ fn paths_that_lead_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let controller = Controller::start(dir.path(), |_| {});
     controller.archive();
-    std::fs::write(dir.path().join("archives/x.tar.gz"), "secret").unwrap();
+    for place in ["archives", "objects/archives"] {
+        let place = dir.path().join(place);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("x.tar.gz"), "secret").unwrap();
+    }
     for path in [
         "/archives/../token",
         "/archives/..%2ftoken",

@@ -4,6 +4,7 @@
 
 mod agents;
 mod api;
+mod bucket;
 mod cancel;
 mod challenge;
 mod cluster;
@@ -13,6 +14,7 @@ mod follow;
 mod git;
 mod hostile;
 mod model;
+mod objects;
 mod order;
 mod packages;
 mod pages;

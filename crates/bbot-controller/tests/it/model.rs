@@ -351,7 +351,7 @@ async fn run(store: Store, events: Vec<Event>) {
                     status,
                     operations: Vec::new(),
                 };
-                let take = store.take_result(&name, &result, Millis(now), move |facts| {
+                let take = store.take_result(&name, result, Millis(now), move |facts| {
                     decide(Facts {
                         session: facts.state,
                         proof: Proof::Good,

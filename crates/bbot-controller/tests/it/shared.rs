@@ -22,7 +22,7 @@ fn start(dir: &Path, url: &str, lease: Duration) -> Controller {
     })
 }
 
-/// A package that needs no archive: those are each controller's own.
+/// A package without an archive.
 fn submit(controller: &Controller, name: &str) -> String {
     let source = serde_json::json!({ "repository": { "url": "https://pkg.x.org/1/a" } });
     controller.submit_source(name, "1", &source).remove(0)
@@ -97,29 +97,6 @@ fn what_is_queued_at_one_controller_is_handed_out_at_the_other_at_once() {
         assert_eq!(seen[0][field], seen[1][field], "{field}");
     }
     assert_eq!(seen[0]["attempt"], 1);
-}
-
-#[test]
-fn archives_may_be_in_one_directory() {
-    let Some(cluster) = Cluster::start() else {
-        return;
-    };
-    let url = cluster.database();
-    let (a, b, all) = (
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-    );
-    for data in [&a, &b] {
-        std::os::unix::fs::symlink(all.path(), data.path().join("archives")).unwrap();
-    }
-    let first = start(a.path(), &url, Duration::from_secs(60));
-    let second = start(b.path(), &url, Duration::from_secs(60));
-    first.submit("foo", "1");
-    let task = ask(&second, 0).text();
-    let archive = field(&task[task.find("\n:\n").unwrap()..], "repository-url");
-    assert!(archive.starts_with(&second.url("/archives/")), "{archive}");
-    assert_eq!(curl(&[&archive], b"").status, 200);
 }
 
 #[test]

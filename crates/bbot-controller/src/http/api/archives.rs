@@ -14,7 +14,7 @@ use super::document::Makes;
 use super::json;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, body};
-use crate::source::archives::{ArchiveError, Put};
+use crate::source::archives::Put;
 use crate::source::is_sha256;
 
 /// An archive that is here.
@@ -51,36 +51,20 @@ pub(super) async fn put(
         );
     }
     let mut incoming_body = request.into_body();
-    if app.archives.contains(&sha256) {
+    if app.archives.known(&sha256).await?.is_some() {
         body::drain(&mut incoming_body).await;
         return Ok(answer(&sha256, Put::Known));
     }
-    let mut incoming = Some(app.archives.begin().map_err(|e| problem(&e))?);
+    let mut incoming = app.archives.begin(&sha256)?;
     while let Some(data) = body::next(&mut incoming_body).await? {
-        let Some(mut archive) = incoming.take() else {
-            break;
-        };
-        // Hashing and writing pieces of 64 KiB is short enough to do it here only on a quiet disk: so elsewhere.
-        let written = tokio::task::spawn_blocking(move || archive.write(&data).map(|()| archive))
-            .await
-            .map_err(|e| Problem::internal("keep an archive", &e))?;
-        match written {
-            Ok(archive) => incoming = Some(archive),
-            Err(e) => {
-                body::drain(&mut incoming_body).await;
-                return Err(problem(&e).into());
-            }
+        if let Err(e) = incoming.write(data).await {
+            drop(incoming);
+            body::drain(&mut incoming_body).await;
+            return Err(e.into());
         }
     }
-    let Some(incoming) = incoming else {
-        return Err(Problem::bad("the archive broke off").into());
-    };
-    let expected = sha256.clone();
-    let (_, put) = tokio::task::spawn_blocking(move || incoming.finish(Some(&expected)))
-        .await
-        .map_err(|e| Problem::internal("keep an archive", &e))?
-        .map_err(|e| problem(&e))?;
-    Ok(answer(&sha256, put))
+    incoming.finish().await?;
+    Ok(answer(&sha256, Put::New))
 }
 
 fn answer(sha256: &str, put: Put) -> Response {
@@ -94,14 +78,4 @@ fn answer(sha256: &str, put: Put) -> Response {
             archive: sha256.to_owned(),
         },
     )
-}
-
-fn problem(error: &ArchiveError) -> Problem {
-    match error {
-        ArchiveError::TooLarge { .. } => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
-        }
-        ArchiveError::Hash { .. } | ArchiveError::NotGzip => Problem::bad(error.to_string()),
-        ArchiveError::Io { .. } => Problem::internal("keep an archive", error),
-    }
 }

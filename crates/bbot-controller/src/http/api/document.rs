@@ -79,6 +79,7 @@ fn meaning(status: u16) -> &'static str {
         404 => "There is no such thing",
         408 => "The body stopped coming",
         409 => "It cannot be done as things stand",
+        410 => "It was here, and is lost",
         413 => "The body is too large",
         421 => "The request is addressed to another host",
         503 => "It cannot be done now: try again after `Retry-After` seconds",
@@ -115,6 +116,10 @@ pub(super) enum Lists {}
 #[derive(Debug)]
 pub(super) enum Finds {}
 
+/// How one may be refused that reads what is kept outside of the store.
+#[derive(Debug)]
+pub(super) enum Gets {}
+
 /// How one may be refused that makes something out of its body.
 #[derive(Debug)]
 pub(super) enum Makes {}
@@ -138,6 +143,12 @@ impl IntoResponses for Lists {
 impl IntoResponses for Finds {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         refusals(&[400, 404])
+    }
+}
+
+impl IntoResponses for Gets {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        refusals(&[400, 404, 410])
     }
 }
 

@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State as Shared};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
+use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
 use super::builds::find;
-use super::document::Finds;
+use super::document::Gets;
 use super::view::Id;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, follow, live, params};
+use crate::objects::ObjectError;
+use crate::objects::log::{self, Whole};
 use crate::queue::State;
-use crate::store::{Build, Log};
+use crate::store::{Build, Log, LogText};
 
 /// The attempt that a page is asked of: the one named, else the last.
 pub(in crate::http) fn wanted_attempt(build: &Build, query: Option<&str>) -> Result<i64, Problem> {
@@ -98,7 +102,7 @@ pub(in crate::http) async fn log_of(
         };
     }
     let logs = logs(app, &build, attempt, operation).await?;
-    Ok(log_answer(logs, operation.is_none()))
+    results_log(app, logs, operation.is_none()).await
 }
 
 /// Logs of an attempt; the last one's also while the next one is under way.
@@ -125,21 +129,98 @@ async fn logs(
     }
 }
 
-/// Logs as one text; with more than one operation, each under a line with its name.
-fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
-    let mut text = String::with_capacity(logs.iter().map(|l| l.text.len() + 64).sum());
-    for log in logs {
-        if whole {
-            text.push_str("==== ");
-            text.push_str(&log.operation);
-            text.push_str(" ====\n");
+/// A log that is ready to be given.
+enum Ready {
+    Text(String),
+    Object(Whole),
+}
+
+async fn ready(app: &App, text: LogText) -> Result<Ready, ObjectError> {
+    match text {
+        LogText::Whole(text) => Ok(Ready::Text(text)),
+        LogText::Kept {
+            object: Some(object),
+            ..
+        } => Ok(Ready::Object(log::read(&app.objects, &object).await?)),
+        LogText::Kept {
+            object: None,
+            sha256,
+        } => Err(ObjectError::Missing {
+            place: format!("the log {sha256}"),
+            store: app.objects.name().to_owned(),
+        }),
+    }
+}
+
+/// Logs as one text; of a whole result each is under a line with its name, and one that is lost says so. One that is asked for by
+/// itself is told as lost.
+async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<Response, Problem> {
+    let (sender, receiver) = mpsc::channel(2);
+    if !whole && logs.len() == 1 {
+        let log = logs.remove(0);
+        let ready = ready(app, log.text).await?;
+        tokio::spawn(async move {
+            // Whoever has gone needs no more.
+            let _ = give(&sender, ready).await;
+        });
+    } else {
+        let app = Arc::clone(app);
+        tokio::spawn(async move {
+            for log in logs {
+                let mut head = String::new();
+                if whole {
+                    head = format!("==== {} ====\n", log.operation);
+                }
+                let ready = ready(&app, log.text).await.unwrap_or_else(|error| {
+                    let problem = Problem::from(error);
+                    Ready::Text(format!("==== {} ====\n", problem.sentence))
+                });
+                let sent = sender.send(Ok(head.into())).await;
+                if sent.is_err() || give(&sender, ready).await.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok((
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        crate::http::stream(receiver),
+    )
+        .into_response())
+}
+
+/// Gives a log away, with a newline at its end; `None` when nobody takes it any more.
+async fn give(sender: &mpsc::Sender<std::io::Result<Bytes>>, log: Ready) -> Option<()> {
+    match log {
+        Ready::Text(mut text) => {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            sender.send(Ok(text.into())).await.ok()
         }
-        text.push_str(&log.text);
-        if !log.text.is_empty() && !log.text.ends_with('\n') {
-            text.push('\n');
+        Ready::Object(whole) => {
+            let mut pieces = whole.pieces();
+            let mut last = Bytes::new();
+            loop {
+                let (piece, rest) = tokio::task::spawn_blocking(move || (pieces.next(), pieces))
+                    .await
+                    .ok()?;
+                pieces = rest;
+                match piece {
+                    None if last.ends_with(b"\n") => return Some(()),
+                    None => return sender.send(Ok(Bytes::from_static(b"\n"))).await.ok(),
+                    Some(Ok(piece)) => {
+                        last = piece.clone();
+                        sender.send(Ok(piece)).await.ok()?;
+                    }
+                    Some(Err(e)) => {
+                        sender.send(Err(e)).await.ok()?;
+                        return None;
+                    }
+                }
+            }
         }
     }
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
 /// The log of a build. A line with its name goes before the log of each operation.
@@ -156,7 +237,7 @@ fn log_answer(logs: Vec<Log>, whole: bool) -> Response {
             (String = "text/plain"),
             (String = "text/event-stream")
         )),
-        Finds
+        Gets
     )
 )]
 pub(super) async fn whole(
@@ -183,7 +264,7 @@ pub(super) async fn whole(
             (String = "text/plain"),
             (String = "text/event-stream")
         )),
-        Finds
+        Gets
     )
 )]
 pub(super) async fn operation(

@@ -3,7 +3,7 @@
 use crate::http::App;
 use crate::http::problem::Problem;
 use crate::package::Package;
-use crate::source::peek::{self, Bounds, PeekError};
+use crate::source::peek::{self, Bounds};
 use crate::source::{Repository, Source, git, is_sha256};
 
 /// Longest URL, in bytes.
@@ -38,15 +38,22 @@ fn check_repository(repository: &Repository) -> Result<(), Problem> {
     }
 }
 
+/// An archive that is to be put first.
+pub(super) fn not_here(sha256: &str) -> Problem {
+    Problem::bad(format!(
+        "archive {sha256} is not here: PUT it to /api/v1/archives/{sha256} first"
+    ))
+}
+
 /// Makes sure that the source is one that a task can name.
 pub(super) async fn resolve(app: &App, source: Source) -> Result<Source, Problem> {
     match source {
         Source::Archive(sha256) if !is_sha256(&sha256) => Err(Problem::bad(format!(
             "{sha256:?} is not a SHA-256 in lower-case hex"
         ))),
-        Source::Archive(sha256) if !app.archives.contains(&sha256) => Err(Problem::bad(format!(
-            "archive {sha256} is not here: PUT it to /api/v1/archives/{sha256} first"
-        ))),
+        Source::Archive(sha256) if app.archives.known(&sha256).await?.is_none() => {
+            Err(not_here(&sha256))
+        }
         Source::Archive(sha256) => Ok(Source::Archive(sha256)),
         Source::Repository(repository) => {
             check_repository(&repository)?;
@@ -72,9 +79,10 @@ pub(super) async fn resolve(app: &App, source: Source) -> Result<Source, Problem
                 addresses: app.config.source_addresses,
                 user: app.config.source_user,
             };
-            match git::fetch(&git, &app.archives, &limits).await {
-                Ok(sha256) => {
-                    git.archive = Some(sha256);
+            match git::fetch(&git, &limits).await {
+                Ok(fetched) => {
+                    app.archives.put_file(&fetched.sha256, fetched.file).await?;
+                    git.archive = Some(fetched.sha256);
                     Ok(Source::Git(git))
                 }
                 Err(e) if e.is_internal() => Err(Problem::internal("fetch a commit", &e)),
@@ -91,24 +99,22 @@ pub(super) async fn of_package(
     source: &Source,
     overrides: Option<&str>,
 ) -> Result<Package, Problem> {
-    let archive = source
-        .archive()
-        .and_then(|sha256| app.archives.path(sha256));
-    let mut package = match archive {
+    let mut package = match source.archive() {
         None => Package::default(),
-        Some(path) => {
+        Some(sha256) => {
             let _slot = app
                 .peeks
                 .acquire()
                 .await
                 .map_err(|e| Problem::internal("look into an archive", &e))?;
+            let archive = app.archives.open(sha256).await?;
+            let archive = archive.ok_or_else(|| not_here(sha256))?.into_reader();
             // A task of its own: reading gigabytes must not be where other requests wait.
-            tokio::task::spawn_blocking(move || match peek::manifest(&path, Bounds::default()) {
+            tokio::task::spawn_blocking(move || match peek::manifest(archive, Bounds::default()) {
                 Ok(None) => Ok(Package::default()),
                 Ok(Some(text)) => Package::read(&text, peek::MANIFEST).map_err(|e| {
                     Problem::bad(format!("the package's manifest cannot be read: {e}"))
                 }),
-                Err(e @ PeekError::Open(_)) => Err(Problem::internal("look into an archive", &e)),
                 Err(e) => Err(Problem::bad(format!(
                     "the archive cannot be built from: {e}"
                 ))),

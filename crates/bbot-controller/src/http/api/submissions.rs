@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::auth::authorize;
 use super::document::{Finds, Makes};
-use super::source::{of_package, resolve};
+use super::source::{not_here, of_package, resolve};
 use super::view::{Id, SubmissionWithBuilds};
 use super::{id, json};
 use crate::http::problem::{Json, Problem};
@@ -20,7 +20,7 @@ use crate::http::{App, Base, body, to_the_end};
 use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
-use crate::store::{Build, NewSubmission, Submission, Submitted};
+use crate::store::{Build, NewSubmission, StoreError, Submission, Submitted};
 use crate::token;
 
 /// Longest name and version, in bytes.
@@ -151,7 +151,11 @@ async fn keep_submission(
         submission,
         builds,
         exchanged,
-    } = app.store.submit(new, app.now()).await?;
+    } = match app.store.submit(new, app.now()).await {
+        // It was put so long ago that it was removed just now.
+        Err(StoreError::NoObject { sha256, .. }) => return Err(not_here(&sha256).into()),
+        submitted => submitted?,
+    };
     tracing::info!(
         submission.id,
         "{} {} is submitted: {} build(s) queued, {} left out",

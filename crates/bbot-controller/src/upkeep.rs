@@ -1,0 +1,121 @@
+//! What is done beside requests, once in a while: what is old is removed, objects that nothing names go, and what is from before
+//! there were objects becomes some.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt as _;
+
+use crate::clock::Millis;
+use crate::objects::log::pack;
+use crate::objects::{Kind, Object, ObjectError, Objects};
+use crate::source::archives::ArchiveError;
+use crate::store::{Naming, Store, StoreError};
+
+/// An object that nothing names stays for so long: who has put it may be about to name it, who has found it too, and a back-up of
+/// what named it is under way. Clocks of services differ from ours by less.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// So many rows are looked at, so many objects found, at once.
+const AT_ONCE: i64 = 500;
+
+/// What cannot be done now is tried again at the next time.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpkeepError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The object store.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Archives.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A log cannot be compressed.
+    #[error("cannot pack a log")]
+    Pack(#[from] std::io::Error),
+}
+
+/// Removes the objects that nothing has named for [`GRACE`]; how many. `now`: the controller's time, `wall`: that of the files.
+///
+/// # Errors
+/// The stores cannot be used; what was removed is gone.
+pub async fn sweep(
+    store: &Store,
+    objects: &Objects,
+    now: Millis,
+    wall: SystemTime,
+) -> Result<usize, UpkeepError> {
+    let before = Millis(now.0.saturating_sub(Millis(0).plus(GRACE).0));
+    let mut removed = forget_unnamed(store, objects, before).await?;
+    let mut after = (String::new(), String::new());
+    while let Some(last) = store.note_unnamed(&after, AT_ONCE, now).await? {
+        after = last;
+    }
+    // What was put by somebody who then did not come to name it, or was replaced.
+    let written = wall.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
+    for kind in Kind::ALL {
+        let limit = usize::try_from(AT_ONCE).unwrap_or(1);
+        let mut places = std::pin::pin!(objects.written_before(kind, written, limit));
+        while let Some(found) = places.next().await {
+            let found = found?;
+            let known = store.known_places(&found).await?;
+            for place in found.iter().filter(|place| !known.contains(*place)) {
+                objects.remove(place).await?;
+                removed += 1;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+async fn forget_unnamed(
+    store: &Store,
+    objects: &Objects,
+    before: Millis,
+) -> Result<usize, UpkeepError> {
+    let mut removed = 0;
+    loop {
+        let unnamed = store.unnamed_since(before, AT_ONCE).await?;
+        if unnamed.is_empty() {
+            return Ok(removed);
+        }
+        for object in unnamed {
+            if store.forget_object(&object, before).await? {
+                // Killed in between, it is found by its place at the next time.
+                objects.remove(&object.place).await?;
+                removed += 1;
+            }
+        }
+    }
+}
+
+/// Makes objects of the long logs that are in rows; how many.
+///
+/// # Errors
+/// The stores cannot be used; what was moved stays so.
+pub async fn move_logs(store: &Store, objects: &Objects) -> Result<usize, UpkeepError> {
+    while store.keep_short_logs(AT_ONCE).await? > 0 {}
+    let mut moved = 0;
+    while let Some(old) = store.old_log().await? {
+        let text = old.text.clone();
+        let packed = tokio::task::spawn_blocking(move || pack(&text))
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()?;
+        let known = store.object(Kind::Log, &packed.sha256).await?;
+        let (object, naming): (Object, Naming) = match known {
+            Some(known) if objects.exists(&known).await? => (known, Naming::Shared),
+            _ => (packed.put(objects).await?, Naming::Put),
+        };
+        match store.move_log(old, object, naming).await {
+            // It was removed just now: it is put the next time round.
+            Err(StoreError::NoObject { .. }) => {}
+            moving => {
+                moving?;
+                moved += 1;
+            }
+        }
+    }
+    Ok(moved)
+}
