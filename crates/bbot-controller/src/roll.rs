@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::clock::Millis;
 use crate::dispatch::abilities::Abilities;
 use crate::queue::failure::{Failures, Others};
+use crate::queue::wait::{self, Ability, Code, Presence};
 
 /// Names come from agents; so many are remembered, those that were heard of last: more than a large farm has.
 const LIMIT: usize = 20_000;
@@ -73,9 +74,35 @@ impl Entry {
     }
 
     /// What it can build, if it has asked since the buildtab was read.
-    pub(crate) fn able(&self, reading: u64) -> Option<&Abilities> {
+    fn able(&self, reading: u64) -> Option<&Abilities> {
         let (of, able) = self.able.as_ref()?;
         (*of == reading).then_some(able)
+    }
+
+    /// What it is to a build of a configuration.
+    fn for_build(
+        &self,
+        (reading, kind): (u64, u32),
+        failures: &Failures,
+        now: Millis,
+    ) -> wait::Agent {
+        wait::Agent {
+            ability: match self.able(reading) {
+                None => Ability::Unknown,
+                Some(able) if able.machine(kind).is_some() => Ability::Able,
+                Some(able) if able.is_barred(kind) => Ability::Barred,
+                Some(_) => Ability::None,
+            },
+            hold: None,
+            is_avoided: failures.avoids(&self.name),
+            presence: if !self.is_there(now) {
+                Presence::Silent
+            } else if self.asking == 0 && now < self.busy {
+                Presence::Busy
+            } else {
+                Presence::Free
+            },
+        }
     }
 }
 
@@ -102,23 +129,30 @@ impl Roll {
 
     /// Whether another agent than those on these hosts could build a configuration of a reading of the buildtab. One that has not said what
     /// it can do could; and soon after the start anybody may still come.
-    pub(crate) fn others(
-        &self,
-        (reading, kind): (u64, u32),
-        failures: &Failures,
-        steady: Millis,
-    ) -> Others {
+    pub(crate) fn others(&self, of: (u64, u32), failures: &Failures, steady: Millis) -> Others {
         let could = |entry: &Entry| {
-            let able = entry.able(reading);
-            entry.is_there(steady)
-                && !failures.avoids(&entry.name)
-                && able.is_none_or(|able| able.machine(kind).is_some())
+            let near = wait::standing(entry.for_build(of, failures, steady));
+            matches!(near, Code::Next | Code::Busy)
+                || near == Code::Unknown && !failures.avoids(&entry.name)
         };
         if self.since.until(steady) < SILENT || self.lock().values().any(could) {
             Others::Some
         } else {
             Others::None
         }
+    }
+
+    /// What each agent is to a build of a configuration of a reading of the buildtab.
+    pub(crate) fn for_build(
+        &self,
+        of: (u64, u32),
+        failures: &Failures,
+        steady: Millis,
+    ) -> Vec<wait::Agent> {
+        let all = self.lock();
+        let each = all.values();
+        each.map(|entry| entry.for_build(of, failures, steady))
+            .collect()
     }
 
     /// An agent was heard of.

@@ -27,6 +27,8 @@ pub(crate) struct Abilities {
     pub(crate) kinds: Kinds,
     /// For each of them the number of the machine that would do it.
     machines: Box<[u32]>,
+    /// Numbers of those that its machines could build but not its era, ascending.
+    barred: Box<[u32]>,
 }
 
 impl Abilities {
@@ -34,6 +36,11 @@ impl Abilities {
     pub(crate) fn machine(&self, kind: u32) -> Option<usize> {
         let at = self.kinds.binary_search(&kind).ok()?;
         self.machines.get(at).map(|machine| *machine as usize)
+    }
+
+    /// Whether only its era keeps it from building a configuration.
+    pub(crate) fn is_barred(&self, kind: u32) -> bool {
+        self.barred.binary_search(&kind).is_ok()
     }
 }
 
@@ -83,11 +90,13 @@ impl Learned {
             let configuration = buildtab.configurations().get(*kind as usize);
             configuration.is_some_and(|c| select::is_for(c, era))
         };
-        let (kinds, machines): (Vec<u32>, Vec<u32>) =
-            first.into_iter().filter(|(kind, _)| is_for(kind)).unzip();
+        let (able, barred): (Vec<_>, Vec<_>) =
+            first.into_iter().partition(|(kind, _)| is_for(kind));
+        let (kinds, machines): (Vec<u32>, Vec<u32>) = able.into_iter().unzip();
         let abilities = Arc::new(Abilities {
             kinds: kinds.into(),
             machines: machines.into(),
+            barred: barred.into_iter().map(|(kind, _)| kind).collect(),
         });
         if state.lists.len() >= LISTS {
             state.lists.clear();
@@ -153,6 +162,14 @@ mod tests {
                     .map(|c| (c.configuration, c.machine))
                     .collect();
                 prop_assert_eq!(all, expected);
+                let later = select::candidates(&tab, &offers, Era::Later);
+                let barred: Vec<usize> = (0..4).filter(|kind| able.is_barred(*kind)).map(|kind| kind as usize).collect();
+                let expected: Vec<usize> = later
+                    .into_iter()
+                    .map(|c| c.configuration)
+                    .filter(|kind| able.machine(u32::try_from(*kind).unwrap()).is_none())
+                    .collect();
+                prop_assert_eq!(barred, expected);
             }
         }
     }

@@ -21,6 +21,7 @@ mod problem;
 mod result;
 mod session;
 mod task;
+mod waits;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -21,7 +21,7 @@ use super::{App, api, params};
 use crate::buildtab::Configuration;
 use crate::package::plan::Excluded;
 use crate::queue;
-use crate::store::{Attempt, Build, Filter, LogExcerpt};
+use crate::store::{Attempt, Build, Filter, LogExcerpt, StoreError};
 use crate::token;
 
 pub(super) use self::sign::{sign_in, sign_in_form, sign_out};
@@ -295,7 +295,7 @@ pub(super) async fn build(
                 .as_ref()
                 .map_or_else(String::new, |l| parts::size(l.length)),
             live,
-            note: note(&app, &build),
+            note: note(&app, &build).await?,
             summary: build.machine_summary.clone().filter(|_| !waiting),
             toolchain: match (&build.toolchain_name, &build.toolchain_version) {
                 (Some(name), Some(version)) if !waiting => Some(format!("{name} {version}")),
@@ -331,26 +331,20 @@ pub(super) async fn build(
 }
 
 /// What a person should know about a build that is not done.
-fn note(app: &App, build: &Build) -> Option<String> {
-    let offered = app
-        .buildtab()
-        .configurations()
-        .iter()
-        .any(|c| c.name == build.configuration && c.target == build.target);
-    match build.state {
-        queue::State::Queued if !offered => Some(format!(
-            "The buildtab has no configuration {} for {} any more: no agent will get this build.",
-            build.configuration, build.target
-        )),
-        queue::State::Queued if build.session.is_some() || build.lapses > 0 => {
-            Some("Its agent was not heard of in time: it waits for another one.".to_owned())
-        }
-        queue::State::Queued if build.interrupts > 0 => {
-            Some("Its agent was stopped and gave it back: it waits for another one.".to_owned())
-        }
-        queue::State::Queued => {
-            Some("It waits for an agent with a machine for this configuration.".to_owned())
-        }
+async fn note(app: &App, build: &Build) -> Result<Option<String>, StoreError> {
+    if let Some(waits) = app.why_it_waits(build).await? {
+        let came_back = if build.session.is_some() || build.lapses > 0 {
+            "Its agent was not heard of in time: it waits for another one. "
+        } else if !build.failures.is_empty() {
+            "Its machine failed before it had begun: it is tried again. "
+        } else if build.interrupts > 0 {
+            "Its agent was stopped and gave it back: it waits for another one. "
+        } else {
+            ""
+        };
+        return Ok(Some(format!("{came_back}{}", waits.sentence)));
+    }
+    Ok(match build.state {
         queue::State::Building if build.again => {
             Some("A rebuild is asked for: it is queued again when this attempt is done.".to_owned())
         }
@@ -362,13 +356,13 @@ fn note(app: &App, build: &Build) -> Option<String> {
             ),
             _ => "An agent builds it.".to_owned(),
         }),
-        queue::State::Built => None,
+        queue::State::Queued | queue::State::Built => None,
         queue::State::Cancelled => Some(
             "It was cancelled: no agent gets it, and a result that comes all the same is not kept. \
              A rebuild queues it again."
                 .to_owned(),
         ),
-    }
+    })
 }
 
 fn operations(attempt: &Attempt, excerpts: Vec<LogExcerpt>) -> Vec<OperationView> {

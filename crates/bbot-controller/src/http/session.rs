@@ -90,6 +90,9 @@ pub(super) async fn lease(
         Renewal::Over => return Err(over(facts.as_ref()).into()),
         Renewal::Unknown => return Err(unknown().into()),
     }
+    if let Some(agent) = facts.as_ref().and_then(|f| f.agent.as_deref()) {
+        app.agents.has_task(agent, app.steady().plus(terms.lease));
+    }
     // No longer than until the next renewal is due: the lease must not lapse while its agent waits here.
     let wait = task::wait(&head.headers, Peer::Ours).min(terms.renew.unwrap_or_default());
     if let Some(facts) = facts.filter(|_| !wait.is_zero()) {

@@ -64,10 +64,14 @@ impl Failures {
         self.0.iter().filter(|failed| *failed == host).count() >= TRIES
     }
 
-    /// Whether any host is avoided.
+    /// The hosts that are avoided.
     #[must_use]
-    pub fn avoids_any(&self) -> bool {
-        self.by_host().into_values().any(|times| times >= TRIES)
+    pub fn avoided(&self) -> Vec<&str> {
+        let hosts = self.by_host().into_iter();
+        hosts
+            .filter(|(_, times)| *times >= TRIES)
+            .map(|(host, _)| host)
+            .collect()
     }
 }
 
@@ -133,7 +137,7 @@ mod tests {
             failures.by_host().into_iter().collect::<Vec<_>>(),
             [("a", 2), ("b \"x\"", 1)]
         );
-        assert!(failures.avoids_any() && !on(&["a", "b"]).avoids_any());
+        assert_eq!(failures.avoided(), ["a"]);
         for text in ["[]", "", "{", "[1]"] {
             assert!(Failures::parse(text).is_empty(), "{text}");
         }

@@ -24,6 +24,7 @@ pub mod lease;
 pub mod order;
 pub mod outcome;
 pub mod select;
+pub mod wait;
 
 use std::fmt;
 use std::str::FromStr;

@@ -2,6 +2,7 @@
 
 use sqlx::AssertSqlSafe;
 
+use super::rows::Build;
 use super::{Doing as _, Store, StoreError, look};
 use crate::queue::failure::Failures;
 
@@ -59,6 +60,28 @@ impl Store {
     }
 }
 
+impl Store {
+    /// How many builds go before one in its configuration, counted up to `limit`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn count_before(&self, build: &Build, limit: usize) -> Result<usize, StoreError> {
+        let count: i64 = sqlx::query_scalar(BEFORE)
+            .bind(build.configuration.as_str())
+            .bind(build.target.as_str())
+            .bind(build.place)
+            .bind(build.id)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_one(&self.pool)
+            .await
+            .doing("count the builds before one")?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+const BEFORE: &str = "SELECT COUNT(*) FROM (SELECT 1 AS one FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 \
+     AND place <= $3 AND (place < $3 OR id < $4) LIMIT $5) AS before_it";
+
 /// The statement for so many. Of each it looks up where the last one is that is wanted, and takes all up to there: two looks at
 /// the index, and the rows.
 fn text(size: usize) -> String {
@@ -95,6 +118,9 @@ mod tests {
         };
         assert!(by("q") && by("l"), "{plan:?}");
         assert!(plan.iter().any(|l| l.contains("place<?")), "{plan:?}");
+        let plan = self::plan(&store, BEFORE).await;
+        let by_queue = |l: &String| l.contains("builds_queue") && l.contains("place<?");
+        assert!(plan.iter().any(by_queue), "{plan:?}");
         store.close().await;
     }
 }

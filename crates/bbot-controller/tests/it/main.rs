@@ -24,4 +24,5 @@ mod shared;
 mod store;
 mod support;
 mod tls;
+mod waits;
 mod watch;

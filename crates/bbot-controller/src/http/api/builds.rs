@@ -124,5 +124,6 @@ pub(super) async fn whole(
     base: &Base,
 ) -> Result<BuildWithAttempts, Problem> {
     let attempts = app.store.attempts(build.id, ATTEMPTS).await?;
-    Ok(BuildWithAttempts::of(build, &attempts, &base.0))
+    let waits = app.why_it_waits(build).await?;
+    Ok(BuildWithAttempts::of(build, &attempts, waits, &base.0))
 }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Millis;
+use crate::http::waits;
 use crate::package::plan::Excluded;
+use crate::queue::wait::{Before, Code};
 use crate::source::Source;
 use crate::{queue, store};
 
@@ -276,14 +278,87 @@ impl Build {
 pub(super) struct BuildWithAttempts {
     #[serde(flatten)]
     build: Build,
+    /// Why it waits, when it does.
+    waits: Option<Waits>,
     attempts: Vec<Attempt>,
 }
 
 impl BuildWithAttempts {
-    pub(super) fn of(build: &store::Build, attempts: &[store::Attempt], base: &str) -> Self {
+    pub(super) fn of(
+        build: &store::Build,
+        attempts: &[store::Attempt],
+        waits: Option<waits::Waits>,
+        base: &str,
+    ) -> Self {
         Self {
             build: Build::of(build, base),
+            waits: waits.map(Waits::of),
             attempts: attempts.iter().map(Attempt::of).collect(),
+        }
+    }
+}
+
+/// What keeps a build from an agent.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum WaitsFor {
+    Next,
+    Busy,
+    Drained,
+    NotApproved,
+    Avoided,
+    Unknown,
+    Silent,
+    Era,
+    NoMachine,
+    NoAgent,
+    NoConfiguration,
+}
+
+impl From<Code> for WaitsFor {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::Next => Self::Next,
+            Code::Busy => Self::Busy,
+            Code::Drained => Self::Drained,
+            Code::Unapproved => Self::NotApproved,
+            Code::Avoided => Self::Avoided,
+            Code::Unknown => Self::Unknown,
+            Code::Silent => Self::Silent,
+            Code::Era => Self::Era,
+            Code::NoMachine => Self::NoMachine,
+            Code::NoAgent => Self::NoAgent,
+            Code::NoConfiguration => Self::NoConfiguration,
+        }
+    }
+}
+
+/// Why a build waits, as this controller knows the agents.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Waits {
+    code: WaitsFor,
+    /// The same for people.
+    sentence: String,
+    /// How many agents it is said of.
+    agents: usize,
+    /// How many builds go before it in its configuration.
+    before: usize,
+    /// Whether there are more than that: they are counted up to a hundred.
+    more: bool,
+}
+
+impl Waits {
+    fn of(waits: waits::Waits) -> Self {
+        let (before, more) = match waits.why.before {
+            Before::Exactly(before) => (before, false),
+            Before::MoreThan(before) => (before, true),
+        };
+        Self {
+            code: waits.why.code.into(),
+            sentence: waits.sentence,
+            agents: waits.why.agents,
+            before,
+            more,
         }
     }
 }

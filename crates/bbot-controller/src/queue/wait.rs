@@ -1,0 +1,467 @@
+//! Why a build waits: what keeps it from an agent, told of the agents that come nearest to having it.
+//!
+//! ```text
+//!   a free agent could build it      next           who goes before it
+//!   ... a busy one                   busy           how many are
+//!   ... one that gets nothing        drained, not-approved
+//!   ... one that it avoids           avoided        where its machine failed
+//!   nobody knows yet                 unknown        agents that have not asked since the start
+//!   one that is gone                 silent
+//!   only its era is in the way       era
+//!   agents, but no such machine      no-machine     which pattern none matches
+//!   no agent                         no-agent
+//!   no such line in the buildtab     no-configuration
+//! ```
+
+/// What the machines of an agent can do for a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ability {
+    /// It has not said which it has.
+    Unknown,
+    /// None matches the pattern.
+    None,
+    /// One matches, but an agent of its era is not given this configuration.
+    Barred,
+    /// One can build it.
+    Able,
+}
+
+/// Why an agent is given no task at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// It is drained.
+    Drained,
+    /// Nobody has approved of it yet.
+    Unapproved,
+}
+
+/// What an agent does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It asks for tasks, or was heard of a moment ago and has none.
+    Free,
+    /// It has a task and asks for no other.
+    Busy,
+    /// It was not heard of for a while.
+    Silent,
+}
+
+/// An agent, as far as one build is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agent {
+    /// What its machines can do.
+    pub ability: Ability,
+    /// Whether it is given nothing.
+    pub hold: Option<Hold>,
+    /// Whether the build avoids its host.
+    pub is_avoided: bool,
+    /// What it does.
+    pub presence: Presence,
+}
+
+/// How near an agent comes to having the build; the nearest is the least, and tells why it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Code {
+    /// Agents could have it: it is their next one, or others go before it.
+    Next,
+    /// Those that could have other tasks.
+    Busy,
+    /// Those that could are drained.
+    Drained,
+    /// Those that could are not approved.
+    Unapproved,
+    /// Those that could are on hosts on which its machine has failed.
+    Avoided,
+    /// Agents that are there have not said yet what they can build.
+    Unknown,
+    /// Those that could were not heard of for a while.
+    Silent,
+    /// Those that have a machine for it are of an era that is not given it.
+    Era,
+    /// No agent has a machine for it.
+    NoMachine,
+    /// No agent was heard of.
+    NoAgent,
+    /// The buildtab has no such configuration any more.
+    NoConfiguration,
+}
+
+impl Code {
+    /// All, the nearest first.
+    pub const ALL: [Self; 11] = [
+        Self::Next,
+        Self::Busy,
+        Self::Drained,
+        Self::Unapproved,
+        Self::Avoided,
+        Self::Unknown,
+        Self::Silent,
+        Self::Era,
+        Self::NoMachine,
+        Self::NoAgent,
+        Self::NoConfiguration,
+    ];
+}
+
+/// How near this agent comes.
+#[must_use]
+pub fn standing(agent: Agent) -> Code {
+    match (agent.ability, agent.presence) {
+        (Ability::None, _) => return Code::NoMachine,
+        (Ability::Barred, _) => return Code::Era,
+        (_, Presence::Silent) => return Code::Silent,
+        (Ability::Unknown, _) => return Code::Unknown,
+        (Ability::Able, Presence::Free | Presence::Busy) => {}
+    }
+    match (agent.hold, agent.is_avoided, agent.presence) {
+        (Some(Hold::Unapproved), ..) => Code::Unapproved,
+        (Some(Hold::Drained), ..) => Code::Drained,
+        (None, true, _) => Code::Avoided,
+        (None, false, Presence::Busy) => Code::Busy,
+        (None, false, Presence::Free | Presence::Silent) => Code::Next,
+    }
+}
+
+/// Builds that go before one in its configuration, counted up to a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// So many.
+    Exactly(usize),
+    /// That many and more.
+    MoreThan(usize),
+}
+
+/// The line of the buildtab that a build is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// Its pattern of machine names.
+    pub pattern: &'a str,
+    /// Its environment, for which the wire of 2017 has no word.
+    pub environment: Option<&'a str>,
+}
+
+/// Why a build waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Why {
+    /// What it is.
+    pub code: Code,
+    /// How many agents it is said of; with `no-machine` how many there are.
+    pub agents: usize,
+    /// How many builds go before it.
+    pub before: Before,
+}
+
+/// Why a build waits that these agents might have; `has_line`: whether the buildtab has its configuration.
+#[must_use]
+pub fn why(has_line: bool, agents: impl IntoIterator<Item = Agent>, before: Before) -> Why {
+    let mut counts = [0; Code::ALL.len()];
+    for agent in agents {
+        let near = standing(agent);
+        for (code, count) in Code::ALL.into_iter().zip(&mut counts) {
+            *count += usize::from(code == near);
+        }
+    }
+    let nearest = Code::ALL.into_iter().zip(counts).find(|(_, n)| *n > 0);
+    let (code, agents) = match nearest {
+        _ if !has_line => (Code::NoConfiguration, 0),
+        None => (Code::NoAgent, 0),
+        Some(nearest) => nearest,
+    };
+    Why {
+        code,
+        agents,
+        before,
+    }
+}
+
+fn agents(number: usize) -> String {
+    match number {
+        1 => "1 agent".to_owned(),
+        n => format!("{n} agents"),
+    }
+}
+
+impl Why {
+    /// The same as a sentence. `avoided`: hosts that the build avoids.
+    #[must_use]
+    pub fn sentence(
+        &self,
+        configuration: &str,
+        line: Option<Line<'_>>,
+        avoided: &[&str],
+    ) -> String {
+        let pattern = line.map_or("", |line| line.pattern);
+        let environment = line.and_then(|line| line.environment).unwrap_or_default();
+        let many = self.agents != 1;
+        let before = match self.before {
+            Before::Exactly(0) => String::new(),
+            Before::Exactly(1) => "; 1 build goes before it in this configuration".to_owned(),
+            Before::Exactly(n) => format!("; {n} builds go before it in this configuration"),
+            Before::MoreThan(n) => {
+                format!("; more than {n} builds go before it in this configuration")
+            }
+        };
+        let said = match self.code {
+            Code::Next => {
+                let who = agents(self.agents);
+                format!("{who} could build it and may ask for it at any time")
+            }
+            Code::Busy => match self.agents {
+                1 => "the agent that could build it is busy".to_owned(),
+                n => format!("all {n} agents that could build it are busy"),
+            },
+            Code::Drained => {
+                let (is, who) = (if many { "are" } else { "is" }, agents(self.agents));
+                format!("{who} that could build it {is} drained: resume one")
+            }
+            Code::Unapproved => {
+                let (is, who) = (if many { "are" } else { "is" }, agents(self.agents));
+                format!("{who} that could build it {is} not approved yet")
+            }
+            Code::Avoided => format!(
+                "its machine failed on {} before it had begun, and no agent on another host could build it now: \
+                 when none comes, it is tried there again",
+                avoided.join(", ")
+            ),
+            Code::Unknown => {
+                let (has, who) = (if many { "have" } else { "has" }, agents(self.agents));
+                format!("{who} {has} not said yet which machines there are")
+            }
+            Code::Silent => {
+                let (was, who) = (if many { "were" } else { "was" }, agents(self.agents));
+                format!("{who} that could build it {was} not heard of for a while")
+            }
+            Code::Era => {
+                let (has, who) = (if many { "have" } else { "has" }, agents(self.agents));
+                format!(
+                    "{who} {has} a machine for {configuration}, but the wire of 2017, on which no task can name the \
+                     environment {environment}"
+                )
+            }
+            Code::NoMachine => match self.agents {
+                1 => format!("no machine of the 1 agent that is known matches {pattern}"),
+                n => format!("no machine of the {n} agents that are known matches {pattern}"),
+            },
+            Code::NoAgent => "no agent was heard of since the controller's start".to_owned(),
+            Code::NoConfiguration => {
+                return format!(
+                    "The buildtab has no configuration {configuration} for this target any more: no agent will get this build."
+                );
+            }
+        };
+        let mut letters = said.chars();
+        let first = letters.next().map(|c| c.to_ascii_uppercase());
+        format!("{}{}{before}.", first.unwrap_or_default(), letters.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FREE: Agent = Agent {
+        ability: Ability::Able,
+        hold: None,
+        is_avoided: false,
+        presence: Presence::Free,
+    };
+    const BUSY: Agent = Agent {
+        presence: Presence::Busy,
+        ..FREE
+    };
+    const SILENT: Agent = Agent {
+        presence: Presence::Silent,
+        ..FREE
+    };
+    const AVOIDED: Agent = Agent {
+        is_avoided: true,
+        ..BUSY
+    };
+
+    fn held(hold: Hold) -> Agent {
+        Agent {
+            hold: Some(hold),
+            ..AVOIDED
+        }
+    }
+
+    fn with(ability: Ability) -> Agent {
+        Agent { ability, ..FREE }
+    }
+
+    #[test]
+    fn the_nearest_agents_tell_why() {
+        let (drained, unapproved) = (held(Hold::Drained), held(Hold::Unapproved));
+        let (unable, barred) = (with(Ability::None), with(Ability::Barred));
+        let unknown = with(Ability::Unknown);
+        let gone = Agent {
+            presence: Presence::Silent,
+            ..unknown
+        };
+        for (agents, expected, number) in [
+            (&[][..], Code::NoAgent, 0),
+            (&[unable, unable], Code::NoMachine, 2),
+            (&[unable, barred], Code::Era, 1),
+            (&[unable, barred, SILENT, gone], Code::Silent, 2),
+            (&[SILENT, unknown], Code::Unknown, 1),
+            (&[unknown, AVOIDED, unable], Code::Avoided, 1),
+            (&[AVOIDED, unapproved], Code::Unapproved, 1),
+            (&[drained, unapproved, drained], Code::Drained, 2),
+            (&[BUSY, AVOIDED, BUSY, drained], Code::Busy, 2),
+            (&[BUSY, FREE, AVOIDED], Code::Next, 1),
+        ] {
+            let before = Before::Exactly(7);
+            let told = why(true, agents.iter().copied(), before);
+            let expected = Why {
+                code: expected,
+                agents: number,
+                before,
+            };
+            assert_eq!(told, expected, "{agents:?}");
+            let gone = why(false, agents.iter().copied(), before);
+            assert_eq!((gone.code, gone.agents), (Code::NoConfiguration, 0));
+        }
+    }
+
+    #[test]
+    fn sentences() {
+        let line = Some(Line {
+            pattern: "windows_10-msvc**",
+            environment: Some("vc143"),
+        });
+        let of = |code, agents, before| {
+            let why = Why {
+                code,
+                agents,
+                before,
+            };
+            why.sentence("msvc", line, &["h1", "h2"])
+        };
+        let none = Before::Exactly(0);
+        for (code, agents, before, expected) in [
+            (
+                Code::Next,
+                1,
+                none,
+                "1 agent could build it and may ask for it at any time.",
+            ),
+            (
+                Code::Next,
+                3,
+                Before::Exactly(1),
+                "3 agents could build it and may ask for it at any time; 1 build goes before it in this configuration.",
+            ),
+            (
+                Code::Busy,
+                2,
+                Before::Exactly(5),
+                "All 2 agents that could build it are busy; 5 builds go before it in this configuration.",
+            ),
+            (
+                Code::Busy,
+                1,
+                Before::MoreThan(100),
+                "The agent that could build it is busy; more than 100 builds go before it in this configuration.",
+            ),
+            (
+                Code::Drained,
+                1,
+                none,
+                "1 agent that could build it is drained: resume one.",
+            ),
+            (
+                Code::Unapproved,
+                2,
+                none,
+                "2 agents that could build it are not approved yet.",
+            ),
+            (
+                Code::Avoided,
+                2,
+                none,
+                "Its machine failed on h1, h2 before it had begun, and no agent on another host could build it now: when \
+                 none comes, it is tried there again.",
+            ),
+            (
+                Code::Unknown,
+                1,
+                none,
+                "1 agent has not said yet which machines there are.",
+            ),
+            (
+                Code::Silent,
+                2,
+                none,
+                "2 agents that could build it were not heard of for a while.",
+            ),
+            (
+                Code::Era,
+                1,
+                none,
+                "1 agent has a machine for msvc, but the wire of 2017, on which no task can name the environment vc143.",
+            ),
+            (
+                Code::NoMachine,
+                4,
+                none,
+                "No machine of the 4 agents that are known matches windows_10-msvc**.",
+            ),
+            (
+                Code::NoAgent,
+                0,
+                none,
+                "No agent was heard of since the controller's start.",
+            ),
+            (
+                Code::NoConfiguration,
+                0,
+                Before::Exactly(9),
+                "The buildtab has no configuration msvc for this target any more: no agent will get this build.",
+            ),
+        ] {
+            assert_eq!(of(code, agents, before), expected);
+        }
+    }
+
+    fn any_agent() -> impl Strategy<Value = Agent> {
+        let abilities = vec![
+            Ability::Unknown,
+            Ability::None,
+            Ability::Barred,
+            Ability::Able,
+        ];
+        let holds = vec![None, Some(Hold::Drained), Some(Hold::Unapproved)];
+        let presences = vec![Presence::Free, Presence::Busy, Presence::Silent];
+        let select = proptest::sample::select::<Ability>;
+        (
+            select(abilities),
+            proptest::sample::select(holds),
+            any::<bool>(),
+            proptest::sample::select(presences),
+        )
+            .prop_map(|(ability, hold, is_avoided, presence)| Agent {
+                ability,
+                hold,
+                is_avoided,
+                presence,
+            })
+    }
+
+    proptest! {
+        /// An agent more never makes a build further from being built.
+        #[test]
+        fn more_agents_come_no_less_near(
+            agents in proptest::collection::vec(any_agent(), 0..8),
+            more in any_agent(),
+        ) {
+            let told = |agents: &[Agent]| why(true, agents.iter().copied(), Before::Exactly(0));
+            let few = told(&agents);
+            let mut all = agents.clone();
+            all.push(more);
+            let all = told(&all);
+            prop_assert!(all.code <= few.code);
+            prop_assert!((1..=agents.len() + 1).contains(&all.agents));
+        }
+    }
+}
