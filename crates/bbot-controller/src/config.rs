@@ -48,6 +48,8 @@ pub struct Config {
     pub objects: Option<Where>,
     /// The token's file; none: `token` in the data directory.
     pub token_file: Option<PathBuf>,
+    /// Whether looking needs a token, too.
+    pub private: bool,
     /// Bounds on what comes in.
     pub limits: Limits,
     /// Whether sources may be fetched from private and loopback addresses.
@@ -129,6 +131,7 @@ impl Config {
             names: Vec::new(),
             objects: None,
             token_file: None,
+            private: false,
             limits: Limits::default(),
             source_addresses: crate::source::git::Addresses::Public,
             source_user: None,

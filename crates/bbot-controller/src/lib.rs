@@ -16,6 +16,7 @@ pub mod config_file;
 mod dispatch;
 mod figures;
 pub mod http;
+mod log_limit;
 pub mod objects;
 pub mod options;
 mod pace;
@@ -35,3 +36,4 @@ mod watched;
 
 pub use config::{Config, EraChoice, Limits, TlsFiles};
 pub use server::{RunError, run};
+pub use token::{Scope, Scopes};

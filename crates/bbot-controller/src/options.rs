@@ -17,7 +17,7 @@ const DAY: u64 = 24 * 3600;
 /// and shows them on pages and as JSON.
 ///
 /// Agents ask it at `http://HOST:PORT/`. Submit with `bbot submit`, look with a browser. Whatever changes
-/// something needs the token, which is made at the first start.
+/// something needs a token; the first one is made at the first start.
 ///
 /// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage. Environment: BBOT_LOG sets what is logged
 /// (error, warn, info, debug).
@@ -115,6 +115,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
+    /// Looking at builds, logs, agents and figures needs a token, too, with the scope `read`. Agents need none
+    #[arg(long)]
+    pub private: bool,
+
     /// Connections at once, those of agents that wait among them; further clients wait for one to end. Bounded by the
     /// number of files that the process may open
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().connections,
@@ -200,6 +204,7 @@ impl Options {
             directory @ Where::Directory(_) => directory,
         });
         config.token_file = self.token_file;
+        config.private = self.private;
         config.limits = Limits {
             result: self.result_limit,
             archive: self.archive_limit,

@@ -122,6 +122,17 @@ pub(crate) struct Excluded {
     pub(crate) why: String,
 }
 
+/// A token, without its secret.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Token {
+    pub(crate) name: String,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) created: String,
+    pub(crate) created_by: String,
+    pub(crate) expires: Option<String>,
+    pub(crate) expired: bool,
+}
+
 /// The controller answered, but did not do it.
 #[derive(Debug, thiserror::Error)]
 #[error("{sentence}")]
@@ -181,6 +192,8 @@ pub(crate) struct Api {
     client: Client,
     root: String,
     token: Result<String, String>,
+    /// Whether the token is known to be this controller's.
+    is_for_it: bool,
 }
 
 impl Api {
@@ -211,6 +224,7 @@ impl Api {
             client,
             root,
             token,
+            is_for_it: options.token_file.is_some() || options.controller.is_none(),
         })
     }
 
@@ -276,6 +290,51 @@ impl Api {
             .header("Content-Type", "application/json")
             .body(body.to_string());
         self.json(request).await
+    }
+
+    /// Makes a token; what its holder shows.
+    pub(crate) async fn create_token(
+        &self,
+        name: &str,
+        scopes: &[String],
+        expires: Option<&str>,
+    ) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Made {
+            token: String,
+        }
+        let body = serde_json::json!({ "name": name, "scopes": scopes, "expires": expires });
+        let request = self
+            .changing(Method::POST, "/api/v1/tokens")?
+            .header("Content-Type", "application/json")
+            .body(body.to_string());
+        let made: Made = self.json(request).await?;
+        Ok(made.token)
+    }
+
+    /// All tokens, by name.
+    pub(crate) async fn tokens(&self) -> Result<Vec<Token>> {
+        #[derive(Deserialize)]
+        struct Page {
+            tokens: Vec<Token>,
+            next: Option<String>,
+        }
+        let mut all = Vec::new();
+        let mut path = "/api/v1/tokens?limit=500".to_string();
+        loop {
+            let page: Page = self.json(self.changing(Method::GET, &path)?).await?;
+            all.extend(page.tokens);
+            match page.next {
+                Some(next) => path = format!("/api/v1/tokens?limit=500&after={}", escape(&next)),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    pub(crate) async fn revoke_token(&self, name: &str) -> Result<()> {
+        let path = format!("/api/v1/tokens/{}", segment(name)?);
+        self.send(self.changing(Method::DELETE, &path)?).await?;
+        Ok(())
     }
 
     pub(crate) async fn builds(&self, filters: &[(&str, String)]) -> Result<Builds> {
@@ -361,13 +420,22 @@ impl Api {
         })
     }
 
+    /// A request that looks. A private controller wants a token for that too: it is shown ours, unless that may be another
+    /// controller's.
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.root))
+        let request = self.client.request(method, format!("{}{path}", self.root));
+        match &self.token {
+            Ok(token) if self.is_for_it => request.bearer_auth(token),
+            _ => request,
+        }
     }
 
     fn changing(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         match &self.token {
-            Ok(token) => Ok(self.request(method, path).bearer_auth(token)),
+            Ok(token) => {
+                let request = self.client.request(method, format!("{}{path}", self.root));
+                Ok(request.bearer_auth(token))
+            }
             Err(error) => bail!(
                 "the controller's token is needed to change something, and {error}: start a controller with `bbot up`, or name the token of another one with --token-file"
             ),
@@ -401,7 +469,7 @@ impl Api {
         }
         let body = response.bytes().await.unwrap_or_default();
         let sentence = match (status, said(&body)) {
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(said)) => format!(
+            (StatusCode::UNAUTHORIZED, Some(said)) => format!(
                 "the controller at {} does not take our token: {said}",
                 self.root
             ),

@@ -12,7 +12,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use commands::{
-    Exit, agent, build, builds, cancel, key, log, machine, manifest, rebuild, submit, toolchain, up,
+    Exit, agent, build, builds, cancel, key, log, machine, manifest, rebuild, submit, token,
+    toolchain, up,
 };
 use home::Home;
 
@@ -49,6 +50,8 @@ enum Command {
     Log(log::Log),
     Rebuild(rebuild::Rebuild),
     Cancel(cancel::Cancel),
+    #[command(subcommand)]
+    Token(token::Token),
     #[command(subcommand)]
     Machine(machine::Machine),
     #[command(subcommand)]
@@ -97,6 +100,7 @@ fn run(options: Options) -> Result<Exit> {
         Command::Log(options) => runtime.block_on(log::run(options, &home)),
         Command::Rebuild(options) => runtime.block_on(rebuild::run(options, &home)),
         Command::Cancel(options) => runtime.block_on(cancel::run(options, &home)),
+        Command::Token(command) => runtime.block_on(token::run(command, &home)),
         Command::Machine(command) => machine::run(command, &home),
         Command::Agent(command) => agent::run(&command, &home),
         Command::Toolchain(command) => toolchain::run(command, &home),

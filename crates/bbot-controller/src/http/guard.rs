@@ -13,9 +13,10 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::App;
 use super::metrics::Counted;
 use super::problem::{Json, Plain, Problem};
+use super::{App, access, pages};
+use crate::token::Scope;
 
 /// The two ends of the connection that a request came by.
 #[derive(Debug, Clone, Copy)]
@@ -207,7 +208,7 @@ pub(super) async fn check(
     answer
 }
 
-async fn checked(app: &App, mut request: Request<Body>, next: Next) -> Response {
+async fn checked(app: &App, request: Request<Body>, next: Next) -> Response {
     let api = request.uri().path().starts_with("/api/");
     let refuse = |status, sentence: &str| {
         let problem = Problem::new(status, sentence);
@@ -265,8 +266,25 @@ async fn checked(app: &App, mut request: Request<Body>, next: Next) -> Response 
             "the request comes from a page of another site",
         );
     }
-    request.extensions_mut().insert(Base(url));
-    finish(next.run(request).await)
+    let (mut head, body) = request.into_parts();
+    let caller = match access::caller(app, &head).await {
+        Ok(caller) => caller,
+        Err(problem) if api => return finish(Json(problem).into_response()),
+        Err(problem) => return finish(Plain(problem).into_response()),
+    };
+    if app.config.private
+        && access::is_for_readers(&head)
+        && let Err(problem) = caller.may(Scope::Read)
+    {
+        return finish(match head.uri.path() {
+            _ if api => Json(problem).into_response(),
+            "/metrics" => Plain(problem).into_response(),
+            _ => pages::keep_out(app, &head, problem),
+        });
+    }
+    head.extensions.insert(Base(url));
+    head.extensions.insert(caller);
+    finish(next.run(Request::from_parts(head, body)).await)
 }
 
 fn finish(mut response: Response) -> Response {

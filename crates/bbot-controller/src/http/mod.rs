@@ -1,5 +1,6 @@
 //! The HTTP face: the agents' protocol, the API, the pages. Handlers translate; decisions are the queue's.
 
+mod access;
 mod agents;
 mod api;
 mod archives;
@@ -42,6 +43,7 @@ use crate::clock::Millis;
 use crate::config::Config;
 use crate::dispatch::Desk;
 use crate::figures::Figures;
+use crate::log_limit::LogLimit;
 use crate::objects::Objects;
 use crate::pace::Paced;
 use crate::roll::Roll;
@@ -80,6 +82,8 @@ pub(crate) struct App {
     keys: Option<AgentKeys>,
     token: Token,
     sign_ins: SignIns,
+    /// Lines of the log about wrong tokens.
+    wrong_tokens: LogLimit,
     git: Semaphore,
     /// Archives that may still be looked into.
     peeks: Semaphore,
@@ -148,6 +152,7 @@ impl App {
             keys,
             token,
             sign_ins: SignIns::default(),
+            wrong_tokens: LogLimit::default(),
             git: Semaphore::new(GIT_FETCHES),
             peeks: Semaphore::new(PEEKS),
             desk,

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bbot_manifest::Status;
 
 use self::parts::{Frame, Mark, Row, SourceLine};
+use super::access::Caller;
 use super::live::{self, Tail};
 use super::problem::Problem;
 use super::{App, api, params};
@@ -22,9 +23,9 @@ use crate::buildtab::Configuration;
 use crate::package::plan::Excluded;
 use crate::queue;
 use crate::store::{Attempt, Build, Filter, LogExcerpt, StoreError};
-use crate::token;
+use crate::token::Scope;
 
-pub(super) use self::sign::{sign_in, sign_in_form, sign_out};
+pub(super) use self::sign::{sign_in, sign_in_form, sign_out, signed_in};
 
 /// Builds on one page of the list.
 const PAGE: i64 = 50;
@@ -541,6 +542,7 @@ pub(super) async fn operation_log(
 /// `POST /builds/<id>/rebuild`: the form.
 pub(super) async fn rebuild(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Page> {
@@ -554,8 +556,9 @@ pub(super) async fn rebuild(
     framed(frame, async |frame| {
         let form = sign::checked_form(&app, &frame, body).await?;
         let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        let submitter = caller.may(Scope::Rebuild)?;
         let build = api::builds::find(&app, &text).await?;
-        api::rebuild::do_rebuild(&app, &build, token::SUBMITTER, reason.as_deref()).await?;
+        api::rebuild::do_rebuild(&app, &build, submitter, reason.as_deref()).await?;
         Ok(sign::see_other(&format!(
             "{}/builds/{}",
             frame.root, build.id
@@ -567,6 +570,7 @@ pub(super) async fn rebuild(
 /// `POST /builds/<id>/cancel`: the form.
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Page> {
@@ -576,6 +580,7 @@ pub(super) async fn cancel(
     framed(frame, async |frame| {
         let form = sign::checked_form(&app, &frame, body).await?;
         let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        caller.may(Scope::Cancel)?;
         let id = api::id(&text, "build")?;
         api::cancel::cancel(&app, id, reason).await?;
         Ok(sign::see_other(&format!("{}/builds/{id}", frame.root)))
@@ -586,6 +591,7 @@ pub(super) async fn cancel(
 /// `POST /submissions/<id>/cancel`: the form.
 pub(super) async fn cancel_submission(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Page> {
@@ -595,6 +601,7 @@ pub(super) async fn cancel_submission(
     framed(frame, async |frame| {
         let form = sign::checked_form(&app, &frame, body).await?;
         let reason = api::rebuild::reason(params::get(&form, "reason"))?;
+        caller.may(Scope::Cancel)?;
         let id = api::id(&text, "submission")?;
         api::cancel::cancel_submission(&app, id, reason).await?;
         Ok(sign::see_other(&format!("{}/submissions/{id}", frame.root)))
@@ -612,6 +619,16 @@ pub(super) async fn style() -> Response {
         include_str!("../../assets/style.css"),
     )
         .into_response()
+}
+
+/// For a reader who has no right to look: a browser is sent to sign in.
+pub(super) fn keep_out(app: &App, head: &Parts, problem: Problem) -> Response {
+    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
+    let frame = Frame::of(app, &head.headers, path, "");
+    if problem.status == StatusCode::UNAUTHORIZED {
+        return sign::see_other(&format!("{}/sign-in?next={}", frame.root, frame.next));
+    }
+    Page { problem, frame }.into_response()
 }
 
 /// Whatever else is asked for.

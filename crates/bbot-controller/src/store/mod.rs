@@ -19,6 +19,7 @@ mod results;
 mod rows;
 mod sqlite;
 mod submissions;
+mod tokens;
 mod turns;
 mod tx;
 mod waiting;
@@ -34,6 +35,7 @@ pub use objects::Naming;
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};
 pub use rows::{Attempt, Build, Operation, Submission};
 pub use submissions::{NewSubmission, Submitted};
+pub use tokens::TokenRow;
 pub use turns::Asker;
 pub use waiting::Head;
 

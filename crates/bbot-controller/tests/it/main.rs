@@ -24,5 +24,6 @@ mod shared;
 mod store;
 mod support;
 mod tls;
+mod tokens;
 mod waits;
 mod watch;

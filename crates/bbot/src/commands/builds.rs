@@ -97,7 +97,7 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
 }
 
 /// A time as the reader's clock shows it; what is not a time is shown as it came.
-fn local_time(text: &str) -> String {
+pub(crate) fn local_time(text: &str) -> String {
     match text.parse::<jiff::Timestamp>() {
         Ok(time) => time
             .to_zoned(jiff::tz::TimeZone::system())

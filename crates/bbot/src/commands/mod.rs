@@ -12,6 +12,7 @@ pub(crate) mod manifest;
 pub(crate) mod rebuild;
 pub(crate) mod submit;
 pub(crate) mod suspended;
+pub(crate) mod token;
 pub(crate) mod toolchain;
 pub(crate) mod up;
 

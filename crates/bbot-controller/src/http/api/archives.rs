@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::extract::{Extension, Path, State};
+use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::auth::authorize;
 use super::document::Makes;
 use super::json;
+use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, body};
 use crate::source::archives::Put;
 use crate::source::is_sha256;
+use crate::token::Scope;
 
 /// An archive that is here.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,10 +42,10 @@ struct Archive {
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     Path(sha256): Path<String>,
-    headers: HeaderMap,
+    Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
-    authorize(&app, &headers)?;
+    caller.may(Scope::Submit)?;
     if !is_sha256(&sha256) {
         return Err(
             Problem::bad("an archive is named by its SHA-256: 64 lower-case hex digits").into(),

@@ -13,10 +13,12 @@ use super::rebuild::{Because, because};
 use super::submissions::find as find_submission;
 use super::view::{BuildWithAttempts, CancelledSubmission, Id, SubmissionWithBuilds};
 use super::{id, json};
+use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, to_the_end};
 use crate::queue::{Cancel, State};
 use crate::store::Build;
+use crate::token::Scope;
 
 /// Cancels a build that is queued or building; once more is no error.
 #[utoipa::path(
@@ -30,14 +32,16 @@ use crate::store::Build;
         (status = 409, description = "It is built", body = Refusal),
         Changes
     ),
-    security(("token" = ["rebuild"]))
+    security(("token" = ["cancel"]))
 )]
 pub(super) async fn build(
     Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
+    caller.may(Scope::Cancel)?;
     let reason = because(&app, request).await?;
     cancel(&app, id(&text, "build")?, reason).await?;
     let build = find(&app, &text).await?;
@@ -52,14 +56,16 @@ pub(super) async fn build(
     params(("id" = Id, Path, description = "Its number")),
     request_body = inline(Option<Because>),
     responses((status = 200, description = "The submission as it is now", body = CancelledSubmission), Changes),
-    security(("token" = ["rebuild"]))
+    security(("token" = ["cancel"]))
 )]
 pub(super) async fn submission(
     Shared(app): Shared<Arc<App>>,
     Extension(base): Extension<Base>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
+    caller.may(Scope::Cancel)?;
     let reason = because(&app, request).await?;
     let id = id(&text, "submission")?;
     let cancelled = cancel_submission(&app, id, reason).await?;

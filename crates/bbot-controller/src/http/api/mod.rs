@@ -2,7 +2,6 @@
 
 mod agents;
 mod archives;
-mod auth;
 pub(super) mod builds;
 pub(super) mod cancel;
 mod configurations;
@@ -12,6 +11,7 @@ mod paging;
 pub(super) mod rebuild;
 mod source;
 pub(super) mod submissions;
+mod tokens;
 mod view;
 
 use std::sync::Arc;
@@ -49,6 +49,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cancel::submission))
         .routes(routes!(submissions::submit))
         .routes(routes!(submissions::get))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
 }
 
 /// A JSON answer.

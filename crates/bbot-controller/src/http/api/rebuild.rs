@@ -9,16 +9,16 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::auth::authorize;
 use super::builds::{find, whole};
 use super::document::Changes;
 use super::json;
 use super::view::{BuildWithAttempts, Id};
+use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
 use crate::queue::Rebuild;
 use crate::store::{Asker, Build};
-use crate::token;
+use crate::token::Scope;
 
 /// Longest reason, in bytes.
 const REASON_LIMIT: usize = 1000;
@@ -33,9 +33,8 @@ pub(super) struct Because {
     reason: Option<String>,
 }
 
-/// Why somebody who may change something asks for it: the body of the request.
+/// Why something is asked for: the body of the request.
 pub(super) async fn because(app: &App, request: Request<Body>) -> Result<Option<String>, Problem> {
-    authorize(app, request.headers())?;
     let body = body::read(request.into_body(), app.config.limits.form).await?;
     let asked: Because = if body.iter().all(u8::is_ascii_whitespace) {
         Because::default()
@@ -112,11 +111,13 @@ async fn queue_again(
 pub(super) async fn rebuild(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
+    Extension(caller): Extension<Caller>,
     Path(text): Path<String>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
+    let submitter = caller.may(Scope::Rebuild)?;
     let reason = because(&app, request).await?;
     let build = find(&app, &text).await?;
-    let build = do_rebuild(&app, &build, token::SUBMITTER, reason.as_deref()).await?;
+    let build = do_rebuild(&app, &build, submitter, reason.as_deref()).await?;
     Ok(json(StatusCode::OK, &whole(&app, &build, &base).await?))
 }

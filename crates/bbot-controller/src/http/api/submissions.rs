@@ -10,18 +10,18 @@ use bbot_manifest::PackageVersion;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::auth::authorize;
 use super::document::{Finds, Makes};
 use super::source::{not_here, of_package, resolve};
 use super::view::{Id, SubmissionWithBuilds};
 use super::{id, json};
+use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, to_the_end};
 use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
 use crate::store::{Build, NewSubmission, StoreError, Submission, Submitted};
-use crate::token;
+use crate::token::Scope;
 
 /// Longest name and version, in bytes.
 const NAME_LIMIT: usize = 128;
@@ -116,17 +116,19 @@ fn check_configurations(app: &App, names: Option<&[String]>) -> Result<(), Probl
 pub(super) async fn submit(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
+    Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
-    to_the_end(keep_submission(app, base, request)).await?
+    to_the_end(keep_submission(app, base, caller, request)).await?
 }
 
 async fn keep_submission(
     app: Arc<App>,
     base: Base,
+    caller: Caller,
     request: Request<Body>,
 ) -> Result<Response, Json> {
-    authorize(&app, request.headers())?;
+    let submitter = caller.may(Scope::Submit)?;
     let text = body::read(request.into_body(), app.config.limits.form).await?;
     let submit: Submit = serde_json::from_slice(&text)
         .map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
@@ -142,7 +144,7 @@ async fn keep_submission(
         name: &submit.name,
         version: &submit.version,
         source: &source,
-        asker: &app.asker(token::SUBMITTER),
+        asker: &app.asker(submitter),
         priority,
         particulars: &package.particulars(),
         plan: &plan,

@@ -14,8 +14,9 @@ use axum::response::{IntoResponse as _, Response};
 use super::parts::Frame;
 use super::{Page, framed, render};
 use crate::auth::same_secret;
+use crate::http::access::{self, Caller};
 use crate::http::problem::Problem;
-use crate::http::{App, body, params};
+use crate::http::{App, Connection, body, params};
 use crate::token::{SIGNED_IN_SECONDS, SignIn};
 
 /// Name of the cookie. Cookies know no ports: two controllers on one host must not take each other's.
@@ -36,7 +37,7 @@ fn cookie<'a>(app: &App, headers: &'a HeaderMap) -> Option<&'a str> {
 }
 
 /// The browser's sign-in, if it has one.
-pub(super) fn signed_in(app: &App, headers: &HeaderMap) -> Option<SignIn> {
+pub(in crate::http) fn signed_in(app: &App, headers: &HeaderMap) -> Option<SignIn> {
     app.sign_ins.get(cookie(app, headers)?, app.now())
 }
 
@@ -114,18 +115,27 @@ pub(in crate::http) async fn sign_in(
     framed(frame, async |frame| {
         let form = read_form(&app, body).await?;
         let next = local(params::get(&form, "next").unwrap_or("/")).to_owned();
-        if !params::get(&form, "token").is_some_and(|t| app.token.is(t.trim())) {
-            tracing::warn!("somebody tried to sign in with a wrong token");
-            let page = SignInPage {
-                frame,
-                next,
-                wrong: Some("This is not the controller's token."),
-            };
-            return Ok(render(StatusCode::FORBIDDEN, &page));
-        }
+        let shown = params::get(&form, "token").unwrap_or_default();
+        let wrong = match access::holder(&app, shown.trim()).await? {
+            Caller::Known { id, .. } => Ok(id),
+            Caller::Expired(_) => Err("The time of this token is over."),
+            Caller::Unknown | Caller::Nobody => {
+                let peer = head.extensions.get::<Connection>().map(|c| c.peer);
+                access::log_wrong(&app, &"somebody tried to sign in", peer);
+                Err("This is not a token of this controller.")
+            }
+        };
+        let token = match wrong {
+            Ok(token) => token,
+            Err(wrong) => {
+                let wrong = Some(wrong);
+                let page = SignInPage { frame, next, wrong };
+                return Ok(render(StatusCode::FORBIDDEN, &page));
+            }
+        };
         let secret = app
             .sign_ins
-            .add(app.now())
+            .add(token, app.now())
             .map_err(|e| Problem::internal("sign in", &e))?;
         let mut response = see_other(&format!("{}{next}", frame.root));
         set_cookie(

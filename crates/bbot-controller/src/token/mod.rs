@@ -1,16 +1,22 @@
-//! The token that lets somebody change something, and the browsers that have shown it.
+//! What lets somebody do something: the first token, which is in a file and lets do everything, tokens with a name and
+//! scopes, and the browsers that have shown one.
 
-use std::collections::HashMap;
+mod named;
+mod scope;
+mod sign_ins;
+
+pub(crate) use named::{Named, Shown};
+pub use scope::{Scope, Scopes};
+pub(crate) use sign_ins::{SIGNED_IN_SECONDS, SignIn, SignIns};
+
 use std::fmt;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use crate::auth::{random_hex, same_secret};
-use crate::clock::Millis;
 
-/// Whose turns in the queue are taken by what is asked for with the token.
+/// The name of the first token: whose turns in the queue are taken by what is asked for with it.
 pub(crate) const SUBMITTER: &str = "token";
 
 /// The token's file cannot be used.
@@ -102,70 +108,6 @@ impl Token {
     }
 }
 
-/// How long a browser stays signed in, in seconds.
-pub(crate) const SIGNED_IN_SECONDS: u64 = 12 * 60 * 60;
-
-/// Most browsers that are signed in at once; the one whose time ends first makes room.
-const SIGNED_IN_LIMIT: usize = 256;
-
-/// The browsers that have shown the token. They have a secret of their own each, in a cookie, and one
-/// more that is only in the forms they were given. A restart signs everybody out.
-#[derive(Debug, Default)]
-pub(crate) struct SignIns(Mutex<HashMap<String, SignIn>>);
-
-/// One of them.
-#[derive(Clone)]
-pub(crate) struct SignIn {
-    /// What a form must carry.
-    pub(crate) form: String,
-    until: Millis,
-}
-
-impl fmt::Debug for SignIn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SignIn(until {})", self.until)
-    }
-}
-
-impl SignIns {
-    /// Signs a browser in; the value of its cookie.
-    pub(crate) fn add(&self, now: Millis) -> io::Result<String> {
-        let (cookie, form) = (random_hex::<32>()?, random_hex::<32>()?);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, s| s.until > now);
-        if all.len() >= SIGNED_IN_LIMIT
-            && let Some(first) = all
-                .iter()
-                .min_by_key(|(_, s)| s.until)
-                .map(|(c, _)| c.clone())
-        {
-            all.remove(&first);
-        }
-        all.insert(
-            cookie.clone(),
-            SignIn {
-                form,
-                until: now.plus_seconds(SIGNED_IN_SECONDS),
-            },
-        );
-        Ok(cookie)
-    }
-
-    /// The browser of this cookie, if it is signed in.
-    pub(crate) fn get(&self, cookie: &str, now: Millis) -> Option<SignIn> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(cookie).filter(|s| s.until > now).cloned()
-    }
-
-    /// Signs a browser out.
-    pub(crate) fn remove(&self, cookie: &str) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(cookie);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,23 +141,5 @@ mod tests {
             Token::open(&dir.path().join("no/token")),
             Err(TokenError::Io { .. })
         ));
-    }
-
-    #[test]
-    fn sign_ins_end() {
-        let all = SignIns::default();
-        let cookie = all.add(Millis(0)).unwrap();
-        assert!(all.get(&cookie, Millis(1)).is_some());
-        assert!(all.get("", Millis(1)).is_none());
-        assert!(
-            all.get(&cookie, Millis(0).plus_seconds(SIGNED_IN_SECONDS))
-                .is_none()
-        );
-        all.remove(&cookie);
-        assert!(all.get(&cookie, Millis(1)).is_none());
-        for _ in 0..=SIGNED_IN_LIMIT {
-            all.add(Millis(5)).unwrap();
-        }
-        assert_eq!(all.0.lock().unwrap().len(), SIGNED_IN_LIMIT);
     }
 }
