@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use bbot_controller::config_file;
-use bbot_controller::options::Options;
+use bbot_controller::options::{LogFormat, Options};
 use bbot_controller::watchdog::say;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -27,21 +27,31 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("BBOT_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn")),
-        )
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_standard_error(options.log_format);
     match start(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("bbot-controller: {e:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn log_to_standard_error(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BBOT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .init(),
     }
 }
 

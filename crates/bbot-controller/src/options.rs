@@ -65,6 +65,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE", requires = "objects")]
     pub objects_credentials: Option<PathBuf>,
 
+    /// How the log on standard error is written: text for people, or a JSON object on each line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+
     /// Which machines build which configurations; read again when it changes [default: any machine,
     /// configuration `default`]
     #[arg(long, value_name = "FILE")]
@@ -125,7 +129,7 @@ pub struct Options {
           value_parser = connections)]
     pub connections: usize,
 
-    /// Results have fewer bytes than this
+    /// Of a result fewer bytes than this are kept: the middle of the logs of a longer one, of up to 16 times as many, is left out
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().result)]
     pub result_limit: usize,
 
@@ -149,6 +153,15 @@ pub struct Options {
     /// User that `git` runs as when the controller is root
     #[arg(long, value_name = "USER", default_value = "nobody")]
     pub source_user: String,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object on each line: `timestamp`, `level`, `message`, and the message's fields.
+    Json,
 }
 
 /// The options do not fit this computer.

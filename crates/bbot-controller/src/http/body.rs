@@ -12,7 +12,7 @@ use super::problem::Problem;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// A request that is read whole has this long: many slow ones must not fill the memory.
-const WHOLE: Duration = Duration::from_secs(600);
+pub(super) const WHOLE: Duration = Duration::from_secs(600);
 
 /// After a body is found too large, so many bytes more are read and thrown away, so that the client
 /// gets to read the answer instead of a broken connection, which it would take for a reason to try again.
@@ -54,11 +54,16 @@ pub(super) async fn drain(body: &mut Body) {
 pub(super) async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
     match tokio::time::timeout(WHOLE, read_all(body, limit)).await {
         Ok(read) => read,
-        Err(_) => Err(Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "the request's body took too long",
-        )),
+        Err(_) => Err(too_slow()),
     }
+}
+
+/// What is told to a client that was too slow.
+pub(super) fn too_slow() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "the request's body took too long",
+    )
 }
 
 async fn read_all(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {

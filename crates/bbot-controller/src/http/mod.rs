@@ -6,6 +6,7 @@ mod api;
 mod archives;
 mod body;
 mod changes;
+mod cut;
 mod ends;
 mod follow;
 mod guard;
@@ -21,6 +22,7 @@ mod params;
 mod problem;
 mod result;
 mod session;
+mod spool;
 mod task;
 mod waits;
 
@@ -58,6 +60,7 @@ use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
 use problem::chain;
+use spool::Spool;
 
 pub(crate) use body::stream;
 pub use guard::External;
@@ -87,6 +90,8 @@ pub(crate) struct App {
     git: Semaphore,
     /// Archives that may still be looked into.
     peeks: Semaphore,
+    /// Results that come.
+    spool: Spool,
     /// The raw logs of runs.
     segments: Arc<Segments>,
     /// What is counted.
@@ -125,6 +130,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Self {
         let runs = config.data_dir.join("runs");
+        let spool = Spool::new(config.data_dir.clone(), config.limits.result);
         let archives = Archives::new(
             objects.clone(),
             store.clone(),
@@ -155,6 +161,7 @@ impl App {
             wrong_tokens: LogLimit::default(),
             git: Semaphore::new(GIT_FETCHES),
             peeks: Semaphore::new(PEEKS),
+            spool,
             desk,
             shutdown,
         }

@@ -7,10 +7,12 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{OperationResult, PackageVersion, ResultRequest, Status, log_text};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::kept::{self, Share};
 use super::problem::{Plain, Problem, one_line};
-use super::{App, body, task};
+use super::spool::Text;
+use super::{App, task};
 use crate::auth;
 use crate::figures::CameBack;
 use crate::queue::State;
@@ -21,9 +23,6 @@ use crate::store::{Build, NewResult, SessionFacts, StoreError, Taken};
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
 const OPERATIONS: usize = 256;
 
-/// A result of so many bytes is read sooner than another thread is told to.
-const SHORT: usize = 64 << 10;
-
 /// Handles the request.
 pub(super) async fn handle(
     app: &App,
@@ -33,14 +32,15 @@ pub(super) async fn handle(
     let peer = task::peer(request.headers());
     let (head, incoming) = request.into_parts();
     let address = task::address(&head.extensions);
+    let (request, _permit) = take_in(app, parameters, incoming, peer)
+        .await
+        .inspect_err(|problem| problem.log_refusal("build-result", address))?;
     let ResultRequest {
         session,
         challenge,
         result,
         ..
-    } = take_in(app, parameters, incoming, peer)
-        .await
-        .inspect_err(|problem| problem.log_refusal("build-result", address))?;
+    } = request;
 
     // An answer to a challenge is checked before, not where others wait for the store: a challenge never changes.
     let operations: Arc<[OperationResult]> = result.operations.into();
@@ -114,16 +114,16 @@ async fn take_in(
     parameters: &[(String, String)],
     incoming: Body,
     peer: Peer,
-) -> Result<ResultRequest, Problem> {
+) -> Result<(ResultRequest, Option<OwnedSemaphorePermit>), Problem> {
     if let Some((name, _)) = parameters.first() {
         return Err(Problem::bad(format!("unknown parameter {name:?}")));
     }
-    let text = body::read(incoming, app.config.limits.result).await?;
-    let request = if text.len() <= SHORT {
-        read(&text, peer)?
+    let Text { bytes, permit } = app.spool.read(incoming).await?;
+    let request = if permit.is_none() {
+        read(&bytes, peer)?
     } else {
         // Megabytes of text: not where other requests wait for their turn.
-        tokio::task::spawn_blocking(move || read(&text, peer))
+        tokio::task::spawn_blocking(move || read(&bytes, peer))
             .await
             .map_err(|e| Problem::internal("read a result", &e))??
     };
@@ -132,7 +132,7 @@ async fn take_in(
             "the result has more than {OPERATIONS} operations"
         )));
     }
-    Ok(request)
+    Ok((request, permit))
 }
 
 fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {

@@ -449,7 +449,7 @@ fn results_up_to_the_limit() {
     let controller = Controller::start(dir.path(), |c| c.limits.result = 10_240_000);
     let id = controller.submit("foo", "1").remove(0);
     let session = controller.take();
-    let text = |bytes: usize| {
+    let text = |bytes: usize, session: &str| {
         let head = format!(
             ": 1\nsession: {session}\n:\nname: foo\nversion: 1\nstatus: error\nupdate-status: error\nupdate-log: \\\n"
         );
@@ -461,18 +461,10 @@ fn results_up_to_the_limit() {
         assert_eq!(text.len(), bytes);
         text
     };
-    let too_large = controller.agent("/?build-result", &[], &text(10_240_000));
-    assert_eq!(too_large.status, 413, "{}", too_large.text());
-    assert_eq!(
-        controller
-            .agent("/?build-result", &["Bbot-Agent: 1"], &text(30_000_000))
-            .status,
-        413
-    );
     assert_eq!(controller.build(&id)["state"], "building");
     assert_eq!(
         controller
-            .agent("/?build-result", &[], &text(10_239_999))
+            .agent("/?build-result", &[], &text(10_239_999, &session))
             .status,
         200
     );
@@ -485,4 +477,65 @@ fn results_up_to_the_limit() {
     let page = controller.get(&format!("/builds/{id}"));
     assert!(page.body.len() < 200_000, "{}", page.body.len());
     assert!(page.text().contains("the middle is left out here"));
+    // A longer one is cut; one that is far too long, or is no log, is refused.
+    let session = again(&controller, &id);
+    let long = text(30_000_000, &session);
+    assert_eq!(controller.agent("/?build-result", &[], &long).status, 200);
+    let log = controller
+        .get(&format!("/api/v1/builds/{id}/log/update"))
+        .text();
+    assert!(
+        log.len() < 10_240_000 && log.len() > 10_200_000,
+        "{}",
+        log.len()
+    );
+    assert!(log.starts_with("xxx") && log.ends_with("y\n"));
+    let mark: Vec<&str> = log.lines().filter(|l| l.starts_with("... ")).collect();
+    assert!(
+        mark.len() == 1 && mark[0].ends_with(" bytes cut here ..."),
+        "{mark:?}"
+    );
+    assert!(std::fs::read_dir(dir.path()).unwrap().all(|e| {
+        !e.unwrap()
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(b".tmp")
+    }));
+}
+
+/// Has a build queued again, and takes its task.
+fn again(controller: &Controller, id: &str) -> String {
+    let asked = controller.send("POST", &format!("/api/v1/builds/{id}/rebuild"), b"");
+    assert_eq!(asked.status, 200, "{}", asked.text());
+    controller.take()
+}
+
+#[test]
+fn a_result_that_no_cut_makes_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |c| c.limits.result = 100_000);
+    let id = controller.submit("foo", "1").remove(0);
+    let session = controller.take();
+    let head = format!(
+        ": 1\nsession: {session}\n:\nname: foo\nversion: 1\nstatus: error\nupdate-status: error\n"
+    );
+    let log = |bytes: usize| format!("{head}update-log: \\\n{}\n\\\n", "x".repeat(bytes));
+    for (text, expected) in [
+        (
+            log(2_000_000),
+            "payload too large: fewer than 1600000 bytes are taken",
+        ),
+        (
+            format!("{head}# {}\n", "x".repeat(200_000)),
+            "payload too large: without its logs",
+        ),
+    ] {
+        let answer = controller.agent("/?build-result", &["Bbot-Agent: 1"], &text);
+        assert_eq!(answer.status, 413);
+        assert!(answer.text().starts_with(expected), "{}", answer.text());
+    }
+    assert_eq!(controller.build(&id)["state"], "building");
+    let taken = controller.agent("/?build-result", &["Bbot-Agent: 1"], &log(1_000_000));
+    assert_eq!(taken.status, 200);
+    assert_eq!(controller.build(&id)["status"], "error");
 }

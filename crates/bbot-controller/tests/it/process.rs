@@ -610,3 +610,63 @@ fn a_buildtab_that_changes_counts_without_a_restart() {
     assert_eq!(field(&waiting.join().unwrap(), "session").len(), 64);
     assert!(began.elapsed() < std::time::Duration::from_secs(20));
 }
+
+/// Each line is an object: what happened in words, and what it is of as fields.
+#[test]
+fn the_log_is_lines_of_json_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let running = Running::start(&dir.path().join("data"), |command| {
+        command
+            .env_remove("BBOT_LOG")
+            .args(["--log-format", "json"])
+            .stderr(file);
+    });
+    let token = std::fs::read_to_string(dir.path().join("data/token")).unwrap();
+    let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+    let submitted = running.send(token.trim(), "POST", "/api/v1/submissions", body);
+    assert_eq!(submitted.status, 201);
+    let refused = agent(
+        &format!("{}/?build-task", running.url),
+        &[],
+        b": 1\nag\x1b\"\nent: bot\n",
+    );
+    assert_eq!(refused.status, 400);
+    assert_eq!(running.terminate(), Some(0));
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect();
+    for line in &lines {
+        let of = |key: &str| {
+            line[key]
+                .as_str()
+                .unwrap_or_else(|| panic!("no {key}: {line}"))
+        };
+        assert!(of("timestamp").ends_with('Z'));
+        assert!(["INFO", "WARN", "ERROR"].contains(&of("level")));
+        assert!(!of("message").is_empty());
+    }
+    let with = |words: &str| {
+        let found = lines
+            .iter()
+            .find(|l| l["message"].as_str().unwrap().contains(words));
+        found.unwrap_or_else(|| panic!("no {words}: {text}"))
+    };
+    assert!(
+        with("listening on")["address"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    assert_eq!(with("foo 1 is submitted")["submission.id"], 1);
+    assert!(
+        with("a build-task request is refused")["peer"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    with("stopped");
+}

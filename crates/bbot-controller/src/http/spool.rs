@@ -1,0 +1,169 @@
+//! A result on its way in: a short one in memory, a long one in a file without a name until all of it is there.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::problem::Problem;
+use super::{body, cut};
+
+/// A result of so many bytes is kept in memory.
+const SHORT: usize = 64 << 10;
+
+/// A result may be so many times as long as what is kept of it.
+const LONGEST: usize = 16;
+
+/// Long results that are in memory at once: each is there twice, as text and as logs.
+const LARGE: usize = 2;
+
+/// What bounds results that are on their way.
+#[derive(Debug)]
+pub(super) struct Spool {
+    directory: std::path::PathBuf,
+    /// Bytes that are kept of one.
+    limit: usize,
+    /// Room for those that come, in pieces of [`SHORT`].
+    room: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+/// A result's text.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub(super) bytes: Vec<u8>,
+    /// Whoever has it may have so much in memory.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Spool {
+    /// Long results go into files in this directory; fewer than `limit` bytes of each are kept.
+    pub(super) fn new(directory: std::path::PathBuf, limit: usize) -> Self {
+        // Two of the longest, or any number of usual ones.
+        let room = (2 * LONGEST * limit / SHORT).clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            directory,
+            limit,
+            room: Arc::new(Semaphore::new(room)),
+            large: Arc::new(Semaphore::new(LARGE)),
+        }
+    }
+
+    /// Reads a result's text, of which the logs are cut where it has `limit` bytes or more.
+    pub(super) async fn read(&self, body: Body) -> Result<Text, Problem> {
+        match tokio::time::timeout(body::WHOLE, self.take(body)).await {
+            Ok(Ok(Taken::Short(bytes))) => Ok(Text {
+                bytes,
+                permit: None,
+            }),
+            Ok(Ok(Taken::Long(file, length))) => self.kept(file, length).await,
+            Ok(Err(problem)) => Err(problem),
+            Err(_) => Err(body::too_slow()),
+        }
+    }
+
+    async fn take(&self, mut body: Body) -> Result<Taken, Problem> {
+        let mut short = Vec::new();
+        while let Some(data) = body::next(&mut body).await? {
+            short.extend_from_slice(&data);
+            if short.len() > SHORT || short.len() >= self.limit {
+                return self.take_long(short, body).await;
+            }
+        }
+        Ok(Taken::Short(short))
+    }
+
+    async fn take_long(&self, begun: Vec<u8>, mut body: Body) -> Result<Taken, Problem> {
+        let failed = |e: &dyn std::error::Error| {
+            // A full disk, mostly.
+            let _ = Problem::internal("keep a result that comes", e);
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the controller cannot keep a result of this size now; its log says why. Try again later",
+            )
+        };
+        let most = LONGEST.saturating_mul(self.limit);
+        let mut file = tempfile::tempfile_in(&self.directory).map_err(|e| failed(&e))?;
+        let mut held: Option<OwnedSemaphorePermit> = None;
+        let mut length = 0;
+        let mut pieces = begun;
+        loop {
+            length += pieces.len();
+            if length >= most {
+                drop(file);
+                body::drain(&mut body).await;
+                return Err(Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("payload too large: fewer than {most} bytes are taken"),
+                ));
+            }
+            while held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * SHORT < length {
+                let Ok(more) = Arc::clone(&self.room).try_acquire_owned() else {
+                    drop(file);
+                    body::drain(&mut body).await;
+                    return Err(Problem::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "too many long results come at once: try again later",
+                    ));
+                };
+                match &mut held {
+                    Some(held) => held.merge(more),
+                    None => held = Some(more),
+                }
+            }
+            // Elsewhere than where other requests wait: a disk may be slow.
+            let written = tokio::task::spawn_blocking(move || {
+                let written = file.write_all(&pieces);
+                pieces.clear();
+                written.map(|()| (file, pieces))
+            })
+            .await
+            .map_err(|e| failed(&e))?;
+            (file, pieces) = written.map_err(|e| failed(&e))?;
+            while pieces.len() < SHORT {
+                match body::next(&mut body).await? {
+                    Some(data) => pieces.extend_from_slice(&data),
+                    None => break,
+                }
+            }
+            if pieces.is_empty() {
+                return Ok(Taken::Long(file, length));
+            }
+        }
+    }
+
+    /// What is kept of a long one.
+    async fn kept(&self, mut file: std::fs::File, length: usize) -> Result<Text, Problem> {
+        let failed = |e: &dyn std::error::Error| Problem::internal("read a result that came", e);
+        let permit = Arc::clone(&self.large).acquire_owned().await;
+        let permit = permit.map_err(|e| failed(&e))?;
+        let limit = self.limit;
+        let kept = tokio::task::spawn_blocking(move || {
+            if length >= limit {
+                return cut::cut(&mut file, limit as u64 - 1);
+            }
+            let mut bytes = Vec::with_capacity(length);
+            std::io::Seek::rewind(&mut file)?;
+            std::io::Read::read_to_end(&mut file, &mut bytes)?;
+            Ok(Some(bytes))
+        });
+        let kept = kept.await.map_err(|e| failed(&e))?;
+        match kept.map_err(|e| failed(&e))? {
+            Some(bytes) => Ok(Text {
+                bytes,
+                permit: Some(permit),
+            }),
+            None => Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("payload too large: without its logs it has more than {limit} bytes"),
+            )),
+        }
+    }
+}
+
+enum Taken {
+    Short(Vec<u8>),
+    Long(std::fs::File, usize),
+}
