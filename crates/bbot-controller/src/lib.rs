@@ -9,6 +9,7 @@
 //! [`run`] is the whole daemon; the program `bbot-controller` adds only a command line.
 
 pub mod auth;
+pub mod backup;
 pub mod buildtab;
 pub mod clock;
 pub mod config;

@@ -3,15 +3,16 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use bbot_controller::config_file;
-use bbot_controller::options::{LogFormat, Options};
+use bbot_controller::backup::{self, Copied};
+use bbot_controller::options::{Command, LogFormat, Options, in_order};
 use bbot_controller::watchdog::say;
+use bbot_controller::{Config, config_file};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     // clap leaves with 2 for wrong usage and 0 for --help and --version.
-    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let arguments = in_order(std::env::args_os().collect());
     if arguments
         .iter()
         .skip(1)
@@ -55,14 +56,43 @@ fn log_to_standard_error(format: LogFormat) {
     }
 }
 
+async fn carry_out(command: &Command, config: &Config) -> anyhow::Result<()> {
+    let (
+        Copied {
+            objects,
+            bytes,
+            lost,
+        },
+        what,
+    ) = match command {
+        Command::Backup { directory } => (
+            backup::backup(config, directory).await?,
+            format!("backed up into {}", directory.display()),
+        ),
+        Command::Restore { directory } => (
+            backup::restore(config, directory).await?,
+            format!("restored from {}", directory.display()),
+        ),
+    };
+    println!("{what}: the database and {objects} archives and logs ({bytes} bytes)");
+    if lost > 0 {
+        println!("{lost} archives and logs were lost before");
+    }
+    Ok(())
+}
+
 fn start(options: Options) -> anyhow::Result<()> {
     use anyhow::Context as _;
+    let command = options.command.clone();
     let mut config = options.into_config()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
+    if let Some(command) = command {
+        return runtime.block_on(async move { carry_out(&command, &config).await });
+    }
     runtime.block_on(async move {
         let shutdown = CancellationToken::new();
         let mut terminate =

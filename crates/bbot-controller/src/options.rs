@@ -19,6 +19,9 @@ const DAY: u64 = 24 * 3600;
 /// Agents ask it at `http://HOST:PORT/`. Submit with `bbot submit`, look with a browser. Whatever changes
 /// something needs a token; the first one is made at the first start.
 ///
+/// `bbot-controller backup DIR` puts all that the controller keeps into a new directory, also while it runs; `restore DIR` puts a
+/// back-up where a controller with the same options will find it. Both take the options that say where things are.
+///
 /// Exit codes: 0 stopped in order, 1 failed, 2 wrong usage. Environment: BBOT_LOG sets what is logged
 /// (error, warn, info, debug).
 #[derive(Debug, Parser)]
@@ -153,6 +156,37 @@ pub struct Options {
     /// User that `git` runs as when the controller is root
     #[arg(long, value_name = "USER", default_value = "nobody")]
     pub source_user: String,
+
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does instead of running a controller.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+pub enum Command {
+    /// Put all that the controller keeps into a directory that is not there yet; it may run meanwhile. A PostgreSQL database is
+    /// dumped by pg_dump
+    Backup {
+        /// The directory
+        directory: PathBuf,
+    },
+    /// Put a back-up where a controller with these options will find it; nothing is written over
+    Restore {
+        /// The back-up's directory
+        directory: PathBuf,
+    },
+}
+
+/// A command line in the order in which it is read: options come first there, and people begin with what they want.
+#[must_use]
+pub fn in_order(mut words: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let is_command = |word: &std::ffi::OsString| word == "backup" || word == "restore";
+    let is_option = |word: &std::ffi::OsString| word.as_encoded_bytes().starts_with(b"-");
+    if words.get(1).is_some_and(is_command) && words.get(2).is_some_and(|word| !is_option(word)) {
+        words[1..].rotate_left(2);
+    }
+    words
 }
 
 /// How the log is written.
@@ -305,6 +339,31 @@ mod tests {
             (config.lease, config.keep_logs),
             (Duration::from_secs(2), None)
         );
+    }
+
+    #[test]
+    fn commands() {
+        let backup = Some(Command::Backup {
+            directory: "/b".into(),
+        });
+        for (words, expected) in [
+            (&["backup", "/b", "--data", "/d"][..], backup.clone()),
+            (&["--data", "/d", "backup", "/b"], backup),
+            (
+                &["--data", "/d", "restore", "/b"],
+                Some(Command::Restore {
+                    directory: "/b".into(),
+                }),
+            ),
+            (&["--data", "/d"], None),
+        ] {
+            let words = std::iter::once("bbot-controller").chain(words.iter().copied());
+            let options = Options::try_parse_from(in_order(words.map(Into::into).collect()));
+            let options = options.unwrap();
+            assert_eq!((options.data, options.command), ("/d".into(), expected));
+        }
+        let nowhere = ["bbot-controller", "--data", "/d", "backup"];
+        assert_eq!(Options::try_parse_from(nowhere).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -294,7 +294,7 @@ fn make_private_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Holds the data directory for this process alone.
-fn lock(data: &Path) -> Result<std::fs::File, RunError> {
+pub(crate) fn lock(data: &Path) -> Result<std::fs::File, RunError> {
     let fail = |source| RunError::Data {
         path: data.display().to_string(),
         source,

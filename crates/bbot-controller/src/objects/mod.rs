@@ -287,6 +287,38 @@ impl Objects {
         all.map_err(|e| self.failed("read an object", e))
     }
 
+    /// Puts a copy of what another object store has at an object's place at the same place here.
+    ///
+    /// # Errors
+    /// It is missing or damaged there, or cannot be kept here.
+    pub async fn copy_from(&self, other: &Self, object: &Object) -> Result<(), ObjectError> {
+        use tokio::io::AsyncReadExt as _;
+        let mut reading = other.read(object).await?.into_async();
+        let place = Place::from(object.place.as_str());
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), place, PIECE)
+            .with_max_concurrency(PIECES);
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            let read = reading.read(&mut piece).await;
+            let read = read.map_err(|e| other.failed("read an object", e))?;
+            let written = if read == 0 {
+                writer
+                    .shutdown()
+                    .await
+                    .map_err(|e| self.failed("keep an object", e))
+            } else {
+                writer
+                    .write_all(&piece[..read])
+                    .await
+                    .map_err(|e| self.failed("keep an object", e))
+            };
+            written?;
+            if read == 0 {
+                return Ok(());
+            }
+        }
+    }
+
     /// Removes what is at a place; nothing there is as good.
     ///
     /// # Errors
@@ -402,6 +434,35 @@ impl Drop for Upload {
             runtime.spawn(async move { writer.abort().await });
         }
     }
+}
+
+/// All that is in a folder as a directory of objects has it: their places, and how long they are. What they hold is not known.
+///
+/// # Errors
+/// It cannot be read.
+pub fn in_folder(path: &Path) -> std::io::Result<Vec<Object>> {
+    let mut objects = Vec::new();
+    for kind in Kind::ALL {
+        let folder = kind.place().0;
+        let entries = match std::fs::read_dir(path.join(folder)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if let Some(name) = entry.file_name().to_str() {
+                objects.push(Object {
+                    kind,
+                    sha256: String::new(),
+                    bytes: 0,
+                    stored: entry.metadata()?.len(),
+                    place: format!("{folder}/{name}"),
+                });
+            }
+        }
+    }
+    Ok(objects)
 }
 
 /// A new place.

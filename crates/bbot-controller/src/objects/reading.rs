@@ -5,7 +5,7 @@ use std::io::Read;
 use axum::body::{Body, Bytes};
 use futures_util::TryStreamExt as _;
 use object_store::{GetResult, GetResultPayload};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Bytes that are read from disk at once.
@@ -29,6 +29,20 @@ impl Reading {
     /// All of it.
     pub(super) async fn all(self) -> Result<Bytes, object_store::Error> {
         self.0.bytes().await
+    }
+
+    /// For those who read piece by piece.
+    pub(super) fn into_async(self) -> Box<dyn AsyncRead + Send + Unpin> {
+        match self.0.payload {
+            GetResultPayload::File(file, _) => {
+                let mut file = tokio::fs::File::from_std(file);
+                file.set_max_buf_size(PIECE);
+                Box::new(file)
+            }
+            GetResultPayload::Stream(stream) => {
+                Box::new(StreamReader::new(stream.map_err(std::io::Error::other)))
+            }
+        }
     }
 
     /// For those who read and wait: within a runtime's task that may block.

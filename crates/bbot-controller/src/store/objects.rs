@@ -173,6 +173,46 @@ impl Store {
         .await
     }
 
+    /// At most `limit` objects after one in the order of their kinds and hashes.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn objects_after(
+        &self,
+        after: &(String, String),
+        limit: i64,
+    ) -> Result<Vec<Object>, StoreError> {
+        let sql = format!(
+            "SELECT {OBJECT} FROM objects o WHERE (o.kind, o.sha256) > ($1, $2) ORDER BY o.kind, o.sha256 LIMIT $3"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(&after.0)
+            .bind(&after.1)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .doing("list objects")?;
+        let objects: Result<Vec<_>, _> = rows.iter().map(object).collect();
+        Ok(objects?.into_iter().flatten().collect())
+    }
+
+    /// Whether a row names an object.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn is_named(&self, object: &Object) -> Result<bool, StoreError> {
+        let unnamed: Option<String> = sqlx::query_scalar(concat!(
+            "SELECT o.sha256 FROM objects o WHERE o.kind = $1 AND o.sha256 = $2 AND ",
+            unnamed!()
+        ))
+        .bind(object.kind.as_str())
+        .bind(&object.sha256)
+        .fetch_optional(&self.pool)
+        .await
+        .doing("look whether an object is named")?;
+        Ok(unnamed.is_none())
+    }
+
     /// Notes which objects no row names, at most `limit` of those after one in the order of their kinds and hashes; the last
     /// that was looked at, `None` after the last of all.
     ///

@@ -4,6 +4,7 @@
 
 mod agents;
 mod api;
+mod backup;
 mod bucket;
 mod cancel;
 mod challenge;

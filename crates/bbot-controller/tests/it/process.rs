@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{Answer, agent, curl, field, request, result};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_bbot-controller");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_bbot-controller");
 
 /// A running program, killed when it is dropped.
 pub(crate) struct Running {

@@ -1,0 +1,208 @@
+//! The database's part of a back-up: SQLite's own copy of it, or what `pg_dump` makes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use sqlx::Connection as _;
+
+use crate::config::Config;
+use crate::store::Store;
+
+/// A copy of an SQLite store, as the data directory has it.
+const SQLITE: &str = "controller.sqlite";
+/// What `pg_dump --format=custom` made.
+const DUMP: &str = "database.dump";
+
+/// Puts a database as it is at one moment into a directory; a store by which its objects are found.
+pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<Store> {
+    match &config.database {
+        None => {
+            let from = config.data_dir.join(SQLITE);
+            ensure!(from.is_file(), "there is no {} to back up", from.display());
+            let copy = to.join(SQLITE);
+            copy_sqlite(&from, &copy)
+                .await
+                .with_context(|| format!("cannot copy {}", from.display()))?;
+            Ok(Store::open(&copy).await?)
+        }
+        Some(url) => {
+            run("pg_dump", url, |command| {
+                command
+                    .arg("--format=custom")
+                    .arg("--no-owner")
+                    .arg("--file")
+                    .arg(to.join(DUMP))
+            })
+            .await?;
+            // Objects that it names are there for a day at least, whatever happens to the rows now.
+            Ok(Store::open_postgres(url, config.clock.steady()).await?)
+        }
+    }
+}
+
+/// A consistent copy of a store that others may be writing.
+async fn copy_sqlite(from: &Path, to: &Path) -> anyhow::Result<()> {
+    sqlx::any::install_default_drivers();
+    let mut url = String::from("sqlite://");
+    for byte in std::os::unix::ffi::OsStrExt::as_bytes(from.as_os_str()) {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => url.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => url.push(char::from(*byte)),
+            byte => url.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    let mut connection = sqlx::AnyConnection::connect(&format!("{url}?mode=rw")).await?;
+    sqlx::query("PRAGMA busy_timeout = 10000")
+        .execute(&mut connection)
+        .await?;
+    let name = to.to_str().context("the back-up's name is no text")?;
+    let copied = sqlx::query("VACUUM INTO $1")
+        .bind(name)
+        .execute(&mut connection)
+        .await;
+    connection.close().await?;
+    copied?;
+    Ok(())
+}
+
+/// An error when there is a database already.
+pub(super) async fn refuse_to_overwrite(config: &Config) -> anyhow::Result<()> {
+    match &config.database {
+        None => {
+            let path = config.data_dir.join(SQLITE);
+            ensure!(
+                !path.try_exists()?,
+                "{} is there already: give another --data, or remove what is there",
+                path.display()
+            );
+        }
+        Some(url) => {
+            sqlx::any::install_default_drivers();
+            let mut connection = sqlx::AnyConnection::connect(url)
+                .await
+                .context("cannot reach the database of --database")?;
+            let tables: i64 = sqlx::query_scalar(
+                "SELECT CAST(COUNT(*) AS BIGINT) FROM pg_tables WHERE schemaname = current_schema()",
+            )
+            .fetch_one(&mut connection)
+            .await?;
+            connection.close().await?;
+            ensure!(
+                tables == 0,
+                "the database of --database has tables already: give an empty one"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Puts the database of a back-up in its place, all of it or nothing.
+pub(super) async fn put(config: &Config, from: &Path) -> anyhow::Result<()> {
+    let Some(url) = &config.database else {
+        let copy = config.data_dir.join("controller.sqlite.partial");
+        fs::copy(from.join(SQLITE), &copy).context("cannot copy the database")?;
+        fs::File::open(&copy)?.sync_all()?;
+        fs::rename(&copy, config.data_dir.join(SQLITE))?;
+        fs::File::open(&config.data_dir)?.sync_all()?;
+        return Ok(());
+    };
+    run("pg_restore", url, |command| {
+        command
+            .args(["--single-transaction", "--exit-on-error", "--no-owner"])
+            .arg(from.join(DUMP))
+    })
+    .await
+}
+
+/// Runs one of PostgreSQL's programs. The password is not on its command line.
+async fn run(
+    program: &str,
+    url: &str,
+    words: impl FnOnce(&mut tokio::process::Command) -> &mut tokio::process::Command,
+) -> anyhow::Result<()> {
+    let (url, password) = without_password(url);
+    let mut command = tokio::process::Command::new(program);
+    words(&mut command)
+        .arg(format!("--dbname={url}"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    if let Some(password) = password {
+        command.env("PGPASSWORD", password);
+    }
+    let ended = command
+        .output()
+        .await
+        .with_context(|| format!("cannot run {program}: install PostgreSQL's client programs"))?;
+    ensure!(
+        ended.status.success(),
+        "{program} failed: {}",
+        String::from_utf8_lossy(&ended.stderr).trim()
+    );
+    Ok(())
+}
+
+/// A database's URL without its password, and that.
+fn without_password(url: &str) -> (String, Option<String>) {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return (url.to_owned(), None);
+    };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let Some((user, host)) = authority.rsplit_once('@') else {
+        return (url.to_owned(), None);
+    };
+    match user.split_once(':') {
+        None => (url.to_owned(), None),
+        Some((user, password)) => (
+            format!("{scheme}://{user}@{host}{path}"),
+            Some(decoded(password)),
+        ),
+    }
+}
+
+/// What a part of a URL says.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        let byte = hex.and_then(|two| u8::from_str_radix(two, 16).ok());
+        match (first, byte) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_told_apart() {
+        for (url, without, password) in [
+            (
+                "postgres://u:p%40+%zz@h:5/n?a=b",
+                "postgres://u@h:5/n?a=b",
+                Some("p@+%zz"),
+            ),
+            ("postgres://u@h/n", "postgres://u@h/n", None),
+            ("postgres://h/n?x=a:b@c", "postgres://h/n?x=a:b@c", None),
+            ("postgres:///n", "postgres:///n", None),
+        ] {
+            assert_eq!(
+                without_password(url),
+                (without.to_owned(), password.map(str::to_owned))
+            );
+        }
+    }
+}
