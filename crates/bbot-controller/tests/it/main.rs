@@ -22,6 +22,7 @@ mod pages;
 mod process;
 mod sessions;
 mod shared;
+mod shutdown;
 mod store;
 mod support;
 mod tls;

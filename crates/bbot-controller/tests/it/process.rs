@@ -57,7 +57,7 @@ impl Running {
         rustix::process::kill_process(id, signal).unwrap();
     }
 
-    fn terminate(mut self) -> Option<i32> {
+    pub(crate) fn terminate(mut self) -> Option<i32> {
         self.signal(rustix::process::Signal::TERM);
         self.child.wait().unwrap().code()
     }
