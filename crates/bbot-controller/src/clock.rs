@@ -33,6 +33,15 @@ impl Millis {
     }
 }
 
+/// Minutes since midnight in this time zone.
+#[must_use]
+pub fn minute_of_day(time: Millis, zone: &jiff::tz::TimeZone) -> u16 {
+    let time = jiff::Timestamp::from_millisecond(time.0).unwrap_or_default();
+    let time = time.to_zoned(zone.clone()).time();
+    let minutes = i16::from(time.hour()) * 60 + i16::from(time.minute());
+    u16::try_from(minutes).unwrap_or(0)
+}
+
 /// RFC 3339 in UTC with milliseconds, as the API and the pages show it.
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::clock::{Clock, SystemClock};
 use crate::objects::Where;
 pub use crate::queue::era::EraChoice;
+pub use crate::queue::rebuild::Policy;
 use crate::segments::Bounds;
 pub use crate::tls::TlsFiles;
 
@@ -38,6 +39,12 @@ pub struct Config {
     pub result_timeout: Duration,
     /// The lease of an agent that renews it: after so long without a word its task is given to another.
     pub lease: Duration,
+    /// When builds are rebuilt by themselves.
+    pub rebuilds: Policy,
+    /// How often those that are due are looked for.
+    pub rebuild_look: Duration,
+    /// The time zone of windows.
+    pub time_zone: jiff::tz::TimeZone,
     /// For how long raw logs, and results that are not a build's last, are kept; none: for ever.
     pub keep_logs: Option<Duration>,
     /// How agents and browsers reach this controller, where that differs from where it listens.
@@ -126,6 +133,9 @@ impl Config {
             // The original's build-result-timeout.
             result_timeout: Duration::from_secs(10_800),
             lease: crate::queue::lease::LEASE,
+            rebuilds: Policy::default(),
+            rebuild_look: Duration::from_secs(60),
+            time_zone: jiff::tz::TimeZone::system(),
             keep_logs: Some(KEEP_LOGS),
             external_url: None,
             names: Vec::new(),

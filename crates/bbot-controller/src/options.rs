@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits, TlsFiles};
+use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits, Policy, TlsFiles};
 use crate::objects::{Bucket, Where};
+use crate::queue::rebuild::{Rule, Window};
 use crate::source::git::Addresses;
 
 /// Seconds of a day.
@@ -95,6 +96,24 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = crate::queue::lease::LEASE.as_secs(),
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub lease: u64,
+
+    /// Seconds after which a build that was neither built nor found unchanged is queued by itself, to be built if something
+    /// has changed (a soft rebuild); 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub soft_rebuild: u64,
+
+    /// Part of the day, local time, with other SECONDS for --soft-rebuild [default for these: the length of that part, and
+    /// what --soft-rebuild is longer than a day]; with --soft-rebuild 0 builds are queued within it alone
+    #[arg(long, value_name = "HH:MM-HH:MM[/SECONDS]")]
+    pub soft_rebuild_window: Option<Window>,
+
+    /// Seconds after which a build is queued by itself to be built whatever has changed (a hard rebuild); 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub hard_rebuild: u64,
+
+    /// The same as --soft-rebuild-window for --hard-rebuild
+    #[arg(long, value_name = "HH:MM-HH:MM[/SECONDS]")]
+    pub hard_rebuild_window: Option<Window>,
 
     /// Days that raw logs, and results that are not the last of their build, are kept; 0 keeps them for ever. The
     /// last result of a build and its log always stay
@@ -232,6 +251,14 @@ impl Options {
         config.era = self.era;
         config.result_timeout = Duration::from_secs(self.result_timeout);
         config.lease = Duration::from_secs(self.lease);
+        let rule = |seconds: u64, window| Rule {
+            timeout: Some(seconds).filter(|s| *s > 0).map(Duration::from_secs),
+            window,
+        };
+        config.rebuilds = Policy {
+            soft: rule(self.soft_rebuild, self.soft_rebuild_window),
+            hard: rule(self.hard_rebuild, self.hard_rebuild_window),
+        };
         config.keep_logs = Some(self.keep_logs)
             .filter(|days| *days > 0)
             .map(|days| Duration::from_secs(days * DAY));
@@ -376,6 +403,9 @@ mod tests {
             &["--data", "d", "--result-timeout", "0"],
             &["--data", "d", "--lease", "0"],
             &["--data", "d", "--lease", "1m"],
+            &["--data", "d", "--soft-rebuild", "1d"],
+            &["--data", "d", "--soft-rebuild-window", "22-6"],
+            &["--data", "d", "--hard-rebuild-window", "06:00-06:00"],
             &["--data", "d", "--keep-logs", "-1"],
             &["--data", "d", "--connections", "0"],
             &["--data", "d", "--database", "mysql://h/n"],

@@ -183,6 +183,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.look_after(&shutdown).await })
     };
+    let rebuilds = {
+        let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+        tokio::spawn(async move { app.watch_rebuilds(&shutdown).await })
+    };
     let reloading = {
         let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
         tokio::spawn(async move { app.reload(&shutdown).await })
@@ -232,6 +236,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     leases.abort();
     upkeep.abort();
+    rebuilds.abort();
     reloading.abort();
     neighbours.abort();
     watching.abort();

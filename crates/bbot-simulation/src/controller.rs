@@ -10,7 +10,7 @@ use bbot_controller::clock::Millis;
 use bbot_controller::queue::era::Peer;
 use bbot_controller::queue::lease::{self, Lapse, Renewal};
 use bbot_controller::queue::outcome::{
-    self, Again, Facts, Identity, Machine, Proof, SessionState, Verdict,
+    self, Again, Facts, Identity, Machine, Proof, SessionState, Skip, Verdict,
 };
 use bbot_controller::queue::select::{self, Offer, Role};
 use bbot_controller::queue::{self, Cancel, State};
@@ -332,6 +332,7 @@ impl Controller {
             proof: Proof::Good,
             identity: Identity::Same,
             status,
+            skip: Skip::NotOffered,
             again: Again::No,
             interrupts: build.interrupts,
             lapses: build.lapses,
@@ -339,7 +340,7 @@ impl Controller {
             machine: Machine::Unmentioned,
         });
         match verdict {
-            Verdict::Keep(new) => {
+            Verdict::Keep(new) | Verdict::Unchanged(new) => {
                 if state != SessionState::Current(State::Building) {
                     self.late += 1;
                 }
@@ -375,6 +376,7 @@ impl Controller {
             None | Some(Verdict::Wrong(_) | Verdict::Drop(_)) => Heard::Refused,
             Some(
                 Verdict::Keep(_)
+                | Verdict::Unchanged(_)
                 | Verdict::Requeue
                 | Verdict::Retry
                 | Verdict::GiveUp

@@ -165,6 +165,7 @@ mod tests {
             machine_summary: "M",
             toolchain_name: "t",
             toolchain_version: "1",
+            makings: None,
         };
         assert!(app.store.lease(&lease, Millis(0)).await.unwrap().is_some());
         hand_out

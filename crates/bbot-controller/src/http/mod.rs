@@ -20,6 +20,7 @@ mod neighbours;
 mod pages;
 mod params;
 mod problem;
+mod rebuilds;
 mod result;
 mod session;
 mod spool;

@@ -233,6 +233,8 @@ struct BuildPage {
     order: String,
     started: Option<String>,
     finished: Option<String>,
+    /// When it was found not to have changed since.
+    checked: Option<String>,
     source: SourceLine,
     submission: i64,
     reason: Option<String>,
@@ -310,6 +312,10 @@ pub(super) async fn build(
             finished: build
                 .finished
                 .filter(|_| build.state.is_over())
+                .map(parts::time),
+            checked: build
+                .checked
+                .filter(|checked| built && build.finished.is_some_and(|f| f < *checked))
                 .map(parts::time),
             source,
             submission: build.submission,

@@ -17,7 +17,8 @@ use crate::auth;
 use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
-use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Verdict};
+use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Skip, Verdict};
+use crate::queue::rebuild::Checksums;
 use crate::store::{Build, NewResult, SessionFacts, StoreError, Taken};
 
 /// Most operations that a result may have. The original knows about ten; each makes a row here.
@@ -38,8 +39,8 @@ pub(super) async fn handle(
     let ResultRequest {
         session,
         challenge,
+        agent_checksum,
         result,
-        ..
     } = request;
 
     // An answer to a challenge is checked before, not where others wait for the store: a challenge never changes.
@@ -55,15 +56,26 @@ pub(super) async fn handle(
         None => Proof::Good,
     });
     let machine = NewResult::machine_of(result.status, operations.iter().map(|o| o.name.as_str()));
+    let checksums = Checksums::new(
+        agent_checksum.as_deref(),
+        result.worker_checksum.as_deref(),
+        result.dependency_checksum.as_deref(),
+    );
     let (name, version, status) = (result.name, result.version, result.status);
     let decide = {
         let (name, version, keys) = (name.clone(), version.clone(), app.keys.is_some());
+        let checksums = checksums.clone();
         move |facts: &SessionFacts| {
             outcome::decide(Facts {
                 session: facts.state,
                 proof: proof.unwrap_or_else(|| unanswered(facts, keys)),
                 identity: identity(&facts.build.package, &facts.build.version, &name, &version),
                 status,
+                skip: match &facts.checksums {
+                    None => Skip::NotOffered,
+                    Some(_) if facts.checksums == checksums => Skip::Same,
+                    Some(_) => Skip::Different,
+                },
                 again: facts.again,
                 machine,
                 interrupts: facts.build.interrupts,
@@ -80,6 +92,7 @@ pub(super) async fn handle(
         } else {
             kept::in_rows(&operations)
         },
+        checksums,
     };
     let take = |new: NewResult| {
         app.store
@@ -235,6 +248,14 @@ fn tell(
                 ""
             };
             tracing::info!(%status, "{name} {version} is built: {status}{late}");
+            match state {
+                State::Queued => waits(),
+                State::Building | State::Built | State::Cancelled => changed(),
+            }
+        }
+        Verdict::Unchanged(state) => {
+            app.figures.result(status);
+            tracing::info!(%status, "{name} {version} is as it was built before");
             match state {
                 State::Queued => waits(),
                 State::Building | State::Built | State::Cancelled => changed(),

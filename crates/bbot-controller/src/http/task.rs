@@ -24,6 +24,7 @@ use crate::dispatch::waiters::Waiter;
 use crate::queue::era::{self, Peer};
 use crate::queue::failure::{self, Failures};
 use crate::queue::lease;
+use crate::queue::rebuild::{Makings, controller_checksum};
 use crate::queue::select::{Offer, Role};
 use crate::roll::Asking;
 use crate::source::{Source, requested_repository};
@@ -434,6 +435,10 @@ async fn find(
             machine_summary: &machine.summary,
             toolchain_name: &request.toolchain_name,
             toolchain_version: &version,
+            makings: (asked.held.era == Era::Later).then(|| Makings {
+                controller: controller_checksum(configuration),
+                machine: machine.id.clone(),
+            }),
         };
         let mut hand_out = HandOut::begin(app, &session);
         let lease = app.store.lease(&lease, app.now()).await?;
@@ -468,6 +473,7 @@ async fn find(
         let response = TaskResponse {
             result_url: Some(format!("{base}/?build-result")),
             challenge,
+            agent_checksum: lease.checksums.as_ref().map(|c| c.agent.clone()),
             task: Some(task(&lease, configuration, &machine.name, base)),
             session,
             ..TaskResponse::none()
@@ -512,6 +518,10 @@ fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str)
         .particulars
         .of(&lease.build.package_configuration);
     task.package_config = package.and_then(|p| p.arguments.clone());
+    if let Some(checksums) = &lease.checksums {
+        task.worker_checksum = Some(checksums.worker.clone());
+        task.dependency_checksum = Some(checksums.dependency.clone());
+    }
     task.environment.clone_from(&configuration.environment);
     if !configuration.arguments.is_empty() {
         task.target_config = Some(quoting::join(&configuration.arguments));

@@ -239,13 +239,14 @@ mod tests {
         #[test]
         fn whoever_may_renew_may_bring_a_result(index in 0_usize..10) {
             // Else an agent would be told to go on with something that nobody wants.
-            use crate::queue::outcome::{Facts, Identity, Machine, Proof, Verdict, decide};
+            use crate::queue::outcome::{Facts, Identity, Machine, Proof, Skip, Verdict, decide};
             let session = SESSIONS[index];
             let facts = Facts {
                 session,
                 proof: Proof::Good,
                 identity: Identity::Same,
                 status: bbot_manifest::Status::Success,
+                skip: Skip::NotOffered,
                 again: Again::No,
                 machine: Machine::Unmentioned,
                 interrupts: 0,

@@ -23,6 +23,7 @@ pub mod failure;
 pub mod lease;
 pub mod order;
 pub mod outcome;
+pub mod rebuild;
 pub mod select;
 pub mod wait;
 

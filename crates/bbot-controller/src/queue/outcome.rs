@@ -50,6 +50,17 @@ pub enum Identity {
     Different,
 }
 
+/// What a result would say with the status `skip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// Nothing: its task came without checksums.
+    NotOffered,
+    /// It has those of its task.
+    Same,
+    /// It has others, or none.
+    Different,
+}
+
 /// Everything that the decision depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
@@ -61,6 +72,8 @@ pub struct Facts {
     pub identity: Identity,
     /// The result's status.
     pub status: Status,
+    /// Whether it may be `skip`.
+    pub skip: Skip,
     /// Whether a rebuild was asked for while it was building.
     pub again: Again,
     /// Whether the agent says that the machine failed before its worker asked for anything.
@@ -157,6 +170,8 @@ pub enum Again {
 pub enum Verdict {
     /// Keep it; the build is then in this state.
     Keep(State),
+    /// The last result would be the same: it stays, and the build is then in this state.
+    Unchanged(State),
     /// Forget it and queue the build again: the agent gave it up.
     Requeue,
     /// The same, and remember the host: its machine failed before the worker asked for anything.
@@ -180,9 +195,14 @@ pub enum Mistake {
     /// Another package than the task's.
     #[error("invalid session: the package name or version is not that of the task")]
     Identity,
-    /// `skip` answers a task that came with checksums; these tasks have none.
+    /// `skip` answers a task that came with checksums, and this one had none.
     #[error("unexpected status skip: the task was not given with checksums of a previous build")]
     Skip,
+    /// What would not be the same was not skipped.
+    #[error(
+        "unexpected status skip: the agent's, worker's and dependency checksums are not all those of the task"
+    )]
+    Checksums,
 }
 
 /// Why a result is dropped.
@@ -241,8 +261,16 @@ pub fn decide(facts: Facts) -> Verdict {
         Proof::Unexpected => return Verdict::Drop(Dropped::UnexpectedAnswer),
         Proof::Wrong => return Verdict::Drop(Dropped::WrongAnswer),
     }
+    let state = match facts.again {
+        Again::Yes => State::Queued,
+        Again::No => State::Built,
+    };
     match (facts.status, facts.again) {
-        (Status::Skip, _) => Verdict::Wrong(Mistake::Skip),
+        (Status::Skip, _) => match facts.skip {
+            Skip::NotOffered => Verdict::Wrong(Mistake::Skip),
+            Skip::Different => Verdict::Wrong(Mistake::Checksums),
+            Skip::Same => Verdict::Unchanged(state),
+        },
         (Status::Interrupt, again) => {
             if facts.session != SessionState::Current(State::Building) {
                 return Verdict::Release;
@@ -256,8 +284,7 @@ pub fn decide(facts: Facts) -> Verdict {
                 (Lapse::Requeue, Machine::Unmentioned) => Verdict::Requeue,
             }
         }
-        (_, Again::Yes) => Verdict::Keep(State::Queued),
-        (_, Again::No) => Verdict::Keep(State::Built),
+        _ => Verdict::Keep(state),
     }
 }
 
@@ -271,6 +298,7 @@ mod tests {
         proof: Proof::Good,
         identity: Identity::Same,
         status: Status::Success,
+        skip: Skip::NotOffered,
         again: Again::No,
         machine: Machine::Unmentioned,
         interrupts: 0,
@@ -309,6 +337,40 @@ mod tests {
                     ..GOOD
                 },
                 Verdict::Wrong(Mistake::Skip),
+            ),
+            (
+                Facts {
+                    status: Status::Skip,
+                    skip: Skip::Different,
+                    ..GOOD
+                },
+                Verdict::Wrong(Mistake::Checksums),
+            ),
+            (
+                Facts {
+                    status: Status::Skip,
+                    skip: Skip::Same,
+                    ..GOOD
+                },
+                Verdict::Unchanged(State::Built),
+            ),
+            // A rebuild that somebody has asked for is not what found nothing changed.
+            (
+                Facts {
+                    status: Status::Skip,
+                    skip: Skip::Same,
+                    again: Again::Yes,
+                    ..s(SessionState::Overtaken)
+                },
+                Verdict::Unchanged(State::Queued),
+            ),
+            // What is built is built, whether it had to be or not.
+            (
+                Facts {
+                    skip: Skip::Different,
+                    ..GOOD
+                },
+                Verdict::Keep(State::Built),
             ),
             (
                 Facts {
@@ -584,21 +646,25 @@ mod tests {
                 Status::Abnormal,
                 Status::Interrupt,
             ]),
+            proptest::sample::select(vec![Skip::NotOffered, Skip::Same, Skip::Different]),
             proptest::sample::select(vec![Again::No, Again::Yes]),
             proptest::sample::select(vec![Machine::Failed, Machine::Unmentioned]),
             0_u32..8,
             0_u32..8,
         )
             .prop_map(
-                |(session, proof, identity, status, again, machine, interrupts, lapses)| Facts {
-                    session,
-                    proof,
-                    identity,
-                    status,
-                    again,
-                    machine,
-                    interrupts,
-                    lapses,
+                |(session, proof, identity, status, skip, again, machine, interrupts, lapses)| {
+                    Facts {
+                        session,
+                        proof,
+                        identity,
+                        status,
+                        skip,
+                        again,
+                        machine,
+                        interrupts,
+                        lapses,
+                    }
                 },
             )
     }
@@ -607,7 +673,7 @@ mod tests {
         #[test]
         fn only_proved_current_results_change_a_build(facts in any_facts()) {
             let verdict = decide(facts);
-            if matches!(verdict, Verdict::Keep(_) | Verdict::Requeue | Verdict::Retry | Verdict::GiveUp | Verdict::Release) {
+            if matches!(verdict, Verdict::Keep(_) | Verdict::Unchanged(_) | Verdict::Requeue | Verdict::Retry | Verdict::GiveUp | Verdict::Release) {
                 prop_assert_eq!(facts.proof, Proof::Good);
                 prop_assert_eq!(facts.identity, Identity::Same);
                 prop_assert!(matches!(
@@ -637,7 +703,10 @@ mod tests {
         #[test]
         fn a_rebuild_that_was_asked_for_is_never_lost(facts in any_facts()) {
             if facts.again == Again::Yes {
-                prop_assert!(!matches!(decide(facts), Verdict::Keep(State::Built) | Verdict::GiveUp));
+                prop_assert!(!matches!(
+                    decide(facts),
+                    Verdict::Keep(State::Built) | Verdict::Unchanged(State::Built) | Verdict::GiveUp
+                ));
             }
         }
     }

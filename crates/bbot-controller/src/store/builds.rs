@@ -171,12 +171,12 @@ impl Store {
                 match rebuild {
                     Rebuild::Queue => {
                         let turn = turn(tx, &build, &asker, now).await?;
-                        force(tx, &build, turn, &asker.submitter, now).await?;
+                        enter(tx, &build, Class::Forced, turn, &asker.submitter, now).await?;
                         let position = tx.dialect().next(Counter::Queue);
                         tx.later(
                             Sql::new(format!(
                                 "UPDATE builds SET state = 'queued', position = {position}, queued = $2, reason = $3, \
-                                 again = 0, interrupts = 0, lapses = 0, failures = '[]', session = NULL, \
+                                 soft = 0, again = 0, interrupts = 0, lapses = 0, failures = '[]', session = NULL, \
                                  run = NULL, lease_until = NULL WHERE id = $1"
                             ))
                             .bind(id)
@@ -192,7 +192,7 @@ impl Store {
                         if build.class != Class::Forced {
                             let turn = turn(tx, &build, &asker, now).await?;
                             if turn < build.place {
-                                force(tx, &build, turn, &asker.submitter, now).await?;
+                                enter(tx, &build, Class::Forced, turn, &asker.submitter, now).await?;
                             }
                         }
                         // Queued with a session is queued because its lease lapsed: its result may still come, and is
@@ -203,7 +203,12 @@ impl Store {
                             // Whoever had it before it came back is too late for what is asked for now.
                             super::leases::end_lapsed(tx, id);
                             tx.later(
-                                Sql::new("UPDATE builds SET interrupts = 0, lapses = 0, failures = '[]' WHERE id = $1").bind(id),
+                                Sql::new(
+                                    "UPDATE builds SET soft = 0, interrupts = 0, lapses = 0, failures = '[]', reason = COALESCE($2, reason) \
+                                     WHERE id = $1",
+                                )
+                                .bind(id)
+                                .bind(reason.as_deref()),
                             );
                         }
                     }
@@ -241,7 +246,7 @@ async fn again(
     };
     tx.later(
         Sql::new(
-            "UPDATE builds SET again = 1, again_place = $2, again_by = $3, interrupts = 0, lapses = 0, failures = '[]', \
+            "UPDATE builds SET soft = 0, again = 1, again_place = $2, again_by = $3, interrupts = 0, lapses = 0, failures = '[]', \
              reason = $4 WHERE id = $1",
         )
         .bind(build.id)
@@ -252,15 +257,15 @@ async fn again(
     Ok(())
 }
 
-/// Gives a build, which does not wait as a forced one yet, its place among those that do.
-pub(super) async fn force(
+/// Gives a build, which does not wait in this class yet, its place among those that do.
+pub(super) async fn enter(
     tx: &mut Tx<'_>,
     build: &Build,
+    class: Class,
     place: i64,
     submitter: &str,
     now: Millis,
 ) -> Result<(), StoreError> {
-    let class = Class::Forced;
     let of = Versions {
         package: &build.package,
         submitter,

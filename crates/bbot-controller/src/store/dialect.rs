@@ -28,6 +28,14 @@ impl Dialect {
         }
     }
 
+    /// Behind a table's name: found by this index. SQLite takes one by what is equal, however many there are of that.
+    pub(super) fn by_index(self, index: &str) -> String {
+        match self {
+            Self::Sqlite => format!(" INDEXED BY {index}"),
+            Self::Postgres => String::new(),
+        }
+    }
+
     /// Ends a `SELECT` of one table: what is found stays as it is until the end of the transaction.
     pub(super) fn held(self) -> &'static str {
         self.on_postgres(" FOR UPDATE")

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::dialect::Counter;
+use super::rebuilds;
 use super::results::{self, FACTS_BY_PATH, SessionFacts};
 use super::rows::{self, Build, SUBMISSION, Submission};
 use super::tx::{Sql, Tx};
@@ -11,6 +12,7 @@ use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::lease::{self, Confirmed, Lapse, Renewal};
 use crate::queue::outcome::Again;
+use crate::queue::rebuild::{self, Checksums, Makings};
 
 /// Which build is handed out in the place of one that somebody else was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub struct NewLease<'a> {
     pub toolchain_name: &'a str,
     /// Version of the toolchain.
     pub toolchain_version: &'a str,
+    /// What its result will be made with, for an agent that can say that it would be the same as the last one.
+    pub makings: Option<Makings>,
 }
 
 /// A task that was handed out.
@@ -72,6 +76,8 @@ pub struct Lease {
     pub build: Build,
     /// What it came with.
     pub submission: Submission,
+    /// The checksums of its last result, where it need not be built if they are the same.
+    pub checksums: Option<Checksums>,
 }
 
 impl Store {
@@ -117,7 +123,16 @@ impl Store {
                     run: Some(rows::next_run(&row)?),
                     ..build
                 };
-                Ok(Some(hand_out(tx, build, submission, new, now)))
+                let last = rebuilds::last(&row)?;
+                let checksums = new.makings.as_ref().and_then(|makings| {
+                    rebuild::checksums(last.kind, last.makings.as_ref(), makings, last.checksums)
+                });
+                let build = hand_out(tx, build, new, checksums.is_some(), now);
+                Ok(Some(Lease {
+                    build,
+                    submission,
+                    checksums,
+                }))
             })
         })
         .await
@@ -357,6 +372,7 @@ struct Owned {
     machine_summary: String,
     toolchain_name: String,
     toolchain_version: String,
+    makings: Option<Makings>,
 }
 
 impl Owned {
@@ -383,18 +399,13 @@ impl Owned {
             machine_summary: new.machine_summary.to_owned(),
             toolchain_name: new.toolchain_name.to_owned(),
             toolchain_version: new.toolchain_version.to_owned(),
+            makings: new.makings.clone(),
         }
     }
 }
 
 /// Gives a build, which is queued, to an agent; its run is the new one.
-fn hand_out(
-    tx: &mut Tx<'_>,
-    build: Build,
-    submission: Submission,
-    new: Owned,
-    now: Millis,
-) -> Lease {
+fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) -> Build {
     if build.again {
         // A rebuild was asked for since these were handed out: this one is it, and they are not.
         end_lapsed(tx, build.id);
@@ -421,8 +432,8 @@ fn hand_out(
     tx.later(
         Sql::new(
             "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
-             machine_summary, toolchain_name, toolchain_version, latest) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             machine_summary, toolchain_name, toolchain_version, latest, soft, controller_checksum, machine_checksum) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(new.session.as_str())
         .bind(build.id)
@@ -437,9 +448,12 @@ fn hand_out(
         .bind(new.machine_summary.as_str())
         .bind(new.toolchain_name.as_str())
         .bind(new.toolchain_version.as_str())
-        .bind(new.latest),
+        .bind(new.latest)
+        .bind(soft)
+        .bind(new.makings.as_ref().map(|m| m.controller.as_str()))
+        .bind(new.makings.as_ref().map(|m| m.machine.as_str())),
     );
-    let build = Build {
+    Build {
         state: State::Building,
         started: Some(now),
         session: Some(new.session),
@@ -451,8 +465,7 @@ fn hand_out(
         toolchain_name: Some(new.toolchain_name),
         toolchain_version: Some(new.toolchain_version),
         ..build
-    };
-    Lease { build, submission }
+    }
 }
 
 /// The lapsed sessions of a build are over: no result of theirs is taken any more.

@@ -5,13 +5,16 @@ use sqlx::Row as _;
 
 use super::dialect::Counter;
 use super::logs::{self, NewLog};
+use super::rebuilds;
 use super::rows::{self, Build, Operation};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError, builds};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::failure::{self, Failures};
+use crate::queue::order::Class;
 use crate::queue::outcome::{self, Again, Machine, SessionState, Verdict};
+use crate::queue::rebuild::Checksums;
 
 /// A result that came for a session.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct NewResult {
     pub status: Status,
     /// Its operations in their order.
     pub operations: Vec<NewOperation>,
+    /// What its agent has made it with, if it says so.
+    pub checksums: Option<Checksums>,
 }
 
 impl NewResult {
@@ -85,6 +90,8 @@ pub struct SessionFacts {
     pub challenge: Option<String>,
     /// Whether a rebuild was asked for meanwhile.
     pub again: Again,
+    /// The checksums that went out with its task.
+    pub checksums: Option<Checksums>,
 }
 
 /// What became of a result.
@@ -103,7 +110,7 @@ macro_rules! facts_where {
             "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, ",
             "s.attempt AS session_attempt, s.id AS session_id, s.ended AS session_ended, ",
             "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed, ",
-            "s.latest AS session_latest ",
+            "s.latest AS session_latest, s.soft AS session_soft ",
             "FROM sessions s JOIN builds b ON b.id = s.build WHERE ",
             $condition
         )
@@ -148,6 +155,10 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
         fingerprint: row.try_get("session_fingerprint").doing(DOING)?,
         challenge: row.try_get("session_challenge").doing(DOING)?,
         again,
+        // They are those of the last result still: another one would have ended this session.
+        checksums: rebuilds::last(row)?
+            .checksums
+            .filter(|_| row.try_get("session_soft").is_ok_and(|soft: i64| soft == 1)),
     })
 }
 
@@ -212,6 +223,9 @@ async fn take(
                 late: facts.state != SessionState::Current(State::Building),
             };
             keep(tx, by, &facts.build, result, state, now).await?;
+        }
+        Verdict::Unchanged(state) => {
+            rebuilds::unchanged(tx, facts, state, now).await?;
         }
         Verdict::Requeue | Verdict::Retry => {
             // Without its session a second result for it comes to nothing.
@@ -279,6 +293,7 @@ pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewR
                 reason,
             )),
         }],
+        checksums: None,
     }
 }
 
@@ -362,19 +377,51 @@ pub(super) async fn keep(
                 .bind(number),
         );
     }
-    // Whoever else has it, or had it and was late, brings nothing that anybody waits for.
+    end_others(tx, build.id);
+    let checksums = result.checksums.as_ref();
+    tx.later(
+        Sql::new(
+            "UPDATE builds SET status = $3, operations = $4, attempt = $5, finished = $6, checked = $6, soft = 0, \
+             agent_checksum = $7, worker_checksum = $8, dependency_checksum = $9, \
+             controller_checksum = (SELECT controller_checksum FROM sessions WHERE id = $2), \
+             machine_checksum = (SELECT machine_checksum FROM sessions WHERE id = $2) WHERE id = $1",
+        )
+        .bind(build.id)
+        .bind(session)
+        .bind(result.status.to_string())
+        .bind(operations)
+        .bind(number)
+        .bind(now)
+        .bind(checksums.map(|c| c.agent.as_str()))
+        .bind(checksums.map(|c| c.worker.as_str()))
+        .bind(checksums.map(|c| c.dependency.as_str())),
+    );
+    end(tx, build, state, now).await
+}
+
+/// Whoever else has it, or had it and was late, brings nothing that anybody waits for.
+pub(super) fn end_others(tx: &mut Tx<'_>, build: i64) {
     tx.later(
         Sql::new(
             "UPDATE sessions SET ended = 'over' WHERE build = $1 AND attempt IS NULL \
              AND (ended IS NULL OR ended = 'lapsed')",
         )
-        .bind(build.id),
+        .bind(build),
     );
+}
+
+/// A build has its result.
+pub(super) async fn end(
+    tx: &mut Tx<'_>,
+    build: &Build,
+    state: State,
+    now: Millis,
+) -> Result<(), StoreError> {
     // A rebuild that was asked for meanwhile is queued now, where its asker's turn has put it.
     if state == State::Queued
         && let Some((place, submitter)) = &build.again_place
     {
-        builds::force(tx, build, *place, submitter, now).await?;
+        builds::enter(tx, build, Class::Forced, *place, submitter, now).await?;
     }
     let (position, queued) = match state {
         State::Queued => (tx.dialect().next(Counter::Queue), now),
@@ -382,16 +429,11 @@ pub(super) async fn keep(
     };
     tx.later(
         Sql::new(format!(
-            "UPDATE builds SET state = $2, status = $3, operations = $4, attempt = $5, finished = $6, \
-             lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, failures = '[]', \
-             position = {position}, queued = $7, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
+            "UPDATE builds SET state = $2, lease_until = NULL, session = NULL, again = 0, interrupts = 0, lapses = 0, failures = '[]', \
+             position = {position}, queued = $3, run = CASE WHEN $2 = 'queued' THEN NULL ELSE run END WHERE id = $1"
         ))
         .bind(build.id)
         .bind(state.as_str())
-        .bind(result.status.to_string())
-        .bind(operations)
-        .bind(number)
-        .bind(now)
         .bind(queued),
     );
     if state == State::Queued {

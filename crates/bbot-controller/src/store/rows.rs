@@ -87,6 +87,8 @@ pub struct Build {
     pub started: Option<Millis>,
     /// When the last result came, or it was cancelled.
     pub finished: Option<Millis>,
+    /// When it was last built, or found to be as it would be built; none: it is not rebuilt by itself.
+    pub checked: Option<Millis>,
     /// Number of the last finished attempt; 0 when there is none.
     pub attempt: i64,
     /// Status of the last finished attempt.
@@ -230,6 +232,7 @@ pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
         queued: submission.submitted,
         started: None,
         finished: None,
+        checked: None,
         attempt: 0,
         status: None,
         operations: Vec::new(),
@@ -336,6 +339,7 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         queued: Millis(get(row, "queued")?),
         started: time(row, "started")?,
         finished: time(row, "finished")?,
+        checked: time(row, "checked")?,
         attempt: get(row, "attempt")?,
         status: get::<Option<String>>(row, "status")?
             .map(|text| status(id, &text))

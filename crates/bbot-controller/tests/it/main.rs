@@ -20,6 +20,7 @@ mod order;
 mod packages;
 mod pages;
 mod process;
+mod rebuilds;
 mod sessions;
 mod shared;
 mod shutdown;

@@ -8,7 +8,7 @@ use bbot_controller::package::plan::Plan;
 use bbot_controller::queue::lease::{Lapse, Renewal};
 use bbot_controller::queue::order::{self, Class, Priority};
 use bbot_controller::queue::outcome::{
-    Dropped, Facts, INTERRUPTS, Identity, Machine, Proof, Verdict, decide,
+    Dropped, Facts, INTERRUPTS, Identity, Machine, Proof, Skip, Verdict, decide,
 };
 use bbot_controller::queue::{self, State};
 use bbot_controller::source::{Repository, Source};
@@ -266,6 +266,7 @@ async fn run(store: Store, events: Vec<Event>) {
                     machine_summary: "M",
                     toolchain_name: "d",
                     toolchain_version: "1",
+                    makings: None,
                 };
                 assert!(store.lease(&lease, Millis(now)).await.unwrap().is_some());
                 assert!(
@@ -350,6 +351,7 @@ async fn run(store: Store, events: Vec<Event>) {
                 let result = NewResult {
                     status,
                     operations: Vec::new(),
+                    checksums: None,
                 };
                 let take = store.take_result(&name, result, Millis(now), move |facts| {
                     decide(Facts {
@@ -357,6 +359,7 @@ async fn run(store: Store, events: Vec<Event>) {
                         proof: Proof::Good,
                         identity: Identity::Same,
                         status,
+                        skip: Skip::NotOffered,
                         again: facts.again,
                         machine: Machine::Unmentioned,
                         interrupts: facts.build.interrupts,

@@ -271,6 +271,7 @@ async fn keep(store: &Store, objects: &Objects, build: i64, session: &str, log: 
         machine_summary: "M",
         toolchain_name: "default",
         toolchain_version: "0.7.0",
+        makings: None,
     };
     // A build that somebody else's transaction holds is passed over.
     while store.lease(&new, Millis(1)).await.unwrap().is_none() {
@@ -300,6 +301,7 @@ async fn keep(store: &Store, objects: &Objects, build: i64, session: &str, log: 
         let result = NewResult {
             status: Status::Success,
             operations: vec![operation],
+            checksums: None,
         };
         match store
             .take_result(session, result, Millis(2), |_| Verdict::Keep(State::Built))

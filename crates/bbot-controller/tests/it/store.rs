@@ -75,7 +75,7 @@ pub(crate) fn asker(submitter: &str) -> Asker {
     }
 }
 
-async fn submit(store: &Store, name: &str, now: i64) -> i64 {
+pub(crate) async fn submit(store: &Store, name: &str, now: i64) -> i64 {
     let source = Source::Repository(Repository {
         url: "https://pkg.x.org/1/a".into(),
         kind: None,
@@ -93,7 +93,7 @@ async fn submit(store: &Store, name: &str, now: i64) -> i64 {
     store.submit(new, Millis(now)).await.unwrap().builds[0].id
 }
 
-fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
+pub(crate) fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
     NewLease {
         build,
         instead: Instead::None,
@@ -109,6 +109,7 @@ fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a> {
         machine_summary: "M",
         toolchain_name: "default",
         toolchain_version: "0.7.0",
+        makings: None,
     }
 }
 
@@ -132,7 +133,7 @@ fn verdict(taken: Option<Taken>) -> Option<Verdict> {
     taken.map(|t| t.verdict)
 }
 
-fn result(log: &str) -> NewResult {
+pub(crate) fn result(log: &str) -> NewResult {
     let operation = NewOperation {
         name: "update".into(),
         status: Status::Success,
@@ -141,6 +142,7 @@ fn result(log: &str) -> NewResult {
     NewResult {
         status: Status::Success,
         operations: vec![operation],
+        checksums: None,
     }
 }
 
@@ -266,7 +268,9 @@ fn the_same_result_from_many_sides_is_kept_once() {
         for _ in 0..8 {
             let store = store.clone();
             senders.spawn(async move {
-                use bbot_controller::queue::outcome::{Facts, Identity, Machine, Proof, decide};
+                use bbot_controller::queue::outcome::{
+                    Facts, Identity, Machine, Proof, Skip, decide,
+                };
                 let result = result("log");
                 let take = store.take_result("s", result, Millis(7), |facts| {
                     decide(Facts {
@@ -274,6 +278,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         proof: Proof::Good,
                         identity: Identity::Same,
                         status: Status::Success,
+                        skip: Skip::NotOffered,
                         again: facts.again,
                         machine: Machine::Unmentioned,
                         interrupts: 0,
@@ -414,13 +419,14 @@ async fn old_store(place: &Place, migrations: usize) {
     connection.close().await.unwrap();
 }
 
-fn decided(facts: &bbot_controller::store::SessionFacts) -> Verdict {
-    use bbot_controller::queue::outcome::{Facts, Identity, Machine, Proof, decide};
+pub(crate) fn decided(facts: &bbot_controller::store::SessionFacts) -> Verdict {
+    use bbot_controller::queue::outcome::{Facts, Identity, Machine, Proof, Skip, decide};
     decide(Facts {
         session: facts.state,
         proof: Proof::Good,
         identity: Identity::Same,
         status: Status::Success,
+        skip: Skip::NotOffered,
         again: facts.again,
         machine: Machine::Unmentioned,
         interrupts: facts.build.interrupts,

@@ -192,6 +192,8 @@ pub(super) struct Build {
     /// When its task was last handed out.
     started: Option<Time>,
     finished: Option<Time>,
+    /// When it was last built, or found to be as it would be built; null also for what is not rebuilt by itself any more.
+    checked: Option<Time>,
     /// Until when the agent has it, unless it renews that.
     lease_until: Option<Time>,
     /// Why a rebuild was asked for.
@@ -249,6 +251,7 @@ impl Build {
             queued: Time(build.queued),
             started: build.started.filter(|_| begun).map(Time),
             finished: build.finished.filter(|_| build.state.is_over()).map(Time),
+            checked: build.checked.filter(|_| built).map(Time),
             lease_until: build.lease_until.map(Time),
             reason: build.reason.clone(),
             rebuild_asked: build.again,
