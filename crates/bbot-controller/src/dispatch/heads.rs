@@ -20,6 +20,8 @@ struct Slot {
     is_all: bool,
     /// Counts up whenever others may wait than a look that is under way can see.
     changes: u64,
+    /// Those that were queued while nothing was known, which a look that is under way may not see: the first ones.
+    unseen: Vec<Head>,
 }
 
 /// The heads of the configurations of one reading of the buildtab, by their numbers in it.
@@ -136,17 +138,29 @@ impl Heads {
         }
     }
 
-    /// What a look has found, in their order; nothing if it may have missed something.
+    /// What a look has found, in their order. It may have missed something that has changed since it began: then there may be others, and
+    /// what it has found counts with what is known to have come meanwhile, else nobody would get anything as long as builds are
+    /// queued faster than looked up.
     pub(crate) fn found(&self, look: Look, heads: &[Head]) {
         let mut state = self.lock();
         let State { slots, given } = &mut *state;
-        if let Some(slot) = slots.get_mut(look.kind as usize)
-            && slot.changes == look.changes
-        {
-            slot.is_all = heads.len() < look.limit;
-            let free = heads.iter().filter(|head| !given.contains(&head.build));
-            slot.heads = free.cloned().collect();
+        let Some(slot) = slots.get_mut(look.kind as usize) else {
+            return;
+        };
+        let is_late = slot.changes != look.changes;
+        if is_late && !slot.heads.is_empty() {
+            return;
         }
+        let unseen = std::mem::take(&mut slot.unseen);
+        let mut all = heads.to_vec();
+        if is_late {
+            all.extend(unseen);
+            all.sort_unstable();
+            all.dedup_by_key(|head| head.build);
+        }
+        all.retain(|head| !given.contains(&head.build));
+        slot.heads = all.into();
+        slot.is_all = !is_late && heads.len() < look.limit;
     }
 
     /// Another build waits.
@@ -161,6 +175,10 @@ impl Heads {
                     slot.heads.pop_back();
                     slot.is_all = false;
                 }
+            } else if slot.heads.is_empty() {
+                let at = slot.unseen.partition_point(|other| *other < head);
+                slot.unseen.insert(at, head);
+                slot.unseen.truncate(AT_ONCE);
             }
         }
     }
@@ -261,6 +279,40 @@ mod tests {
         heads.found(looks[0], &[]);
         assert_eq!(next(&heads, &[1], &store).unwrap().build, 5);
         assert!(matches!(heads.next(&[9], |_, _| false), Next::None { .. }));
+    }
+
+    /// Each look is overtaken by builds that are queued: they are given all the same, in their order.
+    #[test]
+    fn queueing_faster_than_a_look_holds_nobody_up() {
+        let heads = Heads::new(1, Waiters::default());
+        let give = |store: &[Head], meanwhile: Head| match heads.next(&[0], |_, _| false) {
+            Next::Given(given) => {
+                let build = given.build;
+                given.gone();
+                Some(build)
+            }
+            Next::None { .. } => None,
+            Next::LookUp(looks) => {
+                heads.queued(0, meanwhile);
+                heads.found(looks[0], store);
+                Some(-1)
+            }
+        };
+        let (a, b) = (head(3, 30), head(7, 70));
+        assert_eq!(give(&[a.clone(), b.clone()], head(5, 50)), Some(-1));
+        for build in [30, 50, 70] {
+            assert_eq!(give(&[], head(0, 0)), Some(build));
+        }
+        // Others may wait: it looks again, and what it does not see yet is known all the same.
+        assert_eq!(give(&[], head(9, 90)), Some(-1));
+        assert_eq!(give(&[], head(0, 0)), Some(90));
+        // What came before the look was seen by it.
+        heads.queued(0, head(1, 10));
+        let Next::LookUp(looks) = heads.next(&[0], |_, _| false) else {
+            panic!("it looks again")
+        };
+        heads.found(looks[0], &[]);
+        assert!(matches!(heads.next(&[0], |_, _| false), Next::None { .. }));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buildtab::{Buildtab, Configuration};
-use crate::store::Head;
+use crate::store::{Head, Kind};
 use abilities::Learned;
 use heads::Heads;
 use waiters::Waiters;
@@ -40,6 +40,8 @@ pub(crate) struct Desk {
     pub(crate) looking: tokio::sync::Mutex<()>,
     /// Numbers of configurations by name and target.
     numbers: HashMap<(String, String), u32>,
+    /// The same by what other controllers call them.
+    kinds: HashMap<Kind, u32>,
 }
 
 impl Desk {
@@ -50,6 +52,11 @@ impl Desk {
             .zip(0..)
             .map(|(c, number)| ((c.name.clone(), c.target.clone()), number))
             .collect();
+        let kinds = configurations
+            .iter()
+            .zip(0..)
+            .map(|(c, number)| (Kind::of(&c.name, &c.target), number))
+            .collect();
         let waiters = Waiters::default();
         Self {
             reading: READINGS.fetch_add(1, Ordering::Relaxed),
@@ -58,6 +65,7 @@ impl Desk {
             waiters,
             looking: tokio::sync::Mutex::default(),
             numbers,
+            kinds,
             buildtab,
         }
     }
@@ -91,6 +99,15 @@ impl Desk {
             None => self.heads.changed(kind),
         }
         self.waiters.queued(kind, 1);
+    }
+
+    /// Another controller has queued so many builds of a configuration: as many of those who can build it are told.
+    pub(crate) fn queued_elsewhere(&self, kind: Kind, builds: usize) {
+        // By a line that is not here nobody here builds.
+        if let Some(kind) = self.kinds.get(&kind).copied() {
+            self.heads.changed(kind);
+            self.waiters.queued(kind, builds);
+        }
     }
 
     /// Whatever is known may be wrong: all look again.

@@ -52,7 +52,7 @@ use crate::pace::Paced;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{Asker, Build, Head, News, Store};
+use crate::store::{Asker, Build, Head, Kind, News, Store};
 use crate::token::{SignIns, Token};
 use crate::upkeep::{self, UpkeepError};
 use crate::watched::Watched;
@@ -202,7 +202,12 @@ impl App {
         });
         self.desk()
             .queued(&build.configuration, &build.target, head);
-        self.store.tell(&News::Queued);
+        if self.store.is_shared() {
+            self.store.tell(&News::Queued {
+                kind: Kind::of(&build.configuration, &build.target),
+                builds: 1,
+            });
+        }
         self.build_changed(build.id);
     }
 

@@ -46,7 +46,7 @@ impl App {
         loop {
             for news in news {
                 match news {
-                    News::Queued => self.desk().all_changed(),
+                    News::Queued { kind, builds } => self.desk().queued_elsewhere(kind, builds),
                     News::Changed(build) => {
                         self.changes.tell(build);
                         self.ends.tell(build);

@@ -31,7 +31,7 @@ pub use error::StoreError;
 pub use leases::{Instead, Lease, NewLease, Waiting};
 pub use logs::{Log, LogExcerpt, LogText, NewLog, OldLog};
 pub use look::First;
-pub(crate) use news::{Listener, News};
+pub(crate) use news::{Kind, Listener, News};
 pub use objects::Naming;
 pub use rebuilds::FoundDue;
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};

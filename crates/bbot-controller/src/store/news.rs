@@ -2,10 +2,11 @@
 //! after what it is about is kept (a transaction that notifies would make all others wait for its end), and only
 //! shortens a wait: whoever misses it looks again within a minute.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use sqlx::AnyPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
@@ -18,24 +19,44 @@ const CHANNEL: &str = "bbot_controller";
 /// So many builds are told one by one at once; more are told as all.
 const BUILDS: usize = 200;
 
+/// The same for configurations.
+const KINDS: usize = 100;
+
 /// After a failure it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// What another controller tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum News {
-    /// Something was queued: agents that wait may get it.
-    Queued,
+    /// So many builds of a configuration were queued: agents that wait may get them.
+    Queued { kind: Kind, builds: usize },
     /// This build has changed.
     Changed(i64),
     /// Anything may have happened.
     Missed,
 }
 
+/// A configuration as it is told: controllers number theirs differently, and names may be long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Kind(u64);
+
+impl Kind {
+    /// That of a configuration's name and target.
+    pub(crate) fn of(configuration: &str, target: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(configuration.len().to_le_bytes());
+        hash.update(configuration);
+        hash.update(target);
+        let digest: [u8; 32] = hash.finalize().into();
+        let [a, b, c, d, e, f, g, h, ..] = digest;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
 /// What is still to be told.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pending {
-    queued: bool,
+    queued: BTreeMap<Kind, usize>,
     builds: BTreeSet<i64>,
 }
 
@@ -68,7 +89,9 @@ impl Teller {
         {
             let mut pending = self.pending();
             match news {
-                News::Queued => pending.queued = true,
+                News::Queued { kind, builds } => {
+                    *pending.queued.entry(*kind).or_default() += builds;
+                }
                 News::Changed(build) => {
                     pending.builds.insert(*build);
                 }
@@ -81,7 +104,9 @@ impl Teller {
     /// What could not be told is told later.
     fn again(&self, untold: Pending) {
         let mut pending = self.pending();
-        pending.queued |= untold.queued;
+        for (kind, builds) in untold.queued {
+            *pending.queued.entry(kind).or_default() += builds;
+        }
         pending.builds.extend(untold.builds);
         self.more.notify_one();
     }
@@ -112,12 +137,12 @@ impl Teller {
 
 fn write(name: &str, pending: &Pending) -> String {
     let mut text = name.to_owned();
-    if pending.queued {
-        text.push_str(" queued");
-    }
-    if pending.builds.len() > BUILDS {
+    if pending.builds.len() > BUILDS || pending.queued.len() > KINDS {
         text.push_str(" all");
         return text;
+    }
+    for (Kind(kind), builds) in &pending.queued {
+        text.push_str(&format!(" {builds}x{kind:016x}"));
     }
     for build in &pending.builds {
         text.push(' ');
@@ -133,10 +158,15 @@ fn read(name: &str, text: &str) -> Vec<News> {
         return Vec::new();
     }
     words
-        .map(|word| match word {
-            "queued" => News::Queued,
-            // A newer controller's words too: better one look too many.
-            word => word.parse().map_or(News::Missed, News::Changed),
+        .map(|word| {
+            let queued = word.split_once('x').and_then(|(builds, kind)| {
+                let kind = Kind(u64::from_str_radix(kind, 16).ok()?);
+                let builds = builds.parse().ok()?;
+                Some(News::Queued { kind, builds })
+            });
+            let changed = || word.parse().ok().map(News::Changed);
+            // Other versions' words too: better one look too many.
+            queued.or_else(changed).unwrap_or(News::Missed)
         })
         .collect()
 }
@@ -179,23 +209,38 @@ mod tests {
 
     #[test]
     fn what_is_told_is_heard_by_others_alone() {
+        let (one, other) = (Kind::of("c", "t"), Kind::of("d", "t"));
+        assert_ne!(Kind::of("ct", ""), one);
         let mut pending = Pending {
-            queued: true,
+            queued: [(one, 3), (other, 1)].into(),
             builds: [7, 9].into(),
         };
         let text = write("me", &pending);
         assert_eq!(read("me", &text), []);
-        let heard = [News::Queued, News::Changed(7), News::Changed(9)];
-        assert_eq!(read("you", &text), heard);
+        let queued = |kind, builds| News::Queued { kind, builds };
+        let heard = read("you", &text);
+        assert!(heard.contains(&queued(one, 3)) && heard.contains(&queued(other, 1)));
+        assert_eq!(heard[2..], [News::Changed(7), News::Changed(9)]);
         pending.builds.extend(0..1000);
         let text = write("me", &pending);
-        assert_eq!(read("you", &text), [News::Queued, News::Missed]);
+        assert_eq!(read("you", &text), [News::Missed]);
+        let many = |kinds: u64| Pending {
+            queued: (0..kinds).map(|kind| (Kind(kind), 1)).collect(),
+            builds: BTreeSet::new(),
+        };
+        let (few, all) = (KINDS as u64, KINDS as u64 + 1);
+        assert_eq!(read("you", &write("me", &many(few))).len(), KINDS);
+        assert_eq!(read("you", &write("me", &many(all))), [News::Missed]);
         let longest = Pending {
-            queued: true,
+            queued: (0..few)
+                .map(|kind| (Kind(u64::MAX - kind), 1_000_000))
+                .collect(),
             builds: (i64::MIN..).take(BUILDS).collect(),
         };
         // A notification has fewer than 8000 bytes.
         assert!(write("0123456789abcdef", &longest).len() < 8000);
-        assert_eq!(read("you", "me later-word"), [News::Missed]);
+        for word in ["later-word", "queued", "x", "1x", "x1", "1xg"] {
+            assert_eq!(read("you", &format!("me {word}")), [News::Missed], "{word}");
+        }
     }
 }
