@@ -32,6 +32,8 @@ pub(super) struct Lapses {
     /// No lease ends before this, in steady time. At first nothing is known.
     earliest: AtomicI64,
     sooner: Notify,
+    /// Held by who looks for those that have lapsed.
+    looking: tokio::sync::Mutex<()>,
 }
 
 impl Lapses {
@@ -62,11 +64,14 @@ impl App {
     /// Queues builds again whose agents have not been heard of in time.
     pub(crate) async fn requeue_lapsed(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.steady() < self.lapses.earliest() {
+            // Who is at it has not told yet what waits again.
+            drop(self.lapses.looking.lock().await);
             return Ok(());
         }
         let app = Arc::clone(self);
         // Whoever asks may go before it is done: what is found is told and remembered all the same.
         let looked = tokio::spawn(async move {
+            let _looking = app.lapses.looking.lock().await;
             app.lapses.ask();
             let looked = app.look_for_lapsed().await;
             match looked {

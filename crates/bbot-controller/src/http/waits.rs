@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::queue::State;
-use crate::queue::wait::{self, Before, Line, Why};
+use crate::queue::wait::{self, Before, Why};
 use crate::store::{Build, StoreError};
 
 /// So many builds are counted that go before one.
@@ -38,11 +38,8 @@ impl App {
         };
         let why = wait::why(kind.is_some(), agents, before);
         let line = kind.and_then(|kind| desk.configuration(kind));
-        let line = line.map(|line| Line {
-            pattern: &line.pattern,
-            environment: line.environment.as_deref(),
-        });
-        let sentence = why.sentence(&build.configuration, line, &build.failures.avoided());
+        let pattern = line.map(|line| line.pattern.as_str());
+        let sentence = why.sentence(&build.configuration, pattern, &build.failures.avoided());
         Ok(Some(Waits { why, sentence }))
     }
 }

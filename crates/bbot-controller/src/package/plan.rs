@@ -1,12 +1,14 @@
 //! Which builds a package becomes: one for each of its configurations and each target configuration of the buildtab that it does
 //! not leave out.
 
+use bbot_manifest::Era;
 use serde::{Deserialize, Serialize};
 
 use super::classes::{self, Expression};
 use super::constraint::{self, Constraint};
 use super::{Package, PackageConfiguration};
 use crate::buildtab::{Buildtab, Configuration};
+use crate::queue::select;
 
 /// A build to be queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +108,7 @@ pub fn plan(
                 Some(constraints) => by_constraints(constraints, target),
                 None => common_constraints.clone(),
             });
+            let why = why.or_else(|| by_era(configuration, target));
             match why {
                 None => plan.builds.push(Planned {
                     configuration: target.name.clone(),
@@ -152,6 +155,16 @@ fn by_classes(builds: &[Expression], target: &Configuration, is_chosen: bool) ->
 
 fn by_constraints(constraints: &[Constraint], target: &Configuration) -> Option<String> {
     constraint::why_not(constraints, target.matching, &target.name, &target.target)
+}
+
+/// The wire of 2017 has no word for a package configuration: what its agents built in its place would be something else.
+fn by_era(configuration: &PackageConfiguration, target: &Configuration) -> Option<String> {
+    let says_more = configuration.arguments.is_some();
+    (says_more && select::is_for(target, Era::Y2017)).then(|| {
+        "its line in the buildtab is one of 2017, whose agents know nothing of package configurations: \
+         give the line a list of classes"
+            .to_owned()
+    })
 }
 
 /// A sentence about a value that leaves something out, in the package's words where it has any.
@@ -263,7 +276,6 @@ old*         plain            i686-linux-gnu\n";
                 "windows-msvc",
                 "windows-msvc/small",
                 "plain",
-                "plain/small",
             ]
         );
         assert_eq!(
@@ -273,13 +285,15 @@ old*         plain            i686-linux-gnu\n";
                 "linux-gcc-static: \"build-exclude: **-static\" leaves it out",
                 "windows-msvc/network: \"network-builds: linux\": Only on Linux.",
                 "plain/network: \"network-builds: linux\": Only on Linux.",
+                "plain/small: its line in the buildtab is one of 2017, whose agents know nothing of package configurations: \
+                 give the line a list of classes",
             ]
         );
     }
 
     #[test]
     fn there_is_a_bound() {
-        let lines: String = (0..1000).map(|n| format!("* c{n} t\n")).collect();
+        let lines: String = (0..1000).map(|n| format!("* c{n} t default\n")).collect();
         let tab = Buildtab::parse(&lines, "t").unwrap();
         let manifest: String = (0..10).map(|n| format!("c{n}-build-config: a\n")).collect();
         let package = Package::read(format!(": 1\n{manifest}").as_bytes(), "m").unwrap();

@@ -3,6 +3,7 @@
 use bbot_manifest::Era;
 
 use crate::buildtab::{Buildtab, Configuration};
+use crate::pattern::Matching;
 
 /// A machine that an agent offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +32,11 @@ pub struct Candidate {
     pub machine: usize,
 }
 
-/// Whether agents of this era are given it. One of 2017 is given none that names an environment: its wire has no word for it,
-/// and without it the result would be of something else.
+/// Whether agents of this era are given it. Those of 2017 are given what lines of 2017 are for: for an environment and for package
+/// configurations their wire has no word, and without it the result would be of something else.
 #[must_use]
 pub fn is_for(configuration: &Configuration, era: Era) -> bool {
-    era != Era::Y2017 || configuration.environment.is_none()
+    era != Era::Y2017 || configuration.matching == Matching::Plain
 }
 
 /// For each configuration the first offered build machine that it takes, in the order of the buildtab.
@@ -120,15 +121,15 @@ mod tests {
     }
 
     #[test]
-    fn environments_are_for_later_agents() {
-        let tab = "w** a t/vc143 all\nw** b t all\n";
+    fn later_lines_are_for_later_agents() {
+        let tab = "w** a t/vc143 all\nw* b t\nw** c t all\n";
         assert_eq!(
             chosen(tab, &offers(&["w"]), Era::Y2017),
             [("b".to_owned(), 0)]
         );
         assert_eq!(
             chosen(tab, &offers(&["w"]), Era::Later),
-            [("a".to_owned(), 0), ("b".to_owned(), 0)]
+            ["a", "b", "c"].map(|name| (name.to_owned(), 0))
         );
     }
 

@@ -131,15 +131,6 @@ pub enum Before {
     MoreThan(usize),
 }
 
-/// The line of the buildtab that a build is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Line<'a> {
-    /// Its pattern of machine names.
-    pub pattern: &'a str,
-    /// Its environment, for which the wire of 2017 has no word.
-    pub environment: Option<&'a str>,
-}
-
 /// Why a build waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Why {
@@ -182,16 +173,10 @@ fn agents(number: usize) -> String {
 }
 
 impl Why {
-    /// The same as a sentence. `avoided`: hosts that the build avoids.
+    /// The same as a sentence. `pattern`: of the line's machine names, `avoided`: hosts that the build avoids.
     #[must_use]
-    pub fn sentence(
-        &self,
-        configuration: &str,
-        line: Option<Line<'_>>,
-        avoided: &[&str],
-    ) -> String {
-        let pattern = line.map_or("", |line| line.pattern);
-        let environment = line.and_then(|line| line.environment).unwrap_or_default();
+    pub fn sentence(&self, configuration: &str, pattern: Option<&str>, avoided: &[&str]) -> String {
+        let pattern = pattern.unwrap_or_default();
         let many = self.agents != 1;
         let before = match self.before {
             Before::Exactly(0) => String::new(),
@@ -234,8 +219,7 @@ impl Why {
             Code::Era => {
                 let (has, who) = (if many { "have" } else { "has" }, agents(self.agents));
                 format!(
-                    "{who} {has} a machine for {configuration}, but the wire of 2017, on which no task can name the \
-                     environment {environment}"
+                    "{who} {has} a machine for {configuration}, but the wire of 2017, and its line is one of the later era"
                 )
             }
             Code::NoMachine => match self.agents {
@@ -326,17 +310,14 @@ mod tests {
 
     #[test]
     fn sentences() {
-        let line = Some(Line {
-            pattern: "windows_10-msvc**",
-            environment: Some("vc143"),
-        });
+        let pattern = Some("windows_10-msvc**");
         let of = |code, agents, before| {
             let why = Why {
                 code,
                 agents,
                 before,
             };
-            why.sentence("msvc", line, &["h1", "h2"])
+            why.sentence("msvc", pattern, &["h1", "h2"])
         };
         let none = Before::Exactly(0);
         for (code, agents, before, expected) in [
@@ -399,7 +380,7 @@ mod tests {
                 Code::Era,
                 1,
                 none,
-                "1 agent has a machine for msvc, but the wire of 2017, on which no task can name the environment vc143.",
+                "1 agent has a machine for msvc, but the wire of 2017, and its line is one of the later era.",
             ),
             (
                 Code::NoMachine,

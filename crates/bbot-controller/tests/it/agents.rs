@@ -98,7 +98,7 @@ fn a_later_agent_is_answered_in_its_words() {
     let controller = with_tab(&dir);
     let repository = json!({"repository": {"url": "https://example.org/r.git", "type": "git", "trust": ["yes"]}});
     controller.submit_source("foo", "1.0.0", &repository);
-    // A line with an environment is for later agents alone.
+    // A line of the later era is for later agents alone.
     let windows =
         |version: &str| request(version).replace("linux_debian_12-gcc_13.1", "windows_10-msvc_17");
     let none = controller.agent("/?build-task", &[], &windows("0.7.0"));
