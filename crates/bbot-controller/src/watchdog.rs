@@ -41,14 +41,14 @@ pub(crate) async fn watch(app: Arc<App>, shutdown: &CancellationToken) {
 /// Goes the way of a task: the queue in memory, the leases, reading and writing. An error is an answer too: whoever asks is told, and
 /// it heals by itself.
 async fn come_round(app: &Arc<App>) {
-    app.look_at_desk().await;
-    let store = async {
+    let way = async {
+        app.look_at_desk().await;
         let _ = app.requeue_lapsed().await;
         app.write_nothing().await;
     };
     if app.is_shared() {
-        let _ = tokio::time::timeout(AWAY, store).await;
+        let _ = tokio::time::timeout(AWAY, way).await;
     } else {
-        store.await;
+        way.await;
     }
 }

@@ -33,6 +33,12 @@ use crate::store::{Instead, Lease, NewLease, StoreError, Waiting};
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
 
+/// Repositories that a request may be for.
+const REPOSITORIES: usize = 16;
+
+/// The longest name of an agent, a toolchain or a machine, in bytes: they are remembered.
+const NAME: usize = 256;
+
 /// The longest that a request is held until there is a task.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -84,6 +90,14 @@ fn wanted(parameters: &[(String, String)]) -> Result<Wanted, Problem> {
             "t" | "tenant_service_type" => wanted.services.push(value.clone()),
             other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
         }
+    }
+    // Each is looked for by itself, in each configuration.
+    wanted.repositories.sort_unstable();
+    wanted.repositories.dedup();
+    if wanted.repositories.len() > REPOSITORIES {
+        return Err(Problem::bad(format!(
+            "more than {REPOSITORIES} repositories are asked for"
+        )));
     }
     Ok(wanted)
 }
@@ -255,6 +269,14 @@ async fn read(
     let wanted = wanted(parameters)?;
     let text = body::read(incoming, app.config.limits.task_request).await?;
     let task_request = parse(&text)?;
+    let names = [&task_request.agent, &task_request.toolchain_name];
+    let machines = task_request.machines.iter().map(|machine| &machine.name);
+    if let Some(long) = names.into_iter().chain(machines).find(|n| n.len() > NAME) {
+        return Err(Problem::bad(format!(
+            "a name has {} bytes: the names of agents, toolchains and machines have at most {NAME}",
+            long.len()
+        )));
+    }
     Ok((wanted, text, task_request))
 }
 
@@ -570,6 +592,7 @@ mod tests {
                 "interactive=yes",
                 Err("invalid interactive mode: expected false, true or both"),
             ),
+            ("r=b&r=a&r=b&r=a", Ok(2)),
             ("foo=1", Err("unknown parameter \"foo\"")),
             ("r=", Err("empty repository name")),
         ] {
@@ -582,6 +605,17 @@ mod tests {
                 (got, _) => panic!("{text}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn few_repositories_are_looked_for() {
+        let many = |number| {
+            let each = (0..number).map(|n| format!("r=a{n}&"));
+            wanted(&pairs(each.collect::<String>().trim_end_matches('&')))
+        };
+        assert_eq!(many(16).unwrap().repositories.len(), 16);
+        let problem = many(17).unwrap_err();
+        assert_eq!(problem.sentence, "more than 16 repositories are asked for");
     }
 
     #[test]

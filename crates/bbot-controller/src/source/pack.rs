@@ -22,6 +22,9 @@ pub(super) enum PackError {
     /// The tree is too large.
     #[error("the tree is larger than {0} bytes")]
     TooLarge(u64),
+    /// The tree has too many entries.
+    #[error("the tree has more than {ENTRIES} entries")]
+    Entries,
     /// There are no files.
     #[error("the tree is empty")]
     Empty,
@@ -79,6 +82,9 @@ pub(super) fn repack<W: Write>(
     Ok(Packed { archive, left_out })
 }
 
+/// Files, directories and links that a tree has at most: as many as a worker takes. A tree of nothing but names costs no bytes.
+const ENTRIES: usize = 1_000_000;
+
 enum Entry {
     Directory,
     Link(PathBuf),
@@ -103,6 +109,9 @@ fn read(
         }
         let path = entry.path().map_err(PackError::Read)?;
         let name = rules::name(&path).ok_or_else(|| PackError::Name(path.to_path_buf()))?;
+        if entries.len() >= ENTRIES {
+            return Err(PackError::Entries);
+        }
         let entry = match kind {
             Kind::Directory => Entry::Directory,
             Kind::Symlink => {

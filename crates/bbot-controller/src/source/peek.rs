@@ -1,9 +1,11 @@
-//! A look into a source archive for the package's manifest. Nothing is unpacked: the archive is read from its beginning to its end,
-//! by which is known, too, that it can be read and is not more than a worker takes.
+//! A look into a source archive for the package's manifest. Nothing is unpacked: the archive is read from its beginning to the end of its
+//! last file, by which is known, too, that it can be read and is not more than a worker takes.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{self, BufReader, Read};
 use std::path::Component;
+use std::rc::Rc;
 
 use bbot_source::rules::{self, Kind};
 
@@ -43,10 +45,16 @@ pub enum PeekError {
     /// It is too many.
     #[error("it has more than {0} entries")]
     Entries(u64),
+    /// An entry says too much of itself.
+    #[error("an entry of it has a header of more than {} KiB", HEADER >> 10)]
+    Header,
     /// The manifest is too large.
     #[error("its manifest is larger than {LARGEST} bytes")]
     Manifest,
 }
+
+/// The most that an entry says of itself, in bytes: a long name, extended attributes. What reads archives takes all of that into memory.
+const HEADER: u64 = 1 << 20;
 
 /// The package's manifest in this archive; `None` where there is none, or a file of that name that is something else.
 ///
@@ -55,62 +63,43 @@ pub enum PeekError {
 /// # Errors
 /// The archive cannot be read, or goes beyond the bounds.
 pub fn manifest(archive: impl Read, bounds: Bounds) -> Result<Option<Vec<u8>>, PeekError> {
-    // What is behind the last file counts, too: an archive may go on with zeros for ever.
     let unpacked =
         flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(64 << 10, archive));
     let most = bounds
         .bytes
         .saturating_add(bounds.entries.saturating_mul(1024));
+    let header = Rc::new(Cell::new(Some(HEADER)));
     let mut archive = tar::Archive::new(Bounded {
         input: unpacked,
         left: most,
+        header: Rc::clone(&header),
     });
-    let too_large = |e: io::Error| match e.get_ref().is_some_and(|e| e.is::<TooLarge>()) {
-        true => PeekError::Bytes(bounds.bytes >> 20),
-        false => PeekError::Read(e),
+    let too_large = |e: io::Error| match e.get_ref().and_then(|e| e.downcast_ref()) {
+        Some(TooLarge::Whole) => PeekError::Bytes(bounds.bytes >> 20),
+        Some(TooLarge::Header) => PeekError::Header,
+        None => PeekError::Read(e),
     };
     let mut root = Root::default();
     let (mut bytes, mut entries) = (0_u64, 0_u64);
     for entry in archive.entries().map_err(too_large)? {
         let mut entry = entry.map_err(too_large)?;
+        header.set(None);
         entries += 1;
         if entries > bounds.entries {
             return Err(PeekError::Entries(bounds.entries));
         }
         let kind = Kind::of(entry.header().entry_type());
-        if kind == Kind::Header {
-            continue;
-        }
         // A sparse file costs an archive nothing: what counts is what it will be.
         bytes = bytes.saturating_add(entry.size());
         if bytes > bounds.bytes {
             return Err(PeekError::Bytes(bounds.bytes >> 20));
         }
-        let name = entry.path().map_err(too_large)?.into_owned();
-        // A name that leads out is refused by the worker.
-        let Some(name) = rules::name(&name) else {
-            continue;
-        };
-        let parts: Vec<Component<'_>> = name.components().collect();
-        let (folder, is_manifest) = match parts.as_slice() {
-            [] => continue,
-            [only] => (None, only.as_os_str() == MANIFEST),
-            [folder, file] => (Some(folder.as_os_str()), file.as_os_str() == MANIFEST),
-            [folder, ..] => (Some(folder.as_os_str()), false),
-        };
-        let text = if is_manifest && kind == Kind::File {
-            let mut text = Vec::new();
-            let most = LARGEST as u64 + 1;
-            entry
-                .by_ref()
-                .take(most)
-                .read_to_end(&mut text)
-                .map_err(too_large)?;
-            Some(text)
-        } else {
-            None
-        };
-        root.entry(folder, parts[0].as_os_str(), kind, text);
+        if kind != Kind::Header {
+            root.look(&mut entry, kind).map_err(too_large)?;
+        }
+        // To its end, so that what is read next is the header of the next one.
+        io::copy(&mut entry, &mut io::sink()).map_err(too_large)?;
+        header.set(Some(HEADER));
     }
     match root.manifest() {
         // Of something else it does not matter how large it is.
@@ -132,6 +121,31 @@ struct Root {
 }
 
 impl Root {
+    /// Takes what an entry says of the root, and what is in it where that may be the manifest.
+    fn look(&mut self, entry: &mut tar::Entry<'_, impl Read>, kind: Kind) -> io::Result<()> {
+        let name = entry.path()?.into_owned();
+        // A name that leads out is refused by the worker.
+        let Some(name) = rules::name(&name) else {
+            return Ok(());
+        };
+        let parts: Vec<Component<'_>> = name.components().collect();
+        let (folder, is_manifest) = match parts.as_slice() {
+            [] => return Ok(()),
+            [only] => (None, only.as_os_str() == MANIFEST),
+            [folder, file] => (Some(folder.as_os_str()), file.as_os_str() == MANIFEST),
+            [folder, ..] => (Some(folder.as_os_str()), false),
+        };
+        let text = if is_manifest && kind == Kind::File {
+            let mut text = Vec::new();
+            entry.take(LARGEST as u64 + 1).read_to_end(&mut text)?;
+            Some(text)
+        } else {
+            None
+        };
+        self.entry(folder, parts[0].as_os_str(), kind, text);
+        Ok(())
+    }
+
     fn entry(
         &mut self,
         folder: Option<&std::ffi::OsStr>,
@@ -172,22 +186,34 @@ impl Root {
 struct Bounded<R> {
     input: R,
     left: u64,
+    /// What is left for a header, while one is read.
+    header: Rc<Cell<Option<u64>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("too large")]
-struct TooLarge;
+enum TooLarge {
+    #[error("too large")]
+    Whole,
+    #[error("a header that is too large")]
+    Header,
+}
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let header = self.header.get();
         if self.left == 0 {
-            return Err(io::Error::other(TooLarge));
+            return Err(io::Error::other(TooLarge::Whole));
         }
-        let most = usize::try_from(self.left)
+        if header == Some(0) {
+            return Err(io::Error::other(TooLarge::Header));
+        }
+        let left = header.map_or(self.left, |header| header.min(self.left));
+        let most = usize::try_from(left)
             .unwrap_or(usize::MAX)
             .min(buffer.len());
         let read = self.input.read(&mut buffer[..most])?;
         self.left -= read as u64;
+        self.header.set(header.map(|header| header - read as u64));
         Ok(read)
     }
 }
@@ -325,6 +351,38 @@ mod tests {
         gzip.write_all(header.as_bytes()).unwrap();
         let error = look_into(&gzip.finish().unwrap(), bounds).unwrap_err();
         assert_eq!(error, "it unpacks to more than 1 MiB");
+        // Names and attributes that would fill the memory, in an archive of some kilobytes.
+        for kind in [
+            EntryType::GNULongName,
+            EntryType::GNULongLink,
+            EntryType::XHeader,
+        ] {
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+            let mut tar = tar::Builder::new(&mut gzip);
+            for large in ["x".repeat(8 << 20), String::new()] {
+                entry(&mut tar, "a", kind, large.as_bytes());
+            }
+            entry(&mut tar, "manifest", Regular, GOOD.as_bytes());
+            tar.into_inner().unwrap();
+            let error = look_into(&gzip.finish().unwrap(), Bounds::default()).unwrap_err();
+            assert_eq!(
+                error, "an entry of it has a header of more than 1024 KiB",
+                "{kind:?}"
+            );
+        }
+        // One after the other may be as long as is usual.
+        let long = "d/".repeat(2000);
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for number in 0..1000 {
+            let mut header = Header::new_gnu();
+            header.set_size(0);
+            let name = format!("r/{long}{number}");
+            tar.append_data(&mut header, name, io::empty()).unwrap();
+        }
+        entry(&mut tar, "r/manifest", Regular, GOOD.as_bytes());
+        let good = tar.into_inner().unwrap().finish().unwrap();
+        let found = look_into(&good, Bounds::default()).unwrap();
+        assert_eq!(found.as_deref(), Some(GOOD));
         for bytes in [&b"\x1f\x8bnothing"[..], b"", b"no archive"] {
             assert!(look_into(bytes, bounds).is_err(), "{bytes:?}");
         }
