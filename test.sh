@@ -64,6 +64,9 @@ else
 fi
 cargo test --workspace --doc --quiet
 
+step "made-up requests"
+scripts/schemathesis "$([ -n "$full" ] && echo 5000 || echo 300)"
+
 step "promises"
 scripts/promises
 

@@ -61,3 +61,18 @@ need_s3() {
   fi
   rm -f "$log"
 }
+
+# Schemathesis, in a folder of its own: it is no package of Debian's.
+need_schemathesis() {
+  [ ! -x "$1/bin/schemathesis" ] || return 0
+  echo "installing schemathesis into $1"
+  local log
+  log=$(mktemp)
+  if ! { python3 -m venv "$1" && "$1/bin/pip" install 'schemathesis==4.32.5'; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$log" "$1"
+    echo "error: unable to install schemathesis from PyPI" >&2
+    return 1
+  fi
+  rm -f "$log"
+}

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use super::App;
 use super::problem::Problem;
 use crate::clock::Millis;
-use crate::queue;
 use crate::roll::{self, Doing};
-use crate::store::{Build, Filter};
+use crate::store::Build;
 
 /// Builds under way that are looked at.
 const BUILDS: i64 = 10_000;
@@ -27,12 +26,8 @@ pub(super) struct Agent {
 
 /// All agents that were heard of or have a task, by name.
 pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
-    let filter = Filter {
-        state: Some(queue::State::Building),
-        ..Filter::default()
-    };
     let mut builds: BTreeMap<String, Vec<Build>> = BTreeMap::new();
-    for build in app.store.builds(&filter, BUILDS).await? {
+    for build in app.store.building(BUILDS).await? {
         let name = build.agent.clone().unwrap_or_default();
         builds.entry(name).or_default().push(build);
     }

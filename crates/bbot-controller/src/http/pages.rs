@@ -147,7 +147,7 @@ pub(super) async fn builds(
             .cloned()
             .collect();
         let (filter, _) = api::builds::filter(known.clone())?;
-        let (found, next) = api::builds::page(app, &filter, PAGE).await?;
+        let (found, next) = app.store.builds(&filter, PAGE).await?;
         let (queued, building) = app.store.counts().await?;
         let now = app.now();
         let filtered = Filter {
@@ -259,7 +259,10 @@ pub(super) async fn build(
     framed(frame, async |frame| {
         let build = api::builds::find(&app, &text).await?;
         let wanted = api::logs::wanted_attempt(&build, query.as_deref())?;
-        let attempts = app.store.attempts(build.id, api::builds::ATTEMPTS).await?;
+        let attempts = app
+            .store
+            .attempts(build.id, None, api::builds::ATTEMPTS)
+            .await?;
         let shown = app.store.attempt(build.id, wanted).await?;
         if shown.is_none() && wanted != build.attempt {
             return Err(Problem::not_found(format_args!(

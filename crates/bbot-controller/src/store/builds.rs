@@ -1,8 +1,5 @@
 //! Builds: lists, one build with its attempts and logs, and rebuilds.
 
-use bbot_manifest::Status;
-use sqlx::Row as _;
-
 use super::dialect::Counter;
 use super::rows::{self, Attempt, Build};
 use super::turns::{self, Asker, Newcomer, Versions};
@@ -10,92 +7,9 @@ use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::order::Class;
-use crate::queue::{self, Rebuild, State};
-
-/// Which builds a list shows. Names take the wildcards `*` and `?`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Package name.
-    pub package: Option<String>,
-    /// Configuration name.
-    pub configuration: Option<String>,
-    /// State.
-    pub state: Option<State>,
-    /// Status; only of builds that are built.
-    pub status: Option<Status>,
-    /// Only builds below this place: where the page before ended.
-    pub before: Option<i64>,
-}
-
-/// `LIKE` pattern for a name with `*` and `?`; everything for none.
-fn like(name: Option<&str>) -> String {
-    let Some(name) = name else {
-        return "%".to_owned();
-    };
-    let mut pattern = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        match c {
-            '*' => pattern.push('%'),
-            '?' => pattern.push('_'),
-            '%' | '_' | '\\' => {
-                pattern.push('\\');
-                pattern.push(c);
-            }
-            // There is no such name, and no such text in PostgreSQL.
-            '\0' => pattern.push('\u{fffd}'),
-            c => pattern.push(c),
-        }
-    }
-    pattern
-}
+use crate::queue::{self, Rebuild};
 
 impl Store {
-    /// At most `limit` builds, newest first.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn builds(&self, filter: &Filter, limit: i64) -> Result<Vec<Build>, StoreError> {
-        sqlx::query(
-            "SELECT * FROM builds WHERE position < $1 \
-             AND ($2 = '%' OR LOWER(package) LIKE LOWER($2) ESCAPE '\\') \
-             AND ($3 = '%' OR LOWER(configuration) LIKE LOWER($3) ESCAPE '\\') \
-             AND ($4 = '' OR state = $4) \
-             AND ($5 = '' OR (state = 'built' AND status = $5)) \
-             ORDER BY position DESC LIMIT $6",
-        )
-        .bind(filter.before.unwrap_or(i64::MAX))
-        .bind(like(filter.package.as_deref()))
-        .bind(like(filter.configuration.as_deref()))
-        .bind(filter.state.map_or("", State::as_str))
-        .bind(filter.status.map_or_else(String::new, |s| s.to_string()))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-        .doing("list builds")?
-        .iter()
-        .map(rows::build)
-        .collect()
-    }
-
-    /// How many builds wait and how many are with agents.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn counts(&self) -> Result<(i64, i64), StoreError> {
-        const DOING: &str = "count builds";
-        let row = sqlx::query(
-            "SELECT (SELECT COUNT(*) FROM builds WHERE state = 'queued') AS queued, \
-             (SELECT COUNT(*) FROM builds WHERE state = 'building') AS building",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .doing(DOING)?;
-        Ok((
-            row.try_get("queued").doing(DOING)?,
-            row.try_get("building").doing(DOING)?,
-        ))
-    }
-
     /// The build of this number.
     ///
     /// # Errors
@@ -107,22 +21,6 @@ impl Store {
             .await
             .doing("read a build")?;
         row.as_ref().map(rows::build).transpose()
-    }
-
-    /// The last attempts of a build, newest first.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn attempts(&self, build: i64, limit: i64) -> Result<Vec<Attempt>, StoreError> {
-        sqlx::query("SELECT * FROM attempts WHERE build = $1 ORDER BY number DESC LIMIT $2")
-            .bind(build)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
-            .doing("read the attempts of a build")?
-            .iter()
-            .map(|row| rows::attempt(row, build))
-            .collect()
     }
 
     /// One attempt of a build.
@@ -288,21 +186,4 @@ pub(super) async fn enter(
             .bind(place),
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::like;
-
-    #[test]
-    fn wildcards_become_like_patterns() {
-        for (name, expected) in [
-            (None, "%"),
-            (Some("zlib"), "zlib"),
-            (Some("lib*-?"), "lib%-_"),
-            (Some("50%_\\"), "50\\%\\_\\\\"),
-        ] {
-            assert_eq!(like(name), expected);
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod cancel;
 mod dialect;
 mod error;
 mod leases;
+mod lists;
 mod logs;
 mod look;
 mod news;
@@ -26,9 +27,9 @@ mod tx;
 mod waiting;
 mod writer;
 
-pub use builds::Filter;
 pub use error::StoreError;
 pub use leases::{Instead, Lease, NewLease, Waiting};
+pub use lists::{Filter, Page};
 pub use logs::{Log, LogExcerpt, LogText, NewLog, OldLog};
 pub use look::First;
 pub(crate) use news::{Kind, Listener, News};

@@ -287,6 +287,29 @@ fn lists_with_filters_and_cursor() {
         );
     }
 
+    let mut submissions = Vec::new();
+    let mut query = "limit=2".to_owned();
+    loop {
+        let page = controller.get(&format!("/api/v1/submissions?{query}"));
+        let page = page.json();
+        for submission in page["submissions"].as_array().unwrap() {
+            submissions.push(submission["name"].as_str().unwrap().to_owned());
+        }
+        match page["next"].as_str() {
+            Some(next) => query = format!("limit=2&before={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(submissions, ["hello", "zstd", "zlib"]);
+    for (name, expected) in [("ZLIB", 1), ("z*", 2), ("z", 0), ("%25", 0)] {
+        let page = controller.get(&format!("/api/v1/submissions?name={name}"));
+        let found = page.json()["submissions"].as_array().unwrap().len();
+        assert_eq!(found, expected, "{name}");
+    }
+    let attempts = controller.get("/api/v1/builds/1/attempts?limit=1").json();
+    assert_eq!(attempts["attempts"][0]["status"], "error");
+    assert!(attempts["next"].is_null());
+
     // A rebuild is the newest again.
     controller.send("POST", "/api/v1/builds/1/rebuild", br#"{"reason": null}"#);
     assert_eq!(names("limit=1"), ["zlib-a"]);

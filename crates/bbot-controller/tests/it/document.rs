@@ -142,6 +142,12 @@ fn answers_are_as_they_are_described() {
         ("/api/v1/builds/1/log/update", 200),
         ("/api/v1/builds/1/log/install", 404),
         ("/api/v1/builds/1/log/update?attempt=x", 400),
+        ("/api/v1/builds/1/attempts", 200),
+        ("/api/v1/builds/9/attempts", 404),
+        ("/api/v1/builds/1/attempts?limit=x", 400),
+        ("/api/v1/submissions", 200),
+        ("/api/v1/submissions?name=libf*&limit=1", 200),
+        ("/api/v1/submissions?before=x", 400),
         ("/api/v1/submissions/1", 200),
         ("/api/v1/submissions/3", 200),
         ("/api/v1/submissions/9", 404),
@@ -232,7 +238,12 @@ fn parameters_are_those_that_are_described() {
     let controller = Controller::start(dir.path(), |_| {});
     fill(&controller);
     let document = Document::of(&controller);
-    for path in ["/api/v1/builds", "/api/v1/builds/1/log"] {
+    for path in [
+        "/api/v1/builds",
+        "/api/v1/builds/1/attempts",
+        "/api/v1/builds/1/log",
+        "/api/v1/submissions",
+    ] {
         let (_, operation) = document.operation("GET", path);
         let described = operation["parameters"].as_array().unwrap().iter();
         let described: Vec<&str> = described

@@ -5,6 +5,7 @@
 mod agents;
 mod api;
 mod backup;
+mod bad_input;
 mod bucket;
 mod cancel;
 mod challenge;

@@ -300,7 +300,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
             verdicts.iter().filter(|v| **v == Verdict::Repeat).count(),
             7
         );
-        assert_eq!(store.attempts(id, 10).await.unwrap().len(), 1);
+        assert_eq!(store.attempts(id, None, 10).await.unwrap().len(), 1);
         assert!(
             store
                 .take_result("none", result(""), Millis(7), |_| panic!("not asked"))
@@ -342,7 +342,10 @@ fn everything_is_there_after_a_restart() {
         let tail = excerpt.tail.unwrap();
         assert!(log.starts_with(&excerpt.head) && log.ends_with(&tail));
         assert!(excerpt.head.len() + tail.len() < 40_000);
-        assert_eq!(store.builds(&Filter::default(), 10).await.unwrap().len(), 1);
+        assert_eq!(
+            store.builds(&Filter::default(), 10).await.unwrap().0.len(),
+            1
+        );
         let next = submit(&store, "b", 9).await;
         assert_eq!(next, id + 1, "numbers go on");
         store.close().await;
@@ -546,8 +549,8 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
             package: Some(package.into()),
             ..Filter::default()
         };
-        assert_eq!(store.builds(&filter("A"), 10).await.unwrap().len(), 2);
-        assert_eq!(store.builds(&filter("a\0"), 10).await.unwrap().len(), 0);
+        assert_eq!(store.builds(&filter("A"), 10).await.unwrap().0.len(), 2);
+        assert_eq!(store.builds(&filter("a\0"), 10).await.unwrap().0.len(), 0);
         store.close().await;
     });
 }

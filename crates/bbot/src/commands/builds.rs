@@ -53,7 +53,20 @@ pub(crate) async fn run(options: ListBuilds, home: &Home) -> Result<Exit> {
             filters.push((name, value.clone()));
         }
     }
-    let list = api.builds(&filters).await?;
+    let mut list = api.builds(&filters).await?;
+    // With a filter a page may have fewer than there are further on.
+    let wanted = options.limit as usize;
+    while list.builds.len() < wanted
+        && let Some(next) = list.next.take()
+    {
+        let mut more = filters.clone();
+        more.retain(|(name, _)| *name != "before" && *name != "limit");
+        more.push(("before", next));
+        more.push(("limit", (wanted - list.builds.len()).to_string()));
+        let page = api.builds(&more).await?;
+        list.builds.extend(page.builds);
+        list.next = page.next;
+    }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&list)?);
         return Ok(Exit::Done);

@@ -31,7 +31,7 @@ struct Archive {
     path = "/archives/{sha256}",
     tag = "submissions",
     params(("sha256" = String, Path, description = "What its SHA-256 is", pattern = "^[0-9a-f]{64}$")),
-    request_body(content = Vec<u8>, content_type = "application/gzip"),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses(
         (status = 201, description = "It is new", body = Archive),
         (status = 200, description = "It was here already", body = Archive),

@@ -37,7 +37,7 @@ struct Wanted {
     limit: Limit,
 }
 
-/// One page of builds, newest first.
+/// One page of builds, newest first. With a filter it may have fewer than were asked for, or none, and there is a next one.
 #[derive(Debug, Serialize, ToSchema)]
 struct Builds {
     builds: Vec<view::Build>,
@@ -59,16 +59,6 @@ pub(in crate::http) fn filter(parameters: Vec<(String, String)>) -> Result<(Filt
     Ok((filter, wanted.limit.into()))
 }
 
-/// One page of builds and where the next one begins.
-pub(in crate::http) async fn page(
-    app: &App,
-    filter: &Filter,
-    limit: i64,
-) -> Result<(Vec<Build>, Option<i64>), Problem> {
-    let builds = app.store.builds(filter, limit + 1).await?;
-    Ok(paging::page(builds, limit, |build| build.position))
-}
-
 /// Builds, newest first.
 #[utoipa::path(
     get,
@@ -83,7 +73,7 @@ pub(super) async fn list(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Json> {
     let (filter, limit) = filter(params::parse(&query.unwrap_or_default()))?;
-    let (builds, next) = page(&app, &filter, limit).await?;
+    let (builds, next) = app.store.builds(&filter, limit).await?;
     let answer = Builds {
         builds: builds.iter().map(|b| view::Build::of(b, &base.0)).collect(),
         next: next.map(|n| n.to_string()),
@@ -117,13 +107,59 @@ pub(super) async fn get(
     Ok(json(StatusCode::OK, &whole(&app, &build, &base).await?))
 }
 
+/// Which attempts a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct WantedAttempts {
+    /// `next` of the page before.
+    before: Option<String>,
+    #[param(inline)]
+    limit: Limit,
+}
+
+/// One page of attempts, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+struct Attempts {
+    attempts: Vec<view::Attempt>,
+    /// `before` of the next page; null at the end.
+    next: Option<String>,
+}
+
+/// Results of a build, newest first.
+#[utoipa::path(
+    get,
+    path = "/builds/{id}/attempts",
+    tag = "builds",
+    params(("id" = view::Id, Path, description = "Its number"), WantedAttempts),
+    responses((status = 200, description = "A page of them", body = Attempts), Finds)
+)]
+pub(super) async fn attempts(
+    State(app): State<Arc<App>>,
+    Path(text): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Json> {
+    let parameters = params::parse(&query.unwrap_or_default());
+    let wanted: WantedAttempts = params::read(params::without_empty(parameters))?;
+    let before = wanted.before.as_deref().map(paging::number).transpose()?;
+    let limit = wanted.limit.into();
+    let build = find(&app, &text).await?;
+    let attempts = app.store.attempts(build.id, before, limit + 1).await?;
+    let (attempts, next) = paging::page(attempts, limit, |attempt| attempt.number);
+    let answer = Attempts {
+        attempts: attempts.iter().map(view::Attempt::of).collect(),
+        next: next.map(|n| n.to_string()),
+    };
+    Ok(json(StatusCode::OK, &answer))
+}
+
 /// A build with its attempts: what its page shows.
 pub(super) async fn whole(
     app: &App,
     build: &Build,
     base: &Base,
 ) -> Result<BuildWithAttempts, Problem> {
-    let attempts = app.store.attempts(build.id, ATTEMPTS).await?;
+    let attempts = app.store.attempts(build.id, None, ATTEMPTS).await?;
     let waits = app.why_it_waits(build).await?;
     Ok(BuildWithAttempts::of(build, &attempts, waits, &base.0))
 }

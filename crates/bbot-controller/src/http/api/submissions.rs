@@ -3,20 +3,21 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bbot_manifest::PackageVersion;
-use serde::Deserialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
-use super::document::{Finds, Makes};
+use super::document::{Finds, Lists, Makes};
+use super::paging::{self, Limit};
 use super::source::{not_here, of_package, resolve};
-use super::view::{Id, SubmissionWithBuilds};
+use super::view::{self, Id, SubmissionWithBuilds};
 use super::{id, json};
 use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
-use crate::http::{App, Base, body, to_the_end};
+use crate::http::{App, Base, body, params, to_the_end};
 use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
@@ -184,6 +185,57 @@ pub(in crate::http) async fn find(app: &App, id: i64) -> Result<(Submission, Vec
         .await?
         .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
     Ok((submission, app.store.builds_of(id).await?))
+}
+
+/// Which submissions a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct Wanted {
+    /// Name of the package, with the wildcards `*` and `?`.
+    name: Option<String>,
+    /// `next` of the page before.
+    before: Option<String>,
+    #[param(inline)]
+    limit: Limit,
+}
+
+/// One page of submissions, newest first. With a pattern it may have fewer than were asked for, or none, and there is a next one.
+#[derive(Debug, Serialize, ToSchema)]
+struct Submissions {
+    submissions: Vec<view::Submission>,
+    /// `before` of the next page; null at the end.
+    next: Option<String>,
+}
+
+/// Submissions, newest first, without their builds.
+#[utoipa::path(
+    get,
+    path = "/submissions",
+    tag = "submissions",
+    params(Wanted),
+    responses((status = 200, description = "A page of them", body = Submissions), Lists)
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(base): Extension<Base>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Json> {
+    let parameters = params::parse(&query.unwrap_or_default());
+    let wanted: Wanted = params::read(params::without_empty(parameters))?;
+    let before = wanted.before.as_deref().map(paging::number).transpose()?;
+    let (submissions, next) = app
+        .store
+        .submissions(wanted.name.as_deref(), before, wanted.limit.into())
+        .await?;
+    let answer = Submissions {
+        submissions: submissions
+            .iter()
+            .map(|s| view::Submission::of(s, &base.0))
+            .collect(),
+        next: next.map(|n| n.to_string()),
+    };
+    Ok(json(StatusCode::OK, &answer))
 }
 
 /// One submission.
