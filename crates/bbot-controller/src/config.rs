@@ -53,6 +53,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Where objects are kept; none: `objects` in the data directory.
     pub objects: Option<Where>,
+    /// Types of artifacts that agents may upload.
+    pub artifacts: Vec<String>,
     /// The token's file; none: `token` in the data directory.
     pub token_file: Option<PathBuf>,
     /// Whether looking needs a token, too.
@@ -82,6 +84,8 @@ pub struct Limits {
     pub result: usize,
     /// An archive has at most as many.
     pub archive: u64,
+    /// An artifact has at most as many.
+    pub artifact: u64,
     /// The tree of a git commit has at most as many, and so has what is fetched for it.
     pub git: u64,
     /// The longest time of a git fetch.
@@ -107,6 +111,7 @@ impl Default for Limits {
             task_request: 102_400,
             result: 64 << 20,
             archive: 512 << 20,
+            artifact: 1 << 30,
             git: 1 << 30,
             git_time: Duration::from_secs(300),
             form: 64 << 10,
@@ -140,6 +145,7 @@ impl Config {
             external_url: None,
             names: Vec::new(),
             objects: None,
+            artifacts: Vec::new(),
             token_file: None,
             private: false,
             limits: Limits::default(),

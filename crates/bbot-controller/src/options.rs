@@ -159,6 +159,14 @@ pub struct Options {
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().archive)]
     pub archive_limit: u64,
 
+    /// Type of artifacts that agents may upload, such as bindist; can be repeated [default: none]
+    #[arg(long = "artifacts", value_name = "TYPE", value_parser = artifact_type)]
+    pub artifacts: Vec<String>,
+
+    /// Artifacts have at most this many bytes
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().artifact)]
+    pub artifact_limit: u64,
+
     /// A git commit has at most this many bytes, unpacked and as fetched
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().git)]
     pub git_limit: u64,
@@ -277,11 +285,13 @@ impl Options {
             }),
             directory @ Where::Directory(_) => directory,
         });
+        config.artifacts = self.artifacts;
         config.token_file = self.token_file;
         config.private = self.private;
         config.limits = Limits {
             result: self.result_limit,
             archive: self.archive_limit,
+            artifact: self.artifact_limit,
             git: self.git_limit,
             git_time: Duration::from_secs(self.git_timeout),
             connections: self.connections,
@@ -305,6 +315,20 @@ fn database(url: &str) -> Result<String, &'static str> {
         Ok(url.to_owned())
     } else {
         Err("it is no URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/NAME")
+    }
+}
+
+/// A type of artifacts, which is a part of names and of URLs.
+fn artifact_type(text: &str) -> Result<String, &'static str> {
+    let good = text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.len() <= 32
+        && text
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("expected lower-case letters, digits and dashes, at most 32, beginning with a letter")
     }
 }
 

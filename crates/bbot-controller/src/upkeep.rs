@@ -31,9 +31,9 @@ pub enum UpkeepError {
     /// Archives.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// A log cannot be compressed.
-    #[error("cannot pack a log")]
-    Pack(#[from] std::io::Error),
+    /// A log cannot be compressed, or a file not be removed.
+    #[error("cannot look after files")]
+    Io(#[from] std::io::Error),
 }
 
 /// Removes the objects that nothing has named for [`GRACE`]; how many. `now`: the controller's time, `wall`: that of the files.

@@ -41,6 +41,8 @@ struct Queue {
     pending: std::collections::VecDeque<Pending>,
     size: usize,
     left_out: u64,
+    /// What these bytes belong to.
+    left_out_of: &'static str,
     /// Nothing more will come.
     closed: bool,
     /// The agent wants no segments.
@@ -108,17 +110,14 @@ impl Stream {
         // The mark below may take a little more than there is room.
         let room = BACKLOG.saturating_sub(queue.size);
         if room < bytes.len() {
+            if queue.left_out_of != operation {
+                mark(&mut queue);
+                queue.left_out_of = operation;
+            }
             queue.left_out += bytes.len() as u64;
             return;
         }
-        if queue.left_out > 0 {
-            let mark = format!(
-                "\n... {} bytes came too fast to be sent ...\n",
-                queue.left_out
-            );
-            queue.left_out = 0;
-            append(&mut queue, operation, mark.as_bytes());
-        }
+        mark(&mut queue);
         let was_empty = queue.pending.is_empty();
         append(&mut queue, operation, bytes);
         // A sender that waits for time to pass need not be woken by each line.
@@ -131,7 +130,14 @@ impl Stream {
 
     /// Ends the stream and waits until all is sent, or for a bounded time.
     pub(crate) fn close(mut self) {
-        self.shared.lock().closed = true;
+        {
+            let mut queue = self.shared.lock();
+            // The end of the log may be what is missing.
+            if !queue.given_up {
+                mark(&mut queue);
+            }
+            queue.closed = true;
+        }
         self.shared.changed.notify_all();
         let Some(sender) = self.sender.take() else {
             return;
@@ -149,6 +155,18 @@ impl Stream {
         }
         drop(queue);
         let _ = sender.join();
+    }
+}
+
+/// Says how much is left out where it is.
+fn mark(queue: &mut Queue) {
+    if queue.left_out > 0 {
+        let mark = format!(
+            "\n... {} bytes came too fast to be sent ...\n",
+            queue.left_out
+        );
+        queue.left_out = 0;
+        append(queue, queue.left_out_of, mark.as_bytes());
     }
 }
 
@@ -349,6 +367,32 @@ mod tests {
         );
         assert!(all.ends_with(tail.as_bytes()));
         assert_eq!(all.len(), half.len() + tail.len());
+    }
+
+    #[test]
+    fn what_is_left_out_at_the_end_of_an_operation_or_of_all_is_told() {
+        let half = vec![b'x'; BACKLOG / 2 + 1];
+        let stream = Stream {
+            shared: Arc::new(Shared::default()),
+            sender: None,
+        };
+        let shared = Arc::clone(&stream.shared);
+        stream.push("update", &half);
+        stream.push("update", &half);
+        stream.push("test", &half);
+        stream.close();
+        let queue = shared.lock();
+        let ends: Vec<(&str, String)> = queue
+            .pending
+            .iter()
+            .map(|p| (p.operation, String::from_utf8_lossy(&p.bytes).into_owned()))
+            .collect();
+        let told = format!("... {} bytes came too fast to be sent ...\n", half.len());
+        let [.., (first, update), (second, test)] = ends.as_slice() else {
+            panic!("{} pieces", ends.len());
+        };
+        assert_eq!((*first, *second), ("update", "test"));
+        assert!(update.ends_with(&told) && test.ends_with(&told));
     }
 
     /// The mark comes on top of what exactly fills the queue; what follows is left out again, and nothing overflows.

@@ -85,7 +85,9 @@ fn kind(path: &str, query: Option<&str>) -> &'static str {
     match path.trim_start_matches('/').split('/').next() {
         Some("") if function == "build-task" => "task",
         Some("") if function == "build-result" => "result",
+        Some("") if function == "upload" => "artifact",
         Some("sessions") if path.ends_with("/lease") => "lease",
+        Some("sessions") if path.contains("/artifacts/") => "artifact",
         Some("sessions") => "log",
         Some("archives") => "archive",
         Some("api") => "api",

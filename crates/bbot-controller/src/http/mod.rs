@@ -4,6 +4,7 @@ mod access;
 mod agents;
 mod api;
 mod archives;
+mod artifacts;
 mod body;
 mod changes;
 mod cut;
@@ -36,7 +37,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, get, post, put};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +58,7 @@ use crate::token::{SignIns, Token};
 use crate::upkeep::{self, UpkeepError};
 use crate::watched::Watched;
 
+use artifacts::pieces::Uploads;
 use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
@@ -91,6 +93,8 @@ pub(crate) struct App {
     git: Semaphore,
     /// Archives that may still be looked into.
     peeks: Semaphore,
+    /// Artifacts that come.
+    uploads: Uploads,
     /// Results that come.
     spool: Spool,
     /// The raw logs of runs.
@@ -131,6 +135,7 @@ impl App {
         shutdown: CancellationToken,
     ) -> Self {
         let runs = config.data_dir.join("runs");
+        let uploads = Uploads::new(config.data_dir.join("uploads"));
         let spool = Spool::new(config.data_dir.clone(), config.limits.result);
         let archives = Archives::new(
             objects.clone(),
@@ -162,6 +167,7 @@ impl App {
             wrong_tokens: LogLimit::default(),
             git: Semaphore::new(GIT_FETCHES),
             peeks: Semaphore::new(PEEKS),
+            uploads,
             spool,
             desk,
             shutdown,
@@ -290,6 +296,7 @@ impl App {
                 self.objects.name()
             );
         }
+        self.uploads.remove_left(std::time::SystemTime::now())?;
         let now = self.now();
         let removed = upkeep::sweep(
             &self.store,
@@ -390,6 +397,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/agents", get(pages::agents))
         .route("/sessions/{path}/lease", post(session::lease))
         .route("/sessions/{path}/log/{number}", post(session::log))
+        .route(
+            "/sessions/{path}/artifacts/{type}/{sha256}",
+            put(artifacts::pieces::artifact).head(artifacts::pieces::artifact),
+        )
+        .route("/builds/{id}/artifacts/{sha256}", get(artifacts::get))
         .route("/sign-in", get(pages::sign_in_form).post(pages::sign_in))
         .route("/sign-out", post(pages::sign_out))
         .route("/style.css", get(pages::style))
@@ -408,7 +420,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
     let parameters = params::parse(request.uri().query().unwrap_or_default());
     let function = parameters.first().map(|(name, _)| name.as_str());
-    let agents = matches!(function, Some("build-task" | "build-result"));
+    let agents = matches!(function, Some("build-task" | "build-result" | "upload"));
     match (function, request.method()) {
         (Some("build-task"), &Method::POST) => task::handle(&app, &parameters[1..], request)
             .await
@@ -423,6 +435,10 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
                 Ok(answer) => answer,
                 Err(problem) => problem::Plain(problem).into_response(),
             }
+        }
+        (Some("upload"), &Method::POST) => {
+            let kind = parameters[0].1.clone();
+            artifacts::form::handle(&app, &kind, request).await
         }
         (_, &Method::GET | &Method::HEAD) if !agents => {
             let (head, _) = request.into_parts();

@@ -22,7 +22,7 @@ use super::{App, api, params};
 use crate::buildtab::Configuration;
 use crate::package::plan::Excluded;
 use crate::queue;
-use crate::store::{Attempt, Build, Filter, LogExcerpt, StoreError};
+use crate::store::{Artifact, Attempt, Build, Filter, LogExcerpt, StoreError};
 use crate::token::Scope;
 
 pub(super) use self::sign::{sign_in, sign_in_form, sign_out, signed_in};
@@ -208,6 +208,26 @@ struct AttemptView {
     late: bool,
 }
 
+struct ArtifactView {
+    kind: String,
+    instance: String,
+    name: String,
+    size: String,
+    sha256: String,
+}
+
+impl ArtifactView {
+    fn of(artifact: Artifact) -> Self {
+        Self {
+            size: parts::size(artifact.bytes),
+            kind: artifact.kind,
+            instance: artifact.instance,
+            name: artifact.name,
+            sha256: artifact.sha256,
+        }
+    }
+}
+
 struct Shown {
     number: i64,
     older: bool,
@@ -240,6 +260,7 @@ struct BuildPage {
     reason: Option<String>,
     shown: Option<Shown>,
     operations: Vec<OperationView>,
+    artifacts: Vec<ArtifactView>,
     attempts: Vec<AttemptView>,
 }
 
@@ -277,6 +298,9 @@ pub(super) async fn build(
             }
             None => Vec::new(),
         };
+        // Those of the attempt that is shown, else of what is under way.
+        let run = shown.as_ref().map_or(build.run, |attempt| attempt.run);
+        let artifacts = app.store.artifacts(build.id, run.unwrap_or(0)).await?;
         let submission = app.store.submission(build.submission).await?;
         let source = submission.map_or_else(SourceLine::unknown, |s| SourceLine::of(&s.source));
         let waiting = !build.is_begun();
@@ -328,6 +352,7 @@ pub(super) async fn build(
                 number: a.number,
             }),
             operations,
+            artifacts: artifacts.into_iter().map(ArtifactView::of).collect(),
             attempts: if attempts.len() > 1 || (!built && !attempts.is_empty()) {
                 attempts.iter().map(attempt_view).collect()
             } else {

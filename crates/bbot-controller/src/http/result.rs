@@ -162,7 +162,7 @@ fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {
 }
 
 /// What it proves that nothing was answered.
-fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
+pub(super) fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
     // Without a challenge the task was given before agents had to prove themselves, and now they may have to.
     if keys || facts.challenge.is_some() {
         Proof::Missing
@@ -171,7 +171,7 @@ fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
     }
 }
 
-fn prove(app: &App, facts: &SessionFacts, answer: &[u8]) -> Proof {
+pub(super) fn prove(app: &App, facts: &SessionFacts, answer: &[u8]) -> Proof {
     let Some(challenge) = &facts.challenge else {
         return Proof::Unexpected;
     };

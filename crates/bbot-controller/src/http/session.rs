@@ -49,12 +49,20 @@ fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "the session is not known")
 }
 
-fn over(facts: Option<&SessionFacts>) -> Problem {
+pub(super) fn over(facts: Option<&SessionFacts>) -> Problem {
     let why = match facts.map(|f| f.state) {
         Some(SessionState::Cancelled) => "the session is over: its build was cancelled",
         _ => "the session is over: its task was given away again, is built, or took too long",
     };
     Problem::new(StatusCode::GONE, why)
+}
+
+/// The session whose URL ends so.
+pub(super) async fn under_way(app: &App, path: &str) -> Result<SessionFacts, Problem> {
+    if !is_path(path) {
+        return Err(unknown());
+    }
+    app.store.session_by_path(path).await?.ok_or_else(unknown)
 }
 
 /// `POST /sessions/<path>/lease`: the agent lives.

@@ -497,8 +497,8 @@ async fn find(
             challenge,
             agent_checksum: lease.checksums.as_ref().map(|c| c.agent.clone()),
             task: Some(task(&lease, configuration, &machine.name, base)),
+            upload_urls: uploads(app, asked.held.era, base),
             session,
-            ..TaskResponse::none()
         };
         let mut answer = answer_of(hand_out.body(written(&response, asked.held.era)?));
         if terms.renew.is_some()
@@ -510,6 +510,13 @@ async fn find(
         return Ok(Search::Found(Found { kind, answer }));
     }
     Ok(NOTHING)
+}
+/// Where artifacts may be uploaded to, by their types; an agent of 2017 does not know of any.
+fn uploads(app: &App, era: Era, base: &str) -> std::collections::BTreeMap<String, String> {
+    let kinds = app.config.artifacts.iter().filter(|_| era == Era::Later);
+    kinds
+        .map(|kind| (kind.clone(), format!("{base}/?upload={kind}")))
+        .collect()
 }
 
 fn task(lease: &Lease, configuration: &Configuration, machine: &str, base: &str) -> Task {

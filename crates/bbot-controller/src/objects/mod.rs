@@ -28,6 +28,9 @@ pub use s3::Bucket;
 /// Bytes of an upload that are held in memory: a smaller one is put in one request, and a larger one in pieces of this size.
 const PIECE: usize = 8 << 20;
 
+/// Bytes of a file that are read at once.
+const READ: usize = 256 << 10;
+
 /// Pieces of one upload that are on their way at once.
 const PIECES: usize = 2;
 
@@ -47,11 +50,13 @@ pub enum Kind {
     Log,
     /// A source archive, as it came.
     Archive,
+    /// What a build made, as it came.
+    Artifact,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Log, Self::Archive];
+    pub const ALL: [Self; 3] = [Self::Log, Self::Archive, Self::Artifact];
 
     /// What the store calls it.
     #[must_use]
@@ -59,6 +64,7 @@ impl Kind {
         match self {
             Self::Log => "log",
             Self::Archive => "archive",
+            Self::Artifact => "artifact",
         }
     }
 
@@ -67,6 +73,7 @@ impl Kind {
         match self {
             Self::Log => ("logs", ".zst"),
             Self::Archive => ("archives", ".tar.gz"),
+            Self::Artifact => ("artifacts", ""),
         }
     }
 }
@@ -238,6 +245,32 @@ impl Objects {
                 place,
             },
         })
+    }
+
+    /// Keeps what is in a file, from where that is read at, as it is.
+    ///
+    /// # Errors
+    /// It cannot be read, has another hash, or the object store does not take it.
+    pub async fn put_file(
+        &self,
+        kind: Kind,
+        sha256: &str,
+        file: std::fs::File,
+    ) -> Result<Object, ObjectError> {
+        use tokio::io::AsyncReadExt as _;
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(READ);
+        let mut upload = self.begin(kind, sha256)?;
+        loop {
+            let mut piece = vec![0; READ];
+            let read = file.read(&mut piece).await;
+            let read = read.map_err(|e| self.failed("read what is to be kept", e))?;
+            if read == 0 {
+                return upload.finish().await;
+            }
+            piece.truncate(read);
+            upload.write(Bytes::from(piece)).await?;
+        }
     }
 
     /// Whether there is something at an object's place.

@@ -4,6 +4,7 @@
 //! statements serve both. Whatever reads and then writes does so in one transaction; with SQLite the one `writer` runs
 //! them all. The decisions in between are the queue's pure functions.
 
+mod artifacts;
 mod builds;
 mod cancel;
 mod dialect;
@@ -27,6 +28,7 @@ mod tx;
 mod waiting;
 mod writer;
 
+pub use artifacts::{Artifact, MOST as MOST_ARTIFACTS};
 pub use error::StoreError;
 pub use leases::{Instead, Lease, NewLease, Waiting};
 pub use lists::{Filter, Page};

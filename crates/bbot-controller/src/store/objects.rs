@@ -15,7 +15,8 @@ use crate::objects::{Kind, Object};
 macro_rules! unnamed {
     () => {
         "NOT EXISTS (SELECT 1 FROM logs l WHERE o.kind = 'log' AND l.object = o.sha256) \
-         AND NOT EXISTS (SELECT 1 FROM submissions s WHERE o.kind = 'archive' AND s.archive = o.sha256)"
+         AND NOT EXISTS (SELECT 1 FROM submissions s WHERE o.kind = 'archive' AND s.archive = o.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE o.kind = 'artifact' AND a.sha256 = o.sha256)"
     };
 }
 

@@ -71,6 +71,16 @@ impl Store {
                     )
                     .bind(before),
                 );
+                // Of runs that came to nothing, too.
+                tx.later(
+                    Sql::new(
+                        "DELETE FROM artifacts WHERE uploaded < $1 AND NOT EXISTS (SELECT 1 FROM attempts a \
+                         JOIN builds b ON b.id = a.build WHERE a.build = artifacts.build AND a.run = artifacts.run \
+                         AND (a.finished >= $1 OR a.number = b.attempt)) AND NOT EXISTS (SELECT 1 FROM builds b \
+                         WHERE b.id = artifacts.build AND b.run = artifacts.run AND b.session IS NOT NULL)",
+                    )
+                    .bind(before),
+                );
                 let removed = tx
                     .changed(
                         Sql::new(

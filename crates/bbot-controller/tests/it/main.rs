@@ -4,6 +4,7 @@
 
 mod agents;
 mod api;
+mod artifacts;
 mod backup;
 mod bad_input;
 mod bucket;

@@ -161,5 +161,11 @@ pub(super) async fn whole(
 ) -> Result<BuildWithAttempts, Problem> {
     let attempts = app.store.attempts(build.id, None, ATTEMPTS).await?;
     let waits = app.why_it_waits(build).await?;
-    Ok(BuildWithAttempts::of(build, &attempts, waits, &base.0))
+    let artifacts = app
+        .store
+        .artifacts(build.id, build.run.unwrap_or(0))
+        .await?;
+    Ok(BuildWithAttempts::of(
+        build, &attempts, waits, &artifacts, &base.0,
+    ))
 }

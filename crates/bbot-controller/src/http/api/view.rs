@@ -284,6 +284,42 @@ pub(super) struct BuildWithAttempts {
     /// Why it waits, when it does.
     waits: Option<Waits>,
     attempts: Vec<Attempt>,
+    /// What the run that is under way or was the last has made beside its result.
+    artifacts: Vec<Artifact>,
+}
+
+/// What a build has made beside its result.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Artifact {
+    /// What it is, such as `bindist`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// What its file is called.
+    name: String,
+    /// Which of several of its type, as its agent says; may be empty.
+    instance: String,
+    sha256: String,
+    bytes: u64,
+    uploaded: Time,
+    /// Where it can be had.
+    url: String,
+}
+
+impl Artifact {
+    fn of(artifact: &store::Artifact, base: &str) -> Self {
+        Self {
+            url: format!(
+                "{base}/builds/{}/artifacts/{}",
+                artifact.build, artifact.sha256
+            ),
+            kind: artifact.kind.clone(),
+            name: artifact.name.clone(),
+            instance: artifact.instance.clone(),
+            sha256: artifact.sha256.clone(),
+            bytes: artifact.bytes,
+            uploaded: Time(artifact.uploaded),
+        }
+    }
 }
 
 impl BuildWithAttempts {
@@ -291,9 +327,11 @@ impl BuildWithAttempts {
         build: &store::Build,
         attempts: &[store::Attempt],
         waits: Option<waits::Waits>,
+        artifacts: &[store::Artifact],
         base: &str,
     ) -> Self {
         Self {
+            artifacts: artifacts.iter().map(|a| Artifact::of(a, base)).collect(),
             build: Build::of(build, base),
             waits: waits.map(Waits::of),
             attempts: attempts.iter().map(Attempt::of).collect(),
