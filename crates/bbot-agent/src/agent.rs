@@ -29,6 +29,7 @@ mod answers;
 mod ask;
 mod begin;
 mod blame;
+mod drained;
 mod driver;
 mod once;
 mod prepare;
@@ -175,6 +176,13 @@ impl Agent {
             out: Box::new(io::stdout()),
         })?;
         agent.steering.open(&agent.context.host.options)?;
+        if agent.was_drained() {
+            tracing::warn!(
+                "no tasks, as told before the start: `bbot agent drain --resume` ends it"
+            );
+            agent.steering.drained = Some(steer::Drained { until: None });
+            agent.remember_drained();
+        }
         Ok(agent)
     }
 

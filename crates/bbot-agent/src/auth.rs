@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rsa::pkcs1::DecodeRsaPrivateKey as _;
 use rsa::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use rsa::traits::PublicKeyParts as _;
@@ -113,6 +115,8 @@ impl fmt::Display for Challenge {
 pub struct Signer {
     key_file: PathBuf,
     fingerprint: String,
+    /// The public key, DER in base64.
+    public: String,
     means: Means,
 }
 
@@ -145,11 +149,11 @@ impl Signer {
         program: Option<&Path>,
         options: &[String],
     ) -> Result<Self, AuthError> {
-        let (means, fingerprint) = match program {
+        let (means, public) = match program {
             None => {
                 let key = read_key(key_file)?;
-                let fingerprint = fingerprint_of(&key, key_file)?;
-                (Means::Key(Box::new(key)), fingerprint)
+                let public = public_der(&key, key_file)?;
+                (Means::Key(Box::new(key)), public)
             }
             Some(program) => {
                 // As the seed: the key is the program's standard input.
@@ -170,12 +174,13 @@ impl Signer {
                     program: program.to_owned(),
                     options: options.to_vec(),
                 };
-                (means, hex::encode(Sha256::digest(&der)))
+                (means, der)
             }
         };
         Ok(Self {
             key_file: key_file.to_owned(),
-            fingerprint,
+            fingerprint: hex::encode(Sha256::digest(&public)),
+            public: BASE64_STANDARD.encode(&public),
             means,
         })
     }
@@ -184,6 +189,11 @@ impl Signer {
     /// hexadecimal.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The public key's DER SubjectPublicKeyInfo in base64, for a controller that does not know it.
+    pub fn public(&self) -> &str {
+        &self.public
     }
 
     /// The answer to a challenge.
@@ -304,6 +314,10 @@ pub fn public_key(key_file: &Path) -> Result<String, AuthError> {
 }
 
 fn fingerprint_of(key: &RsaPrivateKey, path: &Path) -> Result<String, AuthError> {
+    Ok(hex::encode(Sha256::digest(public_der(key, path)?)))
+}
+
+fn public_der(key: &RsaPrivateKey, path: &Path) -> Result<Vec<u8>, AuthError> {
     let der = key
         .to_public_key()
         .to_public_key_der()
@@ -311,7 +325,7 @@ fn fingerprint_of(key: &RsaPrivateKey, path: &Path) -> Result<String, AuthError>
             path: path.to_owned(),
             why: e.to_string(),
         })?;
-    Ok(hex::encode(Sha256::digest(der.as_bytes())))
+    Ok(der.as_bytes().to_vec())
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, AuthError> {

@@ -5,6 +5,7 @@
 //! and tests put a scripted one in its place. What a status means for a result
 //! is the pure [`verdict`].
 
+mod clocks;
 #[cfg(test)]
 pub(crate) mod fake;
 mod http;
@@ -113,6 +114,26 @@ pub struct TaskAnswer {
     pub renew: Option<Duration>,
 }
 
+/// What a request for a task says besides its body, to a controller of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// For how long it may be held.
+    pub hold: Duration,
+    /// The agent takes no tasks: a person has told it so.
+    pub is_drained: bool,
+    /// The agent's public key, DER in base64.
+    pub key: Option<String>,
+}
+
+impl From<Duration> for Manner {
+    fn from(hold: Duration) -> Self {
+        Self {
+            hold,
+            ..Self::default()
+        }
+    }
+}
+
 /// Whose controller it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kin {
@@ -165,7 +186,7 @@ pub enum Acknowledged {
 
 /// The connection to the controllers.
 pub trait Link: Send + Sync + std::fmt::Debug {
-    /// Posts a task request. A controller of ours may hold it for as long as `hold`
+    /// Posts a task request. A controller of ours may hold it for as long as `manner` says
     /// until there is a task; others answer at once.
     ///
     /// # Errors
@@ -175,7 +196,7 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         &'a self,
         url: &'a Url,
         body: String,
-        hold: Duration,
+        manner: Manner,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>>;
 
     /// Posts a result to a controller that is known to be of this kin.

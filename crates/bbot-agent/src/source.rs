@@ -364,7 +364,7 @@ mod tests {
     use bbot_machine::machine::BoxFuture;
 
     use super::*;
-    use crate::controller::{Acknowledged, Posted, Renewed, TaskAnswer, task_url};
+    use crate::controller::{Acknowledged, Manner, Posted, Renewed, TaskAnswer, task_url};
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -417,7 +417,7 @@ mod tests {
             &'a self,
             _: &'a Url,
             _: String,
-            _: Duration,
+            _: Manner,
         ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
             unreachable!("no task is asked for")
         }

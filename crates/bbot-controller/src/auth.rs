@@ -162,12 +162,24 @@ fn read_key(path: &Path) -> Result<RsaPublicKey, KeyError> {
     })
 }
 
-enum PemError {
+/// What is wrong with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PemError {
+    /// It is no RSA public key.
+    #[error("it is not an RSA public key in PEM form; make one with: openssl rsa -in KEY -pubout")]
     NotRsa,
+    /// It is too small or too large.
+    #[error(
+        "the RSA key has {0} bits; from 2048 to 8192 are taken: make another with `bbot keygen`"
+    )]
     Size(usize),
 }
 
-fn public_key(pem: &str) -> Result<RsaPublicKey, PemError> {
+/// Reads an RSA public key in PEM form.
+///
+/// # Errors
+/// It is not one, or its size is not taken.
+pub fn public_key(pem: &str) -> Result<RsaPublicKey, PemError> {
     // By hand: what the crate reads by itself ends at 4096 bits.
     let (label, document) = Document::from_pem(pem.trim()).map_err(|_| PemError::NotRsa)?;
     let der = match label {

@@ -33,6 +33,8 @@ pub struct Config {
     pub buildtab: Option<PathBuf>,
     /// Directory of agents' public keys; none: agents need not prove who they are.
     pub agent_keys: Option<PathBuf>,
+    /// Whether an agent that is not known waits until a person lets it in.
+    pub approve_agents: bool,
     /// Which wire agents are answered on.
     pub era: EraChoice,
     /// How long an agent may take for a task before it is given to another.
@@ -134,6 +136,7 @@ impl Config {
             database: None,
             buildtab: None,
             agent_keys: None,
+            approve_agents: false,
             era: EraChoice::Auto,
             // The original's build-result-timeout.
             result_timeout: Duration::from_secs(10_800),

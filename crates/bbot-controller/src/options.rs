@@ -83,6 +83,11 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub agent_keys: Option<PathBuf>,
 
+    /// An agent that is not known, by its key or else by its name, gets no tasks until a person lets it in
+    /// (`bbot agent approve`, or on the page) [default: any agent, or with --agent-keys those alone]
+    #[arg(long)]
+    pub approve_agents: bool,
+
     /// Which wire agents are answered on: auto (by what each of them sends), 2017 or later
     #[arg(long, value_name = "ERA", default_value = "auto", value_parser = clap::value_parser!(EraChoice))]
     pub era: EraChoice,
@@ -256,6 +261,7 @@ impl Options {
         config.database = self.database;
         config.buildtab = self.buildtab;
         config.agent_keys = self.agent_keys;
+        config.approve_agents = self.approve_agents;
         config.era = self.era;
         config.result_timeout = Duration::from_secs(self.result_timeout);
         config.lease = Duration::from_secs(self.lease);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Millis;
 use crate::dispatch::abilities::Abilities;
 use crate::queue::failure::{Failures, Others};
-use crate::queue::wait::{self, Ability, Code, Presence};
+use crate::queue::wait::{self, Ability, Code, Hold, Presence};
 
 /// Names come from agents; so many are remembered, those that were heard of last: more than a large farm has.
 const LIMIT: usize = 20_000;
@@ -48,6 +48,25 @@ pub(crate) fn doing(tasks: usize, asking: usize, since: Option<Duration>) -> Doi
     }
 }
 
+/// What an agent says of itself with a request for a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Says {
+    /// A person has drained it there: it takes no tasks.
+    pub(crate) drained: bool,
+    /// By how many seconds its clock is ahead of ours, where it says what time it is.
+    pub(crate) ahead: Option<i64>,
+}
+
+/// Clocks that are farther apart than this, in seconds, are told of.
+pub(crate) const CLOCKS: u64 = 10;
+
+impl Says {
+    /// By how many seconds the agent's clock is ahead of ours, if that is worth a word.
+    pub(crate) fn clock_ahead(self) -> Option<i64> {
+        self.ahead.filter(|ahead| ahead.unsigned_abs() > CLOCKS)
+    }
+}
+
 /// What is remembered of an agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -61,6 +80,10 @@ pub(crate) struct Entry {
     pub(crate) toolchain: Option<(String, String)>,
     /// Its requests for a task that wait here now.
     pub(crate) asking: usize,
+    /// What it has said of itself with its last request.
+    pub(crate) says: Says,
+    /// Why it is given nothing.
+    hold: Option<Hold>,
     /// What its machines can build, by which reading of the buildtab.
     able: Option<(u64, Arc<Abilities>)>,
     /// Until when it has a task, in steady time, as far as is known without hearing of it.
@@ -93,7 +116,7 @@ impl Entry {
                 Some(able) if able.is_barred(kind) => Ability::Barred,
                 Some(_) => Ability::None,
             },
-            hold: None,
+            hold: self.hold,
             is_avoided: failures.avoids(&self.name),
             presence: if !self.is_there(now) {
                 Presence::Silent
@@ -166,16 +189,19 @@ impl Roll {
         &self,
         name: &str,
         toolchain: (&str, &str),
-        seen: Millis,
-        steady: Millis,
+        says: Says,
+        (seen, steady): (Millis, Millis),
     ) -> Asking<'_> {
         let mut all = self.lock();
         let entry = entry(&mut all, name, seen, steady);
+        let before = std::mem::replace(&mut entry.says, says).clock_ahead();
+        let clock = says.clock_ahead().filter(|_| before.is_none());
         entry.toolchain = Some((toolchain.0.to_owned(), toolchain.1.to_owned()));
         entry.asking += 1;
         Asking {
             roll: self,
             name: name.to_owned(),
+            clock,
         }
     }
 
@@ -192,6 +218,12 @@ impl Roll {
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
     }
+}
+
+/// `90 s ahead of ours`, `3600 s behind ours`.
+pub(crate) fn ahead_text(ahead: i64) -> String {
+    let side = if ahead < 0 { "behind" } else { "ahead of" };
+    format!("{} s {side} ours", ahead.unsigned_abs())
 }
 
 fn entry<'a>(
@@ -213,6 +245,8 @@ fn entry<'a>(
         steady,
         toolchain: None,
         asking: 0,
+        says: Says::default(),
+        hold: None,
         able: None,
         busy: Millis(i64::MIN),
     });
@@ -225,9 +259,18 @@ fn entry<'a>(
 pub(crate) struct Asking<'a> {
     roll: &'a Roll,
     name: String,
+    /// By how many seconds its clock is ahead of ours, where that is news.
+    pub(crate) clock: Option<i64>,
 }
 
 impl Asking<'_> {
+    /// Whether the agent is given nothing for now, and why.
+    pub(crate) fn is_held_back(&self, hold: Option<Hold>) {
+        if let Some(entry) = self.roll.lock().get_mut(&self.name) {
+            entry.hold = hold;
+        }
+    }
+
     /// What the agent's machines can build, by a reading of the buildtab.
     pub(crate) fn can(&self, reading: u64, able: &Arc<Abilities>) {
         if let Some(entry) = self.roll.lock().get_mut(&self.name) {
@@ -266,8 +309,8 @@ mod tests {
     #[test]
     fn asking_ends_with_the_request() {
         let roll = Roll::new(Millis(0));
-        let first = roll.asks("a", ("t", "1"), Millis(1), Millis(1));
-        let second = roll.asks("a", ("t", "2"), Millis(2), Millis(2));
+        let first = roll.asks("a", ("t", "1"), Says::default(), (Millis(1), Millis(1)));
+        let second = roll.asks("a", ("t", "2"), Says::default(), (Millis(2), Millis(2)));
         roll.heard("b", Millis(3), Millis(3));
         assert_eq!(roll.list()[0].asking, 2);
         drop(first);
@@ -301,7 +344,7 @@ mod tests {
         assert_eq!(others(0, 150), Others::None);
         let asks = |name, machine, reading, seconds| {
             let at = Millis(0).plus_seconds(seconds);
-            let asking = roll.asks(name, ("t", "1"), at, at);
+            let asking = roll.asks(name, ("t", "1"), Says::default(), (at, at));
             asking.can(reading, &able(machine));
         };
         asks("a", "linux", 7, 150);
@@ -329,7 +372,7 @@ mod tests {
     #[test]
     fn so_many_names_and_no_more() {
         let roll = Roll::new(Millis(0));
-        let waiting = roll.asks("waits", ("t", "1"), Millis(0), Millis(0));
+        let waiting = roll.asks("waits", ("t", "1"), Says::default(), (Millis(0), Millis(0)));
         let last = i64::try_from(LIMIT).unwrap() + 50;
         for n in 0..=last {
             roll.heard(&format!("agent-{n}"), Millis(n), Millis(n));

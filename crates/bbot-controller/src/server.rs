@@ -166,6 +166,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         token,
         shutdown.clone(),
     ));
+    app.hear_said().await?;
     app.restart_leases().await?;
     tracing::info!(%address, data = %data.display(), store = app.place(), "listening on {address}");
     if let Some(bound) = bound {

@@ -1,5 +1,6 @@
 //! The controller's JSON API (protocol section 7) as the tool uses it.
 
+pub(crate) mod agents;
 pub(crate) mod events;
 
 use std::{fs, io, path::PathBuf, time::Duration};

@@ -102,7 +102,7 @@ fn run(options: Options) -> Result<Exit> {
         Command::Cancel(options) => runtime.block_on(cancel::run(options, &home)),
         Command::Token(command) => runtime.block_on(token::run(command, &home)),
         Command::Machine(command) => machine::run(command, &home),
-        Command::Agent(command) => agent::run(&command, &home),
+        Command::Agent(command) => runtime.block_on(agent::run(&command, &home)),
         Command::Toolchain(command) => toolchain::run(command, &home),
         Command::Manifest(command) => manifest::run(&command),
         Command::Keygen(options) => key::keygen(&options),

@@ -14,7 +14,7 @@ use super::Context;
 use super::answers::{Answers, Pledge};
 use crate::assignment::{self, Assignment, Terms};
 use crate::auth::Signer;
-use crate::controller::{Kin, LinkError, Url};
+use crate::controller::{Kin, LinkError, Manner, Url};
 use crate::inventory::Machine;
 use crate::session::Session;
 use crate::supervisor::{Answer, AskId};
@@ -131,10 +131,14 @@ impl Question {
         kin: &mut Option<Kin>,
     ) -> Result<Option<Assignment>, Wrong> {
         let signer = context.keys.of(&self.url).map(Arc::as_ref);
-        let body = self
-            .body(context, signer)
+        let body = request(context, signer, &self.machines)
             .map_err(|e| Wrong::Silent(format!("{e:#}")))?;
-        let asked = context.link.request_task(&self.url, body, self.hold);
+        let manner = Manner {
+            hold: self.hold,
+            is_drained: false,
+            key: signer.map(|s| s.public().to_owned()),
+        };
+        let asked = context.link.request_task(&self.url, body, manner);
         let answer = match self.within {
             None => asked.await,
             Some(within) => timeout(within, asked).await.unwrap_or_else(|_| {
@@ -191,23 +195,28 @@ impl Question {
         };
         keep.instrument(span).await
     }
+}
 
-    fn body(&self, context: &Context, signer: Option<&Signer>) -> Result<String> {
-        let options = &context.host.options;
-        let request = TaskRequest {
-            agent: host_name()?,
-            toolchain_name: options.toolchain_name.clone(),
-            toolchain_version: options.toolchain_version(),
-            interactive_mode: None,
-            interactive_login: None,
-            fingerprint: signer.map(|s| s.fingerprint().to_owned()),
-            auxiliary_ram: options.auxiliary_ram,
-            machines: self.machines.iter().map(|m| m.header().clone()).collect(),
-        };
-        request
-            .serialize(options.era.into())
-            .context("unable to write the task request")
-    }
+/// The request for a task on one of these machines.
+pub(super) fn request(
+    context: &Context,
+    signer: Option<&Signer>,
+    machines: &[Machine],
+) -> Result<String> {
+    let options = &context.host.options;
+    let request = TaskRequest {
+        agent: host_name()?,
+        toolchain_name: options.toolchain_name.clone(),
+        toolchain_version: options.toolchain_version(),
+        interactive_mode: None,
+        interactive_login: None,
+        fingerprint: signer.map(|s| s.fingerprint().to_owned()),
+        auxiliary_ram: options.auxiliary_ram,
+        machines: machines.iter().map(|m| m.header().clone()).collect(),
+    };
+    request
+        .serialize(options.era.into())
+        .context("unable to write the task request")
 }
 
 /// What is wrong with a controller.

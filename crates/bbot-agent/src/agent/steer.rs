@@ -50,6 +50,8 @@ pub(super) struct Steering {
     is_measuring: bool,
     measure_at: Option<Instant>,
     pub(super) drained: Option<Drained>,
+    /// Tells controllers that it is drained.
+    pub(super) telling: JoinSet<()>,
     /// Whether no more tasks are asked for since the spool is full.
     pub(super) is_full: bool,
     /// When what runs is interrupted, or `Some(None)`: at once; set when the agent ends.
@@ -71,6 +73,7 @@ impl Steering {
             is_measuring: false,
             measure_at: None,
             drained: None,
+            telling: JoinSet::new(),
             is_full: false,
             stopping: None,
             begin,
@@ -267,6 +270,7 @@ impl Agent {
                 let until = within.and_then(|within| Instant::now().checked_add(within));
                 tracing::info!("no new tasks, as told on the socket");
                 self.steering.drained = Some(Drained { until });
+                self.remember_drained();
                 self.tell_host_state();
                 let _ = reply.send(Ok(()));
             }
@@ -276,6 +280,7 @@ impl Agent {
                 } else {
                     if self.steering.drained.take().is_some() {
                         tracing::info!("tasks again, as told on the socket");
+                        self.remember_drained();
                     }
                     Ok(())
                 };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bbot_machine::machine::BoxFuture;
 use tokio::time::Instant;
 
-use super::{Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url};
+use super::{Acknowledged, Kin, Link, LinkError, Manner, Posted, Renewed, TaskAnswer, Url};
 
 /// What was posted: when, where, what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Link for FakeLink {
         &'a self,
         _: &'a Url,
         _: String,
-        _: Duration,
+        _: Manner,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         unreachable!("no task is asked for")
     }

@@ -8,10 +8,10 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bbot_machine::machine::BoxFuture;
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Certificate, Client, Method, Response};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -19,9 +19,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tokio_util::bytes::Bytes;
 
+use super::clocks::Clocks;
 use super::{
-    Acknowledged, Kin, Link, LinkError, Posted, Renewed, TaskAnswer, Url, acknowledged, below,
-    not_fetched, printable, redirected, renewed, verdict,
+    Acknowledged, Kin, Link, LinkError, Manner, Posted, Renewed, TaskAnswer, Url, acknowledged,
+    below, not_fetched, printable, redirected, renewed, verdict,
 };
 use crate::source::new_fetching;
 
@@ -86,6 +87,7 @@ pub struct Http {
     authorities: Option<Vec<Certificate>>,
     timeout: Duration,
     connect_timeout: Duration,
+    clocks: Arc<Clocks>,
 }
 
 /// What is sent.
@@ -129,6 +131,7 @@ impl Http {
             authorities,
             timeout: settings.timeout,
             connect_timeout,
+            clocks: Arc::default(),
         })
     }
 
@@ -154,6 +157,7 @@ impl Http {
                     .client(&url)?
                     .request(request.method.clone(), url.clone())
                     .header("Bbot-Agent", "1")
+                    .header(DATE, httpdate::fmt_http_date(SystemTime::now()))
                     .header(ACCEPT_ENCODING, "identity")
                     .headers(request.headers.clone())
                     .timeout(request.timeout);
@@ -161,6 +165,7 @@ impl Http {
                     builder = builder.header(CONTENT_TYPE, *kind).body(body.clone());
                 }
                 let response = builder.send().await.map_err(|e| why(&e, request.timeout))?;
+                self.clocks.compare(&url, &response);
                 let target = match response.status().as_u16() {
                     301 | 302 | 307 | 308 => response.headers().get(LOCATION),
                     _ => return Ok(response),
@@ -266,11 +271,17 @@ impl Link for Http {
         &'a self,
         url: &'a Url,
         body: String,
-        hold: Duration,
+        manner: Manner,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
         Box::pin(async move {
             let mut headers = HeaderMap::new();
-            headers.insert("bbot-wait", HeaderValue::from(hold.as_secs()));
+            headers.insert("bbot-wait", HeaderValue::from(manner.hold.as_secs()));
+            if manner.is_drained {
+                headers.insert("bbot-drained", HeaderValue::from_static("1"));
+            }
+            if let Some(key) = manner.key.and_then(|key| key.parse().ok()) {
+                headers.insert("bbot-key", key);
+            }
             let response = self
                 .post(url, MANIFEST, headers, body.into_bytes(), self.timeout)
                 .await?;

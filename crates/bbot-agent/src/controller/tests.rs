@@ -136,7 +136,11 @@ async fn a_task_request_is_a_post_with_our_mark() {
     ]);
     let url = task_url(url.as_str()).unwrap();
     let ours = http()
-        .request_task(&url, ": 1\nagent: a\n".to_owned(), Duration::from_secs(7))
+        .request_task(
+            &url,
+            ": 1\nagent: a\n".to_owned(),
+            Duration::from_secs(7).into(),
+        )
         .await
         .unwrap();
     assert_eq!(
@@ -149,7 +153,7 @@ async fn a_task_request_is_a_post_with_our_mark() {
         }
     );
     let stranger = http()
-        .request_task(&url, String::new(), Duration::from_secs(7))
+        .request_task(&url, String::new(), Duration::from_secs(7).into())
         .await
         .unwrap();
     assert_eq!(stranger.kin, Kin::Stranger);
@@ -200,7 +204,7 @@ async fn redirects_stay_posts_and_within_the_origin() {
 async fn endless_redirects_end() {
     let (url, server) = serve(vec![answer("307 T", "Location: /\r\n", ""); 6]);
     let error = http()
-        .request_task(&url, String::new(), Duration::from_secs(7))
+        .request_task(&url, String::new(), Duration::from_secs(7).into())
         .await
         .unwrap_err();
     assert!(error.to_string().contains("redirects"), "{error}");
@@ -218,7 +222,7 @@ async fn what_a_controller_says_is_told_on_one_line() {
         Posted::Refused("400 Bad Request: invalid ?session".to_owned())
     );
     let error = http()
-        .request_task(&url, String::new(), Duration::from_secs(7))
+        .request_task(&url, String::new(), Duration::from_secs(7).into())
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "401 Unauthorized");
@@ -230,7 +234,7 @@ async fn a_response_without_end_is_cut_off() {
     let long = "x".repeat(usize::try_from(TASK_LIMIT).unwrap() + 1);
     let (url, server) = serve(vec![answer("200 OK", "", &long)]);
     let error = http()
-        .request_task(&url, String::new(), Duration::from_secs(7))
+        .request_task(&url, String::new(), Duration::from_secs(7).into())
         .await
         .unwrap_err();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
@@ -244,7 +248,7 @@ async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
     // Listens, and never answers.
     let silent = Http::new(Duration::from_secs(1)).unwrap();
     let error = silent
-        .request_task(&url, String::new(), Duration::from_secs(7))
+        .request_task(&url, String::new(), Duration::from_secs(7).into())
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "no answer within 1 s");

@@ -1,10 +1,11 @@
 //! The agents: who is there, what each of them does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::App;
 use super::problem::Problem;
 use crate::clock::Millis;
+use crate::crew::Said;
 use crate::roll::{self, Doing};
 use crate::store::Build;
 
@@ -22,6 +23,19 @@ pub(super) struct Agent {
     /// Its requests for a task that wait here.
     pub(super) asking: usize,
     pub(super) builds: Vec<Build>,
+    /// Why it gets no tasks, where a person has drained it.
+    pub(super) drained: Option<Drained>,
+    /// By how many seconds its clock is ahead of ours, if that is worth a word.
+    pub(super) clock_ahead: Option<i64>,
+}
+
+/// A person has drained an agent.
+#[derive(Debug)]
+pub(super) enum Drained {
+    /// Here, since then and perhaps for a reason.
+    Here(Millis, Option<String>),
+    /// At the agent itself.
+    There,
 }
 
 /// All agents that were heard of or have a task, by name.
@@ -31,7 +45,7 @@ pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
         let name = build.agent.clone().unwrap_or_default();
         builds.entry(name).or_default().push(build);
     }
-    let now = app.steady();
+    let (now, said) = (app.steady(), app.crew.said());
     let mut agents: Vec<Agent> = app
         .agents
         .list()
@@ -39,6 +53,8 @@ pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
         .map(|entry| {
             let builds = builds.remove(&entry.name).unwrap_or_default();
             Agent {
+                drained: drained(&said, &entry.name, entry.says.drained),
+                clock_ahead: entry.says.clock_ahead(),
                 doing: roll::doing(builds.len(), entry.asking, Some(entry.steady.until(now))),
                 seen: Some(entry.seen),
                 toolchain: entry.toolchain,
@@ -51,6 +67,8 @@ pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
     // Those that were given their task before this start.
     agents.extend(builds.into_iter().map(|(name, builds)| {
         Agent {
+            drained: drained(&said, &name, false),
+            clock_ahead: None,
             name,
             doing: Doing::Building,
             seen: None,
@@ -61,6 +79,30 @@ pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
             builds,
         }
     }));
+    let known: HashSet<String> = agents.iter().map(|a| a.name.clone()).collect();
+    let others = said.standings().filter(|s| !known.contains(&s.name));
+    agents.extend(others.map(|said| {
+        Agent {
+            name: said.name.clone(),
+            doing: Doing::Silent,
+            seen: None,
+            toolchain: None,
+            asking: 0,
+            builds: Vec::new(),
+            drained: said
+                .drained
+                .clone()
+                .map(|(since, why)| Drained::Here(since, why)),
+            clock_ahead: None,
+        }
+    }));
     agents.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(agents)
+}
+
+fn drained(said: &Said, agent: &str, says_so: bool) -> Option<Drained> {
+    match said.of(agent).and_then(|s| s.drained.clone()) {
+        Some((since, why)) => Some(Drained::Here(since, why)),
+        None => says_so.then_some(Drained::There),
+    }
 }

@@ -12,6 +12,7 @@ use super::Base;
 use super::problem::Problem;
 use super::task::Wanted;
 use crate::queue::era::Peer;
+use crate::roll::Says;
 
 /// A request for a task.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(super) struct Held {
     pub(super) base: Option<Base>,
     /// How long it may be held.
     pub(super) wait: Duration,
+    pub(super) says: Says,
     text: Text,
 }
 
@@ -41,6 +43,7 @@ impl Held {
         peer: Peer,
         base: Option<Base>,
         wait: Duration,
+        says: Says,
     ) -> Self {
         Self {
             wanted,
@@ -48,6 +51,7 @@ impl Held {
             peer,
             base,
             wait,
+            says,
             text: Text::Plain(text),
         }
     }
@@ -109,6 +113,7 @@ mod tests {
             Peer::Ours,
             None,
             Duration::ZERO,
+            Says::default(),
         );
         assert_eq!(held.read().unwrap(), plain);
         held.pack();

@@ -1,6 +1,7 @@
 //! The HTTP face: the agents' protocol, the API, the pages. Handlers translate; decisions are the queue's.
 
 mod access;
+mod admit;
 mod agents;
 mod api;
 mod archives;
@@ -25,6 +26,7 @@ mod rebuilds;
 mod result;
 mod session;
 mod spool;
+mod steer;
 mod task;
 mod waits;
 
@@ -45,11 +47,13 @@ use crate::auth::AgentKeys;
 use crate::buildtab::{Buildtab, LoadError};
 use crate::clock::Millis;
 use crate::config::Config;
+use crate::crew::Crew;
 use crate::dispatch::Desk;
 use crate::figures::Figures;
 use crate::log_limit::LogLimit;
 use crate::objects::Objects;
 use crate::pace::Paced;
+use crate::pending::Waiting;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
@@ -86,6 +90,10 @@ pub(crate) struct App {
     archives: Archives,
     buildtab: Watched<Buildtab, LoadError>,
     keys: Option<AgentKeys>,
+    /// What people have said about agents.
+    crew: Crew,
+    /// Agents that wait to be let in.
+    pending: Waiting,
     token: Token,
     sign_ins: SignIns,
     /// Lines of the log about wrong tokens.
@@ -162,6 +170,8 @@ impl App {
             archives,
             buildtab,
             keys,
+            crew: Crew::default(),
+            pending: Waiting::default(),
             token,
             sign_ins: SignIns::default(),
             wrong_tokens: LogLimit::default(),
@@ -395,6 +405,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/submissions/{id}/cancel", post(pages::cancel_submission))
         .route("/configurations", get(pages::configurations))
         .route("/agents", get(pages::agents))
+        .route("/agents/drain", post(pages::drain))
+        .route("/agents/resume", post(pages::resume))
+        .route("/agents/approve", post(pages::approve))
         .route("/sessions/{path}/lease", post(session::lease))
         .route("/sessions/{path}/log/{number}", post(session::log))
         .route(

@@ -55,7 +55,9 @@ impl App {
                         self.desk().all_changed();
                         self.changes.tell_all();
                         self.ends.tell_all();
+                        self.hear_said().await?;
                     }
+                    News::Agents => self.hear_said().await?,
                 }
             }
             let mut next = std::pin::pin!(listener.next());

@@ -1,6 +1,7 @@
 //! The pages: what people look at. They need no script, load nothing from elsewhere, and change nothing
 //! when they are only looked at.
 
+mod agents;
 mod parts;
 mod sign;
 
@@ -25,6 +26,7 @@ use crate::queue;
 use crate::store::{Artifact, Attempt, Build, Filter, LogExcerpt, StoreError};
 use crate::token::Scope;
 
+pub(super) use self::agents::{agents, approve, drain, resume};
 pub(super) use self::sign::{sign_in, sign_in_form, sign_out, signed_in};
 
 /// Builds on one page of the list.
@@ -491,45 +493,6 @@ pub(super) async fn submission(
             frame,
         };
         Ok(render(StatusCode::OK, &page))
-    })
-    .await
-}
-
-struct AgentRow {
-    name: String,
-    mark: Mark,
-    seen: Option<String>,
-    toolchain: Option<String>,
-    builds: Vec<Row>,
-}
-
-#[derive(Template)]
-#[template(path = "agents.html")]
-struct AgentsPage {
-    frame: Frame,
-    rows: Vec<AgentRow>,
-}
-
-/// `GET /agents`.
-pub(super) async fn agents(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-) -> Result<Response, Page> {
-    let frame = Frame::of(&app, &headers, "/agents", "agents");
-    framed(frame, async |frame| {
-        let now = app.now();
-        let rows = super::agents::all(&app)
-            .await?
-            .into_iter()
-            .map(|agent| AgentRow {
-                mark: Mark::of_agent(agent.doing),
-                seen: agent.seen.map(parts::time),
-                toolchain: agent.toolchain.map(|(n, v)| format!("{n} {v}")),
-                builds: agent.builds.iter().map(|b| Row::of(b, now)).collect(),
-                name: agent.name,
-            })
-            .collect();
-        Ok(render(StatusCode::OK, &AgentsPage { frame, rows }))
     })
     .await
 }

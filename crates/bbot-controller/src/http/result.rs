@@ -63,7 +63,7 @@ pub(super) async fn handle(
     );
     let (name, version, status) = (result.name, result.version, result.status);
     let decide = {
-        let (name, version, keys) = (name.clone(), version.clone(), app.keys.is_some());
+        let (name, version, keys) = (name.clone(), version.clone(), app.wants_keys());
         let checksums = checksums.clone();
         move |facts: &SessionFacts| {
             outcome::decide(Facts {
@@ -175,13 +175,10 @@ pub(super) fn prove(app: &App, facts: &SessionFacts, answer: &[u8]) -> Proof {
     let Some(challenge) = &facts.challenge else {
         return Proof::Unexpected;
     };
-    let Some(keys) = &app.keys else {
+    if !app.has_door() {
         return Proof::Good;
-    };
-    let key = facts
-        .fingerprint
-        .as_deref()
-        .and_then(|f| keys.key(f, app.now()));
+    }
+    let key = facts.fingerprint.as_deref().and_then(|f| app.key(f));
     if key.is_some_and(|key| auth::verify(&key, challenge, answer)) {
         Proof::Good
     } else {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Extensions, HeaderMap, Request, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, Request, header};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{
     Era, InteractiveMode, MachineRole, RepositoryType, Task, TaskRequest, TaskResponse, quoting,
@@ -13,7 +13,7 @@ use bbot_manifest::{
 
 use super::hand_out::HandOut;
 use super::held::{Held, parse};
-use super::problem::{Plain, Problem};
+use super::problem::{Plain, Problem, one_line};
 use super::{App, Base, Connection, body, session};
 use crate::auth;
 use crate::buildtab::Configuration;
@@ -26,7 +26,7 @@ use crate::queue::failure::{self, Failures};
 use crate::queue::lease;
 use crate::queue::rebuild::{Makings, controller_checksum};
 use crate::queue::select::{Offer, Role};
-use crate::roll::Asking;
+use crate::roll::{Asking, ahead_text};
 use crate::source::{Source, requested_repository};
 use crate::store::{Instead, Lease, NewLease, StoreError, Waiting};
 
@@ -123,9 +123,16 @@ pub(super) async fn handle(
             &task_request.toolchain_name,
             &task_request.toolchain_version.to_string(),
         ),
-        app.now(),
-        app.steady(),
+        held.says,
+        (app.now(), app.steady()),
     );
+    if let Some(ahead) = asking.clock {
+        tracing::warn!(
+            "the clock of agent {} is {}",
+            one_line(&task_request.agent),
+            ahead_text(ahead)
+        );
+    }
     let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
     if !anything(&held.wanted, task_request.interactive_mode) {
@@ -166,7 +173,8 @@ async fn take(
     let (wanted, text, task_request) = read(app, parameters, incoming)
         .await
         .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
-    check_key(app, task_request.fingerprint.as_deref())?;
+    let from = address(&head.extensions).map(|address| address.ip());
+    app.admit(&task_request, &head.headers, from)?;
     let peer = peer(&head.headers);
     let held = Held::new(
         text,
@@ -175,6 +183,7 @@ async fn take(
         peer,
         head.extensions.get::<Base>().cloned(),
         wait(&head.headers, peer),
+        app.says(&head.headers),
     );
     Ok((held, task_request))
 }
@@ -206,8 +215,16 @@ async fn look(
         held,
     };
     let desk = app.desk();
-    let able = asked.able(&desk);
-    asking.can(desk.reading, &able);
+    let hold = app.hold(&request, held.says);
+    let mut able = asked.able(&desk);
+    // One that is drained on its host does not say what it has.
+    if !request.machines.is_empty() || hold.is_none() {
+        asking.can(desk.reading, &able);
+    }
+    asking.is_held_back(hold);
+    if hold.is_some() {
+        able = desk.learned.of(&desk.buildtab, &[], held.era);
+    }
     if held.wait.is_zero() {
         return Ok(match find(app, &desk, &able, &asked).await? {
             Search::Found(found) => Looked::Found(found.answer),
@@ -289,20 +306,6 @@ pub(super) fn wait(headers: &HeaderMap, peer: Peer) -> Duration {
     match (peer, seconds) {
         (Peer::Ours, Some(seconds)) => Duration::from_secs(seconds).min(LONGEST_WAIT),
         _ => Duration::ZERO,
-    }
-}
-
-fn check_key(app: &App, fingerprint: Option<&str>) -> Result<(), Problem> {
-    let Some(keys) = &app.keys else { return Ok(()) };
-    let unauthorized =
-        |what| Problem::new(StatusCode::UNAUTHORIZED, format!("unauthorized: {what}"));
-    let fingerprint = fingerprint
-        .ok_or_else(|| unauthorized("this controller wants agents with a key (--auth-key)"))?;
-    match keys.key(fingerprint, app.now()) {
-        Some(_) => Ok(()),
-        None => Err(unauthorized(
-            "the fingerprint is not that of a key in the controller's --agent-keys",
-        )),
     }
 }
 
@@ -419,16 +422,12 @@ async fn find(
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
         let path = auth::session().map_err(random)?;
-        let challenge = app
-            .keys
-            .as_ref()
+        // Without a key nothing can be proved, and whoever has none was let in by its name.
+        let fingerprint = request.fingerprint.as_deref().filter(|_| app.has_door());
+        let challenge = fingerprint
             .map(|_| auth::challenge())
             .transpose()
             .map_err(random)?;
-        let fingerprint = request
-            .fingerprint
-            .as_deref()
-            .filter(|_| challenge.is_some());
         let version = request.toolchain_version.to_string();
         let terms = lease::terms(asked.held.peer, app.config.lease, app.config.result_timeout);
         let until = app.steady().plus(terms.lease);
@@ -607,7 +606,7 @@ mod tests {
                 (Ok(w), Ok(n)) => assert_eq!(w.repositories.len(), n, "{text}"),
                 (Err(p), Err(what)) => assert_eq!(
                     (p.status, p.sentence.as_str()),
-                    (StatusCode::BAD_REQUEST, what)
+                    (axum::http::StatusCode::BAD_REQUEST, what)
                 ),
                 (got, _) => panic!("{text}: {got:?}"),
             }

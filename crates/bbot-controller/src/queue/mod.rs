@@ -18,6 +18,7 @@
 //! session until the task is handed out anew, and the agent may renew it; a result that is merely late is taken as
 //! long as nobody else has brought one.
 
+pub mod admission;
 pub mod era;
 pub mod failure;
 pub mod lease;

@@ -4,6 +4,7 @@
 //! statements serve both. Whatever reads and then writes does so in one transaction; with SQLite the one `writer` runs
 //! them all. The decisions in between are the queue's pure functions.
 
+mod agents;
 mod artifacts;
 mod builds;
 mod cancel;
@@ -28,6 +29,7 @@ mod tx;
 mod waiting;
 mod writer;
 
+pub use agents::{AddedKey, Standing};
 pub use artifacts::{Artifact, MOST as MOST_ARTIFACTS};
 pub use error::StoreError;
 pub use leases::{Instead, Lease, NewLease, Waiting};

@@ -32,6 +32,8 @@ pub(crate) enum News {
     Queued { kind: Kind, builds: usize },
     /// This build has changed.
     Changed(i64),
+    /// Something was said about agents.
+    Agents,
     /// Anything may have happened.
     Missed,
 }
@@ -58,6 +60,7 @@ impl Kind {
 struct Pending {
     queued: BTreeMap<Kind, usize>,
     builds: BTreeSet<i64>,
+    agents: bool,
 }
 
 /// Tells the others, from a task of its own.
@@ -92,6 +95,7 @@ impl Teller {
                 News::Queued { kind, builds } => {
                     *pending.queued.entry(*kind).or_default() += builds;
                 }
+                News::Agents => pending.agents = true,
                 News::Changed(build) => {
                     pending.builds.insert(*build);
                 }
@@ -108,6 +112,7 @@ impl Teller {
             *pending.queued.entry(kind).or_default() += builds;
         }
         pending.builds.extend(untold.builds);
+        pending.agents |= untold.agents;
         self.more.notify_one();
     }
 
@@ -141,6 +146,9 @@ fn write(name: &str, pending: &Pending) -> String {
         text.push_str(" all");
         return text;
     }
+    if pending.agents {
+        text.push_str(" agents");
+    }
     for (Kind(kind), builds) in &pending.queued {
         text.push_str(&format!(" {builds}x{kind:016x}"));
     }
@@ -164,6 +172,9 @@ fn read(name: &str, text: &str) -> Vec<News> {
                 let builds = builds.parse().ok()?;
                 Some(News::Queued { kind, builds })
             });
+            if word == "agents" {
+                return News::Agents;
+            }
             let changed = || word.parse().ok().map(News::Changed);
             // Other versions' words too: better one look too many.
             queued.or_else(changed).unwrap_or(News::Missed)
@@ -214,19 +225,22 @@ mod tests {
         let mut pending = Pending {
             queued: [(one, 3), (other, 1)].into(),
             builds: [7, 9].into(),
+            agents: true,
         };
         let text = write("me", &pending);
         assert_eq!(read("me", &text), []);
         let queued = |kind, builds| News::Queued { kind, builds };
         let heard = read("you", &text);
+        assert_eq!(heard[0], News::Agents);
         assert!(heard.contains(&queued(one, 3)) && heard.contains(&queued(other, 1)));
-        assert_eq!(heard[2..], [News::Changed(7), News::Changed(9)]);
+        assert_eq!(heard[3..], [News::Changed(7), News::Changed(9)]);
         pending.builds.extend(0..1000);
         let text = write("me", &pending);
         assert_eq!(read("you", &text), [News::Missed]);
         let many = |kinds: u64| Pending {
             queued: (0..kinds).map(|kind| (Kind(kind), 1)).collect(),
             builds: BTreeSet::new(),
+            agents: false,
         };
         let (few, all) = (KINDS as u64, KINDS as u64 + 1);
         assert_eq!(read("you", &write("me", &many(few))).len(), KINDS);
@@ -236,6 +250,7 @@ mod tests {
                 .map(|kind| (Kind(u64::MAX - kind), 1_000_000))
                 .collect(),
             builds: (i64::MIN..).take(BUILDS).collect(),
+            agents: true,
         };
         // A notification has fewer than 8000 bytes.
         assert!(write("0123456789abcdef", &longest).len() < 8000);

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::support::{Controller, field, has, request, result};
 
-fn openssl(arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn openssl(arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
     let mut child = Command::new("openssl")
         .args(arguments)
         .stdin(Stdio::piped())
@@ -23,7 +23,7 @@ fn openssl(arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// A key pair: the private key's file, and the fingerprint as the original computes it.
-fn key(dir: &Path, keys: &Path, name: &str, bits: &str) -> (PathBuf, String) {
+pub(crate) fn key(dir: &Path, keys: &Path, name: &str, bits: &str) -> (PathBuf, String) {
     let private = dir.join(format!("{name}.key"));
     let file = private.to_str().unwrap();
     openssl(&["genrsa", "-out", file, bits], b"").unwrap();
@@ -39,7 +39,7 @@ fn with_fingerprint(fingerprint: &str) -> String {
 }
 
 /// The result with the answer in base64, a line break after 76 characters.
-fn answered(session: &str, signature: &[u8]) -> String {
+pub(crate) fn answered(session: &str, signature: &[u8]) -> String {
     let base64 = BASE64_STANDARD.encode(signature);
     let lines: Vec<&str> = base64
         .as_bytes()

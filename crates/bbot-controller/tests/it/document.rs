@@ -114,13 +114,20 @@ fn fill(controller: &Controller) {
 #[test]
 fn answers_are_as_they_are_described() {
     let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |_| {});
+    let controller = Controller::start(dir.path(), |c| c.approve_agents = true);
+    controller.agent("/?build-task", &[], &crate::support::request("0.7.0"));
+    let waiting = controller.get("/api/v1/agents");
+    let approve = "/api/v1/agents/bot/approve";
+    let approved = controller.send("POST", approve, b"");
+    assert_eq!(approved.status, 200, "{}", approved.text());
     fill(&controller);
     let document = Document::of(&controller);
     assert_eq!(document.0["openapi"], "3.1.0");
+    document.check("GET", "/api/v1/agents", &waiting);
+    let approved = document.check("POST", approve, &approved);
     assert_eq!(document.0["servers"][0]["url"], controller.url(""));
 
-    let mut tried: Vec<(String, u16)> = Vec::new();
+    let mut tried: Vec<(String, u16)> = vec![approved];
     for (path, status) in [
         ("/api/v1/openapi.json", 200),
         ("/api/v1/builds", 200),
@@ -194,6 +201,18 @@ fn answers_are_as_they_are_described() {
         ("POST", "/api/v1/builds/99/cancel", "", 404),
         ("POST", "/api/v1/submissions/1/cancel", "", 200),
         ("POST", "/api/v1/submissions/99/cancel", "", 404),
+        (
+            "POST",
+            "/api/v1/agents/bot/drain",
+            r#"{"reason": "x"}"#,
+            200,
+        ),
+        ("POST", "/api/v1/agents/%00/drain", "", 400),
+        ("POST", "/api/v1/agents/bot/resume", "", 200),
+        ("POST", "/api/v1/agents/bot/approve", "", 404),
+        ("POST", "/api/v1/agents/bot/approve", r#"{"key": "x"}"#, 400),
+        ("POST", "/api/v1/agents/bot/refuse", "", 200),
+        ("POST", "/api/v1/agents/bot/refuse", "", 404),
     ] {
         let answer = controller.send(method, path, body.as_bytes());
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());

@@ -26,6 +26,7 @@ mod rebuilds;
 mod sessions;
 mod shared;
 mod shutdown;
+mod steer;
 mod store;
 mod support;
 mod tls;

@@ -13,14 +13,17 @@ use bbot_agent::{
 };
 use clap::{Args, Subcommand};
 
-use super::Exit;
-use crate::{PLACES, home::Home, table::Table};
+use super::{Exit, agents};
+use crate::{PLACES, api::ControllerOptions, home::Home, table::Table};
 
 /// Look at a running agent, also that of `bbot up`, and steer it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Agent {
     Status(ShowStatus),
     Drain(Drain),
+    List(agents::List),
+    Approve(agents::Approve),
+    Refuse(agents::Refuse),
 }
 
 /// Show an agent's machines, slots, tasks, controllers, waiting results and last errors.
@@ -33,9 +36,20 @@ pub(crate) struct ShowStatus {
     reach: Reach,
 }
 
-/// Let an agent take no new tasks; what runs finishes.
+/// Let an agent take no new tasks; what runs finishes. It stays so over restarts.
 #[derive(Debug, Args)]
 pub(crate) struct Drain {
+    /// Say it to a controller, of its agent of this name; without, to the agent that runs here
+    #[arg(value_name = "NAME", conflicts_with_all = ["wait", "within", "socket"])]
+    name: Option<String>,
+    /// Why, for the controller's page
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "name",
+        conflicts_with = "resume"
+    )]
+    reason: Option<String>,
     /// Wait until nothing runs any more
     #[arg(long)]
     wait: bool,
@@ -47,6 +61,8 @@ pub(crate) struct Drain {
     resume: bool,
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    controller: ControllerOptions,
 }
 
 /// Which agent.
@@ -100,7 +116,7 @@ impl Reach {
     }
 }
 
-pub(crate) fn run(command: &Agent, home: &Home) -> Result<Exit> {
+pub(crate) async fn run(command: &Agent, home: &Home) -> Result<Exit> {
     match command {
         Agent::Status(options) => {
             let status = options.reach.connect(home)?.status()?;
@@ -110,7 +126,16 @@ pub(crate) fn run(command: &Agent, home: &Home) -> Result<Exit> {
                 show(&status)?;
             }
         }
-        Agent::Drain(options) => drain(options, home)?,
+        Agent::Drain(options) => match &options.name {
+            Some(name) => {
+                let reason = options.reason.as_deref();
+                agents::drain(name, options.resume, reason, &options.controller, home).await?;
+            }
+            None => drain(options, home)?,
+        },
+        Agent::List(options) => agents::list(options, home).await?,
+        Agent::Approve(options) => agents::approve(options, home).await?,
+        Agent::Refuse(options) => agents::refuse(options, home).await?,
     }
     Ok(Exit::Done)
 }

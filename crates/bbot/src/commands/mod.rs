@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod agent;
+pub(crate) mod agents;
 pub(crate) mod build;
 pub(crate) mod builds;
 pub(crate) mod cancel;

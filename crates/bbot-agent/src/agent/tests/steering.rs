@@ -245,10 +245,19 @@ async fn a_person_drains_the_agent_and_lets_it_work_again() {
     assert_eq!(world.posted().len(), 1);
     assert_eq!(world.posted()[0].result.status, Status::Interrupt);
     assert_eq!(world.controllers.answers.lock().unwrap().len(), 1);
+    // Its controllers were told, once a minute; no machine was offered, and a restart knows it.
+    let told = world.controllers.drained.lock().unwrap().clone();
+    assert!(!told.is_empty());
+    assert!(
+        told.iter().all(|(_, body)| !body.contains("summary:")),
+        "{told:?}"
+    );
+    assert!(world.agent().was_drained());
     let (reply, answer) = oneshot::channel();
     world.agent().command(Command::Resume { reply });
     answer.await.unwrap().unwrap();
     assert_eq!(mode(&mut world), Mode::Running);
+    assert!(!world.agent().was_drained());
     world.builds("manifest", RESULT.as_bytes());
     while world.turn().await != Turn::Again {}
     assert_eq!(world.posted()[1].result.status, Status::Success);

@@ -21,7 +21,7 @@ use super::super::*;
 use crate::blocking::Blocking;
 use crate::control::{Control, Signals};
 use crate::controller::Kin;
-use crate::controller::{Acknowledged, LinkError, Posted, Renewed, TaskAnswer};
+use crate::controller::{Acknowledged, LinkError, Manner, Posted, Renewed, TaskAnswer};
 use crate::host::Older;
 use crate::supervisor::Event as Told;
 use crate::warm::Bases;
@@ -42,6 +42,8 @@ pub(super) struct Controllers {
     pub(super) fetches: Mutex<VecDeque<LinkError>>,
     /// How long the task requests might have been held.
     pub(super) holds: Mutex<Vec<Duration>>,
+    /// What was posted by an agent that is drained: it is told nothing.
+    pub(super) drained: Mutex<Vec<(String, String)>>,
     /// When the last answer of the script was given.
     pub(super) given: Mutex<Option<Instant>>,
     /// Answers to renewals; when there are none left: the task is still ours.
@@ -55,9 +57,17 @@ impl Link for Controllers {
         &'a self,
         url: &'a Url,
         body: String,
-        hold: Duration,
+        manner: Manner,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>> {
-        self.holds.lock().unwrap().push(hold);
+        if manner.is_drained {
+            self.drained.lock().unwrap().push((url.to_string(), body));
+            let answer = TaskAnswer {
+                kin: Kin::Ours,
+                ..stranger(": 1\nsession:\n")
+            };
+            return Box::pin(async { Ok(answer) });
+        }
+        self.holds.lock().unwrap().push(manner.hold);
         self.requests.lock().unwrap().push((url.to_string(), body));
         // The script is that of the first; the others have nothing.
         let of_script = url.host_str() == Some("c1.example") || self.shares_script();

@@ -56,7 +56,7 @@ fn drip(stream: &mut TcpStream, bytes: &[u8]) {
 }
 
 async fn ask(http: &Http, url: &Url) -> Result<TaskAnswer, LinkError> {
-    http.request_task(url, ": 1\n".to_owned(), Duration::ZERO)
+    http.request_task(url, ": 1\n".to_owned(), Duration::ZERO.into())
         .await
 }
 

@@ -104,7 +104,7 @@ fn says_ok(stream: &mut Tls) {
 }
 
 async fn ask(http: &Http, url: &Url) -> Result<TaskAnswer, LinkError> {
-    http.request_task(url, ": 1\n".to_owned(), Duration::ZERO)
+    http.request_task(url, ": 1\n".to_owned(), Duration::ZERO.into())
         .await
 }
 

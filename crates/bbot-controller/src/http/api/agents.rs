@@ -2,24 +2,95 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{Request, StatusCode};
 use axum::response::Response;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::document::Reads;
+use super::document::{Changes, Reads, Refusal};
 use super::json;
+use super::rebuild::{Because, because, read};
 use super::view::{Id, Time, Toolchain};
 use crate::http::App;
+use crate::http::access::Caller;
 use crate::http::agents::{self, all};
-use crate::http::problem::Json;
+use crate::http::problem::{Json, Problem};
+use crate::http::steer;
+use crate::pending::Pending;
+use crate::token::Scope;
 use crate::{roll, store};
 
 /// All agents that were heard of or have a task, by name.
 #[derive(Debug, Serialize, ToSchema)]
 struct Agents {
     agents: Vec<Agent>,
+    /// Those that wait for a person to let them in.
+    pending: Vec<PendingAgent>,
+}
+
+/// An agent that waits for a person to let it in.
+#[derive(Debug, Serialize, ToSchema)]
+struct PendingAgent {
+    /// As it says.
+    name: String,
+    /// Of its key; null when it shows none.
+    fingerprint: Option<String>,
+    /// Whether the key itself is known, so that it need not be given to let the agent in.
+    key_known: bool,
+    /// Where it asks from.
+    address: Option<String>,
+    /// The first of them.
+    machines: Vec<String>,
+    last_seen: Time,
+}
+
+impl PendingAgent {
+    fn of(pending: Pending) -> Self {
+        Self {
+            name: pending.agent,
+            fingerprint: pending.fingerprint,
+            key_known: pending.key.is_some(),
+            address: pending.address.map(|a| a.to_string()),
+            machines: pending.machines,
+            last_seen: Time(pending.seen),
+        }
+    }
+}
+
+/// Why an agent gets no tasks.
+#[derive(Debug, Serialize, ToSchema)]
+struct Drained {
+    by: By,
+    /// Null where it was drained at the agent.
+    since: Option<Time>,
+    reason: Option<String>,
+}
+
+/// Where a person has said so.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    Controller,
+    Agent,
+}
+
+impl Drained {
+    fn of(drained: agents::Drained) -> Self {
+        match drained {
+            agents::Drained::Here(since, reason) => Self {
+                by: By::Controller,
+                since: Some(Time(since)),
+                reason,
+            },
+            agents::Drained::There => Self {
+                by: By::Agent,
+                since: None,
+                reason: None,
+            },
+        }
+    }
 }
 
 /// An agent and what it has.
@@ -33,6 +104,10 @@ struct Agent {
     /// Its requests for a task that wait here.
     asking: usize,
     builds: Vec<Has>,
+    /// Null when it gets tasks.
+    drained: Option<Drained>,
+    /// By how many seconds its clock is ahead of the controller's; null when that is not much, or not known.
+    clock_ahead: Option<i64>,
 }
 
 /// What an agent does.
@@ -91,6 +166,8 @@ impl Agent {
                 .map(|(name, version)| Toolchain { name, version }),
             asking: agent.asking,
             builds: agent.builds.into_iter().map(Has::of).collect(),
+            drained: agent.drained.map(Drained::of),
+            clock_ahead: agent.clock_ahead,
         }
     }
 }
@@ -103,6 +180,119 @@ impl Agent {
     responses((status = 200, description = "All agents", body = Agents), Reads)
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Response, Json> {
-    let agents = all(&app).await?.into_iter().map(Agent::of).collect();
-    Ok(json(StatusCode::OK, &Agents { agents }))
+    Ok(json(StatusCode::OK, &agents(&app).await?))
+}
+
+async fn agents(app: &App) -> Result<Agents, Problem> {
+    Ok(Agents {
+        agents: all(app).await?.into_iter().map(Agent::of).collect(),
+        pending: app
+            .pending
+            .list()
+            .into_iter()
+            .map(PendingAgent::of)
+            .collect(),
+    })
+}
+
+/// One agent gets no tasks from now on; what it has it may finish.
+#[utoipa::path(
+    post,
+    path = "/agents/{name}/drain",
+    tag = "agents",
+    params(("name" = String, Path, description = "Its name")),
+    request_body = inline(Option<Because>),
+    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    security(("token" = ["agents"]))
+)]
+pub(super) async fn drain(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    caller.may(Scope::Agents)?;
+    let reason = because(&app, request).await?;
+    steer::drain(&app, &name, reason.as_deref()).await?;
+    Ok(json(StatusCode::OK, &agents(&app).await?))
+}
+
+/// One agent gets tasks again.
+#[utoipa::path(
+    post,
+    path = "/agents/{name}/resume",
+    tag = "agents",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    security(("token" = ["agents"]))
+)]
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response, Json> {
+    caller.may(Scope::Agents)?;
+    steer::resume(&app, &name).await?;
+    Ok(json(StatusCode::OK, &agents(&app).await?))
+}
+
+/// Which agent is let in.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct LetIn {
+    /// The fingerprint of its key, where several claim the name.
+    fingerprint: Option<String>,
+    /// Its RSA public key in PEM form, where it does not show it itself.
+    key: Option<String>,
+}
+
+/// An agent is let in: by its key, or by its name where it has none.
+#[utoipa::path(
+    post,
+    path = "/agents/{name}/approve",
+    tag = "agents",
+    params(("name" = String, Path, description = "Its name")),
+    request_body = inline(Option<LetIn>),
+    responses(
+        (status = 200, description = "The agents as they are now", body = Agents),
+        (status = 409, description = "It is not clear which, or with which key", body = Refusal),
+        Changes
+    ),
+    security(("token" = ["agents"]))
+)]
+pub(super) async fn approve(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Json> {
+    caller.may(Scope::Agents)?;
+    let asked: LetIn = read(&app, request).await?;
+    steer::approve(
+        &app,
+        &name,
+        asked.fingerprint.as_deref(),
+        asked.key.as_deref(),
+    )
+    .await?;
+    Ok(json(StatusCode::OK, &agents(&app).await?))
+}
+
+/// An agent is let in no more: its key is removed if it was added here, and its approval is taken back.
+#[utoipa::path(
+    post,
+    path = "/agents/{name}/refuse",
+    tag = "agents",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    security(("token" = ["agents"]))
+)]
+pub(super) async fn refuse(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response, Json> {
+    caller.may(Scope::Agents)?;
+    steer::refuse(&app, &name).await?;
+    Ok(json(StatusCode::OK, &agents(&app).await?))
 }

@@ -37,6 +37,10 @@ pub(super) fn router() -> Router<Arc<App>> {
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(agents::list))
+        .routes(routes!(agents::drain))
+        .routes(routes!(agents::resume))
+        .routes(routes!(agents::approve))
+        .routes(routes!(agents::refuse))
         .routes(routes!(archives::put))
         .routes(routes!(builds::list))
         .routes(routes!(builds::get))

@@ -7,6 +7,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
 
 use super::builds::{find, whole};
@@ -35,14 +36,21 @@ pub(super) struct Because {
 
 /// Why something is asked for: the body of the request.
 pub(super) async fn because(app: &App, request: Request<Body>) -> Result<Option<String>, Problem> {
-    let body = body::read(request.into_body(), app.config.limits.form).await?;
-    let asked: Because = if body.iter().all(u8::is_ascii_whitespace) {
-        Because::default()
-    } else {
-        serde_json::from_slice(&body)
-            .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))?
-    };
+    let asked: Because = read(app, request).await?;
     reason(asked.reason.as_deref())
+}
+
+/// What a request says; an empty body says nothing.
+pub(super) async fn read<T: DeserializeOwned + Default>(
+    app: &App,
+    request: Request<Body>,
+) -> Result<T, Problem> {
+    let body = body::read(request.into_body(), app.config.limits.form).await?;
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body)
+        .map_err(|e| Problem::bad(format!("the request cannot be read: {e}")))
 }
 
 /// Why something is asked for, made fit for the store; empty is none.

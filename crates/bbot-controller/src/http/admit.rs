@@ -1,0 +1,154 @@
+//! Which agents get tasks: those that are let in, and whom nobody has drained.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine as _;
+use bbot_manifest::TaskRequest;
+use rsa::RsaPublicKey;
+use rsa::pkcs8::{Document, LineEnding};
+use sha2::{Digest as _, Sha256};
+
+use super::App;
+use super::problem::{Problem, one_line};
+use crate::pending::Pending;
+use crate::queue::admission::{self, Admission, Door, Shown};
+use crate::queue::wait::Hold;
+use crate::roll::Says;
+use crate::store::{News, StoreError};
+
+impl App {
+    /// What an agent of ours says of itself: that a person has drained it there, and what time it is.
+    pub(super) fn says(&self, headers: &HeaderMap) -> Says {
+        let date = headers.get(header::DATE).and_then(|v| v.to_str().ok());
+        let date = date.and_then(|text| httpdate::parse_http_date(text).ok());
+        let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs());
+        let theirs = date.and_then(seconds).and_then(|s| i64::try_from(s).ok());
+        Says {
+            drained: headers.contains_key("bbot-drained"),
+            ahead: theirs.map(|theirs| theirs.saturating_sub(self.now().0.div_euclid(1000))),
+        }
+    }
+
+    fn door(&self) -> Door {
+        match (self.config.approve_agents, &self.keys) {
+            (true, _) => Door::Approval,
+            (false, Some(_)) => Door::Keys,
+            (false, None) => Door::Open,
+        }
+    }
+
+    /// Whether agents have to prove who they are.
+    pub(super) fn has_door(&self) -> bool {
+        self.door() != Door::Open
+    }
+
+    /// Whether an agent without a key is turned away or waits, whatever its name.
+    pub(super) fn wants_keys(&self) -> bool {
+        self.door() == Door::Keys
+    }
+
+    /// The key of this fingerprint: of a file, or one that was added.
+    pub(super) fn key(&self, fingerprint: &str) -> Option<RsaPublicKey> {
+        let of_file = self
+            .keys
+            .as_ref()
+            .and_then(|k| k.key(fingerprint, self.now()));
+        of_file.or_else(|| self.crew.said().key(fingerprint).cloned())
+    }
+
+    fn admission(&self, agent: &str, fingerprint: Option<&str>) -> Admission {
+        let door = self.door();
+        if door == Door::Open {
+            return Admission::In;
+        }
+        let shown = match fingerprint {
+            Some(fingerprint) if self.key(fingerprint).is_some() => Shown::KnownKey,
+            Some(_) => Shown::UnknownKey,
+            None if self.crew.said().is_approved(agent) => Shown::ApprovedName,
+            None => Shown::Nothing,
+        };
+        admission::admission(door, shown)
+    }
+
+    /// Why an agent gets no tasks for now, though it may ask.
+    pub(super) fn hold(&self, request: &TaskRequest, says: Says) -> Option<Hold> {
+        if says.drained || self.crew.said().is_drained(&request.agent) {
+            return Some(Hold::Drained);
+        }
+        let admission = self.admission(&request.agent, request.fingerprint.as_deref());
+        (admission != Admission::In).then_some(Hold::Unapproved)
+    }
+
+    /// Turns an agent away that may not even ask; one that has to be let in is remembered.
+    pub(super) fn admit(
+        &self,
+        request: &TaskRequest,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> Result<(), Problem> {
+        let fingerprint = request.fingerprint.as_deref();
+        match self.admission(&request.agent, fingerprint) {
+            Admission::In => Ok(()),
+            Admission::Out => Err(Problem::new(
+                StatusCode::UNAUTHORIZED,
+                match fingerprint {
+                    None => "unauthorized: this controller wants agents with a key (--auth-key)",
+                    Some(_) => {
+                        "unauthorized: the fingerprint is not that of a key in the controller's --agent-keys, \
+                         or that was added to it"
+                    }
+                },
+            )),
+            Admission::Pending => {
+                let is_new = self.pending.asks(Pending {
+                    agent: request.agent.clone(),
+                    fingerprint: request.fingerprint.clone(),
+                    key: fingerprint.and_then(|f| shown_key(headers, f)),
+                    address,
+                    machines: request.machines.iter().map(|m| m.name.clone()).collect(),
+                    seen: self.now(),
+                });
+                if is_new {
+                    tracing::warn!(
+                        agent = one_line(&request.agent),
+                        fingerprint,
+                        peer = address.map(tracing::field::display),
+                        "agent {} is not known and waits to be let in: bbot agent approve",
+                        one_line(&request.agent)
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads anew what was said about agents; those who wait for a task look again.
+    pub(crate) async fn hear_said(&self) -> Result<(), StoreError> {
+        self.crew.read(&self.store).await?;
+        self.desk().waiters.wake_all();
+        Ok(())
+    }
+
+    /// Something was said about agents, and kept.
+    pub(super) async fn said(&self) -> Result<(), StoreError> {
+        self.store.tell(&News::Agents);
+        self.hear_said().await
+    }
+}
+
+/// The key that an agent shows (`Bbot-Key`), in PEM form, if it is the one of its fingerprint.
+fn shown_key(headers: &HeaderMap, fingerprint: &str) -> Option<String> {
+    let shown = headers.get("bbot-key")?.as_bytes();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(shown)
+        .ok()?;
+    if hex::encode(Sha256::digest(&der)) != fingerprint {
+        return None;
+    }
+    let document = Document::try_from(der).ok()?;
+    let pem = document.to_pem("PUBLIC KEY", LineEnding::LF).ok()?;
+    crate::auth::public_key(&pem).ok()?;
+    Some(pem)
+}
