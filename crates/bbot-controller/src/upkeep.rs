@@ -36,7 +36,7 @@ pub enum UpkeepError {
     Io(#[from] std::io::Error),
 }
 
-/// Removes the objects that nothing has named for [`GRACE`]; how many. `now`: the controller's time, `wall`: that of the files.
+/// Removes the objects that nothing has named for [`GRACE`], if they are this store's; how many. `now`: the controller's time, `wall`: that of the files.
 ///
 /// # Errors
 /// The stores cannot be used; what was removed is gone.
@@ -46,6 +46,14 @@ pub async fn sweep(
     now: Millis,
     wall: SystemTime,
 ) -> Result<usize, UpkeepError> {
+    if !objects.belong_to(&store.identity().await?).await? {
+        tracing::warn!(
+            "the object store {} belongs to another store than {}: nothing is removed there (when that store is gone for good, remove the object store-id)",
+            objects.name(),
+            store.place()
+        );
+        return Ok(0);
+    }
     let before = Millis(now.0.saturating_sub(Millis(0).plus(GRACE).0));
     let mut removed = forget_unnamed(store, objects, before).await?;
     let mut after = (String::new(), String::new());

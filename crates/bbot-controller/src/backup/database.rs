@@ -25,13 +25,22 @@ pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<Store> {
             copy_sqlite(&from, &copy)
                 .await
                 .with_context(|| format!("cannot copy {}", from.display()))?;
-            Ok(Store::open(&copy).await?)
+            let store = Store::open(&copy).await?;
+            store.forget_identity().await?;
+            Ok(store)
         }
         Some(url) => {
+            // Opening it would bring it up to date, under controllers that run.
+            ensure!(
+                Store::is_current(url).await?,
+                "the database of --database is of another version: make the back-up with the program that runs with it"
+            );
             run("pg_dump", url, |command| {
                 command
                     .arg("--format=custom")
                     .arg("--no-owner")
+                    // What comes of the back-up is another store.
+                    .arg("--exclude-table-data=identity")
                     .arg("--file")
                     .arg(to.join(DUMP))
             })
@@ -71,12 +80,15 @@ async fn copy_sqlite(from: &Path, to: &Path) -> anyhow::Result<()> {
 pub(super) async fn refuse_to_overwrite(config: &Config) -> anyhow::Result<()> {
     match &config.database {
         None => {
-            let path = config.data_dir.join(SQLITE);
-            ensure!(
-                !path.try_exists()?,
-                "{} is there already: give another --data, or remove what is there",
-                path.display()
-            );
+            // What belongs to a database that was there would be taken for a part of the new one.
+            for ending in ["", "-wal", "-shm", "-journal"] {
+                let path = config.data_dir.join(format!("{SQLITE}{ending}"));
+                ensure!(
+                    !path.try_exists()?,
+                    "{} is there already: give another --data, or remove what is there",
+                    path.display()
+                );
+            }
         }
         Some(url) => {
             sqlx::any::install_default_drivers();

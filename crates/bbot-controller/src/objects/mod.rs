@@ -7,6 +7,7 @@
 
 mod directory;
 pub mod log;
+mod owner;
 mod reading;
 mod s3;
 

@@ -9,6 +9,11 @@ use crate::clock::Millis;
 use crate::queue::order::Class;
 use crate::queue::{self, Rebuild};
 
+/// A build that was asked for again while it was building comes back without a result: what waits now is what was asked for.
+pub(super) const AS_ASKED: &str = "class = CASE WHEN again = 1 THEN 'forced' ELSE class END, \
+    submitter = CASE WHEN again = 1 THEN COALESCE(again_by, submitter) ELSE submitter END, \
+    place = CASE WHEN again = 1 AND again_place < place THEN again_place ELSE place END";
+
 impl Store {
     /// The build of this number.
     ///

@@ -326,10 +326,11 @@ impl Store {
                     match lapse {
                         Lapse::Requeue => {
                             tx.run(
-                                Sql::new(
-                                    "UPDATE builds SET state = 'queued', lease_until = NULL, lapses = lapses + 1 \
+                                Sql::new(format!(
+                                    "UPDATE builds SET state = 'queued', lease_until = NULL, lapses = lapses + 1, {} \
                                      WHERE id = $1",
-                                )
+                                    super::builds::AS_ASKED
+                                ))
                                 .bind(build.id),
                             )
                             .await?;

@@ -10,6 +10,7 @@ mod builds;
 mod cancel;
 mod dialect;
 mod error;
+mod identity;
 mod leases;
 mod lists;
 mod logs;
@@ -159,6 +160,23 @@ impl Store {
             pool,
             place,
         })
+    }
+
+    /// Whether a PostgreSQL database is as this version has it. It is left as it is.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is no store.
+    pub async fn is_current(url: &str) -> Result<bool, StoreError> {
+        sqlx::any::install_default_drivers();
+        let place = postgres::place(url).unwrap_or_default();
+        let connect = |source| StoreError::Connect {
+            place: place.clone(),
+            source,
+        };
+        let mut connection = postgres::connect(url).await.map_err(connect)?;
+        let is_current = postgres::is_migrated(&mut connection, migrations()).await;
+        connection.close().await.map_err(connect)?;
+        is_current.map_err(connect)
     }
 
     /// Where it is: a file, or a database without its password.

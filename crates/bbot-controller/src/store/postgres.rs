@@ -51,15 +51,31 @@ pub(super) async fn migrate(
     connection: &mut AnyConnection,
     shared: Migrator,
 ) -> Result<(), MigrateError> {
+    all(shared).run(connection).await
+}
+
+/// The migrations of both in the order of their numbers.
+fn all(shared: Migrator) -> Migrator {
     let own = sqlx::migrate!("./migrations/postgres");
     let mut all = shared.migrations.into_owned();
     all.extend(own.migrations.iter().cloned());
     all.sort_by_key(|m| m.version);
-    let migrator = Migrator {
+    Migrator {
         migrations: all.into(),
         ..Migrator::DEFAULT
-    };
-    migrator.run(connection).await
+    }
+}
+
+/// Whether just these have been run.
+pub(super) async fn is_migrated(
+    connection: &mut AnyConnection,
+    shared: Migrator,
+) -> Result<bool, sqlx::Error> {
+    let run: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations ORDER BY version")
+        .fetch_all(connection)
+        .await?;
+    let ours = all(shared);
+    Ok(ours.iter().map(|m| m.version).eq(run))
 }
 
 /// The first version that this works with.

@@ -33,8 +33,8 @@ fn due_by(column: &str, dialect: Dialect) -> String {
     )
 }
 
-/// A newer build of the same that has a result.
-const NEWER: &str = "SELECT id FROM builds WHERE state = 'built' AND package = $1 AND configuration = $2 AND target = $3 \
+/// A newer build of the same that has had a result: it may be just building again.
+const NEWER: &str = "SELECT id FROM builds WHERE attempt > 0 AND state <> 'cancelled' AND package = $1 AND configuration = $2 AND target = $3 \
     AND package_configuration = $4 AND id > $5 LIMIT 1";
 
 impl Store {

@@ -8,7 +8,7 @@ use super::logs::{self, NewLog};
 use super::rebuilds;
 use super::rows::{self, Build, Operation};
 use super::tx::{Sql, Tx};
-use super::{Doing as _, Store, StoreError, builds};
+use super::{Doing as _, Store, StoreError, builds, leases};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::failure::{self, Failures};
@@ -228,18 +228,26 @@ async fn take(
             rebuilds::unchanged(tx, facts, state, now).await?;
         }
         Verdict::Requeue | Verdict::Retry => {
+            if facts.build.again {
+                // What was handed out before it was asked for is not what is waited for.
+                leases::end_lapsed(tx, facts.build.id);
+            }
             // Without its session a second result for it comes to nothing.
             tx.later(
-                Sql::new(
+                Sql::new(format!(
                     "UPDATE builds SET state = 'queued', session = NULL, run = NULL, lease_until = NULL, again = 0, \
-                     interrupts = interrupts + 1, failures = $2 WHERE id = $1",
-                )
+                     {}, interrupts = interrupts + 1, failures = $2 WHERE id = $1",
+                    builds::AS_ASKED
+                ))
                 .bind(facts.build.id)
                 .bind(failures(&facts.build, result).text()),
             );
             end_given_back(tx, &facts.session);
         }
         Verdict::Release => {
+            if facts.build.again && facts.build.session.as_deref() == Some(&facts.session) {
+                leases::end_lapsed(tx, facts.build.id);
+            }
             tx.later(
                 Sql::new("UPDATE builds SET session = NULL, run = NULL, again = 0 WHERE id = $1 AND session = $2")
                     .bind(facts.build.id)

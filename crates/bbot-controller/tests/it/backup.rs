@@ -200,6 +200,34 @@ fn a_store_is_backed_up_under_load_and_restored() {
     backed_up_under_load(None, None);
 }
 
+/// What a database has left that was removed would be taken for a part of the one that is restored.
+#[test]
+fn nothing_is_restored_beside_what_is_left_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    start(&data, None).kill();
+    let to = dir.path().join("back-up");
+    assert!(
+        run(&["backup", to.to_str().unwrap()], &data, None)
+            .status
+            .success()
+    );
+    let elsewhere = dir.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let left = elsewhere.join("controller.sqlite-wal");
+    std::fs::write(&left, "x").unwrap();
+    let refused = run(&["restore", to.to_str().unwrap()], &elsewhere, None);
+    assert_eq!(refused.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        told.contains("controller.sqlite-wal is there already"),
+        "{told}"
+    );
+    std::fs::remove_file(left).unwrap();
+    let restored = run(&["restore", to.to_str().unwrap()], &elsewhere, None);
+    assert!(restored.status.success());
+}
+
 #[test]
 fn a_postgresql_store_is_backed_up_under_load_and_restored() {
     let Some(cluster) = Cluster::start() else {

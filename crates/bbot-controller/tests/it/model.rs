@@ -115,6 +115,26 @@ struct Model {
     lapses: u32,
 }
 
+impl Model {
+    /// It waits again without a result: as what was asked for meanwhile.
+    fn come_back(&mut self) {
+        self.state = State::Queued;
+        if let (true, Some((place, who))) = (self.again, self.again_place) {
+            (self.class, self.submitter) = (Class::Forced, who);
+            self.place = self.place.min(place);
+        }
+    }
+}
+
+/// Sessions of a build whose lease has lapsed are over.
+fn end_lapsed(sessions: &mut [Session], build: i64) {
+    for session in sessions {
+        if session.build == build && session.end == End::Lapsed {
+            session.end = End::Over;
+        }
+    }
+}
+
 /// What the model knows of a session.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
@@ -275,12 +295,7 @@ async fn run(store: Store, events: Vec<Event>) {
                 );
                 let m = model.get_mut(&id).unwrap();
                 if m.again {
-                    for s in sessions
-                        .iter_mut()
-                        .filter(|s| s.build == id && s.end == End::Lapsed)
-                    {
-                        s.end = End::Over;
-                    }
+                    end_lapsed(&mut sessions, id);
                 }
                 (m.state, m.session, m.until, m.again) =
                     (State::Building, Some(sessions.len()), now + LEASE, false);
@@ -389,6 +404,9 @@ async fn run(store: Store, events: Vec<Event>) {
                         assert_eq!(verdict, Some(Verdict::Release));
                         sessions[session].end = End::GivenBack;
                         if m.session == Some(session) {
+                            if m.again {
+                                end_lapsed(&mut sessions, id);
+                            }
                             (m.session, m.again) = (None, false);
                         }
                     }
@@ -398,7 +416,11 @@ async fn run(store: Store, events: Vec<Event>) {
                         assert_eq!(verdict, Some(Verdict::Requeue));
                         sessions[session].end = End::GivenBack;
                         m.interrupts += 1;
-                        (m.state, m.session, m.again) = (State::Queued, None, false);
+                        if m.again {
+                            end_lapsed(&mut sessions, id);
+                        }
+                        m.come_back();
+                        (m.session, m.again) = (None, false);
                     }
                     End::Open | End::Lapsed => {
                         for s in sessions
@@ -458,12 +480,7 @@ async fn run(store: Store, events: Vec<Event>) {
                 } else if m.session.is_some() && !m.again {
                     (m.again, m.again_place) = (true, Some((force(), who)));
                 } else if m.session.is_none() {
-                    for s in sessions
-                        .iter_mut()
-                        .filter(|s| s.build == id && s.end == End::Lapsed)
-                    {
-                        s.end = End::Over;
-                    }
+                    end_lapsed(&mut sessions, id);
                 }
                 if let Some(place) = place {
                     enqueue(&mut model, id, who, Class::Forced, place, now);
@@ -511,7 +528,7 @@ async fn run(store: Store, events: Vec<Event>) {
                         (m.interrupts, m.lapses) = (0, 0);
                     } else {
                         assert_eq!(*lapse, Lapse::Requeue);
-                        m.state = State::Queued;
+                        m.come_back();
                         m.lapses += 1;
                         if let Some(session) = m.session {
                             sessions[session].end = End::Lapsed;
