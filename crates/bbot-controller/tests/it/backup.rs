@@ -40,9 +40,9 @@ fn package(number: usize) -> (String, Vec<u8>, String) {
     (name, source, log)
 }
 
-/// Submits a package and brings its result; whether both were acknowledged.
+/// Submits a package and brings the result of what is next; whether both were acknowledged.
 fn build(url: &str, token: &str, number: usize) -> bool {
-    let (name, source, log) = package(number);
+    let (name, source, _) = package(number);
     let authorization = format!("Authorization: Bearer {token}");
     let sha256 = hex::encode(Sha256::digest(&source));
     let send = |method: &str, path: &str, body: &[u8]| {
@@ -78,6 +78,9 @@ fn build(url: &str, token: &str, number: usize) -> bool {
         request("0.17.0").as_bytes(),
     );
     let session = field(&task.text(), "session");
+    // One that waited in the back-up goes first.
+    let name = field(&task.text(), "name");
+    let (_, _, log) = package(name[1..].parse().unwrap());
     let result = format!(
         ": 1\nsession: {session}\n:\nname: {name}\nversion: 1\nstatus: success\nupdate-status: success\nupdate-log: \\\n{log}\n\\\n"
     );
