@@ -60,7 +60,7 @@ pub struct Configuration {
     pub target: String,
     /// Environment of the worker (later era).
     pub environment: Option<String>,
-    /// Classes it belongs to, inherited ones included. A line of 2017 names none, and is of [`EVERY`]: every package was built in
+    /// Classes it belongs to, inherited ones included. A line of 2017 names none, and is of `all` and `default`: every package was built in
     /// every configuration then.
     pub classes: Vec<String>,
     /// Arguments and variables for the build, unquoted.
