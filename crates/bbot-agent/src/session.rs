@@ -316,6 +316,9 @@ impl Left {
     }
 }
 
+/// No controller holds a request for longer.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
 /// The first renewal is answered at once, which confirms that the task has arrived. Each other one
 /// the controller holds until the next is due, so that the end of the session is told at once.
 async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every: Duration) {
@@ -332,7 +335,7 @@ async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every
                 // Whether the controller has held it or not.
                 sleep_until(sent + hold).await;
                 every = next.unwrap_or(every);
-                hold = every;
+                hold = every.min(LONGEST_HOLD);
             }
             Renewed::Over(why) => return inner.end(&why),
             Renewed::Again(why) => {

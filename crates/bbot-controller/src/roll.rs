@@ -184,6 +184,12 @@ impl Roll {
         entry(&mut all, name, seen, steady);
     }
 
+    /// An agent brings a result. Another task that it has is heard of when its lease is renewed.
+    pub(crate) fn brings(&self, name: &str, seen: Millis, steady: Millis) {
+        let mut all = self.lock();
+        entry(&mut all, name, seen, steady).busy = Millis(i64::MIN);
+    }
+
     /// An agent asks for a task, until what is returned is dropped.
     pub(crate) fn asks(
         &self,
@@ -364,9 +370,18 @@ mod tests {
             (others(0, 399), others(0, 400)),
             (Others::Some, Others::None)
         );
+        // It has brought the result, and then is not heard of.
+        roll.has_task("c", Millis(0).plus_seconds(9000));
+        assert_eq!(others(0, 500), Others::Some);
+        let at = Millis(0).plus_seconds(500);
+        roll.brings("c", at, at);
+        assert_eq!(
+            (others(0, 649), others(0, 650)),
+            (Others::Some, Others::None)
+        );
         // By another buildtab: who knows.
-        asks("b", "bsd", 6, 500);
-        assert_eq!(others(0, 501), Others::Some);
+        asks("b", "bsd", 6, 700);
+        assert_eq!(others(0, 701), Others::Some);
     }
 
     #[test]

@@ -130,8 +130,8 @@ pub(super) const BUGS: &[Bug] = &[
         name: "superseded-result",
         sentence: "a result is recorded although another agent has brought one",
         file: OUTCOME,
-        old: "| SessionState::Superseded\n        | SessionState::Current(State::Built) => {\n            return Verdict::Drop(Dropped::Superseded);\n        }",
-        new: "=> return Verdict::Drop(Dropped::Superseded),\n        SessionState::Superseded | SessionState::Current(State::Built) => {}",
+        old: "| SessionState::Superseded\n        | SessionState::Current(State::Built | State::Cancelled) => {\n            return Verdict::Drop(Dropped::Superseded);\n        }",
+        new: "=> return Verdict::Drop(Dropped::Superseded),\n        SessionState::Superseded | SessionState::Current(State::Built | State::Cancelled) => {}",
     },
     Bug {
         name: "lapse-for-ever",

@@ -104,11 +104,13 @@ fn is_safe(method: &Method) -> bool {
 pub(super) async fn caller(app: &App, head: &Parts) -> Result<Caller, Problem> {
     let api = head.uri.path().starts_with("/api/");
     if head.headers.contains_key(header::AUTHORIZATION) {
-        let caller = match bearer(&head.headers) {
+        let token = bearer(&head.headers);
+        let caller = match token {
             Some(token) => holder(app, token).await?,
             None => Caller::Unknown,
         };
-        if matches!(caller, Caller::Unknown) && api {
+        // Browsers send other things to pages when a server before this one asks for a password.
+        if matches!(caller, Caller::Unknown) && (api || token.is_some()) {
             let peer = head.extensions.get::<Connection>().map(|c| c.peer);
             log_wrong(
                 app,

@@ -106,7 +106,7 @@ pub(super) async fn handle(
         taken => taken?,
     };
     if let Some(agent) = taken.as_ref().and_then(|t| t.facts.agent.as_deref()) {
-        app.agents.heard(agent, app.now(), app.steady());
+        app.agents.brings(agent, app.now(), app.steady());
     }
     let verdict = taken
         .as_ref()

@@ -19,6 +19,9 @@ const LONGEST: usize = 16;
 /// Long results that are in memory at once: each is there twice, as text and as logs.
 const LARGE: usize = 2;
 
+/// One that is there waits so long for its turn to be in memory.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// What bounds results that are on their way.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -58,7 +61,7 @@ impl Spool {
                 bytes,
                 permit: None,
             }),
-            Ok(Ok(Taken::Long(file, length))) => self.kept(file, length).await,
+            Ok(Ok(Taken::Long(file, length, held))) => self.kept(file, length, held).await,
             Ok(Err(problem)) => Err(problem),
             Err(_) => Err(body::too_slow()),
         }
@@ -129,15 +132,26 @@ impl Spool {
                 }
             }
             if pieces.is_empty() {
-                return Ok(Taken::Long(file, length));
+                return Ok(Taken::Long(file, length, held));
             }
         }
     }
 
     /// What is kept of a long one.
-    async fn kept(&self, mut file: std::fs::File, length: usize) -> Result<Text, Problem> {
+    async fn kept(
+        &self,
+        mut file: std::fs::File,
+        length: usize,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<Text, Problem> {
         let failed = |e: &dyn std::error::Error| Problem::internal("read a result that came", e);
-        let permit = Arc::clone(&self.large).acquire_owned().await;
+        let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.large).acquire_owned());
+        let permit = permit.await.map_err(|_| {
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many long results are being kept: try again later",
+            )
+        })?;
         let permit = permit.map_err(|e| failed(&e))?;
         let limit = self.limit;
         let kept = tokio::task::spawn_blocking(move || {
@@ -150,6 +164,8 @@ impl Spool {
             Ok(Some(bytes))
         });
         let kept = kept.await.map_err(|e| failed(&e))?;
+        // The file has its room until here.
+        drop(held);
         match kept.map_err(|e| failed(&e))? {
             Some(bytes) => Ok(Text {
                 bytes,
@@ -165,5 +181,6 @@ impl Spool {
 
 enum Taken {
     Short(Vec<u8>),
-    Long(std::fs::File, usize),
+    /// With its length, and the room that it has.
+    Long(std::fs::File, usize, Option<OwnedSemaphorePermit>),
 }

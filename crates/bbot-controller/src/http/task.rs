@@ -136,6 +136,9 @@ pub(super) async fn handle(
     let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
     if !anything(&held.wanted, task_request.interactive_mode) {
+        // What its machines could build is not for them.
+        let desk = app.desk();
+        asking.can(desk.reading, &desk.learned.of(&desk.buildtab, &[], era));
         return nothing();
     }
     app.requeue_lapsed().await?;

@@ -111,9 +111,8 @@ fn what_agents_there_are_tells_why() {
     let (told, _) = waits(&controller, &next);
     assert_eq!(
         (&told["code"], &told["before"]),
-        (&json!("busy"), &json!(0))
+        (&json!("next"), &json!(0))
     );
-    controller.clock.advance_seconds(11);
     let (told, sentence) = waits(&controller, &last);
     assert_eq!(
         (&told["code"], &told["before"]),

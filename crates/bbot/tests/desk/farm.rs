@@ -168,19 +168,19 @@ fn a_build_that_is_cancelled_has_its_machine_stopped_within_seconds() {
         runs.iter().filter(|r| r["phase"] == "working").count()
     };
     // Its machine is one of these; another may be prepared ahead.
-    let machines = |among: &[u32]| -> Vec<u32> {
-        let is_qemu = |pid: &u32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            line.contains("qemu-system") && line.contains(desk.home.path().to_str().unwrap())
+    let parent = up.child.id().to_string();
+    let machines = || -> Vec<u32> {
+        let is_machine = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let (name, rest) = stat.rsplit_once(')').unwrap_or_default();
+            name.contains("(qemu-system") && rest.split_whitespace().nth(1) == Some(&parent)
         };
-        among.iter().copied().filter(is_qemu).collect()
+        let entries = fs::read_dir("/proc").unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        let pids = names.filter_map(|name| name.to_str()?.parse().ok());
+        pids.filter(is_machine).collect()
     };
-    let all: Vec<u32> = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .collect();
-    let all = machines(&all);
+    let all = machines();
     assert!(!all.is_empty());
     assert_eq!(working(), 1);
     let listed = desk.bbot(&["builds", "--json"]);
@@ -191,7 +191,10 @@ fn a_build_that_is_cancelled_has_its_machine_stopped_within_seconds() {
     let cancelled = desk.bbot(&["cancel", id, "--reason", "a test"]);
     assert!(cancelled.status.success());
     assert!(text(&cancelled.stderr).contains("is cancelled"));
-    eventually(|| (machines(&all).len() < all.len()).then_some(()));
+    eventually(|| {
+        let left = machines();
+        all.iter().any(|pid| !left.contains(pid)).then_some(())
+    });
     let took = began.elapsed();
     println!("the machine was gone after {took:?}");
     // A quarter of the lease is 15 s: the agent was told, and did not ask.
