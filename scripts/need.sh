@@ -47,32 +47,27 @@ need_rust_tools() {
   fi
 }
 
-# A stand-in for an S3-compatible service, in a folder of its own: it is no package of Debian's.
-need_s3() {
-  [ ! -x "$1/bin/moto_server" ] || return 0
-  echo "installing moto's server into $1"
+# A program from PyPI, in a folder of its own: need_python FOLDER PROGRAM PACKAGE.
+need_python() {
+  [ ! -x "$1/bin/$2" ] || return 0
+  echo "installing $3 into $1"
   local log
   log=$(mktemp)
-  if ! { python3 -m venv "$1" && "$1/bin/pip" install 'moto[s3,server]==5.2.1'; } >"$log" 2>&1; then
+  if ! { python3 -m venv "$1" && "$1/bin/pip" install "$3"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     rm -rf "$log" "$1"
-    echo "error: unable to install moto's server from PyPI" >&2
+    echo "error: unable to install $3 from PyPI" >&2
     return 1
   fi
   rm -f "$log"
 }
 
-# Schemathesis, in a folder of its own: it is no package of Debian's.
+# A stand-in for an S3-compatible service: it is no package of Debian's.
+need_s3() {
+  need_python "$1" moto_server 'moto[s3,server]==5.2.1'
+}
+
+# It is no package of Debian's either.
 need_schemathesis() {
-  [ ! -x "$1/bin/schemathesis" ] || return 0
-  echo "installing schemathesis into $1"
-  local log
-  log=$(mktemp)
-  if ! { python3 -m venv "$1" && "$1/bin/pip" install 'schemathesis==4.32.5'; } >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
-    rm -rf "$log" "$1"
-    echo "error: unable to install schemathesis from PyPI" >&2
-    return 1
-  fi
-  rm -f "$log"
+  need_python "$1" schemathesis 'schemathesis==4.32.5'
 }
