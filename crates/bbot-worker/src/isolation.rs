@@ -121,6 +121,11 @@ impl Isolation {
         has_processes(self.user.uid).is_ok_and(|has| !has)
     }
 
+    /// Whether commands have a network beyond the loopback.
+    pub(crate) fn has_network(&self) -> bool {
+        self.network != Network::Own
+    }
+
     /// Makes what the next commands, so many, would have to make first.
     pub(crate) fn make_ahead(&self, commands: usize) -> io::Result<()> {
         match self.network {

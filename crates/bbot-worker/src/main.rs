@@ -9,6 +9,7 @@ mod arguments;
 mod build;
 mod build_systems;
 mod channel;
+mod checksums;
 mod command;
 mod fresh;
 mod guard;

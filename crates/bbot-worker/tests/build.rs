@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use bbot_manifest::Status;
-use support::{Cards, Run, Saved, task};
+use support::{Cards, Outcome, Run, Saved, task};
 
 /// A makefile that wants no compiler.
 const PLAIN: &str = "all:\n\t@echo building\n\t@id -u >who\ncheck:\n\t@echo checked\n";
@@ -401,6 +401,49 @@ fn without_a_source_or_with_another_one_nothing_is_built() {
     let outcome = Run::build(&[("README", 0o644, "words")]).run();
     assert_eq!(outcome.statuses(), "configure: error");
     assert!(outcome.log("configure").contains("autoconf, CMake, make"));
+}
+
+#[test]
+fn what_would_come_out_the_same_is_skipped() {
+    if !testkit::root() {
+        return;
+    }
+    let files = [("Makefile", 0o644, PLAIN)];
+    let first = Run::build(&files).run();
+    let made_with = |outcome: &Outcome| {
+        let result = outcome.result();
+        (
+            result.worker_checksum.clone(),
+            result.dependency_checksum.clone(),
+        )
+    };
+    let (worker, dependency) = made_with(&first);
+    assert!(worker.is_some() && dependency.is_some());
+    let mut again = task();
+    again.worker_checksum.clone_from(&worker);
+    again.dependency_checksum.clone_from(&dependency);
+    let skipped = Run::build(&files).task(&again).run();
+    assert_eq!(skipped.result().status, Status::Skip);
+    assert_eq!(skipped.statuses(), "");
+    assert_eq!(made_with(&skipped), (worker, dependency.clone()));
+    // Another source, another worker.
+    let other = Run::build(&[("Makefile", 0o644, "all:\n")])
+        .task(&again)
+        .run();
+    assert_eq!(other.result().status, Status::Success);
+    assert_ne!(made_with(&other).1, dependency);
+    again.worker_checksum = Some("0".repeat(64));
+    assert_eq!(
+        Run::build(&files).task(&again).run().result().status,
+        Status::Success
+    );
+    // With a network a build may find something else each time; and what was cut short says nothing.
+    let mut networked = Run::build(&files).task(&again);
+    networked.cards = Cards::WireAndAnother;
+    assert_eq!(made_with(&networked.run()), (None, None));
+    let killed = Run::build(&[("Makefile", 0o644, "all:\n\t@kill -9 $$PPID\n")]).run();
+    assert_eq!(killed.result().status, Status::Abnormal);
+    assert_eq!(made_with(&killed), (None, None));
 }
 
 #[test]
