@@ -1,0 +1,150 @@
+//! Giving a task: the lease of the build that is next, and the answer that says so.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use bbot_manifest::{Era, TaskResponse};
+
+use super::answer::{answer_of, task, uploads, written};
+use super::search::{Asked, next};
+use crate::auth;
+use crate::dispatch::Desk;
+use crate::dispatch::abilities::Abilities;
+use crate::http::hand_out::HandOut;
+use crate::http::problem::Problem;
+use crate::http::{App, session};
+use crate::queue::lease;
+use crate::queue::rebuild::{Makings, controller_checksum};
+use crate::store::{Instead, NewLease, Waiting};
+
+/// How often a lost race for a task is run again within one request.
+const RACES: usize = 16;
+
+/// An answer with a task.
+pub(super) struct Found {
+    /// Its configuration.
+    pub(super) kind: u32,
+    pub(super) answer: Response,
+}
+
+/// What looking for a task has come to.
+pub(super) enum Search {
+    Found(Found),
+    /// There is none; or, when it `is_refused`, none but such as others are to have.
+    None {
+        is_refused: bool,
+    },
+}
+
+/// The answer with a task, if there is one for this agent now.
+pub(super) async fn find(
+    app: &Arc<App>,
+    desk: &Desk,
+    able: &Abilities,
+    asked: &Asked<'_>,
+) -> Result<Search, Problem> {
+    const NOTHING: Search = Search::None { is_refused: false };
+    let request = asked.request;
+    for _ in 0..RACES {
+        let given = match next(app, desk, able, asked).await? {
+            Ok(given) => given,
+            Err(is_refused) => return Ok(Search::None { is_refused }),
+        };
+        let (Some(configuration), Some(machine)) = (
+            desk.configuration(given.kind),
+            able.machine(given.kind)
+                .and_then(|machine| request.machines.get(machine)),
+        ) else {
+            return Ok(NOTHING);
+        };
+        let random = |e| Problem::internal("make a session", &e);
+        let session = auth::session().map_err(random)?;
+        let path = auth::session().map_err(random)?;
+        // Without a key nothing can be proved, and whoever has none was let in by its name.
+        let fingerprint = request.fingerprint.as_deref().filter(|_| app.has_door());
+        let challenge = fingerprint
+            .map(|_| auth::challenge())
+            .transpose()
+            .map_err(random)?;
+        let version = request.toolchain_version.to_string();
+        let terms = lease::terms(asked.held.peer, app.config.lease, app.config.result_timeout);
+        let until = app.steady().plus(terms.lease);
+        let is_any = asked.held.wanted.repositories.is_empty();
+        let lease = NewLease {
+            build: given.build,
+            // Another controller may be handing it out.
+            instead: if app.store.is_shared() && is_any {
+                Instead::First(Waiting {
+                    configuration: &configuration.name,
+                    target: &configuration.target,
+                    repository: None,
+                })
+            } else {
+                Instead::None
+            },
+            session: &session,
+            path: &path,
+            until,
+            renews: terms.renew.is_some(),
+            latest: app.steady().plus(app.config.result_timeout),
+            agent: &request.agent,
+            fingerprint,
+            challenge: challenge.as_deref(),
+            machine: &machine.name,
+            machine_summary: &machine.summary,
+            toolchain_name: &request.toolchain_name,
+            toolchain_version: &version,
+            makings: (asked.held.era == Era::Later).then(|| Makings {
+                controller: controller_checksum(configuration),
+                machine: machine.id.clone(),
+            }),
+        };
+        let mut hand_out = HandOut::begin(app, &session);
+        let lease = app.store.lease(&lease, app.now()).await?;
+        let kind = given.kind;
+        let is_given = lease.as_ref().is_some_and(|l| l.build.id == given.build);
+        given.gone();
+        if !is_given {
+            desk.heads.changed(kind);
+        }
+        // It may have gone another way meanwhile; then the next one is looked for.
+        let Some(lease) = lease else {
+            hand_out.done();
+            continue;
+        };
+        app.figures.handed_out(lease.build.queued.until(app.now()));
+        app.paced.taken(lease.build.queued, app.now());
+        app.lapses.expect(until);
+        app.agents.has_task(&request.agent, until);
+        app.build_changed(lease.build.id);
+        tracing::info!(
+            build.id = lease.build.id,
+            agent = request.agent,
+            machine = machine.name,
+            "build {} ({} {}) goes to {} on {}",
+            lease.build.id,
+            lease.build.package,
+            lease.build.version,
+            request.agent,
+            machine.name
+        );
+        let base = asked.held.base.as_ref().map_or("", |b| b.0.as_str());
+        let response = TaskResponse {
+            result_url: Some(format!("{base}/?build-result")),
+            challenge,
+            agent_checksum: lease.checksums.as_ref().map(|c| c.agent.clone()),
+            task: Some(task(&lease, configuration, &machine.name, base)),
+            upload_urls: uploads(app, asked.held.era, base),
+            session,
+        };
+        let mut answer = answer_of(hand_out.body(written(&response, asked.held.era)?));
+        if terms.renew.is_some()
+            && let Ok(url) = format!("{base}/sessions/{path}").parse()
+        {
+            answer.headers_mut().insert("bbot-session-url", url);
+            session::tell_terms(answer.headers_mut(), terms);
+        }
+        return Ok(Search::Found(Found { kind, answer }));
+    }
+    Ok(NOTHING)
+}
