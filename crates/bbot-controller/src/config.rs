@@ -29,6 +29,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// URL of the PostgreSQL database that the store is in; none: SQLite in the data directory.
     pub database: Option<String>,
+    /// A database that is not there is waited for so long at the start.
+    pub database_wait: Duration,
     /// The buildtab; none: any machine builds the configuration `default`.
     pub buildtab: Option<PathBuf>,
     /// Directory of agents' public keys; none: agents need not prove who they are.
@@ -98,6 +100,10 @@ pub struct Limits {
     pub connections: usize,
     /// Clients that follow a log at once.
     pub followers: usize,
+    /// Clients that read a long log at once: each takes some megabytes while it does.
+    pub log_readers: usize,
+    /// A reader that takes nothing for so long is cut off.
+    pub slow_reader: Duration,
     /// A follower hears something so often, so that both ends notice a dead connection.
     pub heartbeat: Duration,
     /// A follower that takes nothing for so long is cut off: it may come back.
@@ -105,6 +111,9 @@ pub struct Limits {
     /// How much of the raw log of one run is kept.
     pub run_log: Bounds,
 }
+
+/// A database is waited for so long at the start: systemd waits for us longer.
+const DATABASE_WAIT: Duration = Duration::from_secs(60);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -119,6 +128,8 @@ impl Default for Limits {
             form: 64 << 10,
             connections: 16_384,
             followers: 128,
+            log_readers: 32,
+            slow_reader: Duration::from_secs(60),
             heartbeat: Duration::from_secs(15),
             slow_follower: Duration::from_secs(60),
             run_log: Bounds::default(),
@@ -134,6 +145,7 @@ impl Config {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             data_dir,
             database: None,
+            database_wait: DATABASE_WAIT,
             buildtab: None,
             agent_keys: None,
             approve_agents: false,

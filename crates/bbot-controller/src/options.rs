@@ -45,10 +45,11 @@ pub struct Options {
     pub data: PathBuf,
 
     /// PostgreSQL (15 or newer) database that the queue and the results are in, as postgres://USER:PASSWORD@HOST/NAME;
-    /// several controllers may share it. In the environment its password is not in the list of processes
+    /// several controllers may share it. In the environment its password is not in the list of processes. At the start it is
+    /// waited for, up to a minute
     /// [default: SQLite in --data]
     #[arg(long, value_name = "URL", env = "BBOT_CONTROLLER_DATABASE", hide_env_values = true,
-          value_parser = database)]
+          value_parser = crate::database_url::Parser)]
     pub database: Option<String>,
 
     /// Where logs and archives are kept: a directory, or s3://BUCKET/PREFIX of an S3-compatible service. Controllers that share
@@ -303,6 +304,10 @@ impl Options {
             connections: self.connections,
             // A quarter at most, and no more than were ever seen to be needed: agents must always get one.
             followers: Limits::default().followers.min(self.connections / 4).max(1),
+            log_readers: Limits::default()
+                .log_readers
+                .min(self.connections / 4)
+                .max(1),
             ..Limits::default()
         };
         config.source_addresses = if self.allow_private_sources {
@@ -312,15 +317,6 @@ impl Options {
         };
         config.source_user = source_user;
         Ok(config)
-    }
-}
-
-/// A database's URL. What is wrong is said without it: it has a password.
-fn database(url: &str) -> Result<String, &'static str> {
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        Ok(url.to_owned())
-    } else {
-        Err("it is no URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/NAME")
     }
 }
 
@@ -446,6 +442,14 @@ mod tests {
             assert_eq!(
                 Options::try_parse_from(arguments).unwrap_err().exit_code(),
                 2
+            );
+        }
+        for url in ["mysql://u:secret@h/n", "postgres://h/n?pasword=secret"] {
+            let words = ["bbot-controller", "--data", "d", "--database", url];
+            let told = Options::try_parse_from(words).unwrap_err().to_string();
+            assert!(
+                told.contains("--database") && !told.contains("secret"),
+                "{told}"
             );
         }
     }

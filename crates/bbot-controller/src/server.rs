@@ -26,7 +26,8 @@ use crate::buildtab::{Buildtab, LoadError};
 use crate::config::Config;
 use crate::http::{self, App, Connection, Scheme};
 use crate::objects::{ObjectError, Objects};
-use crate::store::{Store, StoreError};
+use crate::patience;
+use crate::store::StoreError;
 use crate::tls::TlsError;
 use crate::token::{Token, TokenError};
 use crate::watchdog;
@@ -140,9 +141,9 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         Some(files) => Some(Watched::open(files.paths(), move || files.load())?),
         None => None,
     };
-    let store = match &config.database {
-        None => Store::open(&data.join("controller.sqlite")).await?,
-        Some(url) => Store::open_postgres(url, config.clock.steady()).await?,
+    let Some(store) = patience::open(&config, &shutdown).await? else {
+        tracing::info!("stopped");
+        return Ok(());
     };
 
     let listener = TcpListener::bind(config.bind)

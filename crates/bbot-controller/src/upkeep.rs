@@ -9,7 +9,7 @@ use crate::clock::Millis;
 use crate::objects::log::pack;
 use crate::objects::{Kind, Object, ObjectError, Objects};
 use crate::source::archives::ArchiveError;
-use crate::store::{Naming, Store, StoreError};
+use crate::store::{Naming, OldLog, Store, StoreError};
 
 /// An object that nothing names stays for so long: who has put it may be about to name it, who has found it too, and a back-up of
 /// what named it is under way. Clocks of services differ from ours by less.
@@ -98,32 +98,50 @@ async fn forget_unnamed(
     }
 }
 
+/// So many rows are written at once: whoever writes meanwhile waits for a few milliseconds.
+const STEP: usize = 16;
+
 /// Makes objects of the long logs that are in rows; how many.
 ///
 /// # Errors
 /// The stores cannot be used; what was moved stays so.
 pub async fn move_logs(store: &Store, objects: &Objects) -> Result<usize, UpkeepError> {
-    while store.keep_short_logs(AT_ONCE).await? > 0 {}
     let mut moved = 0;
-    while let Some(old) = store.old_log().await? {
-        let text = old.text.clone();
-        let packed = tokio::task::spawn_blocking(move || pack(&text))
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()?;
-        let known = store.object(Kind::Log, &packed.sha256).await?;
-        let (object, naming): (Object, Naming) = match known {
-            Some(known) if objects.exists(&known).await? => (known, Naming::Shared),
-            _ => (packed.put(objects).await?, Naming::Put),
+    let mut after = (0, 0, 0);
+    loop {
+        let found = store.old_logs(after, AT_ONCE).await?;
+        let Some((last, _)) = found.last() else {
+            return Ok(moved);
         };
-        match store.move_log(old, object, naming).await {
-            // It was removed just now: it is put the next time round.
-            Err(StoreError::NoObject { .. }) => {}
-            moving => {
-                moving?;
-                moved += 1;
+        after = *last;
+        let (short, long): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, short)| *short);
+        let short: Vec<_> = short.into_iter().map(|(key, _)| key).collect();
+        for some in short.chunks(STEP) {
+            store.keep_short_logs(some.to_vec()).await?;
+        }
+        for (key, _) in long {
+            while let Some(old) = store.old_log(key).await? {
+                moved += usize::from(move_log(store, objects, old).await?);
             }
         }
     }
-    Ok(moved)
+}
+
+/// Makes an object of a log; whether it is one now.
+async fn move_log(store: &Store, objects: &Objects, old: OldLog) -> Result<bool, UpkeepError> {
+    let text = old.text.clone();
+    let packed = tokio::task::spawn_blocking(move || pack(&text))
+        .await
+        .map_err(std::io::Error::other)
+        .flatten()?;
+    let known = store.whole_object(Kind::Log, &packed.sha256).await?;
+    let (object, naming): (Object, Naming) = match known {
+        Some(known) if objects.exists(&known).await? => (known, Naming::Shared),
+        _ => (packed.put(objects).await?, Naming::Put),
+    };
+    match store.move_log(old, object, naming).await {
+        // It was removed just now: it is put the next time round.
+        Err(StoreError::NoObject { .. }) => Ok(false),
+        moving => Ok(moving.map(|()| true)?),
+    }
 }

@@ -108,6 +108,8 @@ pub(crate) struct Builds {
 pub(crate) struct Submission {
     pub(crate) id: String,
     pub(crate) builds: Vec<Build>,
+    /// Where the next page of its builds begins, if there are more.
+    next: Option<String>,
     /// Of the answer to cancelling: the builds that were not over before.
     #[serde(default)]
     pub(crate) cancelled: Vec<String>,
@@ -256,12 +258,26 @@ impl Api {
         let request = self
             .changing(Method::POST, "/api/v1/submissions")?
             .timeout(SUBMIT_TIMEOUT);
-        self.json(
-            request
-                .header("Content-Type", "application/json")
-                .body(submission.to_string()),
-        )
-        .await
+        let request = request
+            .header("Content-Type", "application/json")
+            .body(submission.to_string());
+        let submission = self.json(request).await?;
+        self.whole(submission).await
+    }
+
+    /// A submission with all of its builds, however many pages these are.
+    async fn whole(&self, mut submission: Submission) -> Result<Submission> {
+        while let Some(next) = submission.next.take() {
+            let id = segment(&submission.id)?;
+            let path = format!("/api/v1/submissions/{id}?after={}", escape(&next));
+            let page = self.json(self.changing(Method::GET, &path)?).await;
+            let page: Submission = page.with_context(|| {
+                format!("cannot read all builds of submission {}", submission.id)
+            })?;
+            submission.builds.extend(page.builds);
+            submission.next = page.next;
+        }
+        Ok(submission)
     }
 
     pub(crate) async fn rebuild(&self, id: &str, reason: Option<&str>) -> Result<Build> {
@@ -280,7 +296,8 @@ impl Api {
         reason: Option<&str>,
     ) -> Result<Submission> {
         let path = format!("/api/v1/submissions/{}/cancel", segment(id)?);
-        self.because(&path, reason).await
+        let submission = self.because(&path, reason).await?;
+        self.whole(submission).await
     }
 
     /// Asks for something, for a reason.

@@ -8,15 +8,21 @@ use anyhow::{Context as _, ensure};
 use sqlx::Connection as _;
 
 use crate::config::Config;
+use crate::database_url::without_password;
 use crate::store::Store;
+
+use super::list::List;
 
 /// A copy of an SQLite store, as the data directory has it.
 const SQLITE: &str = "controller.sqlite";
 /// What `pg_dump --format=custom` made.
 const DUMP: &str = "database.dump";
 
-/// Puts a database as it is at one moment into a directory; a store by which its objects are found.
-pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<Store> {
+/// Objects that are asked for at once.
+const AT_ONCE: i64 = 500;
+
+/// Puts a database as it is at one moment into a directory; a store, and the objects that are known at that moment.
+pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<(Store, List)> {
     match &config.database {
         None => {
             let from = config.data_dir.join(SQLITE);
@@ -27,7 +33,9 @@ pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<Store> {
                 .with_context(|| format!("cannot copy {}", from.display()))?;
             let store = Store::open(&copy).await?;
             store.forget_identity().await?;
-            Ok(store)
+            let list = List::new(to, async |last| store.objects_after(&last, AT_ONCE).await);
+            let list = list.await?;
+            Ok((store, list))
         }
         Some(url) => {
             // Opening it would bring it up to date, under controllers that run.
@@ -35,18 +43,25 @@ pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<Store> {
                 Store::is_current(url).await?,
                 "the database of --database is of another version: make the back-up with the program that runs with it"
             );
+            let store = Store::open_postgres(url, config.clock.steady()).await?;
+            // What is listed is what the dump names: an object may be put anew, elsewhere, meanwhile.
+            let mut snapshot = store.snapshot().await?;
             run("pg_dump", url, |command| {
                 command
                     .arg("--format=custom")
                     .arg("--no-owner")
                     // What comes of the back-up is another store.
                     .arg("--exclude-table-data=identity")
+                    .arg(format!("--snapshot={}", snapshot.id()))
                     .arg("--file")
                     .arg(to.join(DUMP))
             })
             .await?;
-            // Objects that it names are there for a day at least, whatever happens to the rows now.
-            Ok(Store::open_postgres(url, config.clock.steady()).await?)
+            let list = List::new(to, async |last| {
+                snapshot.objects_after(&last, AT_ONCE).await
+            });
+            let list = list.await?;
+            Ok((store, list))
         }
     }
 }
@@ -153,68 +168,4 @@ async fn run(
         String::from_utf8_lossy(&ended.stderr).trim()
     );
     Ok(())
-}
-
-/// A database's URL without its password, and that.
-fn without_password(url: &str) -> (String, Option<String>) {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return (url.to_owned(), None);
-    };
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let Some((user, host)) = authority.rsplit_once('@') else {
-        return (url.to_owned(), None);
-    };
-    match user.split_once(':') {
-        None => (url.to_owned(), None),
-        Some((user, password)) => (
-            format!("{scheme}://{user}@{host}{path}"),
-            Some(decoded(password)),
-        ),
-    }
-}
-
-/// What a part of a URL says.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        let byte = hex.and_then(|two| u8::from_str_radix(two, 16).ok());
-        match (first, byte) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_password_is_told_apart() {
-        for (url, without, password) in [
-            (
-                "postgres://u:p%40+%zz@h:5/n?a=b",
-                "postgres://u@h:5/n?a=b",
-                Some("p@+%zz"),
-            ),
-            ("postgres://u@h/n", "postgres://u@h/n", None),
-            ("postgres://h/n?x=a:b@c", "postgres://h/n?x=a:b@c", None),
-            ("postgres:///n", "postgres:///n", None),
-        ] {
-            assert_eq!(
-                without_password(url),
-                (without.to_owned(), password.map(str::to_owned))
-            );
-        }
-    }
 }

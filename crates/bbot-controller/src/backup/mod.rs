@@ -1,10 +1,11 @@
 //! Back-ups: all that a controller keeps, in a directory, made while it runs; and the way back.
 //!
-//! The database is read at one moment. Objects never change, and stay for a day after nothing names them, so they are copied after
-//! it; what is put meanwhile is more than is needed. A back-up is made under another name and gets its own when it is whole, with
+//! The database is read at one moment, and the objects are listed as they are known at that one. They never change, and stay for a day
+//! after nothing names them, so they are copied after it; what is put meanwhile is more than is needed. A back-up is made under another name and gets its own when it is whole, with
 //! `backup.json` written last.
 
 mod database;
+mod list;
 
 use std::fs;
 use std::io;
@@ -14,8 +15,10 @@ use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::objects::{self, Object, ObjectError, Objects, Where};
+use crate::objects::{self, ObjectError, Objects, Where};
 use crate::store::Store;
+
+use list::List;
 
 /// What a back-up says of itself.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,9 +35,6 @@ struct About {
 
 const FORMAT: u32 = 1;
 const ABOUT: &str = "backup.json";
-
-/// Objects that are asked for at once.
-const AT_ONCE: i64 = 500;
 
 /// What a back-up or a restoration has copied.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -74,9 +74,9 @@ pub async fn backup(config: &Config, to: &Path) -> anyhow::Result<Copied> {
         store: kind(config).to_owned(),
         made: config.clock.now().to_string(),
     };
-    let store = database::dump(config, &partial).await?;
+    let (store, list) = database::dump(config, &partial).await?;
     let objects = Objects::open(&config.objects_place())?;
-    let copied = copy_objects(&store, &objects, &partial.join("objects")).await;
+    let copied = copy_objects(&store, list, &objects, &partial.join("objects")).await;
     store.close().await;
     let copied = copied?;
     copy_tree(&config.data_dir.join("runs"), &partial.join("runs"))
@@ -149,27 +149,15 @@ fn kind(config: &Config) -> &'static str {
     }
 }
 
-/// Calls `one` for all objects of a store.
-async fn each_object(
+async fn copy_objects(
     store: &Store,
-    mut one: impl AsyncFnMut(Object) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut after = (String::new(), String::new());
-    loop {
-        let found = store.objects_after(&after, AT_ONCE).await?;
-        let Some(last) = found.last() else {
-            return Ok(());
-        };
-        after = (last.kind.as_str().to_owned(), last.sha256.clone());
-        for object in found {
-            one(object).await?;
-        }
-    }
-}
-
-async fn copy_objects(store: &Store, from: &Objects, to: &Path) -> anyhow::Result<Copied> {
+    list: List,
+    from: &Objects,
+    to: &Path,
+) -> anyhow::Result<Copied> {
     let mut copied = Copied::default();
-    each_object(store, async |object| {
+    for object in list {
+        let object = object?;
         let reading = match from.read(&object).await {
             Ok(reading) => reading,
             Err(e @ (ObjectError::Missing { .. } | ObjectError::Damaged { .. })) => {
@@ -178,7 +166,7 @@ async fn copy_objects(store: &Store, from: &Objects, to: &Path) -> anyhow::Resul
                     tracing::warn!("not in the back-up: {e}");
                     copied.lost += 1;
                 }
-                return Ok(());
+                continue;
             }
             Err(e) => return Err(e.into()),
         };
@@ -198,9 +186,7 @@ async fn copy_objects(store: &Store, from: &Objects, to: &Path) -> anyhow::Resul
         .with_context(|| format!("cannot copy {}", object.place))?;
         copied.objects += 1;
         copied.bytes += object.stored;
-        Ok(())
-    })
-    .await?;
+    }
     Ok(copied)
 }
 

@@ -1,13 +1,14 @@
 //! The agents: who is there, what each of them does.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::App;
 use super::problem::Problem;
 use crate::clock::Millis;
 use crate::crew::Said;
 use crate::roll::{self, Doing};
-use crate::store::Build;
+use crate::store::{Build, StoreError};
 
 /// Builds under way that are looked at.
 const BUILDS: i64 = 10_000;
@@ -38,12 +39,46 @@ pub(super) enum Drained {
     There,
 }
 
+/// Builds that are with agents.
+async fn building(app: &App) -> Result<Arc<Vec<Build>>, StoreError> {
+    let rows = |found: &Vec<Build>| u64::try_from(found.len()).unwrap_or(u64::MAX);
+    app.building.get(app.store.building(BUILDS), rows).await
+}
+
+/// What each of the same agents does, and how many of its requests wait here.
+pub(super) async fn each(app: &App) -> Result<Vec<(Doing, usize)>, Problem> {
+    let building = building(app).await?;
+    let mut builds: HashMap<&str, usize> = HashMap::new();
+    for build in building.iter() {
+        *builds
+            .entry(build.agent.as_deref().unwrap_or_default())
+            .or_default() += 1;
+    }
+    let (now, said) = (app.steady(), app.crew.said());
+    let heard = app.agents.list();
+    let known: HashSet<&str> = heard.iter().map(|entry| entry.name.as_str()).collect();
+    let others = said.standings().map(|s| s.name.as_str());
+    let silent: HashSet<&str> = others
+        .filter(|name| !known.contains(name) && !builds.contains_key(name))
+        .collect();
+    let of = |entry: &roll::Entry| {
+        let tasks = builds.get(entry.name.as_str()).copied().unwrap_or(0);
+        let doing = roll::doing(tasks, entry.asking, Some(entry.steady.until(now)));
+        (doing, entry.asking)
+    };
+    let mut each: Vec<_> = heard.iter().map(of).collect();
+    let left = builds.keys().filter(|name| !known.contains(*name));
+    each.extend(left.map(|_| (Doing::Building, 0)));
+    each.extend(silent.iter().map(|_| (Doing::Silent, 0)));
+    Ok(each)
+}
+
 /// All agents that were heard of or have a task, by name.
 pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
     let mut builds: BTreeMap<String, Vec<Build>> = BTreeMap::new();
-    for build in app.store.building(BUILDS).await? {
+    for build in building(app).await?.iter() {
         let name = build.agent.clone().unwrap_or_default();
-        builds.entry(name).or_default().push(build);
+        builds.entry(name).or_default().push(build.clone());
     }
     let (now, said) = (app.steady(), app.crew.said());
     let mut agents: Vec<Agent> = app

@@ -18,12 +18,13 @@ pub(super) async fn get(
 ) -> Result<Response, Plain> {
     let missing = || Problem::not_found("such archive");
     let sha256 = name.strip_suffix(".tar.gz").ok_or_else(missing)?;
-    let archive = app.archives.open(sha256).await?.ok_or_else(missing)?;
+    let found = app.archives.open(sha256).await?;
+    let (object, archive) = found.ok_or_else(missing)?;
     let length = archive.bytes();
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        archive.into_body()
+        app.body_of(object, archive)
     };
     Ok((
         [

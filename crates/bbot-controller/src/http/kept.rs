@@ -82,7 +82,7 @@ async fn put(
         return Ok((object.clone(), Naming::Put));
     }
     if share == Share::Yes
-        && let Some(known) = app.store.object(Kind::Log, &packed.sha256).await?
+        && let Some(known) = app.store.whole_object(Kind::Log, &packed.sha256).await?
         && app.objects.exists(&known).await?
     {
         return Ok((known, Naming::Shared));

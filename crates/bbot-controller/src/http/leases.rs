@@ -15,7 +15,7 @@ use crate::clock::Millis;
 use crate::figures::CameBack;
 use crate::queue::lease::Lapse;
 use crate::queue::outcome;
-use crate::store::StoreError;
+use crate::store::{Build, StoreError};
 
 /// The longest that nothing is looked at: a clock of a test may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -89,8 +89,25 @@ impl App {
     }
 
     async fn look_for_lapsed(&self) -> Result<Option<Millis>, StoreError> {
-        let lapsed = self.store.requeue_lapsed(self.steady(), self.now()).await?;
-        for (build, lapse) in &lapsed {
+        loop {
+            let lapsed = self.store.requeue_lapsed(self.steady(), self.now()).await?;
+            if lapsed.is_empty() {
+                break;
+            }
+            self.tell_lapsed(&lapsed);
+        }
+        let next = self.store.next_lapse().await?;
+        if !self.store.is_shared() {
+            return Ok(next);
+        }
+        // Another controller's leases are looked after by all: it may be the one that is gone.
+        let look = self.steady().plus(SHARED);
+        Ok(Some(next.map_or(look, |next| next.min(look))))
+    }
+
+    /// Tells all whom it concerns what became of builds whose leases have lapsed.
+    fn tell_lapsed(&self, lapsed: &[(Build, Lapse)]) {
+        for (build, lapse) in lapsed {
             let agent = build.agent.as_deref().unwrap_or_default();
             self.figures.came_back(CameBack::Lapsed);
             if *lapse == Lapse::GiveUp {
@@ -119,13 +136,6 @@ impl App {
                 }
             }
         }
-        let next = self.store.next_lapse().await?;
-        if !self.store.is_shared() {
-            return Ok(next);
-        }
-        // Another controller's leases are looked after by all: it may be the one that is gone.
-        let look = self.steady().plus(SHARED);
-        Ok(Some(next.map_or(look, |next| next.min(look))))
     }
 
     /// Looks after leases until `shutdown`: each that lapses is noticed when it does.

@@ -32,20 +32,20 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Plain> {
-    let (queued, building) = app.store.counts().await?;
+    let (queued, building) = app.counts().await?;
     let mut now = Now {
         queued,
         building,
         ..Now::default()
     };
-    for agent in super::agents::all(&app).await? {
-        let place = match agent.doing {
+    for (doing, asking) in super::agents::each(&app).await? {
+        let place = match doing {
             Doing::Building => 0,
             Doing::Asking => 1,
             Doing::Silent => 2,
         };
         now.agents[place] += 1;
-        now.held += i64::try_from(agent.asking).unwrap_or(i64::MAX);
+        now.held += i64::try_from(asking).unwrap_or(i64::MAX);
     }
     Ok((
         [(header::CONTENT_TYPE, OPEN_METRICS)],

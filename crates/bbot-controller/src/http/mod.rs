@@ -17,6 +17,7 @@ mod held;
 mod kept;
 mod leases;
 mod live;
+mod looked;
 mod metrics;
 mod neighbours;
 mod pages;
@@ -51,13 +52,13 @@ use crate::crew::Crew;
 use crate::dispatch::Desk;
 use crate::figures::Figures;
 use crate::log_limit::LogLimit;
-use crate::objects::Objects;
+use crate::objects::{Object, Objects, Reading};
 use crate::pace::Paced;
 use crate::pending::Waiting;
 use crate::roll::Roll;
 use crate::segments::Segments;
 use crate::source::archives::Archives;
-use crate::store::{Asker, Build, Head, Kind, News, Store};
+use crate::store::{Asker, Build, Head, Kind, News, Store, StoreError};
 use crate::token::{SignIns, Token};
 use crate::upkeep::{self, UpkeepError};
 use crate::watched::Watched;
@@ -66,6 +67,7 @@ use artifacts::pieces::Uploads;
 use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
+use looked::Looked;
 use problem::chain;
 use spool::Spool;
 
@@ -100,7 +102,7 @@ pub(crate) struct App {
     wrong_tokens: LogLimit,
     git: Semaphore,
     /// Archives that may still be looked into.
-    peeks: Semaphore,
+    peeks: Arc<Semaphore>,
     /// Artifacts that come.
     uploads: Uploads,
     /// Results that come.
@@ -111,12 +113,18 @@ pub(crate) struct App {
     figures: Figures,
     /// Who has been heard of.
     agents: Roll,
-    /// Clients that may still begin to follow a log.
+    /// Clients that may still begin to follow a log,
     followers: Arc<Semaphore>,
+    /// or to read a long one.
+    log_readers: Arc<Semaphore>,
     /// What of the queue is known in memory, and who waits, by the buildtab as it is now.
     desk: Mutex<Arc<Desk>>,
     /// How fast builds are taken from the queue.
     paced: Paced,
+    /// How many builds wait, and how many are with agents.
+    counts: Looked<(i64, i64)>,
+    /// Builds that are with agents.
+    building: Looked<Vec<Build>>,
     /// Builds that change, for those who follow their logs.
     changes: Changes,
     /// Agents that wait to hear whether their session is over.
@@ -158,6 +166,9 @@ impl App {
             figures: Figures::new(),
             agents: Roll::new(store.steady(config.clock.steady())),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
+            log_readers: Arc::new(Semaphore::new(config.limits.log_readers)),
+            counts: Looked::default(),
+            building: Looked::default(),
             changes: Changes::default(),
             ends: Ends::default(),
             lapses: Lapses::default(),
@@ -176,7 +187,7 @@ impl App {
             sign_ins: SignIns::default(),
             wrong_tokens: LogLimit::default(),
             git: Semaphore::new(GIT_FETCHES),
-            peeks: Semaphore::new(PEEKS),
+            peeks: Arc::new(Semaphore::new(PEEKS)),
             uploads,
             spool,
             desk,
@@ -227,6 +238,14 @@ impl App {
         self.build_changed(build.id);
     }
 
+    /// How many builds wait, and how many are with agents; a while ago, where these are very many.
+    async fn counts(&self) -> Result<(i64, i64), StoreError> {
+        // Entries of an index, many of which are as much as a row.
+        let rows = |(queued, building): &(i64, i64)| (queued + building).unsigned_abs() / 20;
+        let found = self.counts.get(self.store.counts(), rows).await;
+        found.map(|counts| *counts)
+    }
+
     /// Waits until whoever looks into the queue has looked.
     pub(crate) async fn look_at_desk(&self) {
         let desk = self.desk();
@@ -275,6 +294,26 @@ impl App {
         self.changes.tell(build);
         self.ends.tell(build);
         self.store.tell(&News::Changed(build));
+    }
+
+    /// An object that is kept as it is, as the body of an answer.
+    fn body_of(self: &Arc<Self>, object: Object, reading: Reading) -> Body {
+        let app = Arc::clone(self);
+        reading.into_body(object.sha256.clone(), move || {
+            tracing::error!("{} in the object store is damaged", object.place);
+            tokio::spawn(async move { app.note_damaged(&object).await });
+        })
+    }
+
+    /// Has an object that was found to be damaged put anew by whoever puts the same next.
+    async fn note_damaged(&self, object: &Object) {
+        if let Err(e) = self.store.note_damaged(object, self.now()).await {
+            tracing::error!(
+                "cannot note that {} is damaged: {}",
+                object.place,
+                chain(&e)
+            );
+        }
     }
 
     /// Looks after what is kept, once in a while, until `shutdown`.

@@ -30,6 +30,8 @@ where
     let app = Arc::clone(app);
     let said = to_the_end(async move {
         kept.await?;
+        // Whoever has said it sees what each has by then.
+        app.building.forget().await;
         app.said().await
     });
     Ok(said.await??)

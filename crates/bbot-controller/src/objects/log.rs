@@ -1,6 +1,8 @@
 //! Logs as objects: compressed, with their two ends in the row, so that a page need not ask for the object.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -38,7 +40,7 @@ pub struct Packed {
 ///
 /// # Errors
 /// There is no memory for it.
-pub fn pack(text: &str) -> std::io::Result<Packed> {
+pub fn pack(text: &str) -> io::Result<Packed> {
     let mut encoder = zstd::bulk::Compressor::new(LEVEL)?;
     encoder.include_checksum(true)?;
     Ok(Packed {
@@ -59,36 +61,69 @@ impl Packed {
     }
 }
 
-/// A log that was read and found to be what it was.
+/// A log of which all was read, and found to be what it was.
 #[derive(Debug)]
-pub struct Whole(Bytes);
+pub struct Whole(From);
+
+/// Where its text is read from.
+#[derive(Debug)]
+enum From {
+    Memory(Bytes),
+    Store(Objects, Object),
+}
+
+/// A log that is kept in at most so many bytes is held in memory. A larger one is read twice, piece by piece.
+const HELD: u64 = 1 << 20;
 
 /// Bytes of text that are given at once.
 const PIECE: usize = 256 << 10;
+
+/// A log is decompressed with what lies so far back (2 to the power of this), whatever a damaged one asks for.
+const WINDOW: u32 = 23;
 
 /// Reads a log, and checks all of it before anything is given away.
 ///
 /// # Errors
 /// It is missing, damaged, or cannot be had now.
 pub async fn read(objects: &Objects, object: &Object) -> Result<Whole, ObjectError> {
-    let packed = objects.read_all(object).await?;
+    let from = if object.stored <= HELD {
+        From::Memory(objects.read_all(object).await?)
+    } else {
+        From::Store(objects.clone(), object.clone())
+    };
+    let whole = Whole(from);
+    let pieces = whole.pieces().await?;
     let checked = object.clone();
-    let check = tokio::task::spawn_blocking(move || check(packed, &checked)).await;
-    check
-        .map_err(|e| e.to_string())
-        .flatten()
-        .map_err(|what| ObjectError::Damaged {
+    let check = tokio::task::spawn_blocking(move || check(pieces, &checked)).await;
+    match check.map_err(|e| Wrong::Damaged(e.to_string())).flatten() {
+        Ok(()) => Ok(whole),
+        Err(Wrong::Damaged(what)) => Err(ObjectError::Damaged {
             place: object.place.clone(),
             what,
-        })
+        }),
+        Err(Wrong::Unread(e)) => Err(objects.failed("read an object", e)),
+    }
 }
 
-fn check(packed: Bytes, object: &Object) -> Result<Whole, String> {
+/// Why a log is not given.
+enum Wrong {
+    /// It is not what it was.
+    Damaged(String),
+    /// It could not be read to its end.
+    Unread(io::Error),
+}
+
+fn check(mut pieces: Pieces, object: &Object) -> Result<(), Wrong> {
     let mut hash = Sha256::new();
     let mut bytes = 0;
-    let whole = Whole(packed);
-    for piece in whole.pieces() {
-        let piece = piece.map_err(|e| e.to_string())?;
+    while let Some(piece) = pieces.next() {
+        let piece = piece.map_err(|e| {
+            if pieces.is_unread() {
+                Wrong::Unread(e)
+            } else {
+                Wrong::Damaged(e.to_string())
+            }
+        })?;
         bytes += super::length(&piece);
         if bytes > object.bytes {
             break;
@@ -96,28 +131,94 @@ fn check(packed: Bytes, object: &Object) -> Result<Whole, String> {
         hash.update(&piece);
     }
     if bytes != object.bytes || hex::encode(hash.finalize()) != object.sha256 {
-        return Err("it does not hold what it did when it was kept".to_owned());
+        let what = "it does not hold what it did when it was kept".to_owned();
+        return Err(Wrong::Damaged(what));
     }
-    Ok(whole)
+    Ok(())
 }
 
 impl Whole {
-    /// Its text, piece by piece; blocking.
-    pub fn pieces(&self) -> impl Iterator<Item = std::io::Result<Bytes>> + Send + use<> {
-        let packed = std::io::Cursor::new(self.0.clone());
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(packed);
-        std::iter::from_fn(move || {
-            let decoder = match &mut decoder {
-                Ok(decoder) => decoder,
-                Err(e) => return Some(Err(std::io::Error::new(e.kind(), e.to_string()))),
-            };
-            let mut piece = Vec::with_capacity(PIECE);
-            match decoder.take(PIECE as u64).read_to_end(&mut piece) {
-                Ok(0) => None,
-                Ok(_) => Some(Ok(Bytes::from(piece))),
-                Err(e) => Some(Err(e)),
-            }
+    /// Its text, from the beginning.
+    ///
+    /// # Errors
+    /// It is missing now, or cannot be had.
+    pub async fn pieces(&self) -> Result<Pieces, ObjectError> {
+        let packed: Box<dyn Read + Send> = match &self.0 {
+            From::Memory(packed) => Box::new(io::Cursor::new(packed.clone())),
+            From::Store(objects, object) => objects.read(object).await?.into_reader(),
+        };
+        let unread = Arc::new(AtomicBool::new(false));
+        let packed = Watched {
+            inner: packed,
+            unread: Arc::clone(&unread),
+        };
+        Ok(Pieces {
+            decoder: Some(
+                zstd::stream::read::Decoder::new(packed).and_then(|mut decoder| {
+                    decoder.window_log_max(WINDOW)?;
+                    Ok(decoder)
+                }),
+            ),
+            unread,
         })
+    }
+}
+
+/// What is read, and whether that has failed: what comes is damaged otherwise.
+struct Watched {
+    inner: Box<dyn Read + Send>,
+    unread: Arc<AtomicBool>,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer);
+        if read
+            .as_ref()
+            .is_err_and(|e| e.kind() != io::ErrorKind::Interrupted)
+        {
+            self.unread.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+/// The text of a log, piece by piece; blocking. After an error there is nothing more.
+pub struct Pieces {
+    decoder: Option<io::Result<zstd::stream::read::Decoder<'static, io::BufReader<Watched>>>>,
+    unread: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pieces").finish_non_exhaustive()
+    }
+}
+
+impl Pieces {
+    /// Whether an error was of reading, and not of what was read.
+    fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let mut decoder = match self.decoder.take()? {
+            Ok(decoder) => decoder,
+            Err(e) => return Some(Err(e)),
+        };
+        let mut piece = Vec::with_capacity(PIECE);
+        match (&mut decoder).take(PIECE as u64).read_to_end(&mut piece) {
+            Ok(0) => None,
+            Ok(_) => {
+                self.decoder = Some(Ok(decoder));
+                Some(Ok(Bytes::from(piece)))
+            }
+            Err(e) => Some(Err(e)),
+        }
     }
 }
 
@@ -145,14 +246,66 @@ mod tests {
         }
     }
 
+    /// What is read of a log that has these bytes in a store.
+    fn read_back(packed: Bytes, object: &Object) -> Result<Vec<u8>, String> {
+        use futures_util::FutureExt as _;
+        let whole = Whole(From::Memory(packed));
+        let pieces = || whole.pieces().now_or_never().unwrap().unwrap();
+        check(pieces(), object).map_err(|_| "damaged".to_owned())?;
+        Ok(pieces().flat_map(Result::unwrap).collect())
+    }
+
+    /// However large it is, no more than a piece of it is held, and what was damaged is noticed before anything is given.
+    #[tokio::test]
+    async fn a_large_one_is_read_from_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::in_directory(dir.path()).unwrap();
+        // Random enough to be large when it is packed.
+        let mut state = 1_u64;
+        let text: String = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            format!("{state:016x}\n")
+        })
+        .take(300_000)
+        .collect();
+        let object = pack(&text).unwrap().put(&objects).await.unwrap();
+        assert!(object.stored > HELD);
+        let whole = read(&objects, &object).await.unwrap();
+        assert!(matches!(whole.0, From::Store(..)));
+        let pieces = whole.pieces().await.unwrap();
+        let mut longest = 0;
+        let mut again = Vec::new();
+        for piece in pieces {
+            let piece = piece.unwrap();
+            longest = longest.max(piece.len());
+            again.extend_from_slice(&piece);
+        }
+        assert!(longest <= PIECE && again == text.as_bytes());
+
+        let path = dir.path().join(&object.place);
+        let mut packed = std::fs::read(&path).unwrap();
+        let last = packed.len() - 5;
+        packed[last] ^= 1;
+        std::fs::write(&path, &packed).unwrap();
+        let damaged = read(&objects, &object).await;
+        assert!(
+            matches!(damaged, Err(ObjectError::Damaged { .. })),
+            "{damaged:?}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        let missing = read(&objects, &object).await;
+        assert!(matches!(missing, Err(ObjectError::Missing { .. })));
+    }
+
     proptest! {
         #[test]
         fn a_log_is_what_it_was(text in "\\PC{0,3000}", times in 1..20_usize) {
             let text = text.repeat(times);
             let packed = pack(&text).unwrap();
-            let whole = check(packed.packed.clone(), &object(&packed)).unwrap();
-            let pieces: Vec<u8> = whole.pieces().flat_map(Result::unwrap).collect();
-            prop_assert!(pieces == text.as_bytes());
+            let read = read_back(packed.packed.clone(), &object(&packed)).unwrap();
+            prop_assert!(read == text.as_bytes());
         }
 
         #[test]
@@ -162,9 +315,8 @@ mod tests {
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
             // A changed bit of the head may say the same.
-            if let Ok(whole) = check(bytes.into(), &object(&packed)) {
-                let pieces: Vec<u8> = whole.pieces().flat_map(Result::unwrap).collect();
-                prop_assert!(pieces == "line\n".repeat(100).as_bytes());
+            if let Ok(read) = read_back(bytes.into(), &object(&packed)) {
+                prop_assert!(read == "line\n".repeat(100).as_bytes());
             }
         }
     }

@@ -14,7 +14,8 @@
 //! queued then goes before it.
 //!
 //! *Fair between submitters.* Who queues a thousand builds at once gets a thousand turns, one share apart; what somebody else
-//! queues meanwhile has the turn that is now, and so goes in between. Within a submitter and a class the oldest request goes first.
+//! queues meanwhile has the turn that is now, and so goes in between. Within a submitter and a class the oldest request goes first. Turns of
+//! builds that are cancelled while they wait are given back.
 //!
 //! *The newest version first.* Of one package in one configuration, the builds of a submitter and a class keep their places among
 //! them but exchange them by version, when one more is queued. One that has waited for a day keeps the place that it has then: else an
@@ -131,6 +132,29 @@ pub fn place(turn: Millis, class: Class, priority: Priority) -> i64 {
 pub fn turn(now: Millis, next: Option<Millis>, share: Duration) -> (Millis, Millis) {
     let turn = next.map_or(now, |next| next.max(now));
     (turn, turn.plus(share))
+}
+
+/// The turn of a build that has this place.
+#[must_use]
+pub fn turn_of(place: i64, class: Class, priority: Priority) -> Millis {
+    Millis(
+        place
+            .saturating_sub(class.grade())
+            .saturating_add(2 * HOUR * priority.0),
+    )
+}
+
+/// A submitter's next turn after waiting builds with these turns of theirs are cancelled: one share for each that was still to
+/// come, and never before the first of them.
+#[must_use]
+pub fn given_back(next: Millis, cancelled: &[Millis], now: Millis, share: Duration) -> Millis {
+    let to_come = || cancelled.iter().copied().filter(|turn| *turn >= now);
+    let Some(first) = to_come().min() else {
+        return next;
+    };
+    let shares = u32::try_from(to_come().count()).unwrap_or(u32::MAX);
+    let back = i64::try_from(share.saturating_mul(shares).as_millis()).unwrap_or(i64::MAX);
+    next.min(first.max(Millis(next.0.saturating_sub(back))))
 }
 
 /// The shortest and the longest share: what is measured is about this farm now, and must not throw anybody far back.
@@ -259,6 +283,28 @@ mod tests {
         assert!(by_version(&[]).is_empty());
     }
 
+    #[test]
+    fn turns_of_cancelled_builds_are_given_back() {
+        let share = Duration::from_secs(1);
+        let (now, next) = (Millis(5_000), Millis(100_000));
+        for (cancelled, expected) in [
+            (vec![], 100_000),
+            // What had its turn has used it.
+            (vec![4_000, 4_999], 100_000),
+            (vec![5_000, 4_000], 99_000),
+            // From the middle: those behind keep their turns, and what comes goes among them.
+            (vec![30_000, 31_000, 32_000], 97_000),
+            // Shares were shorter when these were taken: no more than they had.
+            (vec![99_500, 99_600, 99_700], 99_500),
+            // What had exchanged its place with one of another priority seems to be later than it was.
+            (vec![800_000], 100_000),
+        ] {
+            let cancelled: Vec<Millis> = cancelled.into_iter().map(Millis).collect();
+            let left = given_back(next, &cancelled, now, share);
+            assert_eq!(left, Millis(expected), "{cancelled:?}");
+        }
+    }
+
     /// A request of the tests: who, when (a step of time before it), how many builds, of which kind.
     type Request = (u8, u64, u8, u8, i64);
 
@@ -348,6 +394,34 @@ mod tests {
                 let latest = (24 * u32::try_from(at_once).unwrap() + 17) * 3600;
                 prop_assert!(now.0 < i64::from(latest) * 1000, "{at_once} each {step:?}");
             }
+        }
+
+        /// Whoever cancels all that waits has the turn that is now, however much that was, and nobody gets ahead by it of what
+        /// others, who cancel nothing, would have.
+        #[test]
+        fn cancelled_builds_are_not_waited_for(
+            priorities in proptest::collection::vec(-2_i64..=2, 1..60),
+            later in 0_u64..90,
+            cancel in any::<u64>(),
+        ) {
+            let share = Pace::default().share();
+            let (mut next, mut turns) = (None, Vec::new());
+            for priority in priorities {
+                let priority = Priority::new(priority).unwrap();
+                let (turn, after) = turn(Millis(0), next, share);
+                prop_assert_eq!(turn_of(place(turn, Class::New, priority), Class::New, priority), turn);
+                next = Some(after);
+                turns.push(turn);
+            }
+            let (now, next) = (Millis(0).plus_seconds(later), next.unwrap());
+            let all = given_back(next, &turns, now, share);
+            prop_assert_eq!(all.max(now), now);
+            let some: Vec<Millis> = turns.iter().enumerate().filter(|(n, _)| cancel >> n & 1 == 1).map(|(_, turn)| *turn).collect();
+            let left = given_back(next, &some, now, share);
+            // One share from now on for each of those that were not cancelled and whose turn is still to come.
+            let others = turns.iter().filter(|turn| **turn >= now && !some.contains(turn)).count();
+            let others = now.plus(share * u32::try_from(others).unwrap());
+            prop_assert_eq!(left.max(now), if next > now { others } else { now });
         }
 
         #[test]

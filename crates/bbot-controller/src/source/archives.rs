@@ -88,7 +88,7 @@ impl Archives {
         if !is_sha256(sha256) {
             return Ok(None);
         }
-        if let Some(object) = self.store.object(Kind::Archive, sha256).await?
+        if let Some(object) = self.store.whole_object(Kind::Archive, sha256).await?
             && self.objects.exists(&object).await?
         {
             self.store
@@ -103,7 +103,7 @@ impl Archives {
     ///
     /// # Errors
     /// It is lost, or the stores cannot be asked.
-    pub async fn open(&self, sha256: &str) -> Result<Option<Reading>, ArchiveError> {
+    pub async fn open(&self, sha256: &str) -> Result<Option<(Object, Reading)>, ArchiveError> {
         if !is_sha256(sha256) {
             return Ok(None);
         }
@@ -112,7 +112,10 @@ impl Archives {
             None => self.move_one(sha256).await?,
         };
         match object {
-            Some(object) => Ok(Some(self.objects.read(&object).await?)),
+            Some(object) => {
+                let reading = self.objects.read(&object).await?;
+                Ok(Some((object, reading)))
+            }
             None => Ok(None),
         }
     }
@@ -122,9 +125,15 @@ impl Archives {
     /// # Errors
     /// It cannot be given a place.
     pub fn begin(&self, sha256: &str) -> Result<Incoming, ArchiveError> {
+        self.begin_of(sha256, self.limit)
+    }
+
+    /// The same, of at most so many bytes.
+    fn begin_of(&self, sha256: &str, limit: u64) -> Result<Incoming, ArchiveError> {
         Ok(Incoming {
             upload: self.objects.begin(Kind::Archive, sha256)?,
             archives: self.clone(),
+            limit,
             start: Vec::new(),
         })
     }
@@ -138,8 +147,18 @@ impl Archives {
         sha256: &str,
         file: std::fs::File,
     ) -> Result<Object, ArchiveError> {
+        self.put_file_of(sha256, file, self.limit).await
+    }
+
+    /// The same, of at most so many bytes.
+    async fn put_file_of(
+        &self,
+        sha256: &str,
+        file: std::fs::File,
+        limit: u64,
+    ) -> Result<Object, ArchiveError> {
         use tokio::io::AsyncReadExt as _;
-        if let Some(known) = self.store.object(Kind::Archive, sha256).await?
+        if let Some(known) = self.store.whole_object(Kind::Archive, sha256).await?
             && self.objects.exists(&known).await?
         {
             self.store
@@ -149,7 +168,7 @@ impl Archives {
         }
         let mut file = tokio::fs::File::from_std(file);
         file.set_max_buf_size(PIECE);
-        let mut incoming = self.begin(sha256)?;
+        let mut incoming = self.begin_of(sha256, limit)?;
         loop {
             let mut piece = vec![0; PIECE];
             let read = file.read(&mut piece).await?;
@@ -161,7 +180,8 @@ impl Archives {
         }
     }
 
-    /// Makes an object of an archive of before there were objects; `None` where there is no such file.
+    /// Makes an object of an archive of before there were objects; `None` where there is no such file, or a damaged one, which stays: it
+    /// is in nobody's way who has a good one. It was taken, whatever the limit is now.
     async fn move_one(&self, sha256: &str) -> Result<Option<Object>, ArchiveError> {
         let path = self.before.join(format!("{sha256}.tar.gz"));
         let file = match std::fs::File::open(&path) {
@@ -169,7 +189,18 @@ impl Archives {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let object = self.put_file(sha256, file).await?;
+        let object = match self.put_file_of(sha256, file, u64::MAX).await {
+            Ok(object) => object,
+            Err(
+                e @ (ArchiveError::NotGzip
+                | ArchiveError::Io(_)
+                | ArchiveError::Object(ObjectError::Hash { .. })),
+            ) => {
+                tracing::warn!("archive {sha256} stays in {}: {e}", self.before.display());
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
         match std::fs::remove_file(&path) {
             // Another controller was faster.
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
@@ -194,16 +225,7 @@ impl Archives {
             let Some(sha256) = name.filter(|name| is_sha256(name)) else {
                 continue;
             };
-            match self.move_one(sha256).await {
-                Ok(None) => {}
-                Ok(Some(_)) => moved += 1,
-                Err(
-                    e @ (ArchiveError::NotGzip | ArchiveError::Object(ObjectError::Hash { .. })),
-                ) => {
-                    tracing::warn!("archive {sha256} stays in {}: {e}", self.before.display());
-                }
-                Err(e) => return Err(e),
-            }
+            moved += usize::from(self.move_one(sha256).await?.is_some());
         }
         // With nothing in it, it is of no use to anybody.
         let _ = std::fs::remove_dir(&self.before);
@@ -216,6 +238,7 @@ impl Archives {
 pub struct Incoming {
     archives: Archives,
     upload: Upload,
+    limit: u64,
     start: Vec<u8>,
 }
 
@@ -226,10 +249,8 @@ impl Incoming {
     /// It gets too large, is no gzip file, or cannot be kept.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), ArchiveError> {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if self.upload.bytes().saturating_add(length) > self.archives.limit {
-            return Err(ArchiveError::TooLarge {
-                limit: self.archives.limit,
-            });
+        if self.upload.bytes().saturating_add(length) > self.limit {
+            return Err(ArchiveError::TooLarge { limit: self.limit });
         }
         let missing = GZIP.len().saturating_sub(self.start.len());
         self.start.extend(bytes.iter().take(missing));
@@ -312,7 +333,24 @@ mod tests {
         let mut again = archives.begin(&sha256).unwrap();
         again.write(Bytes::from_static(&GOOD)).await.unwrap();
         again.finish().await.unwrap();
-        assert_eq!(archives.open(&sha256).await.unwrap().unwrap().bytes(), 5);
+        let (object, reading) = archives.open(&sha256).await.unwrap().unwrap();
+        assert_eq!(reading.bytes(), 5);
+        // Found to be damaged, it is put once more too, elsewhere, and is then good.
+        archives
+            .store
+            .note_damaged(&object, Millis(1))
+            .await
+            .unwrap();
+        assert_eq!(archives.known(&sha256).await.unwrap(), None);
+        let mut again = archives.begin(&sha256).unwrap();
+        again.write(Bytes::from_static(&GOOD)).await.unwrap();
+        let new = again.finish().await.unwrap();
+        archives
+            .store
+            .note_damaged(&object, Millis(1))
+            .await
+            .unwrap();
+        assert_eq!(archives.known(&sha256).await.unwrap(), Some(new));
     }
 
     #[tokio::test]
@@ -358,6 +396,9 @@ mod tests {
         }
         let damaged = before.join(format!("{}.tar.gz", "0".repeat(64)));
         std::fs::write(&damaged, GOOD).unwrap();
+        // It was taken when more was allowed.
+        let large = [&GOOD[..], &[0; 100]].concat();
+        std::fs::write(before.join(format!("{}.tar.gz", hash(&large))), &large).unwrap();
         // One is asked for before its turn.
         assert_eq!(
             archives
@@ -365,14 +406,27 @@ mod tests {
                 .await
                 .unwrap()
                 .unwrap()
+                .1
                 .bytes(),
             6
         );
-        assert_eq!(archives.move_all().await.unwrap(), 1);
-        assert!(archives.known(&hash(&first)).await.unwrap().is_some());
+        assert_eq!(archives.move_all().await.unwrap(), 2);
+        for bytes in [&first, &large] {
+            assert!(archives.known(&hash(bytes)).await.unwrap().is_some());
+        }
         assert_eq!(std::fs::read_dir(&before).unwrap().count(), 1);
         std::fs::remove_file(damaged).unwrap();
+        // A damaged one does not keep a good one out, and goes when that is there.
+        let late = [&GOOD[..], b"y"].concat();
+        std::fs::write(before.join(format!("{}.tar.gz", hash(&late))), GOOD).unwrap();
         assert_eq!(archives.move_all().await.unwrap(), 0);
+        assert_eq!(archives.known(&hash(&late)).await.unwrap(), None);
+        assert!(archives.open(&hash(&late)).await.unwrap().is_none());
+        let mut incoming = archives.begin(&hash(&late)).unwrap();
+        incoming.write(Bytes::from(late.clone())).await.unwrap();
+        incoming.finish().await.unwrap();
+        assert!(before.exists());
+        archives.move_all().await.unwrap();
         assert!(!before.exists());
     }
 

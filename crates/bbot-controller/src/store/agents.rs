@@ -3,6 +3,7 @@
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
+use super::dialect::Dialect;
 use super::tx::Sql;
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
@@ -34,7 +35,28 @@ pub struct AddedKey {
 /// Nothing is known of an agent about which nothing is said any more.
 const TIDY: &str = "DELETE FROM agents WHERE name = $1 AND drained IS NULL AND approved IS NULL";
 
+/// PostgreSQL's lock of who hands a task to an agent: many do at once,
+pub(super) const SHARED: &str = "pg_advisory_xact_lock_shared";
+
+/// and of who drains it: it has all of its tasks by then, or gets none.
+const ALONE: &str = "pg_advisory_xact_lock";
+
 impl Store {
+    /// Whether a person has drained an agent.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn is_drained(&self, agent: &str) -> Result<bool, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT drained FROM agents WHERE name = $1 AND drained IS NOT NULL",
+        )
+        .bind(agent.replace('\0', "\u{fffd}"))
+        .fetch_optional(&self.pool)
+        .await
+        .doing("look whether an agent is drained")?;
+        Ok(found.is_some())
+    }
+
     /// What people have said about agents, by name.
     ///
     /// # Errors
@@ -82,7 +104,7 @@ impl Store {
             .collect()
     }
 
-    /// An agent gets no tasks from now on. Once more changes the reason alone.
+    /// An agent gets no tasks from now on: none is handed out to it after this. Once more changes the reason alone.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -97,7 +119,13 @@ impl Store {
              drained = COALESCE(agents.drained, excluded.drained), drained_because = excluded.drained_because",
         );
         let sql = sql.bind(name).bind(now).bind(reason);
-        self.say("drain an agent", vec![sql]).await
+        let mut all = vec![sql];
+        if self.is_shared()
+            && let Some(hold) = Dialect::Postgres.hold_agent(ALONE)
+        {
+            all.insert(0, Sql::new(hold).bind(name));
+        }
+        self.say("drain an agent", all).await
     }
 
     /// An agent gets tasks again.

@@ -1,13 +1,17 @@
 //! Cancelling: a build leaves the queue, or its session ends.
 
+use std::time::Duration;
+
 use super::rows::{self, Build};
+use super::turns::Cancelled;
 use super::tx::{Sql, Tx};
 use super::{Store, StoreError};
 use crate::clock::Millis;
 use crate::queue::{self, Cancel};
 
 impl Store {
-    /// Cancels a build; what that does, and the build as it was before. `None` when there is no such build.
+    /// Cancels a build; what that does, and the build as it was before. `None` when there is no such build. `share`: the time in which the
+    /// farm takes one build from the queue.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -15,6 +19,7 @@ impl Store {
         &self,
         id: i64,
         reason: Option<&str>,
+        share: Duration,
         now: Millis,
     ) -> Result<Option<(Cancel, Build)>, StoreError> {
         let reason = reason.map(str::to_owned);
@@ -27,6 +32,9 @@ impl Store {
                 };
                 let cancel = queue::cancel(build.state);
                 if cancel == Cancel::Now {
+                    let mut turns = Cancelled::default();
+                    turns.add(&build);
+                    turns.give_back(tx, now, share).await?;
                     end(tx, id, reason.as_deref(), now).await?;
                 }
                 Ok(Some((cancel, build)))
@@ -35,7 +43,7 @@ impl Store {
         .await
     }
 
-    /// Cancels all builds of a submission that are not over; those, as they were before.
+    /// Cancels all builds of a submission that are not over; those, as they were before. `share` as above.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -43,6 +51,7 @@ impl Store {
         &self,
         submission: i64,
         reason: Option<&str>,
+        share: Duration,
         now: Millis,
     ) -> Result<Vec<Build>, StoreError> {
         let reason = reason.map(str::to_owned);
@@ -58,6 +67,9 @@ impl Store {
                     .iter()
                     .map(rows::build)
                     .collect::<Result<_, _>>()?;
+                let mut turns = Cancelled::default();
+                builds.iter().for_each(|build| turns.add(build));
+                turns.give_back(tx, now, share).await?;
                 for build in &builds {
                     end(tx, build.id, reason.as_deref(), now).await?;
                 }

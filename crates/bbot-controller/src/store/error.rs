@@ -97,6 +97,12 @@ impl StoreError {
             | Self::Damaged { .. } => false,
         }
     }
+
+    /// Whether it is that a database could not be reached that may be there soon.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if is_passing(source))
+    }
 }
 
 fn is_passing(error: &sqlx::Error) -> bool {

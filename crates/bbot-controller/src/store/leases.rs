@@ -7,7 +7,7 @@ use super::rebuilds;
 use super::results::{self, FACTS_BY_PATH, SessionFacts};
 use super::rows::{self, Build, SUBMISSION, Submission};
 use super::tx::{Sql, Tx};
-use super::{Doing as _, Store, StoreError};
+use super::{Doing as _, Store, StoreError, agents};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::lease::{self, Confirmed, Lapse, Renewal};
@@ -81,7 +81,7 @@ pub struct Lease {
 }
 
 impl Store {
-    /// Hands out a queued build, or one that will do instead; `None` when there is none any more.
+    /// Hands out a queued build, or one that will do instead; `None` when there is none any more, or the agent is drained.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -99,17 +99,27 @@ impl Store {
                     tx.dialect().next(Counter::Run)
                 );
                 let free = tx.dialect().build_held_if_free();
-                let this = format!("{found} WHERE b.id = $1 AND b.state = 'queued'{free}");
-                let mut row = tx.optional(Sql::new(this).bind(new.build)).await?;
+                if let Some(hold) = tx.dialect().hold_agent(agents::SHARED) {
+                    tx.later(Sql::new(hold).bind(new.agent.as_str()));
+                }
+                // Whoever is told that it is drained is told of all that it has.
+                let here = |n: usize| {
+                    format!("NOT EXISTS (SELECT 1 FROM agents g WHERE g.name = ${n} AND g.drained IS NOT NULL)")
+                };
+                let this = format!("{found} WHERE b.id = $1 AND b.state = 'queued' AND {}{free}", here(2));
+                let this = Sql::new(this).bind(new.build);
+                let mut row = tx.optional(this.bind(new.agent.as_str())).await?;
                 if let (None, Some((configuration, target, repository))) = (&row, &new.instead) {
-                    let of = repository.as_ref().map_or("", |_| " AND b.repository = $3");
+                    let of = repository.as_ref().map_or("", |_| " AND b.repository = $4");
                     // One that has failed may avoid this host.
                     let mut first = Sql::new(format!(
                         "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2{of} \
-                         AND b.failures = '[]' ORDER BY b.place, b.id LIMIT 1{free}"
+                         AND b.failures = '[]' AND {} ORDER BY b.place, b.id LIMIT 1{free}",
+                        here(3)
                     ))
                     .bind(configuration.as_str())
-                    .bind(target.as_str());
+                    .bind(target.as_str())
+                    .bind(new.agent.as_str());
                     if let Some(repository) = repository {
                         first = first.bind(repository.as_str());
                     }
@@ -287,8 +297,8 @@ impl Store {
         .await
     }
 
-    /// Queues every build again whose lease has lapsed (or ends it, when that was once too often), and says which
-    /// and what became of it. Each that is queued keeps its place, and its session until it is handed out anew.
+    /// Queues builds again whose leases have lapsed (or ends them, when that was once too often), and says which
+    /// and what became of them. Some at a time: there are no more when it finds none. Each that is queued keeps its place, and its session until it is handed out anew.
     /// `steady` is compared with the leases, `now` is for the record.
     ///
     /// # Errors
@@ -300,7 +310,7 @@ impl Store {
     ) -> Result<Vec<(Build, Lapse)>, StoreError> {
         const DOING: &str = "queue lapsed builds again";
         // The rule is queue::lapsed, in SQL: this runs with every poll of every agent.
-        const LAPSED: &str = "SELECT * FROM builds WHERE state = 'building' AND (lease_until IS NULL OR lease_until <= $1)";
+        const LAPSED: &str = "SELECT * FROM builds WHERE state = 'building' AND (lease_until IS NULL OR lease_until <= $1) LIMIT 64";
         let found = sqlx::query(LAPSED)
             .bind(steady.0)
             .fetch_optional(&self.pool)

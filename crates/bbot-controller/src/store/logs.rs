@@ -147,12 +147,13 @@ pub(super) async fn name_objects<'a>(
     Ok(())
 }
 
+/// The build, the attempt and the position of a row of before there were objects.
+pub type OldKey = (i64, i64, i64);
+
 /// A row with a long log, of before there were objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OldLog {
-    build: i64,
-    attempt: i64,
-    position: i64,
+    key: OldKey,
     /// The log.
     pub text: String,
 }
@@ -233,48 +234,73 @@ impl Store {
             .collect()
     }
 
-    /// Looks at no more than `limit` rows of before there were objects, and notes of those with short logs that they stay as they
-    /// are; how many these were.
+    /// At most `limit` rows of before there were objects after one, by build, attempt and position, each with whether its log is
+    /// short.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn old_logs(
+        &self,
+        after: OldKey,
+        limit: i64,
+    ) -> Result<Vec<(OldKey, bool)>, StoreError> {
+        const DOING: &str = "look for old logs";
+        sqlx::query(
+            "SELECT build, attempt, position, CAST(octet_length(log) AS BIGINT) AS length FROM logs \
+             WHERE bytes IS NULL AND (build, attempt, position) > ($1, $2, $3) ORDER BY build, attempt, position LIMIT $4",
+        )
+        .bind(after.0)
+        .bind(after.1)
+        .bind(after.2)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .doing(DOING)?
+        .iter()
+        .map(|row| {
+            let number = |column: &str| row.try_get::<i64, _>(column).doing(DOING);
+            let key = (number("build")?, number("attempt")?, number("position")?);
+            Ok((key, number("length")? <= SHORT))
+        })
+        .collect()
+    }
+
+    /// Notes of these rows with short logs that they stay as they are.
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn keep_short_logs(&self, limit: i64) -> Result<u64, StoreError> {
-        self.write("look at old logs", move |tx| {
+    pub async fn keep_short_logs(&self, keys: Vec<OldKey>) -> Result<(), StoreError> {
+        self.write_passing("look at old logs", move |tx| {
             Box::pin(async move {
-                let keep = Sql::new(
-                    "UPDATE logs SET bytes = octet_length(log) WHERE (build, attempt, position) IN \
-                     (SELECT build, attempt, position FROM logs WHERE bytes IS NULL AND octet_length(log) <= $1 \
-                     ORDER BY build, attempt, position LIMIT $2)",
-                );
-                tx.changed(keep.bind(SHORT).bind(limit)).await
+                for (build, attempt, position) in keys {
+                    let keep = Sql::new(
+                        "UPDATE logs SET bytes = octet_length(log) \
+                         WHERE build = $1 AND attempt = $2 AND position = $3 AND bytes IS NULL",
+                    );
+                    tx.run(keep.bind(build).bind(attempt).bind(position))
+                        .await?;
+                }
+                Ok(())
             })
         })
         .await
     }
 
-    /// A long log of before there were objects.
+    /// A log of before there were objects, as long as it is one.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn old_log(&self) -> Result<Option<OldLog>, StoreError> {
-        const DOING: &str = "look for old logs";
-        let row = sqlx::query(
-            "SELECT build, attempt, position, log FROM logs WHERE bytes IS NULL AND octet_length(log) > $1 \
-             ORDER BY build, attempt, position LIMIT 1",
+    pub async fn old_log(&self, key: OldKey) -> Result<Option<OldLog>, StoreError> {
+        let text: Option<String> = sqlx::query_scalar(
+            "SELECT log FROM logs WHERE build = $1 AND attempt = $2 AND position = $3 AND bytes IS NULL",
         )
-        .bind(SHORT)
+        .bind(key.0)
+        .bind(key.1)
+        .bind(key.2)
         .fetch_optional(&self.pool)
         .await
-        .doing(DOING)?;
-        let read = |row: sqlx::any::AnyRow| {
-            Ok(OldLog {
-                build: row.try_get("build").doing(DOING)?,
-                attempt: row.try_get("attempt").doing(DOING)?,
-                position: row.try_get("position").doing(DOING)?,
-                text: row.try_get("log").doing(DOING)?,
-            })
-        };
-        row.map(read).transpose()
+        .doing("look for old logs")?;
+        Ok(text.map(|text| OldLog { key, text }))
     }
 
     /// Has the row of a long log name its object instead.
@@ -296,9 +322,9 @@ impl Store {
                         "UPDATE logs SET log = $4, tail = $5, object = $6, bytes = $7 \
                          WHERE build = $1 AND attempt = $2 AND position = $3 AND bytes IS NULL",
                     )
-                    .bind(old.build)
-                    .bind(old.attempt)
-                    .bind(old.position)
+                    .bind(old.key.0)
+                    .bind(old.key.1)
+                    .bind(old.key.2)
                     .bind(head)
                     .bind(tail)
                     .bind(object.sha256.as_str())

@@ -4,7 +4,9 @@
 
 use std::collections::HashSet;
 
-use sqlx::Row as _;
+use sqlx::any::AnyArguments;
+use sqlx::query::Query;
+use sqlx::{Any, Row as _};
 
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError};
@@ -22,6 +24,9 @@ macro_rules! unnamed {
 
 /// An object that nothing names since less than an hour is as good as a new one.
 const FRESH: Millis = Millis(3_600_000);
+
+/// So many rows are noted at once: whoever writes meanwhile waits for a few milliseconds.
+const STEP: usize = 64;
 
 /// How a row that is being written names an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +77,7 @@ fn put(object: &Object, unnamed: Option<Millis>) -> Sql {
     Sql::new(
         "INSERT INTO objects (kind, sha256, place, bytes, stored, unnamed) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (kind, sha256) DO UPDATE SET place = excluded.place, stored = excluded.stored, \
-         unnamed = excluded.unnamed",
+         unnamed = excluded.unnamed, damaged = NULL",
     )
     .bind(object.kind.as_str())
     .bind(object.sha256.as_str())
@@ -106,6 +111,17 @@ pub(super) fn object(row: &sqlx::any::AnyRow) -> Result<Option<Object>, StoreErr
     }))
 }
 
+/// Objects after one in the order of their kinds and hashes.
+pub(super) fn after(last: &(String, String), limit: i64) -> Query<'_, Any, AnyArguments> {
+    let sql = format!(
+        "SELECT {OBJECT} FROM objects o WHERE (o.kind, o.sha256) > ($1, $2) ORDER BY o.kind, o.sha256 LIMIT $3"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(&last.0)
+        .bind(&last.1)
+        .bind(limit)
+}
+
 impl Store {
     /// The object that holds this; `None` when none is known to.
     ///
@@ -120,6 +136,50 @@ impl Store {
             .await
             .doing("look for an object")?;
         row.as_ref().map_or(Ok(None), object)
+    }
+
+    /// The same for who would put it else: not one that is known to be damaged.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn whole_object(
+        &self,
+        kind: Kind,
+        sha256: &str,
+    ) -> Result<Option<Object>, StoreError> {
+        let sql = format!(
+            "SELECT {OBJECT} FROM objects o WHERE o.kind = $1 AND o.sha256 = $2 AND o.damaged IS NULL"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(kind.as_str())
+            .bind(sha256)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("look for an object")?;
+        row.as_ref().map_or(Ok(None), object)
+    }
+
+    /// Notes that what is at an object's place is not what it was. It stays there until somebody puts the same anew.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn note_damaged(&self, object: &Object, now: Millis) -> Result<(), StoreError> {
+        let object = object.clone();
+        self.write_passing("note a damaged object", move |tx| {
+            Box::pin(async move {
+                let note = Sql::new(
+                    "UPDATE objects SET damaged = $4 WHERE kind = $1 AND sha256 = $2 AND place = $3 AND damaged IS NULL",
+                );
+                tx.later(
+                    note.bind(object.kind.as_str())
+                        .bind(object.sha256)
+                        .bind(object.place)
+                        .bind(now),
+                );
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Keeps an object that was put, and that no row names yet.
@@ -183,13 +243,7 @@ impl Store {
         after: &(String, String),
         limit: i64,
     ) -> Result<Vec<Object>, StoreError> {
-        let sql = format!(
-            "SELECT {OBJECT} FROM objects o WHERE (o.kind, o.sha256) > ($1, $2) ORDER BY o.kind, o.sha256 LIMIT $3"
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(&after.0)
-            .bind(&after.1)
-            .bind(limit)
+        let rows = self::after(after, limit)
             .fetch_all(&self.pool)
             .await
             .doing("list objects")?;
@@ -244,10 +298,11 @@ impl Store {
             .into_iter()
             .filter(|(.., unnamed)| *unnamed != 0)
             .collect();
-        if !unnamed.is_empty() {
-            self.write("note objects that nothing names", move |tx| {
+        for some in unnamed.chunks(STEP) {
+            let some = some.to_vec();
+            self.write_passing("note objects that nothing names", move |tx| {
                 Box::pin(async move {
-                    for (kind, sha256, _) in unnamed {
+                    for (kind, sha256, _) in some {
                         let note = Sql::new(
                             "UPDATE objects SET unnamed = $3 WHERE kind = $1 AND sha256 = $2 AND unnamed IS NULL",
                         );

@@ -78,6 +78,7 @@ impl Store {
         self.write(DOING, move |tx| {
             Box::pin(async move {
                 let mut found = FoundDue::default();
+                let mut offered: Vec<(Build, Kind)> = Vec::new();
                 for (text, before) in looks {
                     let text = format!("{text}{}", tx.dialect().held_if_free());
                     let limit_of = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -90,6 +91,10 @@ impl Store {
                         else {
                             continue;
                         };
+                        // Held, it is found by both looks.
+                        if offered.iter().any(|(known, _)| known.id == build.id) {
+                            continue;
+                        }
                         is_any = true;
                         if !is_offered(&build.configuration, &build.target)
                             || is_overtaken(tx, &build).await?
@@ -97,11 +102,16 @@ impl Store {
                             let never = Sql::new("UPDATE builds SET checked = NULL WHERE id = $1");
                             tx.later(never.bind(build.id));
                         } else {
-                            queue(tx, &build, kind, share, now).await?;
-                            found.queued.push(build);
+                            offered.push((build, kind));
                         }
                     }
                     found.is_more |= is_any && rows.len() == limit;
+                }
+                // Whoever takes several submitters' turns takes them in this order, so that no two wait for each other.
+                offered.sort_by(|(a, _), (b, _)| a.submitter.cmp(&b.submitter));
+                for (build, kind) in offered {
+                    queue(tx, &build, kind, share, now).await?;
+                    found.queued.push(build);
                 }
                 Ok(found)
             })

@@ -148,21 +148,52 @@ impl Store {
         Ok(excluded.transpose()?.unwrap_or_default())
     }
 
-    /// The builds of a submission, in the order of the buildtab.
+    /// At most `limit` builds of a submission, in the order of the buildtab, after one of them where it is given; the last one
+    /// where there are more.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn builds_of(&self, submission: i64) -> Result<Vec<Build>, StoreError> {
-        sqlx::query("SELECT * FROM builds WHERE submission = $1 ORDER BY id")
+    pub async fn builds_of(
+        &self,
+        submission: i64,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<(Vec<Build>, Option<i64>), StoreError> {
+        let found = sqlx::query(BUILDS_OF)
             .bind(submission)
+            .bind(after.unwrap_or(0))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1))
             .fetch_all(&self.pool)
             .await
-            .doing("read the builds of a submission")?
+            .doing("read the builds of a submission")?;
+        let is_more = found.len() > limit;
+        let builds: Vec<Build> = found
             .iter()
+            .take(limit)
             .map(rows::build)
-            .collect()
+            .collect::<Result<_, _>>()?;
+        let next = builds.last().filter(|_| is_more).map(|build| build.id);
+        Ok((builds, next))
+    }
+
+    /// Whether all builds of a submission are over.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn is_over(&self, submission: i64) -> Result<bool, StoreError> {
+        let left: Option<i64> = sqlx::query_scalar(
+            "SELECT id FROM builds WHERE submission = $1 AND state IN ('queued', 'building') LIMIT 1",
+        )
+        .bind(submission)
+        .fetch_optional(&self.pool)
+        .await
+        .doing("look whether a submission is over")?;
+        Ok(left.is_none())
     }
 }
+
+const BUILDS_OF: &str =
+    "SELECT * FROM builds WHERE submission = $1 AND id > $2 ORDER BY id LIMIT $3";
 
 /// The places in the queue of a submission's builds, and whether those that wait have others now.
 async fn places(
@@ -266,4 +297,22 @@ fn insert(build: &Build, repository: &str) -> Sql {
     .bind(build.submitter.as_str())
     .bind(build.place)
     .bind(build.package_configuration.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::look::tests::plan;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_page_of_builds_is_a_look_at_an_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
+        let plan = plan(&store, BUILDS_OF).await;
+        assert!(
+            plan.len() == 1 && plan[0].contains("builds_submission (submission=? AND id>?)"),
+            "{plan:?}"
+        );
+        store.close().await;
+    }
 }

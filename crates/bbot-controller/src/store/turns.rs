@@ -1,15 +1,18 @@
 //! Places in the queue: a submitter's turns, and their exchange between the versions of a package. The formula is
 //! [`order`]'s.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::Row as _;
 
 use super::dialect::Dialect;
 use super::error::Doing as _;
+use super::rows::Build;
 use super::tx::{Sql, Tx};
 use super::{StoreError, look};
 use crate::clock::Millis;
+use crate::queue::State;
 use crate::queue::order::{self, Class, Priority};
 
 /// Who queues builds.
@@ -60,6 +63,62 @@ pub(super) async fn take(
     Ok(places)
 }
 
+/// Turns of builds that are cancelled.
+#[derive(Debug, Default)]
+pub(super) struct Cancelled(BTreeMap<(String, Class), Vec<Millis>>);
+
+impl Cancelled {
+    /// Adds those of a build that is about to be cancelled: what it waits by, and what it would wait by once more.
+    pub(super) fn add(&mut self, build: &Build) {
+        let mut add = |submitter: &str, class, place| {
+            let turn = order::turn_of(place, class, build.priority);
+            let turns = self.0.entry((submitter.to_owned(), class)).or_default();
+            turns.push(turn);
+        };
+        if build.state == State::Queued {
+            add(&build.submitter, build.class, build.place);
+        }
+        if let Some((place, submitter)) = build.again_place.as_ref().filter(|_| build.again) {
+            add(submitter, Class::Forced, *place);
+        }
+    }
+
+    /// Gives them back, in the order of the submitters, so that no two wait for each other.
+    pub(super) async fn give_back(
+        self,
+        tx: &mut Tx<'_>,
+        now: Millis,
+        share: Duration,
+    ) -> Result<(), StoreError> {
+        for ((submitter, class), turns) in self.0 {
+            let row = tx
+                .optional(
+                    Sql::new(format!(
+                        "SELECT next FROM turns WHERE submitter = $1 AND class = $2{}",
+                        tx.dialect().held()
+                    ))
+                    .bind(submitter.as_str())
+                    .bind(class.as_str()),
+                )
+                .await?;
+            let next = row.map(|row| row.try_get("next")).transpose();
+            let Some(next) = next.doing("read a submitter's turn")?.map(Millis) else {
+                continue;
+            };
+            let left = order::given_back(next, &turns, now, share);
+            if left != next {
+                tx.later(
+                    Sql::new("UPDATE turns SET next = $3 WHERE submitter = $1 AND class = $2")
+                        .bind(submitter)
+                        .bind(class.as_str())
+                        .bind(left),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Which builds exchange their places, in each configuration, the target's and the package's, by itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Versions<'a> {
@@ -91,7 +150,7 @@ pub(super) async fn exchange(
     now: Millis,
 ) -> Result<bool, StoreError> {
     const DOING: &str = "compare versions that wait";
-    let mut any = false;
+    let mut moved: Vec<(i64, i64)> = Vec::new();
     for some in newcomers.chunks_mut(look::LARGEST) {
         let size = look::size_for(some.len());
         let mut sql = Sql::new(text(size, tx.dialect()));
@@ -133,18 +192,33 @@ pub(super) async fn exchange(
             newcomer.place = places.next().unwrap_or(newcomer.place);
             for ((id, had, _), place) in waiting.iter().zip(places) {
                 if place != *had {
-                    any = true;
-                    tx.run(
-                        Sql::new("UPDATE builds SET place = $2 WHERE id = $1")
-                            .bind(*id)
-                            .bind(place),
-                    )
-                    .await?;
+                    moved.push((*id, place));
                 }
             }
         }
     }
-    Ok(any)
+    for some in moved.chunks(look::LARGEST) {
+        let size = look::size_for(some.len());
+        // What is one too many is the last once more.
+        let padded = some.iter().chain(some.last().into_iter().cycle());
+        let sql = Sql::new(text_of_moves(size));
+        let sql = padded
+            .take(size)
+            .fold(sql, |sql, (id, place)| sql.bind(*id).bind(*place));
+        tx.run(sql).await?;
+    }
+    Ok(!moved.is_empty())
+}
+
+/// The statement that gives so many builds other places.
+fn text_of_moves(size: usize) -> String {
+    let values: Vec<String> = (0..size)
+        .map(|n| format!("(${}, ${})", 2 * n + 1, 2 * n + 2))
+        .collect();
+    format!(
+        "WITH w (id, place) AS (VALUES {}) UPDATE builds SET place = w.place FROM w WHERE builds.id = w.id",
+        values.join(", ")
+    )
 }
 
 /// The statement for so many configurations. Of each it looks up where the last build is that may exchange its place, and takes all up to
@@ -192,6 +266,20 @@ mod tests {
         };
         assert!(by("b") && by("l"), "{plan:?}");
         assert!(plan.iter().any(|l| l.contains("place<?")), "{plan:?}");
+        store.close().await;
+    }
+
+    /// One statement for all, which finds each build by its number.
+    #[tokio::test]
+    async fn places_are_exchanged_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
+        let plan = plan(&store, &text_of_moves(8)).await;
+        assert!(
+            plan.iter()
+                .any(|line| line.starts_with("SEARCH builds USING") && line.contains("(id=?)")),
+            "{plan:?}"
+        );
         store.close().await;
     }
 }

@@ -5,10 +5,13 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bbot_controller::clock::Millis;
+use bbot_controller::objects::{Kind, Object};
 use sha2::{Digest as _, Sha256};
 
 use crate::cluster::Cluster;
 use crate::process::{PROGRAM, Running};
+use crate::store::Place;
 use crate::support::{agent, archive, curl, field, request};
 
 fn run(words: &[&str], data: &Path, url: Option<&str>) -> Output {
@@ -270,4 +273,42 @@ fn a_back_up_of_the_other_kind_is_told() {
     );
     assert_eq!(other.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&other.stderr).contains("leave --database out"));
+}
+
+/// An object that is put anew, elsewhere, while a database is dumped: what is listed is what the dump names.
+#[test]
+fn objects_are_listed_as_the_dump_has_them() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = Place::Postgres(cluster.database()).open().await;
+        let object = |place: &str| Object {
+            kind: Kind::Log,
+            sha256: "a".repeat(64),
+            bytes: 1,
+            stored: 1,
+            place: place.to_owned(),
+        };
+        store
+            .keep_object(&object("logs/1"), Millis(0))
+            .await
+            .unwrap();
+        let mut snapshot = store.snapshot().await.unwrap();
+        assert!(!snapshot.id().is_empty());
+        store
+            .keep_object(&object("logs/2"), Millis(0))
+            .await
+            .unwrap();
+        let first = (String::new(), String::new());
+        let then = snapshot.objects_after(&first, 10).await.unwrap();
+        let now = store.objects_after(&first, 10).await.unwrap();
+        assert_eq!(
+            (then, now),
+            (vec![object("logs/1")], vec![object("logs/2")])
+        );
+        drop(snapshot);
+        store.close().await;
+    });
 }

@@ -488,19 +488,24 @@ async fn run(store: Store, events: Vec<Event>) {
             }
             Event::Cancel { build } => {
                 let id = i64::try_from(build).unwrap() + 1;
-                let done = store.cancel(id, Some("why"), Millis(now)).await.unwrap();
+                let done = store
+                    .cancel(id, Some("why"), asker("me").share, Millis(now))
+                    .await
+                    .unwrap();
                 let done = done.map(|(cancel, before)| (cancel, before.state));
                 let expected = model.get(&id).map(|m| (queue::cancel(m.state), m.state));
                 assert_eq!(done, expected);
-                cancel(&mut model, &mut sessions, id);
+                cancel(&mut model, &mut sessions, &mut turns, id, now);
             }
             Event::CancelSubmission { build } => {
                 let id = i64::try_from(build).unwrap() + 1;
-                let done = store.cancel_submission(id, None, Millis(now)).await;
+                let done = store
+                    .cancel_submission(id, None, asker("me").share, Millis(now))
+                    .await;
                 let done: Vec<i64> = done.unwrap().iter().map(|b| b.id).collect();
                 let left = model.get(&id).is_some_and(|m| !m.state.is_over());
                 assert_eq!(done, if left { vec![id] } else { vec![] });
-                cancel(&mut model, &mut sessions, id);
+                cancel(&mut model, &mut sessions, &mut turns, id, now);
             }
             Event::Pass { time } => {
                 now += time;
@@ -581,10 +586,28 @@ const REBUILD: Event = Event::Rebuild {
     who: "you",
     build: 0,
 };
-fn cancel(model: &mut BTreeMap<i64, Model>, sessions: &mut [Session], id: i64) {
+fn cancel(
+    model: &mut BTreeMap<i64, Model>,
+    sessions: &mut [Session],
+    turns: &mut Turns,
+    id: i64,
+    now: i64,
+) {
     let Some(m) = model.get_mut(&id).filter(|m| !m.state.is_over()) else {
         return;
     };
+    let waits = (m.state == State::Queued).then_some((m.submitter, m.class, m.place));
+    let again = m.again_place.filter(|_| m.again);
+    let again = again.map(|(place, who)| (who, Class::Forced, place));
+    let mut cancelled: BTreeMap<_, Vec<Millis>> = BTreeMap::new();
+    for (who, class, place) in waits.into_iter().chain(again) {
+        let turn = order::turn_of(place, class, m.priority);
+        cancelled.entry((who, class)).or_default().push(turn);
+    }
+    for (key, cancelled) in cancelled {
+        let next = turns.get_mut(&key).unwrap();
+        *next = order::given_back(*next, &cancelled, Millis(now), asker("me").share);
+    }
     (m.state, m.session, m.again) = (State::Cancelled, None, false);
     (m.interrupts, m.lapses) = (0, 0);
     for s in sessions.iter_mut().filter(|s| s.build == id) {

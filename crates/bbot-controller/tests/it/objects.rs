@@ -13,8 +13,7 @@ use bbot_controller::queue::order::Priority;
 use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::source::Source;
 use bbot_controller::store::{
-    Instead, LogText, Naming, NewLease, NewLog, NewOperation, NewResult, NewSubmission, Store,
-    StoreError,
+    LogText, Naming, NewLog, NewOperation, NewResult, NewSubmission, Store, StoreError,
 };
 use bbot_controller::upkeep::{GRACE, sweep};
 use bbot_manifest::Status;
@@ -23,11 +22,11 @@ use sqlx::Connection as _;
 
 use crate::bucket::Service;
 use crate::cluster::Cluster;
-use crate::store::{Place, asker, on_both};
+use crate::store::{Place, asker, lease, on_both};
 use crate::support::{Controller, archive as source_archive, gzip};
 
 /// A log of about so many bytes, like real ones: lines that differ a little.
-fn long_log(bytes: usize, mark: &str) -> String {
+pub(crate) fn long_log(bytes: usize, mark: &str) -> String {
     let lines = (0..bytes / 64).map(|n| {
         format!(
             "{mark}: [{n:>7}] c++ -O2 -c src/component-{:<5}.cxx -o x.o\n",
@@ -37,14 +36,14 @@ fn long_log(bytes: usize, mark: &str) -> String {
     lines.collect()
 }
 
-fn bring(controller: &Controller, name: &str, log: &str) -> String {
+pub(crate) fn bring(controller: &Controller, name: &str, log: &str) -> String {
     let id = controller.submit(name, "1").remove(0);
     bring_next(controller, name, log);
     id
 }
 
 /// Takes the next task, which is of this package, and brings a result with two long logs.
-fn bring_next(controller: &Controller, name: &str, log: &str) {
+pub(crate) fn bring_next(controller: &Controller, name: &str, log: &str) {
     let session = controller.take();
     let text = format!(
         ": 1\nsession: {session}\n:\nname: {name}\nversion: 1\nstatus: error\nconfigure-status: success\n\
@@ -54,7 +53,7 @@ fn bring_next(controller: &Controller, name: &str, log: &str) {
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
-fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap();
     entries.map(|e| e.unwrap().path()).collect()
 }
@@ -185,67 +184,6 @@ fn a_service_that_is_away_is_told() {
     assert_eq!(controller.build(&id)["status"], "error");
 }
 
-#[test]
-fn what_is_lost_or_damaged_is_told_as_such() {
-    let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |_| {});
-    let log = long_log(200_000, "x");
-    let id = bring(&controller, "a", &log);
-    let object = files(&dir.path().join("objects/logs")).remove(0);
-    let good = std::fs::read(&object).unwrap();
-    let one = format!("/api/v1/builds/{id}/log/update");
-    let told = |what: &str| {
-        let answer = controller.get(&one);
-        assert_eq!(answer.status, 410, "{what}");
-        assert!(
-            answer.json()["error"]
-                .as_str()
-                .unwrap()
-                .contains("this is lost")
-        );
-        let all = controller.get(&format!("/api/v1/builds/{id}/log"));
-        assert_eq!(all.status, 200);
-        assert!(
-            all.text()
-                .starts_with("==== configure ====\nshort\n==== update ====\n==== this is lost")
-        );
-        assert_eq!(controller.get(&format!("/builds/{id}")).status, 200);
-        assert_eq!(
-            controller.get(&format!("/builds/{id}/log/update")).status,
-            410
-        );
-    };
-    let mut damaged = good.clone();
-    let middle = damaged.len() / 2;
-    damaged[middle] ^= 1;
-    std::fs::write(&object, &damaged).unwrap();
-    told("a changed bit");
-    std::fs::write(&object, &good[..good.len() - 1]).unwrap();
-    told("cut off");
-    std::fs::write(&object, "").unwrap();
-    told("empty");
-    std::fs::remove_file(&object).unwrap();
-    told("gone");
-    // The next result with the same log mends it.
-    let rebuilt = controller.send("POST", &format!("/api/v1/builds/{id}/rebuild"), b"");
-    assert_eq!(rebuilt.status, 200);
-    bring_next(&controller, "a", &log);
-    assert_eq!(controller.get(&one).status, 200);
-    assert_eq!(controller.get(&format!("{one}?attempt=1")).status, 200);
-
-    let archive = controller.archive();
-    std::fs::remove_file(files(&dir.path().join("objects/archives")).remove(0)).unwrap();
-    let lost = controller.get(&format!("/archives/{archive}.tar.gz"));
-    assert_eq!(lost.status, 410);
-    controller.submit("a", "2");
-    assert_eq!(
-        controller
-            .get(&format!("/archives/{archive}.tar.gz"))
-            .status,
-        200
-    );
-}
-
 fn log_of(store_text: &LogText) -> &bbot_controller::objects::Object {
     match store_text {
         LogText::Kept {
@@ -258,23 +196,7 @@ fn log_of(store_text: &LogText) -> &bbot_controller::objects::Object {
 
 /// A build's next task and its result, with this log as an object; put once more where it was removed meanwhile.
 async fn keep(store: &Store, objects: &Objects, build: i64, session: &str, log: &str) {
-    let new = NewLease {
-        build,
-        instead: Instead::None,
-        session,
-        path: session,
-        until: Millis(i64::MAX),
-        renews: true,
-        latest: Millis(i64::MAX),
-        agent: "a",
-        fingerprint: None,
-        challenge: None,
-        machine: "m",
-        machine_summary: "M",
-        toolchain_name: "default",
-        toolchain_version: "0.7.0",
-        makings: None,
-    };
+    let new = lease(build, session, i64::MAX);
     // A build that somebody else's transaction holds is passed over.
     while store.lease(&new, Millis(1)).await.unwrap().is_none() {
         tokio::task::yield_now().await;

@@ -1,7 +1,14 @@
 //! The order of the queue from outside: which build an agent gets.
 
+use bbot_controller::clock::Millis;
+use bbot_controller::package::Particulars;
+use bbot_controller::package::plan::Plan;
+use bbot_controller::queue::order::Priority;
+use bbot_controller::source::{Repository, Source};
+use bbot_controller::store::{NewSubmission, Store, Submitted};
 use serde_json::{Value, json};
 
+use crate::store::{asker, lease, on_both};
 use crate::support::{Answer, Controller, field, request, result};
 
 fn submit(controller: &Controller, name: &str, version: &str, priority: &Value) -> Answer {
@@ -106,4 +113,50 @@ fn what_is_no_priority_is_told() {
         assert!(told.contains(expected), "{told}");
     }
     assert_eq!(all(&controller), Vec::<String>::new());
+}
+
+async fn submit_many(store: &Store, who: &str, builds: usize, now: i64) -> Submitted {
+    let source = Source::Repository(Repository {
+        url: "https://pkg.x.org/1/a".into(),
+        kind: None,
+        trust: vec![],
+    });
+    let names: Vec<String> = (0..builds).map(|n| format!("c{n}")).collect();
+    let pairs: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "t")).collect();
+    let new = NewSubmission {
+        name: "p",
+        version: "1",
+        source: &source,
+        asker: &asker(who),
+        priority: Priority::default(),
+        particulars: &Particulars::default(),
+        plan: &Plan::of(&pairs),
+    };
+    store.submit(new, Millis(now)).await.unwrap()
+}
+
+#[test]
+fn nobody_waits_for_the_turns_of_cancelled_builds() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let share = asker("me").share;
+        let place = async |who| submit_many(&store, who, 1, 1000).await.builds[0].place;
+        let flood = submit_many(&store, "me", 300, 1000).await;
+        let now = place("other").await;
+        assert_eq!(place("me").await, now + 300 * 100);
+        // One was handed out, so that its turn is used, whatever becomes of it.
+        let first = flood.builds[0].id;
+        let handed = store.lease(&lease(first, "s", 5000), Millis(1000)).await;
+        assert!(handed.unwrap().is_some());
+        let cancel = async |submission| {
+            let cancelled = store.cancel_submission(submission, None, share, Millis(1000));
+            cancelled.await.unwrap().len()
+        };
+        assert_eq!(cancel(flood.submission.id).await, 300);
+        // The first of the flood, the one behind it, this one.
+        assert_eq!(place("me").await, now + 2 * 100);
+        assert_eq!(cancel(flood.submission.id).await, 0);
+        assert_eq!(place("me").await, now + 3 * 100, "given back once");
+        store.close().await;
+    });
 }

@@ -124,6 +124,46 @@ fn a_controller_that_is_gone_leaves_its_leases_to_the_others() {
     );
 }
 
+/// As when a computer starts everything at once.
+#[test]
+fn a_database_that_is_not_there_yet_is_waited_for() {
+    let Some(mut cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let dir = tempfile::tempdir().unwrap();
+    cluster.stop();
+    let run = |url: &str, wait: Duration| {
+        let mut config = bbot_controller::Config::new(dir.path().to_owned());
+        config.bind = ([127, 0, 0, 1], 0).into();
+        config.database = Some(url.to_owned());
+        config.database_wait = wait;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let begun = Instant::now();
+        let error = runtime.block_on(bbot_controller::run(config, stop));
+        (error.unwrap_err().to_string(), begun.elapsed())
+    };
+    let (error, took) = run(&url, Duration::from_secs(1));
+    assert!(error.contains("cannot use the database"), "{error}");
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(20));
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            let controller = start(dir.path(), &url, Duration::from_secs(60));
+            controller.get("/healthz").status
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(!late.is_finished());
+        cluster.resume();
+        assert_eq!(late.join().unwrap(), 200);
+    });
+    // What waiting does not mend is told at once.
+    let none = url.replace("/t0", "/none");
+    let (error, took) = run(&none, Duration::from_secs(60));
+    assert!(error.contains("cannot use the database"), "{error}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
 #[test]
 fn a_database_that_is_away_is_told_and_heals_by_itself() {
     let Some(mut cluster) = Cluster::start() else {

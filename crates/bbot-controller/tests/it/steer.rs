@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bbot_controller::clock::Millis;
+use bbot_controller::store::NewLease;
 use serde_json::{Value, json};
 
 use crate::challenge::{answered, key, openssl};
 use crate::cluster::Cluster;
 use crate::sessions::{OURS, Task};
+use crate::store::{lease, on_both, submit};
 use crate::support::{Answer, Controller, agent, field, has, request};
 
 fn say(controller: &Controller, name: &str, what: &str, body: &Value) -> Answer {
@@ -325,4 +328,48 @@ fn what_is_said_at_one_controller_counts_at_the_other() {
     let waits = held(&second, 30);
     assert_eq!(say(&first, "bot", "resume", &json!({})).status, 200);
     assert!(!waits.join().unwrap().0.is_empty());
+}
+
+/// However it comes between: what is handed out to an agent that is being drained is handed out before that is answered.
+#[test]
+fn nothing_is_handed_out_once_it_is_said_that_an_agent_is_drained() {
+    on_both(async |place| {
+        let store = place.open().await;
+        for round in 0..40 {
+            let agent = format!("bot-{round}");
+            let mut builds = Vec::new();
+            for _ in 0..6 {
+                builds.push(submit(&store, "p", 0).await);
+            }
+            let mut tasks = tokio::task::JoinSet::new();
+            for (n, build) in builds.into_iter().enumerate() {
+                let (store, agent) = (store.clone(), agent.clone());
+                tasks.spawn(async move {
+                    let session = format!("{agent}-{n}");
+                    let new = NewLease {
+                        agent: &agent,
+                        ..lease(build, &session, i64::MAX)
+                    };
+                    for _ in 0..n * 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    store.lease(&new, Millis(1)).await.unwrap().is_some()
+                });
+            }
+            tokio::task::yield_now().await;
+            store.drain_agent(&agent, None, Millis(2)).await.unwrap();
+            let building = async || {
+                let all = store.building(1000).await.unwrap();
+                all.iter()
+                    .filter(|b| b.agent.as_ref() == Some(&agent))
+                    .count()
+            };
+            let told = building().await;
+            let given = tasks.join_all().await.into_iter().filter(|given| *given);
+            assert_eq!(given.count(), told, "{agent}");
+            assert_eq!(building().await, told, "{agent}");
+            assert!(store.is_drained(&agent).await.unwrap());
+        }
+        store.close().await;
+    });
 }

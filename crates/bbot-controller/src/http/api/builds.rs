@@ -25,8 +25,10 @@ pub(in crate::http) const ATTEMPTS: i64 = 20;
 #[into_params(parameter_in = Query)]
 struct Wanted {
     /// Name of the package, with the wildcards `*` and `?`.
+    #[param(max_length = 256)]
     package: Option<String>,
     /// Name of the configuration, with the wildcards `*` and `?`.
+    #[param(max_length = 256)]
     configuration: Option<String>,
     state: Option<view::State>,
     /// Only of builds that are built.
@@ -50,8 +52,8 @@ pub(in crate::http) fn filter(parameters: Vec<(String, String)>) -> Result<(Filt
     let wanted: Wanted = params::read(params::without_empty(parameters))?;
     let before = wanted.before.as_deref().map(paging::number).transpose()?;
     let filter = Filter {
-        package: wanted.package,
-        configuration: wanted.configuration,
+        package: paging::name("package", wanted.package)?,
+        configuration: paging::name("configuration", wanted.configuration)?,
         state: wanted.state.map(Into::into),
         status: wanted.status.map(Into::into),
         before,

@@ -10,8 +10,8 @@ use axum::response::Response;
 use super::builds::{find, whole};
 use super::document::{Changes, Refusal};
 use super::rebuild::{Because, because};
-use super::submissions::find as find_submission;
-use super::view::{BuildWithAttempts, CancelledSubmission, Id, SubmissionWithBuilds};
+use super::submissions::{find as find_submission, with_builds};
+use super::view::{BuildWithAttempts, CancelledSubmission, Id};
 use super::{id, json};
 use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
@@ -69,10 +69,8 @@ pub(super) async fn submission(
     let reason = because(&app, request).await?;
     let id = id(&text, "submission")?;
     let cancelled = cancel_submission(&app, id, reason).await?;
-    let (submission, builds) = find_submission(&app, id).await?;
-    let excluded = app.store.excluded(id).await?;
     let answer = CancelledSubmission {
-        submission: SubmissionWithBuilds::of(&submission, &builds, excluded, &base.0),
+        submission: with_builds(&app, id, None, &base).await?,
         cancelled: cancelled.iter().map(|build| Id(build.id)).collect(),
     };
     Ok(json(StatusCode::OK, &answer))
@@ -86,7 +84,9 @@ pub(in crate::http) async fn cancel(
 ) -> Result<(), Problem> {
     let app = Arc::clone(app);
     to_the_end(async move {
-        let done = app.store.cancel(id, reason.as_deref(), app.now()).await?;
+        let share = app.paced.share();
+        let done = app.store.cancel(id, reason.as_deref(), share, app.now());
+        let done = done.await?;
         match done {
             None => Err(Problem::not_found(format_args!("build {id}"))),
             Some((Cancel::Already, _)) => Ok(()),
@@ -116,7 +116,9 @@ pub(in crate::http) async fn cancel_submission(
     let app = Arc::clone(app);
     to_the_end(async move {
         let reason = reason.as_deref();
-        let cancelled = app.store.cancel_submission(id, reason, app.now()).await?;
+        let share = app.paced.share();
+        let cancelled = app.store.cancel_submission(id, reason, share, app.now());
+        let cancelled = cancelled.await?;
         for build in &cancelled {
             tell(&app, build);
         }

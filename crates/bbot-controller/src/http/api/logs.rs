@@ -1,13 +1,14 @@
 //! Logs: of results, raw, and as they grow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State as Shared};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use utoipa::IntoParams;
 
 use super::builds::find;
@@ -141,7 +142,13 @@ async fn ready(app: &App, text: LogText) -> Result<Ready, ObjectError> {
         LogText::Kept {
             object: Some(object),
             ..
-        } => Ok(Ready::Object(log::read(&app.objects, &object).await?)),
+        } => {
+            let read = log::read(&app.objects, &object).await;
+            if matches!(read, Err(ObjectError::Damaged { .. })) {
+                app.note_damaged(&object).await;
+            }
+            Ok(Ready::Object(read?))
+        }
         LogText::Kept {
             object: None,
             sha256,
@@ -152,16 +159,39 @@ async fn ready(app: &App, text: LogText) -> Result<Ready, ObjectError> {
     }
 }
 
+/// Leave to read long logs, as long as it is held.
+fn leave(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    let permit = Arc::clone(&app.log_readers).try_acquire_owned();
+    permit.map_err(|_| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "{} clients read long logs already, and more are not served: try again later",
+                app.config.limits.log_readers
+            ),
+        )
+    })
+}
+
 /// Logs as one text; of a whole result each is under a line with its name, and one that is lost says so. One that is asked for by
 /// itself is told as lost.
 async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<Response, Problem> {
+    let is_long = logs
+        .iter()
+        .any(|log| matches!(log.text, LogText::Kept { .. }));
+    let leave = is_long.then(|| leave(app)).transpose()?;
     let (sender, receiver) = mpsc::channel(2);
+    let taker = Taker {
+        sender,
+        patience: app.config.limits.slow_reader,
+        _leave: leave,
+    };
     if !whole && logs.len() == 1 {
         let log = logs.remove(0);
         let ready = ready(app, log.text).await?;
         tokio::spawn(async move {
             // Whoever has gone needs no more.
-            let _ = give(&sender, ready).await;
+            let _ = taker.give(ready).await;
         });
     } else {
         let app = Arc::clone(app);
@@ -175,8 +205,8 @@ async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<
                     let problem = Problem::from(error);
                     Ready::Text(format!("==== {} ====\n", problem.sentence))
                 });
-                let sent = sender.send(Ok(head.into())).await;
-                if sent.is_err() || give(&sender, ready).await.is_none() {
+                if taker.send(Ok(head.into())).await.is_none() || taker.give(ready).await.is_none()
+                {
                     return;
                 }
             }
@@ -189,34 +219,58 @@ async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<
         .into_response())
 }
 
-/// Gives a log away, with a newline at its end; `None` when nobody takes it any more.
-async fn give(sender: &mpsc::Sender<std::io::Result<Bytes>>, log: Ready) -> Option<()> {
-    match log {
-        Ready::Text(mut text) => {
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
+/// Who takes logs.
+struct Taker {
+    sender: mpsc::Sender<std::io::Result<Bytes>>,
+    /// A piece that is not taken for so long is the last.
+    patience: Duration,
+    _leave: Option<OwnedSemaphorePermit>,
+}
+
+impl Taker {
+    /// Gives a piece away; `None` when nobody takes it any more.
+    async fn send(&self, piece: std::io::Result<Bytes>) -> Option<()> {
+        let sent = tokio::time::timeout(self.patience, self.sender.send(piece)).await;
+        sent.ok()?.ok()
+    }
+
+    /// Gives a log away, with a newline at its end; `None` when nobody takes it any more.
+    async fn give(&self, log: Ready) -> Option<()> {
+        let whole = match log {
+            Ready::Text(mut text) => {
+                if !text.is_empty() && !text.ends_with('\n') {
+                    text.push('\n');
+                }
+                return self.send(Ok(text.into())).await;
             }
-            sender.send(Ok(text.into())).await.ok()
-        }
-        Ready::Object(whole) => {
-            let mut pieces = whole.pieces();
-            let mut last = Bytes::new();
-            loop {
-                let (piece, rest) = tokio::task::spawn_blocking(move || (pieces.next(), pieces))
-                    .await
-                    .ok()?;
-                pieces = rest;
-                match piece {
-                    None if last.ends_with(b"\n") => return Some(()),
-                    None => return sender.send(Ok(Bytes::from_static(b"\n"))).await.ok(),
-                    Some(Ok(piece)) => {
-                        last = piece.clone();
-                        sender.send(Ok(piece)).await.ok()?;
-                    }
-                    Some(Err(e)) => {
-                        sender.send(Err(e)).await.ok()?;
-                        return None;
-                    }
+            Ready::Object(whole) => whole,
+        };
+        let mut pieces = match whole.pieces().await {
+            Ok(pieces) => pieces,
+            Err(e) => {
+                // It was there a moment ago: what comes is broken off, and not taken for the whole.
+                let problem = Problem::from(e);
+                self.send(Err(std::io::Error::other(problem.sentence)))
+                    .await;
+                return None;
+            }
+        };
+        let mut last = Bytes::new();
+        loop {
+            let (piece, rest) = tokio::task::spawn_blocking(move || (pieces.next(), pieces))
+                .await
+                .ok()?;
+            pieces = rest;
+            match piece {
+                None if last.ends_with(b"\n") => return Some(()),
+                None => return self.send(Ok(Bytes::from_static(b"\n"))).await,
+                Some(Ok(piece)) => {
+                    last = piece.clone();
+                    self.send(Ok(piece)).await?;
+                }
+                Some(Err(e)) => {
+                    self.send(Err(e)).await?;
+                    return None;
                 }
             }
         }

@@ -46,6 +46,20 @@ pub(super) fn number(cursor: &str) -> Result<i64, Problem> {
         .map_err(|_| Problem::bad("parameter before: not a cursor of this list"))
 }
 
+/// The longest name, or pattern of one, that lists are asked for by, in bytes: longer ones than there are names, and shorter ones than a
+/// database takes.
+pub(super) const NAME: usize = 256;
+
+/// A name that a list is asked for by.
+pub(super) fn name(parameter: &str, name: Option<String>) -> Result<Option<String>, Problem> {
+    match name {
+        Some(name) if name.len() > NAME => Err(Problem::bad(format!(
+            "parameter {parameter}: longer than {NAME} bytes"
+        ))),
+        name => Ok(name),
+    }
+}
+
 /// A page out of one entry more than it has, and what the next one begins after, if there is one.
 pub(super) fn page<T, C>(
     mut entries: Vec<T>,

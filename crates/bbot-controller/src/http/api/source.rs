@@ -1,5 +1,7 @@
 //! Sources of packages, as they are submitted.
 
+use std::sync::Arc;
+
 use crate::http::App;
 use crate::http::problem::Problem;
 use crate::package::Package;
@@ -102,25 +104,31 @@ pub(super) async fn of_package(
     let mut package = match source.archive() {
         None => Package::default(),
         Some(sha256) => {
-            let _slot = app
-                .peeks
-                .acquire()
+            let slot = Arc::clone(&app.peeks)
+                .acquire_owned()
                 .await
                 .map_err(|e| Problem::internal("look into an archive", &e))?;
             let archive = app.archives.open(sha256).await?;
-            let archive = archive.ok_or_else(|| not_here(sha256))?.into_reader();
-            // A task of its own: reading gigabytes must not be where other requests wait.
-            tokio::task::spawn_blocking(move || match peek::manifest(archive, Bounds::default()) {
-                Ok(None) => Ok(Package::default()),
+            let (_, archive) = archive.ok_or_else(|| not_here(sha256))?;
+            let archive = archive.into_reader();
+            // A task of its own: reading gigabytes must not be where other requests wait. It goes on when nobody waits for it any more.
+            let peeked = tokio::task::spawn_blocking(move || {
+                let _slot = slot;
+                peek::manifest(archive, Bounds::default())
+            });
+            let peeked = peeked
+                .await
+                .map_err(|e| Problem::internal("look into an archive", &e))?;
+            match peeked {
+                Ok(None) => Package::default(),
                 Ok(Some(text)) => Package::read(&text, peek::MANIFEST).map_err(|e| {
                     Problem::bad(format!("the package's manifest cannot be read: {e}"))
-                }),
-                Err(e) => Err(Problem::bad(format!(
-                    "the archive cannot be built from: {e}"
-                ))),
-            })
-            .await
-            .map_err(|e| Problem::internal("look into an archive", &e))??
+                })?,
+                Err(e) => {
+                    let what = format!("the archive cannot be built from: {e}");
+                    return Err(Problem::bad(what));
+                }
+            }
         }
     };
     if let Some(text) = overrides {

@@ -21,8 +21,11 @@ use crate::http::{App, Base, body, params, to_the_end};
 use crate::package::plan::plan;
 use crate::queue::order::Priority;
 use crate::source::Source;
-use crate::store::{Build, NewSubmission, StoreError, Submission, Submitted};
+use crate::store::{NewSubmission, StoreError, Submission, Submitted};
 use crate::token::Scope;
+
+/// Builds that are given with a submission at once.
+pub(super) const BUILDS: usize = 500;
 
 /// Longest name and version, in bytes.
 const NAME_LIMIT: usize = 128;
@@ -120,15 +123,6 @@ pub(super) async fn submit(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Result<Response, Json> {
-    to_the_end(keep_submission(app, base, caller, request)).await?
-}
-
-async fn keep_submission(
-    app: Arc<App>,
-    base: Base,
-    caller: Caller,
-    request: Request<Body>,
-) -> Result<Response, Json> {
     let submitter = caller.may(Scope::Submit)?;
     let text = body::read(request.into_body(), app.config.limits.form).await?;
     let submit: Submit = serde_json::from_slice(&text)
@@ -141,50 +135,107 @@ async fn keep_submission(
     let source = resolve(&app, submit.source).await?;
     let package = of_package(&app, &source, submit.overrides.as_deref()).await?;
     let plan = plan(&package, &app.buildtab(), chosen).map_err(|e| Problem::bad(e.to_string()))?;
-    let new = NewSubmission {
-        name: &submit.name,
-        version: &submit.version,
-        source: &source,
-        asker: &app.asker(submitter),
-        priority,
-        particulars: &package.particulars(),
-        plan: &plan,
+    let asker = app.asker(submitter);
+    let (name, version) = (submit.name, submit.version);
+    // Until here whoever has gone is let go, with what is fetched for it; what is written is told to those who wait for it.
+    let (submitted, excluded) = to_the_end(async move {
+        let new = NewSubmission {
+            name: &name,
+            version: &version,
+            source: &source,
+            asker: &asker,
+            priority,
+            particulars: &package.particulars(),
+            plan: &plan,
+        };
+        let submitted = keep(&app, new).await?;
+        Ok::<_, Problem>((submitted, plan.excluded))
+    })
+    .await??;
+    let Submitted {
+        submission, builds, ..
+    } = submitted;
+    let first = &builds[..builds.len().min(BUILDS)];
+    let next = first.last().filter(|_| builds.len() > BUILDS);
+    let page = (first, next.map(|build| build.id));
+    Ok(json(
+        StatusCode::CREATED,
+        &SubmissionWithBuilds::of(&submission, page, excluded, &base.0),
+    ))
+}
+
+/// Keeps a submission, and tells those who wait for builds.
+async fn keep(app: &App, new: NewSubmission<'_>) -> Result<Submitted, Problem> {
+    let left_out = new.plan.excluded.len();
+    let submitted = match app.store.submit(new, app.now()).await {
+        // It was put so long ago that it was removed just now.
+        Err(StoreError::NoObject { sha256, .. }) => return Err(not_here(&sha256)),
+        submitted => submitted?,
     };
     let Submitted {
         submission,
         builds,
         exchanged,
-    } = match app.store.submit(new, app.now()).await {
-        // It was put so long ago that it was removed just now.
-        Err(StoreError::NoObject { sha256, .. }) => return Err(not_here(&sha256).into()),
-        submitted => submitted?,
-    };
+    } = &submitted;
     tracing::info!(
         submission.id,
-        "{} {} is submitted: {} build(s) queued, {} left out",
+        "{} {} is submitted: {} build(s) queued, {left_out} left out",
         submission.name,
         submission.version,
         builds.len(),
-        plan.excluded.len()
     );
     app.figures.submitted(builds.len());
-    for build in &builds {
+    for build in builds {
         app.waits(build, Some(build.place).filter(|_| !exchanged));
     }
-    Ok(json(
-        StatusCode::CREATED,
-        &SubmissionWithBuilds::of(&submission, &builds, plan.excluded, &base.0),
+    Ok(submitted)
+}
+
+/// The submission of this number.
+pub(in crate::http) async fn find(app: &App, id: i64) -> Result<Submission, Problem> {
+    let found = app.store.submission(id).await?;
+    found.ok_or_else(|| Problem::not_found(format_args!("submission {id}")))
+}
+
+/// A submission with those of its builds that come after one.
+pub(super) async fn with_builds(
+    app: &App,
+    id: i64,
+    after: Option<i64>,
+    base: &Base,
+) -> Result<SubmissionWithBuilds, Problem> {
+    let submission = find(app, id).await?;
+    let (builds, next) = app.store.builds_of(id, after, BUILDS).await?;
+    let excluded = app.store.excluded(id).await?;
+    let page = (builds.as_slice(), next);
+    Ok(SubmissionWithBuilds::of(
+        &submission,
+        page,
+        excluded,
+        &base.0,
     ))
 }
 
-/// A submission with its builds.
-pub(in crate::http) async fn find(app: &App, id: i64) -> Result<(Submission, Vec<Build>), Problem> {
-    let submission = app
-        .store
-        .submission(id)
-        .await?
-        .ok_or_else(|| Problem::not_found(format_args!("submission {id}")))?;
-    Ok((submission, app.store.builds_of(id).await?))
+/// The build that a page of a submission's builds begins after.
+pub(in crate::http) fn after(query: Option<&str>) -> Result<Option<i64>, Problem> {
+    let parameters = params::parse(query.unwrap_or_default());
+    let wanted: After = params::read(params::without_empty(parameters))?;
+    wanted
+        .after
+        .map(|after| {
+            let number = after.parse();
+            number.map_err(|_| Problem::bad("parameter after: not a cursor of this list"))
+        })
+        .transpose()
+}
+
+/// Which builds of a submission are shown.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct After {
+    /// `next` of the page before.
+    after: Option<String>,
 }
 
 /// Which submissions a list shows.
@@ -193,6 +244,7 @@ pub(in crate::http) async fn find(app: &App, id: i64) -> Result<(Submission, Vec
 #[into_params(parameter_in = Query)]
 struct Wanted {
     /// Name of the package, with the wildcards `*` and `?`.
+    #[param(max_length = 256)]
     name: Option<String>,
     /// `next` of the page before.
     before: Option<String>,
@@ -224,9 +276,10 @@ pub(super) async fn list(
     let parameters = params::parse(&query.unwrap_or_default());
     let wanted: Wanted = params::read(params::without_empty(parameters))?;
     let before = wanted.before.as_deref().map(paging::number).transpose()?;
+    let name = paging::name("name", wanted.name)?;
     let (submissions, next) = app
         .store
-        .submissions(wanted.name.as_deref(), before, wanted.limit.into())
+        .submissions(name.as_deref(), before, wanted.limit.into())
         .await?;
     let answer = Submissions {
         submissions: submissions
@@ -238,24 +291,22 @@ pub(super) async fn list(
     Ok(json(StatusCode::OK, &answer))
 }
 
-/// One submission.
+/// One submission, with a page of its builds.
 #[utoipa::path(
     get,
     path = "/submissions/{id}",
     tag = "submissions",
-    params(("id" = Id, Path, description = "Its number")),
+    params(("id" = Id, Path, description = "Its number"), After),
     responses((status = 200, description = "It", body = SubmissionWithBuilds), Finds)
 )]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
     Extension(base): Extension<Base>,
     Path(text): Path<String>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Json> {
     let id = id(&text, "submission")?;
-    let (submission, builds) = find(&app, id).await?;
-    let excluded = app.store.excluded(id).await?;
-    Ok(json(
-        StatusCode::OK,
-        &SubmissionWithBuilds::of(&submission, &builds, excluded, &base.0),
-    ))
+    let after = after(query.as_deref())?;
+    let answer = with_builds(&app, id, after, &base).await?;
+    Ok(json(StatusCode::OK, &answer))
 }

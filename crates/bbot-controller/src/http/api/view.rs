@@ -477,12 +477,14 @@ pub(super) struct CancelledSubmission {
     pub(super) cancelled: Vec<Id>,
 }
 
-/// A submission with its builds, in the order of the buildtab.
+/// A submission with its builds, in the order of the buildtab: 500 of them at most.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SubmissionWithBuilds {
     #[serde(flatten)]
     submission: Submission,
     builds: Vec<Build>,
+    /// `after` of the submission's next page; null at the end.
+    next: Option<String>,
     /// Those that it has not.
     excluded: Vec<Excluded>,
 }
@@ -490,13 +492,14 @@ pub(super) struct SubmissionWithBuilds {
 impl SubmissionWithBuilds {
     pub(super) fn of(
         submission: &store::Submission,
-        builds: &[store::Build],
+        (builds, next): (&[store::Build], Option<i64>),
         excluded: Vec<Excluded>,
         base: &str,
     ) -> Self {
         Self {
             submission: Submission::of(submission, base),
             builds: builds.iter().map(|b| Build::of(b, base)).collect(),
+            next: next.map(|next| next.to_string()),
             excluded,
         }
     }

@@ -119,7 +119,7 @@ pub(super) async fn get(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        reading.into_body()
+        app.body_of(object, reading)
     };
     Ok((
         [

@@ -110,6 +110,10 @@ pub(super) async fn find(
         // It may have gone another way meanwhile; then the next one is looked for.
         let Some(lease) = lease else {
             hand_out.done();
+            if app.store.is_drained(&request.agent).await? {
+                // Since it was looked at. What it does not get is another's.
+                return Ok(Search::None { is_refused: true });
+            }
             continue;
         };
         app.figures.handed_out(lease.build.queued.until(app.now()));
