@@ -1,12 +1,14 @@
 //! Any order of events: the store does what the simplest model of the queue does.
 
+mod parts;
+
 use std::collections::BTreeMap;
 
 use bbot_controller::clock::Millis;
 use bbot_controller::package::Particulars;
 use bbot_controller::package::plan::Plan;
 use bbot_controller::queue::lease::{Lapse, Renewal};
-use bbot_controller::queue::order::{self, Class, Priority};
+use bbot_controller::queue::order::{Class, Priority};
 use bbot_controller::queue::outcome::{
     Dropped, Facts, INTERRUPTS, Identity, Machine, Proof, Skip, Verdict, decide,
 };
@@ -19,185 +21,10 @@ use proptest::prelude::*;
 use crate::cluster::Cluster;
 use crate::store::{Place, asker, first_queued};
 
-/// How long a lease lasts in the model.
-const LEASE: i64 = 10;
-
-/// How long it can be renewed at most.
-const LATEST: i64 = 35;
-
-#[derive(Debug, Clone)]
-enum Event {
-    Submit {
-        who: &'static str,
-        package: &'static str,
-        version: u8,
-        priority: i64,
-    },
-    /// An agent asks for a task.
-    Ask,
-    /// The result of one of the sessions so far, whatever became of it.
-    Result {
-        session: usize,
-        status: Status,
-    },
-    /// The agent of one of the sessions so far says that it lives.
-    Renew {
-        session: usize,
-    },
-    /// The answer to one of the sessions so far could not be sent.
-    TakeBack {
-        session: usize,
-    },
-    /// The controller was away for a while.
-    Restart {
-        time: i64,
-    },
-    Rebuild {
-        who: &'static str,
-        build: usize,
-    },
-    Cancel {
-        build: usize,
-    },
-    /// All that one submission has left. (Each has one build, of the same number.)
-    CancelSubmission {
-        build: usize,
-    },
-    Pass {
-        time: i64,
-    },
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let status = proptest::sample::select(vec![
-        Status::Success,
-        Status::Error,
-        Status::Abnormal,
-        Status::Interrupt,
-    ]);
-    let who = || proptest::sample::select(vec!["me", "you"]);
-    let package = proptest::sample::select(vec!["p", "q"]);
-    // Leases lapse, and builds become old.
-    let time = prop_oneof![3 => 1_i64..12, 1 => 3_600_000_i64..100_000_000];
-    prop_oneof![
-        2 => (who(), package, 1_u8..12, -2_i64..=2).prop_map(|(who, package, version, priority)| {
-            Event::Submit { who, package, version, priority }
-        }),
-        3 => Just(Event::Ask),
-        3 => (0_usize..8, status).prop_map(|(session, status)| Event::Result { session, status }),
-        2 => (0_usize..8).prop_map(|session| Event::Renew { session }),
-        1 => (0_usize..8).prop_map(|session| Event::TakeBack { session }),
-        1 => (0_i64..30).prop_map(|time| Event::Restart { time }),
-        2 => (who(), 0_usize..4).prop_map(|(who, build)| Event::Rebuild { who, build }),
-        1 => (0_usize..4).prop_map(|build| Event::Cancel { build }),
-        1 => (0_usize..4).prop_map(|build| Event::CancelSubmission { build }),
-        2 => time.prop_map(|time| Event::Pass { time }),
-    ]
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Model {
-    package: &'static str,
-    version: String,
-    state: State,
-    place: i64,
-    class: Class,
-    priority: Priority,
-    submitter: &'static str,
-    queued: i64,
-    again_place: Option<(i64, &'static str)>,
-    session: Option<usize>,
-    until: i64,
-    again: bool,
-    results: i64,
-    status: Option<Status>,
-    interrupts: u32,
-    lapses: u32,
-}
-
-impl Model {
-    /// It waits again without a result: as what was asked for meanwhile.
-    fn come_back(&mut self) {
-        self.state = State::Queued;
-        if let (true, Some((place, who))) = (self.again, self.again_place) {
-            (self.class, self.submitter) = (Class::Forced, who);
-            self.place = self.place.min(place);
-        }
-    }
-}
-
-/// Sessions of a build whose lease has lapsed are over.
-fn end_lapsed(sessions: &mut [Session], build: i64) {
-    for session in sessions {
-        if session.build == build && session.end == End::Lapsed {
-            session.end = End::Over;
-        }
-    }
-}
-
-/// What the model knows of a session.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum End {
-    /// It is the build's session.
-    Open,
-    /// Its lease has lapsed: a result is taken.
-    Lapsed,
-    GivenBack,
-    Answered,
-    Over,
-    /// Its build was cancelled.
-    Cancelled,
-}
-
-#[derive(Debug, Clone)]
-struct Session {
-    build: i64,
-    end: End,
-    confirmed: bool,
-    latest: i64,
-}
-
-type Turns = BTreeMap<(&'static str, Class), Millis>;
-
-/// The place that the formula gives by the next turn.
-fn turn(turns: &mut Turns, who: &'static str, class: Class, priority: Priority, now: i64) -> i64 {
-    let key = (who, class);
-    let share = asker(who).share;
-    let (turn, after) = order::turn(Millis(now), turns.get(&key).copied(), share);
-    turns.insert(key, after);
-    order::place(turn, class, priority)
-}
-
-/// Puts a build into the queue at this place, or at that of another version.
-fn enqueue(
-    model: &mut BTreeMap<i64, Model>,
-    id: i64,
-    who: &'static str,
-    class: Class,
-    place: i64,
-    now: i64,
-) {
-    let build = model.get_mut(&id).unwrap();
-    (build.submitter, build.class, build.place) = (who, class, place);
-    let of = build.package;
-    let mut group: Vec<&mut Model> = model
-        .iter_mut()
-        .filter(|(other, m)| {
-            let waits = m.state == State::Queued
-                && (m.package, m.submitter, m.class) == (of, who, class)
-                && order::is_exchanged(Millis(m.queued), Millis(now));
-            **other == id || waits
-        })
-        .map(|(_, m)| m)
-        .collect();
-    let builds: Vec<(i64, &str)> = group
-        .iter()
-        .map(|m| (m.place, m.version.as_str()))
-        .collect();
-    for (place, build) in order::by_version(&builds).into_iter().zip(&mut group) {
-        build.place = place;
-    }
-}
+use parts::{
+    End, Event, LATEST, LEASE, Model, REBUILD, SUBMIT, Session, Turns, cancel, end_lapsed, enqueue,
+    event, turn,
+};
 
 async fn run(store: Store, events: Vec<Event>) {
     let source = Source::Repository(Repository {
@@ -573,48 +400,6 @@ async fn run(store: Store, events: Vec<Event>) {
         }
     }
     store.close().await;
-}
-
-const SUBMIT: Event = Event::Submit {
-    who: "me",
-    package: "p",
-    version: 1,
-    priority: 0,
-};
-
-const REBUILD: Event = Event::Rebuild {
-    who: "you",
-    build: 0,
-};
-fn cancel(
-    model: &mut BTreeMap<i64, Model>,
-    sessions: &mut [Session],
-    turns: &mut Turns,
-    id: i64,
-    now: i64,
-) {
-    let Some(m) = model.get_mut(&id).filter(|m| !m.state.is_over()) else {
-        return;
-    };
-    let waits = (m.state == State::Queued).then_some((m.submitter, m.class, m.place));
-    let again = m.again_place.filter(|_| m.again);
-    let again = again.map(|(place, who)| (who, Class::Forced, place));
-    let mut cancelled: BTreeMap<_, Vec<Millis>> = BTreeMap::new();
-    for (who, class, place) in waits.into_iter().chain(again) {
-        let turn = order::turn_of(place, class, m.priority);
-        cancelled.entry((who, class)).or_default().push(turn);
-    }
-    for (key, cancelled) in cancelled {
-        let next = turns.get_mut(&key).unwrap();
-        *next = order::given_back(*next, &cancelled, Millis(now), asker("me").share);
-    }
-    (m.state, m.session, m.again) = (State::Cancelled, None, false);
-    (m.interrupts, m.lapses) = (0, 0);
-    for s in sessions.iter_mut().filter(|s| s.build == id) {
-        if matches!(s.end, End::Open | End::Lapsed) {
-            s.end = End::Cancelled;
-        }
-    }
 }
 
 /// Rare in any order of events: a task that is given back again and again, and a rebuild in between.
