@@ -345,39 +345,52 @@ mod tests {
             .await
     }
 
-    /// An operation that is not over before it is told to.
-    fn hold(
+    /// An operation that has begun, and is not over before it is told to.
+    async fn hold(
         store: &Store,
         name: &'static str,
     ) -> (JoinHandle<Result<(), StoreError>>, Arc<Notify>) {
         let (store, go) = (store.clone(), Arc::new(Notify::new()));
-        let wait = Arc::clone(&go);
+        let (wait, begun) = (Arc::clone(&go), Arc::new(Notify::new()));
+        let begins = Arc::clone(&begun);
         let task = tokio::spawn(async move {
             store
                 .write("hold", move |tx| {
                     Box::pin(async move {
                         tx.later(insert(name));
                         tx.flush().await?;
+                        begins.notify_one();
                         wait.notified().await;
                         Ok(())
                     })
                 })
                 .await
         });
+        begun.notified().await;
         (task, go)
+    }
+
+    /// Waits until so many operations wait for the one that is held.
+    async fn until_waiting(store: &Store, number: usize) {
+        let crate::store::Backend::Sqlite(writer) = &store.backend else {
+            panic!("it is an SQLite store");
+        };
+        while WAITING - writer.jobs.capacity() < number {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_waits_is_one_transaction_and_what_fails_in_it_harms_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir).await;
-        let (held, go) = hold(&store, "test-0");
+        let (held, go) = hold(&store, "test-0").await;
         let mut others = Vec::new();
-        for name in ["test-1", "test-0", "test-2"] {
+        for (number, name) in [(1, "test-1"), (2, "test-0"), (3, "test-2")] {
             let writes = store.clone();
             others.push(tokio::spawn(async move { add(&writes, name).await }));
             // In this order.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            until_waiting(&store, number).await;
         }
         let (writes, reads) = (store.clone(), store.clone());
         let last = tokio::spawn(async move {
@@ -394,7 +407,7 @@ mod tests {
                 })
                 .await
         });
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        until_waiting(&store, 4).await;
         go.notify_one();
         held.await.unwrap().unwrap();
         let mut failed = Vec::new();
@@ -412,8 +425,7 @@ mod tests {
     async fn what_was_sent_is_done_whether_anybody_waits_or_not_and_nothing_after_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir).await;
-        let (held, go) = hold(&store, "test-0");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (held, go) = hold(&store, "test-0").await;
         {
             let forgotten = add(&store, "test-1");
             tokio::select! {
@@ -443,8 +455,7 @@ mod tests {
     async fn a_full_disk_is_told_to_all_of_a_group_and_heals() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir).await;
-        let (held, go) = hold(&store, "test-0");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (held, go) = hold(&store, "test-0").await;
         let writes = store.clone();
         let large = tokio::spawn(async move {
             writes
@@ -458,7 +469,7 @@ mod tests {
                 })
                 .await
         });
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        until_waiting(&store, 1).await;
         go.notify_one();
         for told in [held.await.unwrap(), large.await.unwrap()] {
             let error = told.unwrap_err();
