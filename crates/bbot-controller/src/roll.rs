@@ -86,6 +86,8 @@ pub(crate) struct Entry {
     hold: Option<Hold>,
     /// What its machines can build, by which reading of the buildtab.
     able: Option<(u64, Arc<Abilities>)>,
+    /// Whether it takes packages of some repositories only.
+    is_choosy: bool,
     /// Until when it has a task, in steady time, as far as is known without hearing of it.
     busy: Millis,
 }
@@ -151,12 +153,13 @@ impl Roll {
     }
 
     /// Whether another agent than those on these hosts could build a configuration of a reading of the buildtab. One that has not said what
-    /// it can do could; and soon after the start anybody may still come.
+    /// it can do could; and soon after the start anybody may still come. One that takes packages of some repositories only is not counted on.
     pub(crate) fn others(&self, of: (u64, u32), failures: &Failures, steady: Millis) -> Others {
         let could = |entry: &Entry| {
             let near = wait::standing(entry.for_build(of, failures, steady));
-            matches!(near, Code::Next | Code::Busy)
-                || near == Code::Unknown && !failures.avoids(&entry.name)
+            let could = matches!(near, Code::Next | Code::Busy)
+                || near == Code::Unknown && !failures.avoids(&entry.name);
+            could && !entry.is_choosy
         };
         if self.since.until(steady) < SILENT || self.lock().values().any(could) {
             Others::Some
@@ -254,6 +257,7 @@ fn entry<'a>(
         says: Says::default(),
         hold: None,
         able: None,
+        is_choosy: false,
         busy: Millis(i64::MIN),
     });
     (entry.seen, entry.steady) = (seen, steady);
@@ -274,6 +278,13 @@ impl Asking<'_> {
     pub(crate) fn is_held_back(&self, hold: Option<Hold>) {
         if let Some(entry) = self.roll.lock().get_mut(&self.name) {
             entry.hold = hold;
+        }
+    }
+
+    /// Whether the agent takes packages of some repositories only.
+    pub(crate) fn is_choosy(&self, is_choosy: bool) {
+        if let Some(entry) = self.roll.lock().get_mut(&self.name) {
+            entry.is_choosy = is_choosy;
         }
     }
 
@@ -379,6 +390,14 @@ mod tests {
             (others(0, 649), others(0, 650)),
             (Others::Some, Others::None)
         );
+        // One that takes some packages only may not want it.
+        let at = Millis(0).plus_seconds(690);
+        let choosy = roll.asks("d", ("t", "1"), Says::default(), (at, at));
+        choosy.can(7, &able("linux"));
+        assert_eq!(others(0, 690), Others::Some);
+        choosy.is_choosy(true);
+        assert_eq!(others(0, 690), Others::None);
+        drop(choosy);
         // By another buildtab: who knows.
         asks("b", "bsd", 6, 700);
         assert_eq!(others(0, 701), Others::Some);

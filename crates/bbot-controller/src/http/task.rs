@@ -70,6 +70,7 @@ pub(super) async fn handle(
             ahead_text(ahead)
         );
     }
+    asking.is_choosy(!held.wanted.repositories.is_empty());
     let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
     if !held.wanted.is_anything(task_request.interactive_mode) {

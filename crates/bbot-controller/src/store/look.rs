@@ -6,6 +6,7 @@ use sqlx::Row as _;
 
 use super::error::Doing as _;
 use super::{Store, StoreError, Waiting};
+use crate::queue::failure::Failures;
 
 const DOING: &str = "look into the queue";
 
@@ -22,7 +23,7 @@ pub(super) fn size_for(number: usize) -> usize {
 }
 
 /// The first of what was looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct First {
     /// Which of those that were looked for it is.
     pub index: usize,
@@ -30,6 +31,8 @@ pub struct First {
     pub place: i64,
     /// Its number.
     pub build: i64,
+    /// The hosts on which its machine has failed.
+    pub failures: Failures,
 }
 
 impl Store {
@@ -38,12 +41,25 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn first(&self, wanted: &[Waiting<'_>]) -> Result<Option<First>, StoreError> {
+        self.first_after(wanted, None).await
+    }
+
+    /// The same of those that are behind one in the queue.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn first_after(
+        &self,
+        wanted: &[Waiting<'_>],
+        after: Option<&First>,
+    ) -> Result<Option<First>, StoreError> {
+        let after = after.map_or((i64::MIN, i64::MIN), |first| (first.place, first.build));
         let mut found = Vec::new();
         let mut begun = 0;
         // Those with a repository are looked for by another index.
         for group in wanted.chunk_by(|a, b| a.repository.is_some() == b.repository.is_some()) {
             for some in group.chunks(LARGEST) {
-                let first = self.first_of(some).await?;
+                let first = self.first_of(some, after).await?;
                 found.push(first.map(|o| First {
                     index: begun + o.index,
                     ..o
@@ -56,7 +72,11 @@ impl Store {
     }
 
     /// The same for not more than one statement takes, all with a repository or none.
-    async fn first_of(&self, wanted: &[Waiting<'_>]) -> Result<Option<First>, StoreError> {
+    async fn first_of(
+        &self,
+        wanted: &[Waiting<'_>],
+        after: (i64, i64),
+    ) -> Result<Option<First>, StoreError> {
         let Some(last) = wanted.last() else {
             return Ok(None);
         };
@@ -70,6 +90,7 @@ impl Store {
                 query = query.bind(repository.replace('\0', "\u{fffd}"));
             }
         }
+        let query = query.bind(after.0).bind(after.1);
         let row = query.fetch_optional(&self.pool).await.doing(DOING)?;
         row.map(|row| {
             let index: i64 = row.try_get("n").doing(DOING)?;
@@ -77,6 +98,7 @@ impl Store {
                 index: usize::try_from(index).unwrap_or(0),
                 place: row.try_get("place").doing(DOING)?,
                 build: row.try_get("id").doing(DOING)?,
+                failures: Failures::parse(row.try_get("failures").doing(DOING)?),
             })
         })
         .transpose()
@@ -100,10 +122,12 @@ fn text(size: usize, repository: bool) -> String {
     // The inner look is the first entry of an index; the outer one finds that build.
     format!(
         "WITH w (n, configuration, target{column}) AS (VALUES {}) \
-         SELECT w.n, b.place, b.id FROM w JOIN builds b ON b.id = \
+         SELECT w.n, b.place, b.id, b.failures FROM w JOIN builds b ON b.id = \
          (SELECT q.id FROM builds q WHERE q.state = 'queued' AND q.configuration = w.configuration \
-         AND q.target = w.target{condition} ORDER BY q.place, q.id LIMIT 1) ORDER BY b.place, b.id, w.n LIMIT 1",
-        values.join(", ")
+         AND q.target = w.target{condition} AND (q.place, q.id) > (${}, ${}) ORDER BY q.place, q.id LIMIT 1) ORDER BY b.place, b.id, w.n LIMIT 1",
+        values.join(", "),
+        each * size + 1,
+        each * size + 2
     )
 }
 
@@ -134,7 +158,12 @@ pub(super) mod tests {
                 );
                 assert!(!has("SCAN b") && !has("SCAN q"), "{plan:?}");
                 let used = plan.iter().find(|line| line.starts_with("SEARCH q"));
-                assert!(used.is_some_and(|line| line.contains(index)), "{plan:?}");
+                assert!(
+                    used.is_some_and(
+                        |line| line.contains(index) && line.contains("(place,id)>(?,?)")
+                    ),
+                    "{plan:?}"
+                );
             }
         }
         store.close().await;

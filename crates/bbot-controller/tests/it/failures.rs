@@ -214,3 +214,48 @@ fn hosts_are_avoided_by_all_controllers_of_a_database() {
     }
     assert!(!ask(&first, "b").is_empty());
 }
+
+/// Who asks for some repositories' packages only is like others: its host is avoided, and it is not counted on to take what it may not want.
+#[test]
+fn hosts_of_agents_that_choose_are_avoided_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |_| {});
+    controller.clock.advance_seconds(SETTLED);
+    let source = |name: &str| {
+        let url = format!("https://pkg.x.org/1/{name}");
+        serde_json::json!({ "repository": { "url": url } })
+    };
+    let id = controller
+        .submit_source("foo", "1", &source("foo"))
+        .remove(0);
+    let choose = |name: &str, repository: &str| {
+        let query = format!("/?build-task&r={repository}");
+        let answer = controller.agent(&query, OURS, &request(name));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        field(&answer.text(), "session")
+    };
+    for _ in 0..2 {
+        let session = choose("a", "x.org/foo");
+        assert!(!session.is_empty());
+        assert_eq!(give_back(&controller, &session, "machine").status, 200);
+    }
+    // There is another one, but it wants something else.
+    assert_eq!(choose("b", "x.org/bar"), "");
+    let session = choose("a", "x.org/foo");
+    assert!(!session.is_empty(), "better here than nowhere");
+    assert_eq!(give_back(&controller, &session, "agent").status, 200);
+    // One that takes anything.
+    let other = controller
+        .submit_source("bar", "1", &source("foo"))
+        .remove(0);
+    controller.clock.advance_seconds(1);
+    assert_eq!(choose("b", "x.org/bar"), "");
+    let taken = ask(&controller, "c");
+    assert_eq!(controller.build(&id)["agent"], "c");
+    assert_eq!(give_back(&controller, &taken, "agent").status, 200);
+    // What is behind it is for the host all the same.
+    assert!(!choose("a", "x.org/foo").is_empty());
+    assert_eq!(controller.build(&other)["agent"], "a");
+    assert_eq!(choose("a", "x.org/foo"), "");
+    assert_eq!(controller.build(&id)["state"], "queued");
+}

@@ -46,10 +46,6 @@ pub(super) async fn next<'a>(
     able: &Abilities,
     asked: &Asked<'_>,
 ) -> Result<Result<Given<'a>, bool>, StoreError> {
-    if !asked.held.wanted.repositories.is_empty() {
-        let given = next_of(app, desk, able, &asked.held.wanted.repositories).await?;
-        return Ok(given.ok_or(false));
-    }
     let refuses = |kind: u32, failures: &Failures| {
         let others = || {
             app.agents
@@ -57,6 +53,10 @@ pub(super) async fn next<'a>(
         };
         failure::refuses(failures, &asked.request.agent, others)
     };
+    let repositories = &asked.held.wanted.repositories;
+    if !repositories.is_empty() {
+        return next_of(app, desk, able, repositories, refuses).await;
+    }
     loop {
         match desk.heads.next(&able.kinds, refuses) {
             Next::Given(given) => return Ok(Ok(given)),
@@ -84,13 +84,17 @@ pub(super) async fn next<'a>(
     }
 }
 
+/// So many builds that others are to have are passed over by one look for some repositories' packages.
+const PASSED: usize = 32;
+
 /// The same, of these repositories only: the store is asked each time, since none of ours asks so.
 async fn next_of<'a>(
     app: &App,
     desk: &'a Desk,
     able: &Abilities,
     repositories: &[String],
-) -> Result<Option<Given<'a>>, StoreError> {
+    refuses: impl Fn(u32, &Failures) -> bool,
+) -> Result<Result<Given<'a>, bool>, StoreError> {
     let waiting = |kind: &u32| {
         let configuration = desk.configuration(*kind);
         let of = move |repository| {
@@ -108,6 +112,17 @@ async fn next_of<'a>(
     };
     let (kinds, waiting): (Vec<u32>, Vec<Waiting<'_>>) =
         able.kinds.iter().flat_map(waiting).unzip();
-    let first = app.store.first(&waiting).await?;
-    Ok(first.and_then(|first| Some(desk.heads.give(*kinds.get(first.index)?, first.build))))
+    let mut passed = None;
+    for _ in 0..PASSED {
+        let first = app.store.first_after(&waiting, passed.as_ref()).await?;
+        let kind = first.as_ref().and_then(|first| kinds.get(first.index));
+        let (Some(first), Some(kind)) = (first, kind) else {
+            break;
+        };
+        if !refuses(*kind, &first.failures) {
+            return Ok(Ok(desk.heads.give(*kind, first.build)));
+        }
+        passed = Some(first);
+    }
+    Ok(Err(passed.is_some()))
 }
