@@ -46,6 +46,10 @@ pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<(Store, L
             let store = Store::open_postgres(url, config.clock.steady()).await?;
             // What is listed is what the dump names: an object may be put anew, elsewhere, meanwhile.
             let mut snapshot = store.snapshot().await?;
+            let list = List::new(to, async |last| {
+                snapshot.objects_after(&last, AT_ONCE).await
+            });
+            let list = list.await?;
             run("pg_dump", url, |command| {
                 command
                     .arg("--format=custom")
@@ -57,10 +61,7 @@ pub(super) async fn dump(config: &Config, to: &Path) -> anyhow::Result<(Store, L
                     .arg(to.join(DUMP))
             })
             .await?;
-            let list = List::new(to, async |last| {
-                snapshot.objects_after(&last, AT_ONCE).await
-            });
-            let list = list.await?;
+            drop(snapshot);
             Ok((store, list))
         }
     }

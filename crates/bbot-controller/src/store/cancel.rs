@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rows::{self, Build};
 use super::turns::Cancelled;
 use super::tx::{Sql, Tx};
-use super::{Store, StoreError};
+use super::{Store, StoreError, look};
 use crate::clock::Millis;
 use crate::queue::{self, Cancel};
 
@@ -35,7 +35,7 @@ impl Store {
                     let mut turns = Cancelled::default();
                     turns.add(&build);
                     turns.give_back(tx, now, share).await?;
-                    end(tx, id, reason.as_deref(), now).await?;
+                    end(tx, &[id], reason.as_deref(), now).await?;
                 }
                 Ok(Some((cancel, build)))
             })
@@ -70,9 +70,8 @@ impl Store {
                 let mut turns = Cancelled::default();
                 builds.iter().for_each(|build| turns.add(build));
                 turns.give_back(tx, now, share).await?;
-                for build in &builds {
-                    end(tx, build.id, reason.as_deref(), now).await?;
-                }
+                let ids: Vec<i64> = builds.iter().map(|build| build.id).collect();
+                end(tx, &ids, reason.as_deref(), now).await?;
                 Ok(builds)
             })
         })
@@ -80,29 +79,39 @@ impl Store {
     }
 }
 
-/// Nobody gets the build, and no session of it brings a result any more.
+/// Nobody gets these builds, and no session of theirs brings a result any more.
 async fn end(
     tx: &mut Tx<'_>,
-    build: i64,
+    builds: &[i64],
     reason: Option<&str>,
     now: Millis,
 ) -> Result<(), StoreError> {
-    tx.run(
-        Sql::new(
-            "UPDATE builds SET state = 'cancelled', finished = $2, reason = $3, session = NULL, lease_until = NULL, \
-             again = 0, again_place = NULL, again_by = NULL, interrupts = 0, lapses = 0 WHERE id = $1",
-        )
-        .bind(build)
-        .bind(now)
-        .bind(reason),
-    )
-    .await?;
-    tx.run(
-        Sql::new(
-            "UPDATE sessions SET ended = 'cancelled' WHERE build = $1 AND attempt IS NULL \
+    for some in builds.chunks(look::LARGEST) {
+        let size = look::size_for(some.len());
+        // What is one too many is the last once more.
+        let padded = || {
+            some.iter()
+                .chain(some.last().into_iter().cycle())
+                .take(size)
+        };
+        let ids = |first: usize| {
+            let ids: Vec<String> = (first..first + size).map(|n| format!("${n}")).collect();
+            ids.join(", ")
+        };
+        let cancel = Sql::new(format!(
+            "UPDATE builds SET state = 'cancelled', finished = $1, reason = $2, session = NULL, lease_until = NULL, \
+             again = 0, again_place = NULL, again_by = NULL, interrupts = 0, lapses = 0 WHERE id IN ({})",
+            ids(3)
+        ));
+        let cancel = cancel.bind(now).bind(reason);
+        tx.run(padded().fold(cancel, |sql, id| sql.bind(*id)))
+            .await?;
+        let end = Sql::new(format!(
+            "UPDATE sessions SET ended = 'cancelled' WHERE build IN ({}) AND attempt IS NULL \
              AND (ended IS NULL OR ended = 'lapsed')",
-        )
-        .bind(build),
-    )
-    .await
+            ids(1)
+        ));
+        tx.run(padded().fold(end, |sql, id| sql.bind(*id))).await?;
+    }
+    Ok(())
 }

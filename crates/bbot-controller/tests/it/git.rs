@@ -1,12 +1,16 @@
 //! Fetching a commit from a real server over TLS.
 
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use bbot_controller::source::git::Addresses;
 use serde_json::json;
 
 use crate::process::Running;
-use crate::support::{curl, has};
+use crate::support::{Controller, curl, has};
 
 /// A file server over TLS: git's plain ("dumb") protocol needs no more.
 const SERVER: &str = r#"
@@ -203,4 +207,53 @@ fn a_commit_becomes_an_archive() {
         &commit,
     );
     assert_eq!(redirected.status, 400, "{}", redirected.text());
+}
+
+/// A client that has gone waits for nothing: what is fetched for it is given up, and others get its turn.
+#[test]
+fn nothing_is_fetched_for_who_has_gone() {
+    if !has("git") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |config| {
+        config.source_addresses = Addresses::All;
+    });
+    // It takes what is said, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("https://{}/x.git", listener.local_addr().unwrap());
+    let source = json!({ "git": { "url": url, "commit": "0".repeat(40) } });
+    let body = json!({ "name": "foo", "version": "1", "source": source });
+    let mut client = Command::new("curl")
+        .args(["--silent", "--max-time", "100", "--data-binary"])
+        .arg(body.to_string())
+        .args(["-H", &format!("Authorization: Bearer {}", controller.token)])
+        .arg(controller.url("/api/v1/submissions"))
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let mut fetches = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "git comes");
+    };
+    fetches.set_nonblocking(false).unwrap();
+    fetches
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    // What it had said, and then its end.
+    let ended = fetches.read_to_end(&mut Vec::new());
+    let is_over = ended
+        .as_ref()
+        .map_or_else(|e| e.kind() == ErrorKind::ConnectionReset, |_| true);
+    assert!(is_over, "{ended:?}");
+    assert_eq!(
+        controller.get("/api/v1/submissions").json()["submissions"],
+        json!([])
+    );
 }

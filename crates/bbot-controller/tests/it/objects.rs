@@ -146,6 +146,23 @@ fn in_a_bucket() {
             .all(|name| name.starts_with("bbot/archives/") || name.starts_with("bbot/logs/"))
     );
     assert!(!data.join("objects").exists());
+    // One that is large when it is packed, too.
+    let mut state = 1_u64;
+    let noise: String = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        format!("{state:016x}\n")
+    })
+    .take(300_000)
+    .collect();
+    let id = bring(&controller, "noise", &noise);
+    let got = controller.get(&format!("/api/v1/builds/{id}/log/test"));
+    assert!(
+        got.status == 200 && got.body == noise.as_bytes(),
+        "{}",
+        got.body.len()
+    );
     drop(controller);
     // Another controller over the same store and bucket finds all of it.
     let controller = start();

@@ -9,7 +9,7 @@ use bbot_controller::queue::rebuild::{Due, Policy, Rule};
 use bbot_controller::store::Store;
 use serde_json::Value;
 
-use crate::store::{decided, lease, on_both, result, submit};
+use crate::store::{decided, lease, on_both, result, submit, submit_as};
 use crate::support::{Answer, Controller, field, request};
 
 const DAY: i64 = 24 * 3600;
@@ -327,8 +327,10 @@ fn each_that_is_due_is_queued_once_and_only_the_newest() {
 fn several_who_look_at_once_queue_each_once() {
     on_both(async |place| {
         let store = place.open().await;
-        for n in 0..40 {
-            let id = submit(&store, &format!("p{n}"), 0).await;
+        // Of several submitters, whose turns they take: in an order in which no two wait for each other.
+        for n in 0..240 {
+            let who = ["me", "you", "she"][n % 3];
+            let id = submit_as(&store, who, &format!("p{n}"), 0).await;
             build(&store, id, 5).await;
         }
         let mut looks = tokio::task::JoinSet::new();
@@ -354,6 +356,6 @@ fn several_who_look_at_once_queue_each_once() {
         }
         let mut all: Vec<i64> = looks.join_all().await.concat();
         all.sort_unstable();
-        assert_eq!(all, (1..=40).collect::<Vec<_>>());
+        assert_eq!(all, (1..=240).collect::<Vec<_>>());
     });
 }

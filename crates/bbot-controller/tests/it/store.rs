@@ -75,6 +75,11 @@ pub(crate) fn asker(submitter: &str) -> Asker {
 }
 
 pub(crate) async fn submit(store: &Store, name: &str, now: i64) -> i64 {
+    submit_as(store, "me", name, now).await
+}
+
+/// The same, by somebody.
+pub(crate) async fn submit_as(store: &Store, who: &str, name: &str, now: i64) -> i64 {
     let source = Source::Repository(Repository {
         url: "https://pkg.x.org/1/a".into(),
         kind: None,
@@ -84,7 +89,7 @@ pub(crate) async fn submit(store: &Store, name: &str, now: i64) -> i64 {
         name,
         version: "1",
         source: &source,
-        asker: &asker("me"),
+        asker: &asker(who),
         priority: Priority::default(),
         particulars: &Particulars::default(),
         plan: &Plan::of(&[("c", "t")]),

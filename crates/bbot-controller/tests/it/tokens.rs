@@ -311,6 +311,20 @@ fn a_private_farm_is_looked_at_with_a_token_only() {
     ] {
         assert_eq!(controller.get(path).status, 200, "{path}");
     }
+    // Who changes something is told what has become of it, and sees no more for that.
+    let rebuilder = make(&controller, "rebuilder", &["rebuild"]);
+    let done = with(
+        &controller,
+        &rebuilder,
+        "POST",
+        "/api/v1/builds/1/rebuild",
+        &json!({}),
+    );
+    assert_eq!((done.status, &done.json()["package"]), (200, &json!("foo")));
+    for path in ["/api/v1/builds/1", "/api/v1/builds/1/log", "/api/v1/builds"] {
+        let seen = with(&controller, &rebuilder, "GET", path, &json!(null));
+        assert_eq!(seen.status, 403, "{path}");
+    }
     // Agents go on as ever.
     let task = controller.agent("/?build-task", &[], &request("0.7.0"));
     assert!(task.text().contains("session:"), "{}", task.text());
