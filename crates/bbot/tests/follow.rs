@@ -1,69 +1,24 @@
 //! `bbot log --follow` and `bbot submit --wait --follow` over a real controller, with an agent made of text.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "tests")]
+
+mod support;
 
 use std::{
     io::{BufRead, BufReader, Read},
-    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
-    thread::JoinHandle,
     time::Duration,
 };
 
-use tokio_util::sync::CancellationToken;
+use support::Controller;
 
 const BBOT: &str = env!("CARGO_BIN_EXE_bbot");
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/hello");
 
 /// How long anything here may take.
 const BOUND: Duration = Duration::from_secs(60);
-
-/// A controller within this process.
-struct Controller {
-    address: SocketAddr,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Controller {
-    fn start(data: &Path, port: u16) -> Controller {
-        let (sender, bound) = tokio::sync::oneshot::channel();
-        let mut config = bbot_controller::Config::new(data.to_owned());
-        config.bind = SocketAddr::from(([127, 0, 0, 1], port));
-        config.bound = Some(sender);
-        let shutdown = CancellationToken::new();
-        let stop = shutdown.clone();
-        let thread = std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap()
-                .block_on(bbot_controller::run(config, stop))
-                .unwrap();
-        });
-        let address = bound.blocking_recv().unwrap();
-        Controller {
-            address,
-            shutdown,
-            thread: Some(thread),
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 /// An agent that has a task.
 struct Agent {
@@ -200,7 +155,7 @@ fn submit(controller: &Controller, token: &Path, more: &[&str]) -> Bbot {
 fn a_log_is_followed_over_a_restart_of_the_controller() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
-    let controller = Controller::start(dir.path(), 0);
+    let controller = Controller::start(dir.path(), 0, |_| ());
     let (_, said, code) = submit(&controller, &token, &[]).end();
     assert_eq!(code, Some(0), "{said}");
 
@@ -226,7 +181,7 @@ fn a_log_is_followed_over_a_restart_of_the_controller() {
 
     let port = controller.address.port();
     drop(controller);
-    let controller = Controller::start(dir.path(), port);
+    let controller = Controller::start(dir.path(), port, |_| ());
     agent.log(4, "update", b"four\n");
     assert_eq!(follow.line(), "four", "nothing twice, nothing lost");
     agent.log(5, "test", b"no newline");
@@ -251,7 +206,7 @@ fn a_log_is_followed_over_a_restart_of_the_controller() {
 fn the_exit_code_is_that_of_the_build() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
-    let controller = Controller::start(dir.path(), 0);
+    let controller = Controller::start(dir.path(), 0, |_| ());
     let following = submit(&controller, &token, &["--wait", "--follow"]);
     let agent = Agent::take(&controller);
     agent.log(1, "update", b"error: no\n");
@@ -272,7 +227,7 @@ fn the_exit_code_is_that_of_the_build() {
 fn what_cannot_be_followed_is_told_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
-    let controller = Controller::start(dir.path(), 0);
+    let controller = Controller::start(dir.path(), 0, |_| ());
     let end = |arguments: &[&str]| Bbot::start(&controller, &token, arguments).end();
     let (_, said, code) = end(&["log", "7", "--follow"]);
     assert_eq!(code, Some(1));

@@ -1,12 +1,13 @@
 //! `bbot token` over a real controller.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "tests")]
 
-use std::net::SocketAddr;
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
-use tokio_util::sync::CancellationToken;
+use support::Controller;
 
 fn bbot(url: &str, token: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bbot"))
@@ -24,22 +25,8 @@ fn said(output: &Output) -> String {
 #[test]
 fn tokens_are_made_listed_and_revoked() {
     let dir = tempfile::tempdir().unwrap();
-    let (sender, bound) = tokio::sync::oneshot::channel();
-    let mut config = bbot_controller::Config::new(dir.path().join("data"));
-    config.bind = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.private = true;
-    config.bound = Some(sender);
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    let thread = std::thread::spawn(move || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(bbot_controller::run(config, stop))
-            .unwrap();
-    });
-    let url = format!("http://{}", bound.blocking_recv().unwrap());
+    let controller = Controller::start(&dir.path().join("data"), 0, |config| config.private = true);
+    let url = controller.url();
     let first = dir.path().join("data/token");
 
     let made = bbot(
@@ -86,7 +73,4 @@ fn tokens_are_made_listed_and_revoked() {
         "{}",
         said(&builds)
     );
-
-    shutdown.cancel();
-    thread.join().unwrap();
 }
