@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use bbot_manifest::{Era, Task, TaskResponse};
+use bbot_signature::SessionKey;
 
 use crate::auth::Challenge;
-use crate::controller::{self, Kin, TaskAnswer, Url};
+use crate::controller::{self, Channel, Kin, TaskAnswer, Url};
 use crate::session;
 
 /// A task that the agent may do.
@@ -28,6 +29,8 @@ pub struct Assignment {
     pub kin: Kin,
     /// Where its lease is renewed and its log goes, at a controller of ours.
     pub session_url: Option<Url>,
+    /// What all requests of its session are signed with, where they are.
+    pub key: Option<SessionKey>,
     /// When to renew the lease, after the first time at once.
     pub renew: Option<Duration>,
 }
@@ -38,7 +41,10 @@ impl Assignment {
     pub fn session_terms(&self) -> Option<session::Terms> {
         let task = &self.task;
         Some(session::Terms {
-            url: self.session_url.clone()?,
+            channel: Channel {
+                url: self.session_url.clone()?,
+                key: self.key.clone(),
+            },
             renew: self.renew,
             name: format!("{}/{} on {}", task.name, task.version, task.machine),
         })
@@ -94,6 +100,10 @@ pub fn of_answer(
     Ok(assignment.map(|assignment| Assignment {
         kin: answer.kin,
         session_url: session::url_of(answer.session_url.as_deref(), controller),
+        key: answer
+            .agreement
+            .as_ref()
+            .map(|agreement| agreement.key(&assignment.session)),
         renew: answer.renew,
         ..assignment
     }))
@@ -134,6 +144,7 @@ pub fn read(
         era: era_of(body),
         kin: Kin::Stranger,
         session_url: None,
+        key: None,
         renew: None,
     }))
 }
@@ -153,6 +164,7 @@ pub fn fake(body: &[u8], source: &str) -> Result<Assignment, Refusal> {
         era: era_of(body),
         kin: Kin::Stranger,
         session_url: None,
+        key: None,
         renew: None,
     })
 }

@@ -1,5 +1,5 @@
-//! The agent's RSA key: its fingerprint, and the answer to a controller's
-//! challenge.
+//! The agent's RSA key: its fingerprint, the answer to a controller's challenge, and the
+//! signature of a request.
 //!
 //! The answer is what `openssl rsautl -sign` gives: the signature of the
 //! challenge's 64 characters themselves, PKCS#1 v1.5 block type 1, without a
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bbot_machine::machine::BoxFuture;
 use rsa::pkcs1::DecodeRsaPrivateKey as _;
 use rsa::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
 use rsa::traits::PublicKeyParts as _;
@@ -24,6 +25,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 pub use keys::{KeyOption, Keys};
+
+use crate::controller::RequestKey;
 
 /// How long the program of `--openssl` may take. A card that asks for a PIN on a
 /// terminal nobody sits at must not stop the agent for ever.
@@ -92,8 +95,9 @@ pub enum AuthError {
     },
 }
 
-/// A controller's challenge: 64 lower-case hexadecimal digits. Nothing else is
-/// ever signed, so that a controller cannot have other things signed.
+/// A controller's challenge: 64 lower-case hexadecimal digits. Nothing else that a
+/// controller sends is ever signed, so that it cannot have other things signed; what is
+/// signed of a request has 51 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge(String);
 
@@ -202,6 +206,11 @@ impl Signer {
     ///
     /// When the key or the program cannot sign.
     pub async fn sign(&self, challenge: &Challenge) -> Result<Vec<u8>, AuthError> {
+        self.sign_bytes(challenge.0.as_bytes()).await
+    }
+
+    /// The signature of these bytes themselves.
+    async fn sign_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>, AuthError> {
         match &self.means {
             // Blinded: the time that an unblinded operation takes tells about
             // the key (RUSTSEC-2023-0071).
@@ -209,7 +218,7 @@ impl Signer {
                 .sign_with_rng(
                     &mut rand::rngs::OsRng,
                     Pkcs1v15Sign::new_unprefixed(),
-                    challenge.0.as_bytes(),
+                    bytes,
                 )
                 .map_err(|e| AuthError::Sign {
                     path: self.key_file.clone(),
@@ -225,9 +234,8 @@ impl Signer {
                 };
                 // The seed's command; where it is gone (it is deprecated since
                 // OpenSSL 3.0), the one that took its place.
-                let challenge = challenge.0.as_bytes();
                 let sign = async |command| {
-                    run(program, command, &args(command), &self.key_file, challenge).await
+                    run(program, command, &args(command), &self.key_file, bytes).await
                 };
                 match sign("rsautl").await {
                     Ok(signature) if !signature.is_empty() => Ok(signature),
@@ -235,6 +243,28 @@ impl Signer {
                 }
             }
         }
+    }
+}
+
+impl RequestKey for Signer {
+    fn fingerprint(&self) -> &str {
+        Self::fingerprint(self)
+    }
+
+    fn public(&self) -> &str {
+        Self::public(self)
+    }
+
+    fn sign_request<'a>(
+        &'a self,
+        digest_info: &'a [u8; 51],
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        // With what it names the hash by it is `rsa-v1_5-sha256`.
+        Box::pin(async {
+            self.sign_bytes(digest_info)
+                .await
+                .map_err(|e| e.to_string())
+        })
     }
 }
 

@@ -11,9 +11,11 @@ pub(crate) mod fake;
 mod http;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bbot_machine::machine::BoxFuture;
+use bbot_signature::{Agreement, SessionKey};
 use reqwest::StatusCode;
 
 pub use http::{ARCHIVE_LIMIT, Http, Settings};
@@ -69,6 +71,9 @@ pub enum LinkError {
         /// The bound.
         limit: u64,
     },
+    /// The request cannot be signed.
+    #[error("unable to sign the request: {0}")]
+    Unsigned(String),
     /// An archive that is not the one asked for.
     #[error("the archive has the SHA-256 {actual}, not {expected}")]
     Hash {
@@ -112,17 +117,19 @@ pub struct TaskAnswer {
     pub session_url: Option<String>,
     /// When to renew the lease next, after the first time at once (`Bbot-Renew`).
     pub renew: Option<Duration>,
+    /// What was agreed on with one of ours for the key of the session.
+    pub agreement: Option<Agreement>,
 }
 
 /// What a request for a task says besides its body, to a controller of ours.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Manner {
     /// For how long it may be held.
     pub hold: Duration,
     /// The agent takes no tasks: a person has told it so.
     pub is_drained: bool,
-    /// The agent's public key, DER in base64.
-    pub key: Option<String>,
+    /// The agent's key, which signs the request.
+    pub key: Option<Arc<dyn RequestKey>>,
 }
 
 impl From<Duration> for Manner {
@@ -132,6 +139,53 @@ impl From<Duration> for Manner {
             ..Self::default()
         }
     }
+}
+
+/// The key of an agent, as requests are signed by it.
+pub trait RequestKey: Send + Sync + std::fmt::Debug {
+    /// Its fingerprint.
+    fn fingerprint(&self) -> &str;
+
+    /// Its public half, DER in base64.
+    fn public(&self) -> &str;
+
+    /// The signature of a request, of which these are the hash and the name of the hash
+    /// ([`bbot_signature::digest_info`]).
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be made.
+    fn sign_request<'a>(
+        &'a self,
+        digest_info: &'a [u8; 51],
+    ) -> BoxFuture<'a, Result<Vec<u8>, String>>;
+}
+
+/// Where a result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// The URL.
+    pub url: Url,
+    /// Whose controller that is.
+    pub kin: Kin,
+    /// What it is signed with, where it is.
+    pub key: Option<SessionKey>,
+}
+
+impl Destination {
+    /// Scheme, host and port.
+    pub fn origin(&self) -> String {
+        self.url.origin().ascii_serialization()
+    }
+}
+
+/// Where a session's lease is renewed and its log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channel {
+    /// The session's URL.
+    pub url: Url,
+    /// What its requests are signed with, where they are.
+    pub key: Option<SessionKey>,
 }
 
 /// Whose controller it is.
@@ -199,23 +253,24 @@ pub trait Link: Send + Sync + std::fmt::Debug {
         manner: Manner,
     ) -> BoxFuture<'a, Result<TaskAnswer, LinkError>>;
 
-    /// Posts a result to a controller that is known to be of this kin.
-    fn post_result<'a>(&'a self, url: &'a Url, kin: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted>;
+    /// Posts a result.
+    fn post_result<'a>(&'a self, to: &'a Destination, body: Vec<u8>) -> BoxFuture<'a, Posted>;
 
-    /// Renews the lease of a session, whose URL this is. The controller may hold the answer for as
-    /// long as `hold` unless the session ends, and has so much time, `within`, beyond that.
+    /// Renews the lease of a session, for the time of this `number`: each is greater than those before. The
+    /// controller may hold the answer for as long as `hold` unless the session ends, and has so much time,
+    /// `within`, beyond that.
     fn renew_lease<'a>(
         &'a self,
-        session: &'a Url,
+        session: &'a Channel,
+        number: u64,
         hold: Duration,
         within: Duration,
     ) -> BoxFuture<'a, Renewed>;
 
-    /// Posts a log segment of a session, whose URL this is. `skips`: one before it is
-    /// there no more.
+    /// Posts a log segment of a session. `skips`: one before it is there no more.
     fn post_segment<'a>(
         &'a self,
-        session: &'a Url,
+        session: &'a Channel,
         number: u64,
         skips: bool,
         body: Vec<u8>,

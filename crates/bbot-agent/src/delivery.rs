@@ -26,10 +26,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::controller::{Kin, Link, Url};
+use crate::controller::{Destination, Link, Url};
 use crate::result;
 use crate::session::{self, Session};
-use crate::spool::{Destination, Held, Spool};
+use crate::spool::{Held, Spool};
 use plan::{Entry, Id, Plan, Time};
 
 /// How long a result waits for the rest of its log to go before it.
@@ -481,20 +481,10 @@ impl Handle {
     /// # Errors
     ///
     /// When it cannot be put into words or on disk.
-    pub async fn hold(
-        &self,
-        url: &Url,
-        kin: Kin,
-        request: &ResultRequest,
-        era: Era,
-    ) -> Result<Held> {
+    pub async fn hold(&self, to: Destination, request: &ResultRequest, era: Era) -> Result<Held> {
         let body = request
             .serialize(era)
             .context("unable to write the result manifest")?;
-        let to = Destination {
-            url: url.clone(),
-            kin,
-        };
         let held = self
             .on_disk(move |inner| inner.spool.hold(&to, body.as_bytes(), SystemTime::now()))
             .await??;
@@ -534,17 +524,12 @@ impl Handle {
     /// what was held is posted.
     pub async fn add(
         &self,
-        url: &Url,
-        kin: Kin,
+        to: Destination,
         request: ResultRequest,
         era: Era,
         held: Option<Held>,
         session: Option<Session>,
     ) -> Result<()> {
-        let to = Destination {
-            url: url.clone(),
-            kin,
-        };
         let written = self.on_disk({
             let to = to.clone();
             move |inner| {

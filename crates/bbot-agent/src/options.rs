@@ -210,9 +210,9 @@ pub struct Options {
     pub idle_pause: Option<u64>,
 
     /// File with the agent's private RSA key (PEM). Its fingerprint goes with
-    /// the task requests, and challenges are signed with it. With the beginning
-    /// of a controller's URL before it, for that controller alone; can be
-    /// repeated so
+    /// the task requests, and they and challenges are signed with it. With the
+    /// beginning of a controller's URL before it, for that controller alone; can
+    /// be repeated so
     #[arg(long, value_name = "[url=]file")]
     pub auth_key: Vec<KeyOption>,
 

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::controller::{Acknowledged, Link, Renewed, Url, parse_url};
+use crate::controller::{Acknowledged, Channel, Link, Renewed, Url, parse_url};
 use crate::delivery::plan::pause_after;
 use crate::segments;
 use log::SegmentLog;
@@ -58,8 +58,8 @@ pub fn url_of(text: Option<&str>, controller: &Url) -> Option<Url> {
 /// What makes a session.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// Its URL; see [`url_of`].
-    pub url: Url,
+    /// Its URL (see [`url_of`]), and what its requests are signed with.
+    pub channel: Channel,
     /// When the lease is to be renewed after the first time.
     pub renew: Option<Duration>,
     /// What diagnostics call it: package, version and machine.
@@ -170,19 +170,23 @@ impl Session {
 
     /// Renews the lease at once, and from then on; `dir` is where the log waits.
     pub(crate) fn start(terms: Terms, dir: PathBuf, link: Arc<dyn Link>) -> Self {
-        let Terms { url, renew, name } = terms;
-        let log = SegmentLog::new(dir, url.clone(), log::LIMIT);
+        let Terms {
+            channel,
+            renew,
+            name,
+        } = terms;
+        let log = SegmentLog::new(dir, channel.clone(), log::LIMIT);
         let inner = Arc::new(Inner::new(name, log));
         let lease = tokio::spawn(
             renew_lease(
                 inner.clone(),
                 link.clone(),
-                url.clone(),
+                channel.clone(),
                 renew.unwrap_or(RENEW),
             )
             .in_current_span(),
         );
-        let log = tokio::spawn(post_log(inner.clone(), link, url).in_current_span());
+        let log = tokio::spawn(post_log(inner.clone(), link, channel).in_current_span());
         let tasks = vec![lease.abort_handle(), log.abort_handle()];
         Self(Some(Arc::new(Guard { inner, tasks })))
     }
@@ -283,7 +287,7 @@ impl Left {
                 return None;
             }
         };
-        let name = format!("session {}", log.url());
+        let name = format!("session {}", log.channel().url);
         Some(Self(Arc::new(Inner::new(name, log))))
     }
 
@@ -295,18 +299,18 @@ impl Left {
     /// Sends it, for a while; then it is removed.
     pub(crate) async fn send(self, link: Arc<dyn Link>) {
         let inner = self.0;
-        let url = inner.log().url().clone();
+        let channel = inner.log().channel().clone();
         let mut waiting = inner.waiting.subscribe();
         let count = waiting.borrow().0;
         if count > 0 {
             tracing::info!(
                 "sending {count} segment(s) of a log that an earlier agent has left to {}",
-                url.origin().ascii_serialization()
+                channel.url.origin().ascii_serialization()
             );
         }
         tokio::select! {
             _ = waiting.wait_for(|(count, _)| *count == 0) => {}
-            () = post_log(inner.clone(), link, url) => {}
+            () = post_log(inner.clone(), link, channel) => {}
             () = sleep(RECOVER) => {
                 tracing::warn!("{}: giving the rest of its log up", inner.name);
             }
@@ -321,13 +325,20 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// The first renewal is answered at once, which confirms that the task has arrived. Each other one
 /// the controller holds until the next is due, so that the end of the session is told at once.
-async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every: Duration) {
+async fn renew_lease(
+    inner: Arc<Inner>,
+    link: Arc<dyn Link>,
+    channel: Channel,
+    mut every: Duration,
+) {
+    let mut number = 0;
     let mut hold = Duration::ZERO;
     let mut trouble = false;
     loop {
         let sent = Instant::now();
         let within = every.max(Duration::from_secs(1));
-        match link.renew_lease(&url, hold, within).await {
+        number += 1;
+        match link.renew_lease(&channel, number, hold, within).await {
             Renewed::Until(next) => {
                 if std::mem::take(&mut trouble) {
                     tracing::info!("{}: its lease is renewed again", inner.name);
@@ -349,7 +360,7 @@ async fn renew_lease(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url, mut every
     }
 }
 
-async fn post_log(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url) {
+async fn post_log(inner: Arc<Inner>, link: Arc<dyn Link>, channel: Channel) {
     let mut random = StdRng::from_entropy();
     let mut failures = 0;
     loop {
@@ -374,7 +385,7 @@ async fn post_log(inner: Arc<Inner>, link: Arc<dyn Link>, url: Url) {
                 continue;
             }
         };
-        let answer = link.post_segment(&url, first.number, first.skips, body);
+        let answer = link.post_segment(&channel, first.number, first.skips, body);
         let again = match answer.await {
             Acknowledged::Taken => {
                 inner.log().taken(first.number);

@@ -364,7 +364,9 @@ mod tests {
     use bbot_machine::machine::BoxFuture;
 
     use super::*;
-    use crate::controller::{Acknowledged, Manner, Posted, Renewed, TaskAnswer, task_url};
+    use crate::controller::{
+        Acknowledged, Channel, Destination, Manner, Posted, Renewed, TaskAnswer, task_url,
+    };
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -422,13 +424,14 @@ mod tests {
             unreachable!("no task is asked for")
         }
 
-        fn post_result<'a>(&'a self, _: &'a Url, _: Kin, _: Vec<u8>) -> BoxFuture<'a, Posted> {
+        fn post_result<'a>(&'a self, _: &'a Destination, _: Vec<u8>) -> BoxFuture<'a, Posted> {
             unreachable!("no result is posted")
         }
 
         fn renew_lease<'a>(
             &'a self,
-            _: &'a Url,
+            _: &'a Channel,
+            _: u64,
             _: Duration,
             _: Duration,
         ) -> BoxFuture<'a, Renewed> {
@@ -437,7 +440,7 @@ mod tests {
 
         fn post_segment<'a>(
             &'a self,
-            _: &'a Url,
+            _: &'a Channel,
             _: u64,
             _: bool,
             _: Vec<u8>,

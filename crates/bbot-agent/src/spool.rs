@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The first line of a file says whose controller the result goes to, how long it is,
-//! and where it goes; the rest is the body of the post. A file is written, synced and
+//! where it goes, and what it is signed with (so that only the agent's user may read it); the rest
+//! is the body of the post. A file is written, synced and
 //! renamed, and its folder synced, before the first try, so that a crash loses nothing.
 
 use std::fs;
@@ -18,7 +19,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::controller::{Kin, Url, parse_url};
+use bbot_signature::SessionKey;
+
+use crate::controller::{Destination, Kin, parse_url};
 
 /// How many refused results are kept; the oldest go first.
 const REFUSED_KEPT: usize = 100;
@@ -79,22 +82,6 @@ pub struct Spool {
     newest: AtomicU64,
     /// Held, so that two agents never post the same results.
     lock: Mutex<Option<fs::File>>,
-}
-
-/// Where a result goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Destination {
-    /// The URL.
-    pub url: Url,
-    /// Whose controller that is.
-    pub kin: Kin,
-}
-
-impl Destination {
-    /// Scheme, host and port.
-    pub fn origin(&self) -> String {
-        self.url.origin().ascii_serialization()
-    }
 }
 
 /// One of the spool's folders that files are written to.
@@ -325,7 +312,11 @@ impl Spool {
             Kin::Stranger => STRANGER,
         };
         let (length, url) = (entry.body.len(), &entry.to.url);
-        writeln!(file, "{MAGIC} 2 {kin} {length} {url}")
+        let (form, key) = match &entry.to.key {
+            Some(key) => (3, format!(" {}", key.secret_text())),
+            None => (2, String::new()),
+        };
+        writeln!(file, "{MAGIC} {form} {kin} {length} {url}{key}")
             .and_then(|()| file.write_all(&entry.body))
             .and_then(|()| file.as_file().sync_all())
             .map_err(&failed)?;
@@ -453,9 +444,10 @@ fn millis_of(path: &Path) -> Option<u64> {
 /// this one did not, and posted to strangers as to ours.
 fn first_line(line: &str) -> Option<(Destination, Option<u64>)> {
     let mut words = line.strip_prefix(MAGIC)?.split_ascii_whitespace();
-    let (kin, length) = match words.next()? {
+    let form = words.next()?;
+    let (kin, length) = match form {
         "1" => (Kin::Stranger, None),
-        "2" => {
+        "2" | "3" => {
             let kin = match words.next()? {
                 OURS => Kin::Ours,
                 STRANGER => Kin::Stranger,
@@ -466,10 +458,14 @@ fn first_line(line: &str) -> Option<(Destination, Option<u64>)> {
         _ => return None,
     };
     let url = parse_url(words.next()?).ok()?;
+    let key = match form {
+        "3" => Some(SessionKey::parse(words.next()?)?),
+        _ => None,
+    };
     words
         .next()
         .is_none()
-        .then_some((Destination { url, kin }, length))
+        .then_some((Destination { url, kin, key }, length))
 }
 
 fn is_result(path: &Path) -> bool {
@@ -491,7 +487,11 @@ mod tests {
 
     fn to(kin: Kin) -> Destination {
         let url = parse_url("http://c.example/?build-result").unwrap();
-        Destination { url, kin }
+        Destination {
+            url,
+            kin,
+            key: None,
+        }
     }
 
     #[test]
@@ -522,6 +522,41 @@ mod tests {
         let kept = spool.refuse(&second.path).unwrap();
         assert!(kept.exists());
         assert_eq!(spool.pending().unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_it_is_signed_with_is_kept_for_the_agent_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let spool = Spool::open(state.path()).unwrap();
+        let signed = Destination {
+            key: SessionKey::parse(&"0f".repeat(32)),
+            ..to(Kin::Ours)
+        };
+        let held = spool.hold(&signed, b"body", now).unwrap();
+        let path = spool.give_back(&held, now).unwrap();
+        assert_eq!(spool.read(&path).unwrap().to, signed);
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // As agents before this one have written it, and what nobody has.
+        let text = fs::read_to_string(&path).unwrap();
+        let key = format!(" {}", "0f".repeat(32));
+        fs::write(
+            &path,
+            text.replace("result 3", "result 2").replace(&key, ""),
+        )
+        .unwrap();
+        assert_eq!(spool.read(&path).unwrap().to, to(Kin::Ours));
+        for wrong in [
+            text.replace(&key, ""),
+            text.replace(&key, " 0f"),
+            text.replace("result 3", "result 2"),
+            text.replace("result 3", "result 4"),
+        ] {
+            fs::write(&path, wrong).unwrap();
+            assert!(spool.read(&path).unwrap_err().is_of_file());
+        }
     }
 
     #[test]

@@ -228,6 +228,14 @@ pub fn verify(key: &RsaPublicKey, challenge: &str, signature: &[u8]) -> bool {
     .is_ok()
 }
 
+/// Whether `signature` is that of a request with this signature base, by this key: `rsa-v1_5-sha256`.
+#[must_use]
+pub fn verify_request(key: &RsaPublicKey, base: &str, signature: &[u8]) -> bool {
+    let signed = bbot_signature::digest_info(base);
+    key.verify(Pkcs1v15Sign::new_unprefixed(), &signed, signature)
+        .is_ok()
+}
+
 /// A new challenge: 64 lower-case hex characters that nobody can foresee.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use bbot_manifest::{BuildResult, Era, ResultRequest, Status};
 use super::Context;
 use super::ask::Given;
 use super::work::{AGENT_CHECKSUM, era_of};
-use crate::controller::{Kin, Url};
+use crate::controller::{Destination, Kin};
 use crate::delivery::Handle;
 use crate::result;
 use crate::session::Session;
@@ -112,24 +112,28 @@ impl<'a> Answers<'a> {
     }
 
     /// Where the result goes, where it goes anywhere.
-    fn to(&self) -> Option<(&'a Url, Kin, &'a Handle)> {
-        let (given, context) = (self.given, self.context);
-        let url = given.assignment.result_url.as_ref()?;
-        Some((url, given.assignment.kin, context.results.as_ref()?))
+    fn to(&self) -> Option<(Destination, &'a Handle)> {
+        let assignment = &self.given.assignment;
+        let to = Destination {
+            url: assignment.result_url.clone()?,
+            kin: assignment.kin,
+            key: assignment.key.clone(),
+        };
+        Some((to, self.context.results.as_ref()?))
     }
 
     /// Whether a task that ended so goes back to its controller.
     pub(super) fn gives_back(&self, outcome: Outcome) -> bool {
         let knows_interrupt = self.given.knows_interrupt(self.era);
         let to = self.to();
-        to.is_some_and(|(_, kin, _)| outcome.gives_back(kin, knows_interrupt))
+        to.is_some_and(|(to, _)| outcome.gives_back(to.kin, knows_interrupt))
     }
 
     /// Puts on disk that the task is given back should the agent end over it.
     pub(super) async fn hold(&self) -> Option<Held> {
-        let (url, kin, results) = self.to()?;
+        let (to, results) = self.to()?;
         let (request, era) = self.not_done(None)?;
-        let held = results.hold(url, kin, &request, era).await;
+        let held = results.hold(to, &request, era).await;
         // It only makes the controller wait if things go wrong.
         held.map_err(|e| tracing::warn!("{e:#}")).ok()
     }
@@ -137,18 +141,18 @@ impl<'a> Answers<'a> {
     /// The session, where the controller knows of such.
     pub(super) fn session(&self) -> Session {
         match (self.given.assignment.session_terms(), self.to()) {
-            (Some(terms), Some((_, _, results))) => results.session(terms),
+            (Some(terms), Some((_, results))) => results.session(terms),
             _ => Session::none(),
         }
     }
 
     /// The task will not be done; why, if that is more than that the agent was told so.
     pub(super) async fn give_back(&self, held: Option<Held>, why: Option<Why<'_>>) {
-        let Some((url, kin, results)) = self.to() else {
+        let Some((to, results)) = self.to() else {
             return;
         };
         // A stranger looks for no reason in what it does not keep.
-        let why = why.filter(|_| kin == Kin::Ours);
+        let why = why.filter(|_| to.kin == Kin::Ours);
         let held = match (held, why) {
             // It lies there in the same words.
             (Some(held), None) => return results.give_back(held).await,
@@ -157,7 +161,7 @@ impl<'a> Answers<'a> {
         let Some((request, era)) = self.not_done(why) else {
             return;
         };
-        let added = results.add(url, kin, request, era, held, None);
+        let added = results.add(to, request, era, held, None);
         if let Err(e) = added.await {
             tracing::error!("{e:#}");
         }
@@ -165,18 +169,18 @@ impl<'a> Answers<'a> {
 
     /// Nothing is said to the controller.
     pub(super) async fn forget(&self, held: Option<Held>) {
-        if let (Some(held), Some((_, _, results))) = (held, self.to()) {
+        if let (Some(held), Some((_, results))) = (held, self.to()) {
             results.release(held).await;
         }
     }
 
     /// Puts the result on disk, to be sent.
     pub(super) async fn post(&self, result: BuildResult, held: Option<Held>, session: Session) {
-        let Some((url, kin, results)) = self.to() else {
+        let Some((to, results)) = self.to() else {
             return;
         };
         let request = self.request(result);
-        let added = results.add(url, kin, request, self.era, held, Some(session));
+        let added = results.add(to, request, self.era, held, Some(session));
         if let Err(e) = added.await {
             tracing::error!("{e:#}");
         }

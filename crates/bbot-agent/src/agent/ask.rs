@@ -14,7 +14,7 @@ use super::Context;
 use super::answers::{Answers, Pledge};
 use crate::assignment::{self, Assignment, Terms};
 use crate::auth::Signer;
-use crate::controller::{Kin, LinkError, Manner, Url};
+use crate::controller::{Kin, LinkError, Manner, RequestKey, Url};
 use crate::inventory::Machine;
 use crate::session::Session;
 use crate::supervisor::{Answer, AskId};
@@ -130,13 +130,13 @@ impl Question {
         context: &Context,
         kin: &mut Option<Kin>,
     ) -> Result<Option<Assignment>, Wrong> {
-        let signer = context.keys.of(&self.url).map(Arc::as_ref);
-        let body = request(context, signer, &self.machines)
+        let signer = context.keys.of(&self.url).cloned();
+        let body = request(context, signer.as_deref(), &self.machines)
             .map_err(|e| Wrong::Silent(format!("{e:#}")))?;
         let manner = Manner {
             hold: self.hold,
             is_drained: false,
-            key: signer.map(|s| s.public().to_owned()),
+            key: signer.clone().map(|s| s as Arc<dyn RequestKey>),
         };
         let asked = context.link.request_task(&self.url, body, manner);
         let answer = match self.within {

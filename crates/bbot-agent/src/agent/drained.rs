@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Agent, Context, ask};
-use crate::controller::{Kin, Manner, Url, parse_url};
+use crate::controller::{Kin, Manner, RequestKey, Url, parse_url};
 use crate::supervisor;
 
 /// How often controllers are told: they show an agent as silent after two and a half minutes.
@@ -70,13 +70,13 @@ async fn tell(context: Context, mut controllers: Vec<Url>) {
     loop {
         let mut ours = Vec::new();
         for url in controllers {
-            let signer = context.keys.of(&url).map(Arc::as_ref);
-            let Ok(body) = ask::request(&context, signer, &[]) else {
+            let signer = context.keys.of(&url).cloned();
+            let Ok(body) = ask::request(&context, signer.as_deref(), &[]) else {
                 return;
             };
             let manner = Manner {
                 is_drained: true,
-                key: signer.map(|s| s.public().to_owned()),
+                key: signer.map(|s| s as Arc<dyn RequestKey>),
                 ..Manner::default()
             };
             let answer = context.link.request_task(&url, body, manner).await;

@@ -95,6 +95,29 @@ async fn the_program_gives_the_same() {
     );
 }
 
+#[tokio::test]
+async fn the_signature_of_a_request_is_that_of_openssl_with_a_hash() {
+    let Some(openssl) = openssl() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [key, _] = key_files(dir.path());
+    let base = "\"@method\": POST\n\"@signature-params\": (\"@method\");created=1";
+    let info = bbot_signature::digest_info(base);
+    let theirs = output(
+        Command::new(&openssl)
+            .args(["dgst", "-sha256", "-sign"])
+            .arg(&key),
+        base.as_bytes(),
+    );
+    for program in [None, Some(openssl.as_path())] {
+        let signer = Signer::open(&key, program, &[]).await.unwrap();
+        assert_eq!(
+            signer.sign_request(&info).await.unwrap(),
+            theirs,
+            "{program:?}"
+        );
+    }
+}
+
 /// A program that has no `rsautl` any more, and that wants its option.
 #[tokio::test]
 async fn the_program_gets_its_options_and_may_lack_rsautl() {

@@ -9,7 +9,10 @@ use std::time::Duration;
 use bbot_machine::machine::BoxFuture;
 use tokio::time::Instant;
 
-use super::{Acknowledged, Kin, Link, LinkError, Manner, Posted, Renewed, TaskAnswer, Url};
+use super::{
+    Acknowledged, Channel, Destination, Kin, Link, LinkError, Manner, Posted, Renewed, TaskAnswer,
+    Url,
+};
 
 /// What was posted: when, where, what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +72,9 @@ impl Link for FakeLink {
         unreachable!("no task is asked for")
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, _: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, to: &'a Destination, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         Box::pin(async move {
+            let url = &to.url;
             self.results.lock().unwrap().push(Seen {
                 at: Instant::now(),
                 url: url.to_string(),
@@ -88,7 +92,8 @@ impl Link for FakeLink {
 
     fn renew_lease<'a>(
         &'a self,
-        _: &'a Url,
+        _: &'a Channel,
+        _: u64,
         hold: Duration,
         _: Duration,
     ) -> BoxFuture<'a, Renewed> {
@@ -99,7 +104,7 @@ impl Link for FakeLink {
 
     fn post_segment<'a>(
         &'a self,
-        _: &'a Url,
+        _: &'a Channel,
         number: u64,
         skips: bool,
         body: Vec<u8>,

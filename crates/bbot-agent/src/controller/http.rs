@@ -11,8 +11,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bbot_machine::machine::BoxFuture;
+use bbot_signature::{
+    Agreement, BodyDigest, Draft, End, Ephemeral, Kind, PublicKey, SESSION_KEY, SessionKey, Target,
+    body_digest, digest_info,
+};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Certificate, Client, Method, Response};
+use reqwest::{Certificate, Client, Method, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
@@ -21,8 +25,8 @@ use tokio_util::bytes::Bytes;
 
 use super::clocks::Clocks;
 use super::{
-    Acknowledged, Kin, Link, LinkError, Manner, Posted, Renewed, TaskAnswer, Url, acknowledged,
-    below, not_fetched, printable, redirected, renewed, verdict,
+    Acknowledged, Channel, Destination, Kin, Link, LinkError, Manner, Posted, Renewed, RequestKey,
+    TaskAnswer, Url, acknowledged, below, not_fetched, printable, redirected, renewed, verdict,
 };
 use crate::source::new_fetching;
 
@@ -97,7 +101,24 @@ struct Outgoing<'a> {
     headers: HeaderMap,
     /// Its type, and the bytes.
     body: Option<(&'static str, Bytes)>,
+    proof: Proof<'a>,
     timeout: Duration,
+}
+
+/// How a request is signed.
+#[derive(Debug, Clone, Copy)]
+enum Proof<'a> {
+    None,
+    /// By the agent's key.
+    Agent(&'a dyn RequestKey),
+    /// By the key of its session; the number that it has in it, where the controller counts.
+    Session(&'a SessionKey, Option<u64>),
+}
+
+impl<'a> Proof<'a> {
+    fn of_session(key: Option<&'a SessionKey>, number: Option<u64>) -> Self {
+        key.map_or(Self::None, |key| Self::Session(key, number))
+    }
 }
 
 impl Http {
@@ -150,22 +171,38 @@ impl Http {
     /// the same method and body.
     async fn send(&self, request: Outgoing<'_>) -> Result<Response, LinkError> {
         let mut url = request.url.clone();
+        let mut is_corrected = false;
+        let digest = body_digest(request.body.as_ref().map_or(&[], |(_, body)| body));
         // Of all redirects together.
         let sent = timeout(request.timeout, async {
-            for _ in 0..=REDIRECTS {
+            let mut redirects = 0;
+            while redirects <= REDIRECTS {
+                let mut headers = request.headers.clone();
+                headers.insert("bbot-agent", HeaderValue::from_static("1"));
+                // Each time anew: it goes elsewhere, or its time was wrong.
+                self.sign(&request, &url, &digest, &mut headers).await?;
                 let mut builder = self
                     .client(&url)?
                     .request(request.method.clone(), url.clone())
-                    .header("Bbot-Agent", "1")
                     .header(DATE, httpdate::fmt_http_date(SystemTime::now()))
                     .header(ACCEPT_ENCODING, "identity")
-                    .headers(request.headers.clone())
+                    .headers(headers)
                     .timeout(request.timeout);
                 if let Some((kind, body)) = &request.body {
                     builder = builder.header(CONTENT_TYPE, *kind).body(body.clone());
                 }
                 let response = builder.send().await.map_err(|e| why(&e, request.timeout))?;
                 self.clocks.compare(&url, &response);
+                // A clock that is set during a build must not cost it.
+                if response.status() == StatusCode::UNAUTHORIZED
+                    && matches!(request.proof, Proof::Session(..))
+                    && is_ours(&response)
+                    && !std::mem::replace(&mut is_corrected, true)
+                    && self.clocks.follow(&url, &response)
+                {
+                    continue;
+                }
+                redirects += 1;
                 let target = match response.status().as_u16() {
                     301 | 302 | 307 | 308 => response.headers().get(LOCATION),
                     _ => return Ok(response),
@@ -183,12 +220,53 @@ impl Http {
             .unwrap_or_else(|_| Err(no_answer(request.timeout)))
     }
 
+    /// Signs a request as it is to be, with all its headers.
+    async fn sign(
+        &self,
+        request: &Outgoing<'_>,
+        url: &Url,
+        body: &BodyDigest,
+        headers: &mut HeaderMap,
+    ) -> Result<(), LinkError> {
+        let unsigned = |e: &dyn std::fmt::Display| LinkError::Unsigned(e.to_string());
+        let authority = authority(url);
+        let target = Target {
+            method: request.method.as_str(),
+            authority: &authority,
+            path: url.path(),
+            query: url.query(),
+        };
+        let random = || format!("{:032x}", rand::random::<u128>());
+        let (kind, about) = match request.proof {
+            Proof::None => return Ok(()),
+            // By our own clock: that it is wrong is to be seen.
+            Proof::Agent(key) => (Kind::Task, (now(0), random(), Some(key.fingerprint()))),
+            Proof::Session(_, number) => {
+                let nonce = number.map_or_else(random, |number| number.to_string());
+                (Kind::Session, (now(self.clocks.ahead(url)), nonce, None))
+            }
+        };
+        let (created, nonce, key) = &about;
+        let draft = Draft::new(kind, &target, headers, body, (*created, nonce, *key))
+            .map_err(|e| unsigned(&e))?;
+        let signature = match request.proof {
+            Proof::None => return Ok(()),
+            Proof::Agent(key) => key
+                .sign_request(&digest_info(draft.base()))
+                .await
+                .map_err(|e| unsigned(&e))?,
+            Proof::Session(key, _) => key.sign(draft.base()),
+        };
+        draft.sign(&signature, headers).map_err(|e| unsigned(&e))
+    }
+
     async fn post(
         &self,
         url: &Url,
         kind: &'static str,
         headers: HeaderMap,
         body: Vec<u8>,
+        proof: Proof<'_>,
         timeout: Duration,
     ) -> Result<Response, LinkError> {
         self.send(Outgoing {
@@ -196,6 +274,7 @@ impl Http {
             url,
             headers,
             body: Some((kind, Bytes::from(body))),
+            proof,
             timeout,
         })
         .await
@@ -219,6 +298,7 @@ impl Http {
             url,
             headers: HeaderMap::new(),
             body: None,
+            proof: Proof::None,
             timeout: FETCH_TIMEOUT.max(self.timeout),
         };
         let response = timeout(self.timeout, self.send(request))
@@ -279,11 +359,22 @@ impl Link for Http {
             if manner.is_drained {
                 headers.insert("bbot-drained", HeaderValue::from_static("1"));
             }
-            if let Some(key) = manner.key.and_then(|key| key.parse().ok()) {
-                headers.insert("bbot-key", key);
+            let mut own = None;
+            let mut proof = Proof::None;
+            if let Some(key) = manner.key.as_deref() {
+                if let Ok(public) = key.public().parse() {
+                    headers.insert("bbot-key", public);
+                }
+                let ephemeral = Ephemeral::new().map_err(|e| LinkError::Unsigned(e.to_string()))?;
+                if let Ok(public) = ephemeral.public().parse() {
+                    headers.insert(SESSION_KEY, public);
+                }
+                own = Some(ephemeral);
+                proof = Proof::Agent(key);
             }
+            let body = body.into_bytes();
             let response = self
-                .post(url, MANIFEST, headers, body.into_bytes(), self.timeout)
+                .post(url, MANIFEST, headers, body, proof, self.timeout)
                 .await?;
             let response = expect_success(response).await?;
             let kin = match is_ours(&response) {
@@ -293,19 +384,26 @@ impl Link for Http {
             let text = |name| header(&response, name).map(str::to_owned);
             let session_url = text("bbot-session-url").filter(|_| kin == Kin::Ours);
             let renew = seconds(&response, "bbot-renew");
+            let agreement = match (own, header(&response, SESSION_KEY)) {
+                (Some(own), Some(theirs)) if kin == Kin::Ours => Some(agree(own, theirs)?),
+                _ => None,
+            };
             let body = read(response, TASK_LIMIT, self.timeout).await?;
             Ok(TaskAnswer {
                 body,
                 kin,
                 session_url,
                 renew,
+                agreement,
             })
         })
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, kin: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, to: &'a Destination, body: Vec<u8>) -> BoxFuture<'a, Posted> {
         Box::pin(async move {
-            let posted = self.post(url, MANIFEST, HeaderMap::new(), body, self.timeout);
+            let (url, kin) = (&to.url, to.kin);
+            let proof = Proof::of_session(to.key.as_ref(), None);
+            let posted = self.post(url, MANIFEST, HeaderMap::new(), body, proof, self.timeout);
             match posted.await {
                 Ok(response) => {
                     let (status, is_ours) = (response.status(), is_ours(&response));
@@ -319,12 +417,14 @@ impl Link for Http {
 
     fn renew_lease<'a>(
         &'a self,
-        session: &'a Url,
+        session: &'a Channel,
+        number: u64,
         hold: Duration,
         within: Duration,
     ) -> BoxFuture<'a, Renewed> {
         Box::pin(async move {
-            let url = below(session, "lease");
+            let url = below(&session.url, "lease");
+            let proof = Proof::of_session(session.key.as_ref(), Some(number));
             let hold = hold.min(self.timeout / 2);
             let within = (hold + within).min(self.timeout);
             let mut headers = HeaderMap::new();
@@ -332,7 +432,7 @@ impl Link for Http {
                 let whole = hold.as_secs() + u64::from(hold.subsec_nanos() > 0);
                 headers.insert("bbot-wait", HeaderValue::from(whole));
             }
-            let posted = self.post(&url, MANIFEST, headers, Vec::new(), within);
+            let posted = self.post(&url, MANIFEST, headers, Vec::new(), proof, within);
             match posted.await {
                 Ok(response) => {
                     let (status, is_ours) = (response.status(), is_ours(&response));
@@ -346,19 +446,20 @@ impl Link for Http {
 
     fn post_segment<'a>(
         &'a self,
-        session: &'a Url,
+        session: &'a Channel,
         number: u64,
         skips: bool,
         body: Vec<u8>,
     ) -> BoxFuture<'a, Acknowledged> {
         Box::pin(async move {
-            let url = below(session, &format!("log/{number}"));
+            let url = below(&session.url, &format!("log/{number}"));
+            let proof = Proof::of_session(session.key.as_ref(), None);
             let mut headers = HeaderMap::new();
             if skips {
                 headers.insert("bbot-log-skip", HeaderValue::from_static("1"));
             }
             let within = SEGMENT_TIMEOUT.min(self.timeout);
-            match self.post(&url, BYTES, headers, body, within).await {
+            match self.post(&url, BYTES, headers, body, proof, within).await {
                 Ok(response) => {
                     let (status, is_ours) = (response.status(), is_ours(&response));
                     let next = header(&response, "bbot-log-next").and_then(|n| n.parse().ok());
@@ -403,6 +504,31 @@ fn client(
         builder = builder.tls_certs_only(authorities.iter().cloned());
     }
     builder.build().map_err(|e| LinkError::Setup(chain(&e)))
+}
+
+/// The host and port of a URL, as they are signed.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The time in seconds since 1970, by a clock that is so far ahead of ours.
+fn now(ahead: i64) -> i64 {
+    let ours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let ours = ours.map_or(0, |span| span.as_secs());
+    i64::try_from(ours)
+        .unwrap_or(i64::MAX)
+        .saturating_add(ahead)
+}
+
+/// What is agreed on with a controller by its part of it.
+fn agree(own: Ephemeral, theirs: &str) -> Result<Agreement, LinkError> {
+    let theirs = PublicKey::parse(theirs);
+    let agreed = theirs.and_then(|theirs| own.agree(End::Agent, &theirs));
+    agreed.map_err(|e| LinkError::Transport(format!("the controller's answer is of no use: {e}")))
 }
 
 fn read_ca(path: &Path) -> Result<Vec<Certificate>, LinkError> {

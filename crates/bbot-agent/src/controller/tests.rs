@@ -10,11 +10,20 @@ use scripted::{Seen, answer};
 mod hostile;
 #[path = "scripted.rs"]
 mod scripted;
+mod signed;
 mod tls;
 
 fn serve(answers: Vec<String>) -> (Url, JoinHandle<Vec<Seen>>) {
     let (url, server) = scripted::serve(answers);
     (parse_url(&url).unwrap(), server)
+}
+
+fn to(url: &Url, kin: Kin) -> Destination {
+    Destination {
+        url: url.clone(),
+        kin,
+        key: None,
+    }
 }
 
 fn http() -> Http {
@@ -113,7 +122,7 @@ async fn what_a_proxy_says_of_a_result_is_not_its_controllers_word() {
     ]);
     let mut posted = Vec::new();
     for _ in 0..4 {
-        posted.push(http().post_result(&url, Kin::Ours, Vec::new()).await);
+        posted.push(http().post_result(&to(&url, Kin::Ours), Vec::new()).await);
     }
     let by_proxy = |text: &str| Posted::Again(format!("{text}, not by the controller itself"));
     assert_eq!(
@@ -150,6 +159,7 @@ async fn a_task_request_is_a_post_with_our_mark() {
             kin: Kin::Ours,
             session_url: None,
             renew: None,
+            agreement: None,
         }
     );
     let stranger = http()
@@ -175,12 +185,12 @@ async fn redirects_stay_posts_and_within_the_origin() {
     ]);
     assert_eq!(
         http()
-            .post_result(&url, Kin::Stranger, b"body".to_vec())
+            .post_result(&to(&url, Kin::Stranger), b"body".to_vec())
             .await,
         Posted::Taken
     );
     let elsewhere = http()
-        .post_result(&url, Kin::Stranger, b"body".to_vec())
+        .post_result(&to(&url, Kin::Stranger), b"body".to_vec())
         .await;
     assert!(
         matches!(&elsewhere, Posted::Again(why) if why.contains("give the final URL")),
@@ -218,7 +228,9 @@ async fn what_a_controller_says_is_told_on_one_line() {
         answer("401 Unauthorized", "", ""),
     ]);
     assert_eq!(
-        http().post_result(&url, Kin::Stranger, Vec::new()).await,
+        http()
+            .post_result(&to(&url, Kin::Stranger), Vec::new())
+            .await,
         Posted::Refused("400 Bad Request: invalid ?session".to_owned())
     );
     let error = http()
@@ -253,7 +265,9 @@ async fn a_controller_that_is_down_or_silent_is_an_error_in_time() {
         .unwrap_err();
     assert_eq!(error.to_string(), "no answer within 1 s");
     drop(free);
-    let down = http().post_result(&url, Kin::Stranger, Vec::new()).await;
+    let down = http()
+        .post_result(&to(&url, Kin::Stranger), Vec::new())
+        .await;
     assert!(
         matches!(&down, Posted::Unreachable(why) if why.contains("refused")),
         "{down:?}"

@@ -8,9 +8,9 @@ use tokio::task::JoinSet;
 
 use super::plan::{Fate, Id, Verdict};
 use super::{Inner, Place};
-use crate::controller::{Kin, Posted};
+use crate::controller::{Destination, Kin, Posted};
 use crate::result;
-use crate::spool::{Destination, Entry};
+use crate::spool::Entry;
 
 /// A result that does not even fit into this is not cut any more after a 413.
 const SMALLEST: usize = 16 * 1024;
@@ -210,7 +210,7 @@ async fn send(inner: &Arc<Inner>, id: Id, to: &Destination, place: Place) -> (Ve
     };
     loop {
         let length = body.len();
-        match inner.link().post_result(&to.url, to.kin, body).await {
+        match inner.link().post_result(to, body).await {
             Posted::Taken => return (Verdict::Taken, String::new()),
             Posted::Refused(why) => return (Verdict::Refused, why),
             Posted::Again(why) => return (Verdict::Busy, why),

@@ -5,7 +5,7 @@ use bbot_manifest::{BuildResult, Status as BuildStatus};
 
 use super::*;
 use crate::controller::fake::FakeLink;
-use crate::controller::{Acknowledged, Posted, parse_url};
+use crate::controller::{Acknowledged, Channel, Kin, Posted, parse_url};
 
 const A: &str = "http://a.example";
 const B: &str = "http://b.example";
@@ -44,8 +44,8 @@ impl World {
 
     async fn hold(&self, origin: &str, session: &str) -> Held {
         let request = request(session, BuildStatus::Interrupt);
-        let url = url(origin);
-        let held = self.handle().hold(&url, Kin::Ours, &request, Era::Later);
+        let to = to(origin, Kin::Ours);
+        let held = self.handle().hold(to, &request, Era::Later);
         held.await.unwrap()
     }
 
@@ -61,11 +61,9 @@ impl World {
         session: Option<Session>,
     ) -> Result<()> {
         let request = request(name, BuildStatus::Success);
-        let (url, era) = (url(origin), Era::Y2017);
+        let (to, era) = (to(origin, Kin::Ours), Era::Y2017);
         let handle = self.handle();
-        handle
-            .add(&url, Kin::Ours, request, era, held, session)
-            .await
+        handle.add(to, request, era, held, session).await
     }
 
     /// Session and status of what was posted.
@@ -101,6 +99,14 @@ fn count(dir: &Path) -> usize {
 
 fn url(origin: &str) -> Url {
     parse_url(&format!("{origin}/?build-result")).unwrap()
+}
+
+fn to(origin: &str, kin: Kin) -> Destination {
+    Destination {
+        url: url(origin),
+        kin,
+        key: None,
+    }
 }
 
 fn request(session: &str, status: BuildStatus) -> ResultRequest {
@@ -255,10 +261,10 @@ async fn a_strangers_result_is_given_up_after_three_hours_and_ours_is_not() {
         for _ in 0..1000 {
             world.link.answer(A, busy());
         }
-        let (url, request) = (url(A), request("s/1", BuildStatus::Success));
+        let request = request("s/1", BuildStatus::Success);
         let added = world
             .handle()
-            .add(&url, kin, request, Era::Y2017, None, None);
+            .add(to(A, kin), request, Era::Y2017, None, None);
         added.await.unwrap();
         seconds(4 * 3600).await;
         assert_eq!(world.files("results"), usize::from(is_kept), "{kin:?}");
@@ -274,10 +280,10 @@ async fn a_stranger_that_was_away_for_days_gets_its_result_after_a_restart_too()
     for _ in 0..10_000 {
         world.link.answer(A, away());
     }
-    let (url, request) = (url(A), request("s/1", BuildStatus::Success));
+    let request = request("s/1", BuildStatus::Success);
     let added = world
         .handle()
-        .add(&url, Kin::Stranger, request, Era::Y2017, None, None);
+        .add(to(A, Kin::Stranger), request, Era::Y2017, None, None);
     added.await.unwrap();
     seconds(2 * 24 * 3600).await;
     assert_eq!((world.files("results"), world.files("refused")), (1, 0));
@@ -304,7 +310,7 @@ async fn a_result_that_is_too_large_is_cut_until_it_fits() {
     let world = World::new();
     world.link.answer(A, Posted::TooLarge);
     world.link.answer(A, busy());
-    let (url, mut request) = (url(A), request("s/1", BuildStatus::Success));
+    let mut request = request("s/1", BuildStatus::Success);
     let mut operation = bbot_manifest::BuildResult::parse(
         b": 1\nname: x\nversion: 1\nstatus: success\nupdate-status: success\nupdate-log: x\n",
         "x",
@@ -316,7 +322,7 @@ async fn a_result_that_is_too_large_is_cut_until_it_fits() {
     request.result.operations.push(operation);
     let added = world
         .handle()
-        .add(&url, Kin::Ours, request, Era::Y2017, None, None);
+        .add(to(A, Kin::Ours), request, Era::Y2017, None, None);
     added.await.unwrap();
     seconds(5).await;
     let lengths: Vec<usize> = world.link.bodies().iter().map(String::len).collect();
@@ -328,7 +334,9 @@ async fn a_result_that_is_too_large_is_cut_until_it_fits() {
     for (kin, refused) in [(Kin::Ours, 0), (Kin::Stranger, 1)] {
         world.link.answer(A, Posted::TooLarge);
         let small = self::request("small", BuildStatus::Success);
-        let added = world.handle().add(&url, kin, small, Era::Y2017, None, None);
+        let added = world
+            .handle()
+            .add(to(A, kin), small, Era::Y2017, None, None);
         added.await.unwrap();
         seconds(5).await;
         let left = (world.files("results"), world.files("refused"));
@@ -627,7 +635,10 @@ async fn what_has_room_nowhere_is_given_back() {
 
 fn terms() -> session::Terms {
     session::Terms {
-        url: parse_url("http://a.example/s/1").unwrap(),
+        channel: Channel {
+            url: parse_url("http://a.example/s/1").unwrap(),
+            key: None,
+        },
         renew: Some(Duration::from_secs(10)),
         name: "libfoo".to_owned(),
     }

@@ -2,7 +2,7 @@
 //! has them.
 //!
 //! ```text
-//! <state>/<toolchain>/logs/<time>-<pid>-<n>/session    the session's URL
+//! <state>/<toolchain>/logs/<time>-<pid>-<n>/session    the session's URL, and what is signed with
 //!                                          /<N>        segment N, as it is posted
 //! ```
 //!
@@ -13,13 +13,15 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::controller::{Url, parse_url};
+use bbot_signature::SessionKey;
+
+use crate::controller::{Channel, parse_url};
 
 /// How much of a session's log may wait.
 pub(super) const LIMIT: u64 = 64 * 1024 * 1024;
@@ -32,13 +34,13 @@ const LEAST: u64 = 8 * 1024;
 const FLUSH: Duration = Duration::from_secs(1);
 
 const URL_FILE: &str = "session";
-const MAGIC: &str = "bbot-session 1 ";
+const MAGIC: &str = "bbot-session ";
 
 /// The segments that wait.
 #[derive(Debug)]
 pub(super) struct SegmentLog {
     dir: PathBuf,
-    url: Url,
+    channel: Channel,
     limit: u64,
     is_made: bool,
     waiting: VecDeque<Segment>,
@@ -77,10 +79,10 @@ pub(super) struct First {
 
 impl SegmentLog {
     /// Nothing has come. The folder is made with the first segment.
-    pub(super) fn new(dir: PathBuf, url: Url, limit: u64) -> Self {
+    pub(super) fn new(dir: PathBuf, channel: Channel, limit: u64) -> Self {
         Self {
             dir,
-            url,
+            channel,
             limit,
             is_made: false,
             waiting: VecDeque::new(),
@@ -97,11 +99,8 @@ impl SegmentLog {
     pub(super) fn recover(dir: &Path) -> io::Result<Self> {
         let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let text = fs::read_to_string(dir.join(URL_FILE))?;
-        let url = text
-            .strip_prefix(MAGIC)
-            .and_then(|url| parse_url(url.trim()).ok())
-            .ok_or_else(|| wrong("it names no session"))?;
-        let mut log = Self::new(dir.to_owned(), url, LIMIT);
+        let channel = read(&text).ok_or_else(|| wrong("it names no session"))?;
+        let mut log = Self::new(dir.to_owned(), channel, LIMIT);
         log.is_made = true;
         let mut segments = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -121,8 +120,8 @@ impl SegmentLog {
         Ok(log)
     }
 
-    pub(super) fn url(&self) -> &Url {
-        &self.url
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -166,7 +165,7 @@ impl SegmentLog {
         self.next += 1;
         if !self.is_made {
             fs::create_dir_all(&self.dir)?;
-            fs::write(self.dir.join(URL_FILE), format!("{MAGIC}{}\n", self.url))?;
+            write_private(&self.dir.join(URL_FILE), &written(&self.channel))?;
             self.is_made = true;
         }
         let path = self.path(number);
@@ -294,13 +293,45 @@ impl SegmentLog {
     }
 }
 
+/// What the file says of a session.
+fn written(channel: &Channel) -> String {
+    match &channel.key {
+        Some(key) => format!("{MAGIC}2 {} {}\n", channel.url, key.secret_text()),
+        None => format!("{MAGIC}1 {}\n", channel.url),
+    }
+}
+
+/// Reads what [`written`] has written.
+fn read(text: &str) -> Option<Channel> {
+    let mut words = text.strip_prefix(MAGIC)?.split_ascii_whitespace();
+    let form = words.next()?;
+    let url = parse_url(words.next()?).ok()?;
+    let key = match form {
+        "1" => None,
+        "2" => Some(SessionKey::parse(words.next()?)?),
+        _ => return None,
+    };
+    words.next().is_none().then_some(Channel { url, key })
+}
+
+/// Writes a file that only its owner may read.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)?.write_all(text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn log(dir: &Path, limit: u64) -> SegmentLog {
-        let url = parse_url("http://c.example/s/1").unwrap();
-        SegmentLog::new(dir.join("one"), url, limit)
+        let channel = Channel {
+            url: parse_url("http://c.example/s/1").unwrap(),
+            key: SessionKey::parse(&"0f".repeat(32)),
+        };
+        SegmentLog::new(dir.join("one"), channel, limit)
     }
 
     fn numbers(log: &SegmentLog) -> Vec<u64> {
@@ -395,8 +426,25 @@ mod tests {
         before.taken(1);
         let log = SegmentLog::recover(&before.dir).unwrap();
         assert_eq!(numbers(&log), (2..=12).collect::<Vec<_>>());
-        assert_eq!((first(&log), log.url()), ((2, false), before.url()));
-        for damage in ["", "x", "bbot-session 1 ftp://x/\n"] {
+        let same = (first(&log), log.channel());
+        assert_eq!(same, ((2, false), before.channel()));
+        let file = before.dir.join(URL_FILE);
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it is signed with what is in it");
+        // As agents before this one have written it.
+        fs::write(&file, "bbot-session 1 http://c.example/s/1\n").unwrap();
+        let log = SegmentLog::recover(&before.dir).unwrap();
+        assert_eq!(log.channel().key, None);
+        for damage in [
+            "",
+            "x",
+            "bbot-session 1 ftp://x/\n",
+            "bbot-session 2 http://x/\n",
+            "bbot-session 2 http://x/ 0f\n",
+            "bbot-session 1 http://x/ 0f\n",
+            "bbot-session 3 http://x/\n",
+        ] {
             fs::write(before.dir.join(URL_FILE), damage).unwrap();
             assert!(SegmentLog::recover(&before.dir).is_err());
         }

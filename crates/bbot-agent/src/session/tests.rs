@@ -23,7 +23,10 @@ impl World {
 
     fn start(&self, renew: u64) -> Session {
         let terms = Terms {
-            url: parse_url("http://c.example/s/1").unwrap(),
+            channel: Channel {
+                url: parse_url("http://c.example/s/1").unwrap(),
+                key: None,
+            },
             renew: Some(Duration::from_secs(renew)),
             name: "libfoo/1.2 on linux".to_owned(),
         };

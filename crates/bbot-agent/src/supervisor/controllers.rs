@@ -164,7 +164,7 @@ impl Controllers {
         let pause = pauses.after(c.failures).mul_f64(random.gen_range(1.0..1.5));
         c.failures = c.failures.saturating_add(1);
         c.next = now.saturating_add(pause);
-        let is_new = c.trouble.as_deref() != Some(why);
+        let is_new = c.trouble.as_deref().is_none_or(|told| !is_same(told, why));
         c.trouble = Some(why.to_owned());
         is_new.then_some(pause)
     }
@@ -174,6 +174,12 @@ impl Controllers {
         self.get_mut(url)
             .is_some_and(|c| c.trouble.take().is_some())
     }
+}
+
+/// Whether two troubles are the same but for numbers, such as what time it is.
+fn is_same(told: &str, why: &str) -> bool {
+    let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+    words(told) == words(why)
 }
 
 #[cfg(test)]
@@ -270,6 +276,12 @@ mod tests {
             );
             assert!(pause <= SILENT.longest.mul_f64(1.5));
             last = pause;
+        }
+        // Later it is the same.
+        let at = |time: &str| format!("the clock is wrong: it is {time}");
+        for (time, is_told) in [("08:31", true), ("08:32", false)] {
+            let told = all.trouble("a", Fault::Silent, &at(time), NOW, &mut random);
+            assert_eq!(told.is_some(), is_told);
         }
         // What is wrong now is something else.
         assert!(

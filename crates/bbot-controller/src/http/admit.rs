@@ -127,6 +127,7 @@ impl App {
     /// Reads anew what was said about agents; those who wait for a task look again.
     pub(crate) async fn hear_said(&self) -> Result<(), StoreError> {
         self.crew.read(&self.store).await?;
+        self.signers.forget();
         self.desk().waiters.wake_all();
         Ok(())
     }
@@ -139,7 +140,7 @@ impl App {
 }
 
 /// The key that an agent shows (`Bbot-Key`), in PEM form, if it is the one of its fingerprint.
-fn shown_key(headers: &HeaderMap, fingerprint: &str) -> Option<String> {
+pub(super) fn shown_key(headers: &HeaderMap, fingerprint: &str) -> Option<String> {
     let shown = headers.get("bbot-key")?.as_bytes();
     let der = base64::engine::general_purpose::STANDARD
         .decode(shown)

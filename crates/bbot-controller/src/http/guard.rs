@@ -45,7 +45,7 @@ impl Scheme {
     }
 
     /// The port that a URL means which names none.
-    fn port(self) -> u16 {
+    pub(super) fn port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,

@@ -166,6 +166,7 @@ mod tests {
             toolchain_name: "t",
             toolchain_version: "1",
             makings: None,
+            signing: None,
         };
         assert!(app.store.lease(&lease, Millis(0)).await.unwrap().is_some());
         hand_out

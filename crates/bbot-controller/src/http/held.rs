@@ -4,6 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
 
 use bbot_manifest::{Era, TaskRequest};
+use bbot_signature::PublicKey;
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
@@ -24,6 +25,8 @@ pub(super) struct Held {
     /// How long it may be held.
     pub(super) wait: Duration,
     pub(super) says: Says,
+    /// The agent's part in the key of the session, where the request is signed.
+    pub(super) agent_key: Option<PublicKey>,
     text: Text,
 }
 
@@ -36,6 +39,10 @@ enum Text {
 }
 
 impl Held {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another thing that is known of a request"
+    )]
     pub(super) fn new(
         text: Vec<u8>,
         wanted: Wanted,
@@ -44,6 +51,7 @@ impl Held {
         base: Option<Base>,
         wait: Duration,
         says: Says,
+        agent_key: Option<PublicKey>,
     ) -> Self {
         Self {
             wanted,
@@ -52,6 +60,7 @@ impl Held {
             base,
             wait,
             says,
+            agent_key,
             text: Text::Plain(text),
         }
     }
@@ -114,6 +123,7 @@ mod tests {
             None,
             Duration::ZERO,
             Says::default(),
+            None,
         );
         assert_eq!(held.read().unwrap(), plain);
         held.pack();

@@ -20,12 +20,14 @@ mod live;
 mod looked;
 mod metrics;
 mod neighbours;
+mod nonces;
 mod pages;
 mod params;
 mod problem;
 mod rebuilds;
 mod result;
 mod session;
+mod signed;
 mod spool;
 mod steer;
 mod task;
@@ -68,7 +70,9 @@ use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
 use looked::Looked;
+use nonces::Nonces;
 use problem::chain;
+use signed::Signers;
 use spool::Spool;
 
 pub(crate) use body::stream;
@@ -96,6 +100,10 @@ pub(crate) struct App {
     crew: Crew,
     /// Agents that wait to be let in.
     pending: Waiting,
+    /// Signed requests that have come.
+    nonces: Nonces,
+    /// Keys by which requests are signed.
+    signers: Signers,
     token: Token,
     sign_ins: SignIns,
     /// Lines of the log about wrong tokens.
@@ -183,6 +191,8 @@ impl App {
             keys,
             crew: Crew::default(),
             pending: Waiting::default(),
+            nonces: Nonces::default(),
+            signers: Signers::default(),
             token,
             sign_ins: SignIns::default(),
             wrong_tokens: LogLimit::default(),

@@ -96,6 +96,9 @@ pub(super) fn one_line(text: &str) -> String {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::UsedKey) {
+            return Self::new(StatusCode::UNAUTHORIZED, format!("unauthorized: {error}"));
+        }
         if error.is_passing() {
             tracing::error!("the store cannot be used now: {}", chain(&error));
             return Self::new(

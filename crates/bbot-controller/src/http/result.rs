@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{OperationResult, PackageVersion, ResultRequest, Status, log_text};
+use bbot_signature::BodyDigest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::kept::{self, Share};
 use super::problem::{Plain, Problem, one_line};
 use super::spool::Text;
-use super::{App, task};
+use super::{App, signed, task};
 use crate::auth;
 use crate::figures::CameBack;
 use crate::queue::State;
@@ -33,7 +35,7 @@ pub(super) async fn handle(
     let peer = task::peer(request.headers());
     let (head, incoming) = request.into_parts();
     let address = task::address(&head.extensions);
-    let (request, _permit) = take_in(app, parameters, incoming, peer)
+    let (request, digest, _permit) = take_in(app, parameters, incoming, peer)
         .await
         .inspect_err(|problem| problem.log_refusal("build-result", address))?;
     let ResultRequest {
@@ -51,6 +53,16 @@ pub(super) async fn handle(
     } else {
         None
     };
+    if let Some(facts) = &known
+        && let Err(problem) = is_signed(app, &head, facts, &digest)
+    {
+        problem.log_refusal("build-result", address);
+        // Strangers are answered as the original does, and never learn.
+        return match peer {
+            Peer::Ours => Err(problem.into()),
+            Peer::Stranger => Ok(StatusCode::OK.into_response()),
+        };
+    }
     let proof = challenge.as_deref().map(|answer| match &known {
         Some(facts) => prove(app, facts, answer),
         None => Proof::Good,
@@ -121,17 +133,32 @@ pub(super) async fn handle(
     tell(app, verdict, &name, &version, &new, &from).map_err(Plain)
 }
 
-/// The result, or what is wrong with the request.
+/// Whether a result is signed by the key of its session, where that has one.
+fn is_signed(
+    app: &App,
+    head: &Parts,
+    facts: &SessionFacts,
+    digest: &BodyDigest,
+) -> Result<(), Problem> {
+    let signed = signed::of_session(app, head, facts)?;
+    signed::is_of(signed.as_ref(), digest)
+}
+
+/// The result with the digest of its text, or what is wrong with the request.
 async fn take_in(
     app: &App,
     parameters: &[(String, String)],
     incoming: Body,
     peer: Peer,
-) -> Result<(ResultRequest, Option<OwnedSemaphorePermit>), Problem> {
+) -> Result<(ResultRequest, BodyDigest, Option<OwnedSemaphorePermit>), Problem> {
     if let Some((name, _)) = parameters.first() {
         return Err(Problem::bad(format!("unknown parameter {name:?}")));
     }
-    let Text { bytes, permit } = app.spool.read(incoming).await?;
+    let Text {
+        bytes,
+        digest,
+        permit,
+    } = app.spool.read(incoming).await?;
     let request = if permit.is_none() {
         read(&bytes, peer)?
     } else {
@@ -145,7 +172,7 @@ async fn take_in(
             "the result has more than {OPERATIONS} operations"
         )));
     }
-    Ok((request, permit))
+    Ok((request, digest, permit))
 }
 
 fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {

@@ -1,7 +1,8 @@
 //! `/sessions/<path>`: what an agent of ours says about a task that it has: that it lives, and what the build prints.
 //!
 //! Knowing the URL is the right to it: it is told to the agent that got the task and to nobody else, after whatever
-//! that agent had to show for the task. No result can be brought with it.
+//! that agent had to show for the task. Where the session has a key each request is signed by it, too. No result can be
+//! brought with the URL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use bbot_signature::body_digest;
 
 use super::problem::{Plain, Problem};
-use super::{App, body, task};
+use super::{App, body, signed, task};
 use crate::queue::era::Peer;
 use crate::queue::lease::{self, Renewal};
 use crate::queue::outcome::SessionState;
@@ -72,15 +74,21 @@ pub(super) async fn lease(
     request: Request<Body>,
 ) -> Result<Response, Plain> {
     let (head, body) = request.into_parts();
-    body::read(body, RENEWAL).await?;
+    let digest = body_digest(&body::read(body, RENEWAL).await?);
     if !is_path(&path) {
         return Err(unknown().into());
     }
     let terms = lease::terms(Peer::Ours, app.config.lease, app.config.result_timeout);
+    let head = Arc::new(head);
+    let check = {
+        let (app, head) = (Arc::clone(&app), Arc::clone(&head));
+        move |facts: &SessionFacts| signed::number(&app, &head, facts, &digest)
+    };
     let (renewal, facts) = app
         .store
-        .renew(&path, terms.lease, app.steady(), app.now())
-        .await?;
+        .renew_if(&path, terms.lease, app.steady(), app.now(), check)
+        .await?
+        .inspect_err(|problem| problem.log_refusal("lease", task::address(&head.extensions)))?;
     heard(&app, facts.as_ref());
     match renewal {
         Renewal::Renew => {}
@@ -158,20 +166,29 @@ pub(super) async fn log(
         return Err(unknown().into());
     }
     // Before the body: who has no session sends us nothing.
-    let facts = app.store.session_by_path(&path).await?;
-    heard(&app, facts.as_ref());
-    let facts = facts.ok_or_else(unknown)?;
+    let facts = app
+        .store
+        .session_by_path(&path)
+        .await?
+        .ok_or_else(unknown)?;
+    let (head, incoming) = request.into_parts();
+    let refused = |problem: &Problem| {
+        problem.log_refusal("log", task::address(&head.extensions));
+    };
+    let signed = signed::of_session(&app, &head, &facts).inspect_err(refused)?;
+    heard(&app, Some(&facts));
     let run = match (lease::renew(facts.state), facts.run) {
         (Renewal::Renew | Renewal::Revive, Some(run)) => run,
         _ => return Err(over(Some(&facts)).into()),
     };
     let number = number(&segment)?;
-    let skip = if request.headers().contains_key("bbot-log-skip") {
+    let skip = if head.headers.contains_key("bbot-log-skip") {
         Skip::Yes
     } else {
         Skip::No
     };
-    let text = body::read(request.into_body(), SEGMENT).await?;
+    let text = body::read(incoming, SEGMENT).await?;
+    signed::is_of(signed.as_ref(), &body_digest(&text)).inspect_err(refused)?;
     // Looked at here, so that what cannot be read never comes near the disk.
     let (operation, data) = record::parse(&text).map_err(Problem::bad)?;
     if data.len() > DATA_LIMIT {

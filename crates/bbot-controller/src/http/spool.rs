@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::StatusCode;
+use bbot_signature::{BodyDigest, body_digest};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::Problem;
@@ -37,6 +39,8 @@ pub(super) struct Spool {
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) bytes: Vec<u8>,
+    /// The SHA-256 of what came, before anything was cut.
+    pub(super) digest: BodyDigest,
     /// Whoever has it may have so much in memory.
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
@@ -58,10 +62,11 @@ impl Spool {
     pub(super) async fn read(&self, body: Body) -> Result<Text, Problem> {
         match tokio::time::timeout(body::WHOLE, self.take(body)).await {
             Ok(Ok(Taken::Short(bytes))) => Ok(Text {
+                digest: body_digest(&bytes),
                 bytes,
                 permit: None,
             }),
-            Ok(Ok(Taken::Long(file, length, held))) => self.kept(file, length, held).await,
+            Ok(Ok(Taken::Long(long))) => self.kept(long).await,
             Ok(Err(problem)) => Err(problem),
             Err(_) => Err(body::too_slow()),
         }
@@ -92,6 +97,7 @@ impl Spool {
         let mut held: Option<OwnedSemaphorePermit> = None;
         let mut length = 0;
         let mut pieces = begun;
+        let mut hash = Sha256::new();
         loop {
             length += pieces.len();
             if length >= most {
@@ -118,13 +124,14 @@ impl Spool {
             }
             // Elsewhere than where other requests wait: a disk may be slow.
             let written = tokio::task::spawn_blocking(move || {
+                hash.update(&pieces);
                 let written = file.write_all(&pieces);
                 pieces.clear();
-                written.map(|()| (file, pieces))
+                written.map(|()| (file, pieces, hash))
             })
             .await
             .map_err(|e| failed(&e))?;
-            (file, pieces) = written.map_err(|e| failed(&e))?;
+            (file, pieces, hash) = written.map_err(|e| failed(&e))?;
             while pieces.len() < SHORT {
                 match body::next(&mut body).await? {
                     Some(data) => pieces.extend_from_slice(&data),
@@ -132,18 +139,24 @@ impl Spool {
                 }
             }
             if pieces.is_empty() {
-                return Ok(Taken::Long(file, length, held));
+                return Ok(Taken::Long(Long {
+                    file,
+                    length,
+                    digest: hash.finalize().into(),
+                    held,
+                }));
             }
         }
     }
 
     /// What is kept of a long one.
-    async fn kept(
-        &self,
-        mut file: std::fs::File,
-        length: usize,
-        held: Option<OwnedSemaphorePermit>,
-    ) -> Result<Text, Problem> {
+    async fn kept(&self, long: Long) -> Result<Text, Problem> {
+        let Long {
+            mut file,
+            length,
+            digest,
+            held,
+        } = long;
         let failed = |e: &dyn std::error::Error| Problem::internal("read a result that came", e);
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.large).acquire_owned());
         let permit = permit.await.map_err(|_| {
@@ -169,6 +182,7 @@ impl Spool {
         match kept.map_err(|e| failed(&e))? {
             Some(bytes) => Ok(Text {
                 bytes,
+                digest,
                 permit: Some(permit),
             }),
             None => Err(Problem::new(
@@ -181,6 +195,14 @@ impl Spool {
 
 enum Taken {
     Short(Vec<u8>),
-    /// With its length, and the room that it has.
-    Long(std::fs::File, usize, Option<OwnedSemaphorePermit>),
+    Long(Long),
+}
+
+/// A long one that has come whole.
+struct Long {
+    file: std::fs::File,
+    length: usize,
+    digest: BodyDigest,
+    /// The room that it has.
+    held: Option<OwnedSemaphorePermit>,
 }

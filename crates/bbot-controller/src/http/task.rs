@@ -16,7 +16,7 @@ use bbot_manifest::{TaskRequest, TaskResponse};
 
 use super::held::{Held, parse};
 use super::problem::{Plain, Problem, one_line};
-use super::{App, Base, Connection, body};
+use super::{App, Base, Connection, body, signed};
 use crate::dispatch::waiters::Waiter;
 use crate::queue::era::{self, Peer};
 use crate::roll::{Asking, ahead_text};
@@ -115,6 +115,9 @@ async fn take(
         .await
         .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let from = address(&head.extensions).map(|address| address.ip());
+    let agent_key = signed::of_task(app, &head, &text, &task_request).await;
+    let agent_key = agent_key
+        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     app.admit(&task_request, &head.headers, from)?;
     let peer = peer(&head.headers);
     let held = Held::new(
@@ -125,6 +128,7 @@ async fn take(
         head.extensions.get::<Base>().cloned(),
         wait(&head.headers, peer),
         app.says(&head.headers),
+        agent_key,
     );
     Ok((held, task_request))
 }
@@ -161,6 +165,9 @@ async fn look(
     // One that is drained on its host does not say what it has.
     if !request.machines.is_empty() || hold.is_none() {
         asking.can(desk.reading, &able);
+    }
+    if hold.is_none() && app.has_to_sign(held, &request) {
+        return Err(signed::must_sign());
     }
     asking.is_held_back(hold);
     if hold.is_some() {

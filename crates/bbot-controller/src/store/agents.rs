@@ -41,6 +41,11 @@ pub(super) const SHARED: &str = "pg_advisory_xact_lock_shared";
 /// and of who drains it: it has all of its tasks by then, or gets none.
 const ALONE: &str = "pg_advisory_xact_lock";
 
+/// Requests by a key need not be signed, until one is again.
+fn forget_signing(fingerprint: &str) -> Sql {
+    Sql::new("DELETE FROM signing_keys WHERE fingerprint = $1").bind(fingerprint)
+}
+
 impl Store {
     /// Whether a person has drained an agent.
     ///
@@ -151,7 +156,8 @@ impl Store {
         self.say("let an agent in", vec![sql]).await
     }
 
-    /// Adds a key; one that is there already stays as it is.
+    /// Adds a key; one that is there already stays as it is. That its requests were signed is forgotten: a person says that it is
+    /// let in as it comes.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -165,7 +171,33 @@ impl Store {
             .bind(key.key.as_str())
             .bind(key.agent.as_str())
             .bind(key.added);
-        self.say("add an agent's key", vec![sql]).await
+        let all = vec![sql, forget_signing(&key.fingerprint)];
+        self.say("add an agent's key", all).await
+    }
+
+    /// Whether requests by the key of this fingerprint were signed once.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn key_signs(&self, fingerprint: &str) -> Result<bool, StoreError> {
+        let found = sqlx::query("SELECT 1 AS signs FROM signing_keys WHERE fingerprint = $1")
+            .bind(fingerprint.replace('\0', "\u{fffd}"))
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read whether a key signs")?;
+        Ok(found.is_some())
+    }
+
+    /// Requests by the key of this fingerprint are signed, and have to be from now on.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn remember_signing(&self, fingerprint: &str, now: Millis) -> Result<(), StoreError> {
+        let sql = Sql::new(
+            "INSERT INTO signing_keys (fingerprint, since) VALUES ($1, $2) ON CONFLICT (fingerprint) DO NOTHING",
+        );
+        let sql = sql.bind(fingerprint).bind(now);
+        self.say("remember that a key signs", vec![sql]).await
     }
 
     /// Removes what was added or said so that an agent is let in: keys by their fingerprints, an approval by the agent's name.
@@ -177,6 +209,7 @@ impl Store {
             Sql::new("DELETE FROM agent_keys WHERE fingerprint = $1").bind(fingerprint.as_str())
         };
         let mut all: Vec<Sql> = keys.iter().map(key).collect();
+        all.extend(keys.iter().map(|fingerprint| forget_signing(fingerprint)));
         all.extend([
             Sql::new("UPDATE agents SET approved = NULL WHERE name = $1").bind(agent),
             Sql::new(TIDY).bind(agent),

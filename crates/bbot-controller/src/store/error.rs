@@ -68,6 +68,9 @@ pub enum StoreError {
         /// Its hash.
         sha256: String,
     },
+    /// The agent's part in the key of a session has served for another one.
+    #[error("the request has been answered with a task before: ask again with another session key")]
+    UsedKey,
     /// It holds something that this program never writes.
     #[error("store: build {build} has a bad {column}: {value:?}")]
     Damaged {
@@ -94,6 +97,7 @@ impl StoreError {
             | Self::Old { .. }
             | Self::Migrate { .. }
             | Self::NoObject { .. }
+            | Self::UsedKey
             | Self::Damaged { .. } => false,
         }
     }

@@ -1,6 +1,9 @@
 //! Leases: handing a task to an agent, renewing, and what becomes of it when the agent is not heard of any more.
 
+use std::convert::Infallible;
 use std::time::Duration;
+
+use bbot_signature::{PublicKey, SessionKey};
 
 use super::dialect::Counter;
 use super::rebuilds;
@@ -67,6 +70,17 @@ pub struct NewLease<'a> {
     pub toolchain_version: &'a str,
     /// What its result will be made with, for an agent that can say that it would be the same as the last one.
     pub makings: Option<Makings>,
+    /// What its requests are signed with, where they are.
+    pub signing: Option<SessionSigning<'a>>,
+}
+
+/// What the requests of a session are signed with.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionSigning<'a> {
+    /// The key of the session.
+    pub key: &'a SessionKey,
+    /// The agent's part in it, which serves for this session alone.
+    pub agent: &'a PublicKey,
 }
 
 /// A task that was handed out.
@@ -84,7 +98,8 @@ impl Store {
     /// Hands out a queued build, or one that will do instead; `None` when there is none any more, or the agent is drained.
     ///
     /// # Errors
-    /// The store cannot be written.
+    /// The store cannot be written. The agent's part in the key of the session has served before
+    /// ([`StoreError::UsedKey`]): the request is one that came once more.
     pub async fn lease(
         &self,
         new: &NewLease<'_>,
@@ -93,6 +108,12 @@ impl Store {
         let new = Owned::of(new);
         self.write("hand out a task", move |tx| {
             Box::pin(async move {
+                if let Some((_, agent)) = &new.signing {
+                    let used = Sql::new("SELECT 1 AS used FROM sessions WHERE agent_key = $1");
+                    if tx.optional(used.bind(agent.as_str())).await?.is_some() {
+                        return Err(StoreError::UsedKey);
+                    }
+                }
                 let found = format!(
                     "SELECT b.*, {SUBMISSION}, {} AS next_run FROM builds b \
                      JOIN submissions p ON p.id = b.submission",
@@ -174,6 +195,25 @@ impl Store {
         steady: Millis,
         now: Millis,
     ) -> Result<(Renewal, Option<SessionFacts>), StoreError> {
+        let renewed = self.renew_if(path, lease, steady, now, |_| Ok(None));
+        renewed
+            .await
+            .map(|renewed: Result<_, Infallible>| renewed.unwrap_or_else(|never| match never {}))
+    }
+
+    /// The same, where `check` lets it: it is asked about the session, and says the number of the renewal where it has
+    /// one, or why it is refused.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn renew_if<E: Send + 'static>(
+        &self,
+        path: &str,
+        lease: Duration,
+        steady: Millis,
+        now: Millis,
+        check: impl FnOnce(&SessionFacts) -> Result<Option<i64>, E> + Send + 'static,
+    ) -> Result<Result<(Renewal, Option<SessionFacts>), E>, StoreError> {
         let path = path.to_owned();
         self.write_passing("renew a lease", move |tx| {
             Box::pin(async move {
@@ -182,11 +222,15 @@ impl Store {
                         Sql::new(format!("{FACTS_BY_PATH}{}", tx.dialect().session_held())).bind(path),
                     ).await?;
                 let Some(facts) = row.as_ref().map(results::facts).transpose()? else {
-                    return Ok((Renewal::Unknown, None));
+                    return Ok(Ok((Renewal::Unknown, None)));
+                };
+                let number = match check(&facts) {
+                    Ok(number) => number,
+                    Err(refused) => return Ok(Err(refused)),
                 };
                 let renewal = lease::renew(facts.state);
                 let Some(until) = lease::renewed_until(steady, lease, facts.latest) else {
-                    return Ok((Renewal::Over, Some(facts)));
+                    return Ok(Ok((Renewal::Over, Some(facts))));
                 };
                 let update = match renewal {
                     Renewal::Renew => "UPDATE builds SET lease_until = $2 WHERE id = $1",
@@ -195,17 +239,18 @@ impl Store {
                         "UPDATE builds SET state = 'building', lease_until = $2, \
                          lapses = CASE WHEN lapses > 0 THEN lapses - 1 ELSE 0 END WHERE id = $1"
                     }
-                    Renewal::Over | Renewal::Unknown => return Ok((renewal, Some(facts))),
+                    Renewal::Over | Renewal::Unknown => return Ok(Ok((renewal, Some(facts)))),
                 };
                 tx.later(Sql::new(update).bind(facts.build.id).bind(until));
                 tx.later(
                     Sql::new(
-                        "UPDATE sessions SET ended = NULL, confirmed = COALESCE(confirmed, $2) WHERE id = $1",
+                        "UPDATE sessions SET ended = NULL, confirmed = COALESCE(confirmed, $2), renewal = $3 WHERE id = $1",
                     )
                     .bind(facts.session.as_str())
-                    .bind(now),
+                    .bind(now)
+                    .bind(number.unwrap_or(facts.renewal)),
                 );
-                Ok((renewal, Some(facts)))
+                Ok(Ok((renewal, Some(facts))))
             })
         })
         .await
@@ -384,6 +429,8 @@ struct Owned {
     toolchain_name: String,
     toolchain_version: String,
     makings: Option<Makings>,
+    /// The key of the session, and the agent's part in it.
+    signing: Option<(String, String)>,
 }
 
 impl Owned {
@@ -411,6 +458,9 @@ impl Owned {
             toolchain_name: new.toolchain_name.to_owned(),
             toolchain_version: new.toolchain_version.to_owned(),
             makings: new.makings.clone(),
+            signing: new
+                .signing
+                .map(|signing| (signing.key.secret_text(), signing.agent.hex())),
         }
     }
 }
@@ -443,8 +493,9 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
     tx.later(
         Sql::new(
             "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
-             machine_summary, toolchain_name, toolchain_version, latest, soft, controller_checksum, machine_checksum) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             machine_summary, toolchain_name, toolchain_version, latest, soft, controller_checksum, machine_checksum, \
+             secret, agent_key) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
         )
         .bind(new.session.as_str())
         .bind(build.id)
@@ -462,7 +513,9 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
         .bind(new.latest)
         .bind(soft)
         .bind(new.makings.as_ref().map(|m| m.controller.as_str()))
-        .bind(new.makings.as_ref().map(|m| m.machine.as_str())),
+        .bind(new.makings.as_ref().map(|m| m.machine.as_str()))
+        .bind(new.signing.as_ref().map(|(key, _)| key.as_str()))
+        .bind(new.signing.as_ref().map(|(_, agent)| agent.as_str())),
     );
     Build {
         state: State::Building,

@@ -34,7 +34,7 @@ mod writer;
 pub use agents::{AddedKey, Standing};
 pub use artifacts::{Artifact, MOST as MOST_ARTIFACTS};
 pub use error::StoreError;
-pub use leases::{Instead, Lease, NewLease, Waiting};
+pub use leases::{Instead, Lease, NewLease, SessionSigning, Waiting};
 pub use lists::{Filter, Page};
 pub use logs::{Log, LogExcerpt, LogText, NewLog, OldKey, OldLog};
 pub use look::First;

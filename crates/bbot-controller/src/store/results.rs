@@ -1,6 +1,7 @@
 //! Results: what is known of a session, and what a result writes.
 
 use bbot_manifest::Status;
+use bbot_signature::SessionKey;
 use sqlx::Row as _;
 
 use super::dialect::Counter;
@@ -92,6 +93,10 @@ pub struct SessionFacts {
     pub again: Again,
     /// The checksums that went out with its task.
     pub checksums: Option<Checksums>,
+    /// What its requests are signed with, where they are.
+    pub key: Option<SessionKey>,
+    /// The number of its last renewal, where they are signed.
+    pub renewal: i64,
 }
 
 /// What became of a result.
@@ -110,7 +115,8 @@ macro_rules! facts_where {
             "SELECT b.*, s.fingerprint AS session_fingerprint, s.challenge AS session_challenge, ",
             "s.attempt AS session_attempt, s.id AS session_id, s.ended AS session_ended, ",
             "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed, ",
-            "s.latest AS session_latest, s.soft AS session_soft ",
+            "s.latest AS session_latest, s.soft AS session_soft, ",
+            "s.secret AS session_secret, s.renewal AS session_renewal ",
             "FROM sessions s JOIN builds b ON b.id = s.build WHERE ",
             $condition
         )
@@ -138,6 +144,16 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
         }
     };
     let again = if build.again { Again::Yes } else { Again::No };
+    let secret: Option<String> = row.try_get("session_secret").doing(DOING)?;
+    let id = build.id;
+    // One that cannot be read must not become one that needs no signature.
+    let key = |secret: String| {
+        SessionKey::parse(&secret).ok_or_else(|| StoreError::Damaged {
+            build: id,
+            column: "secret",
+            value: "it is no key of a session".to_owned(),
+        })
+    };
     Ok(SessionFacts {
         build,
         session,
@@ -159,6 +175,8 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
         checksums: rebuilds::last(row)?
             .checksums
             .filter(|_| row.try_get("session_soft").is_ok_and(|soft: i64| soft == 1)),
+        key: secret.map(key).transpose()?,
+        renewal: row.try_get("session_renewal").doing(DOING)?,
     })
 }
 

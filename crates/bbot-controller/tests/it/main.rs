@@ -30,6 +30,8 @@ mod rebuilds;
 mod sessions;
 mod shared;
 mod shutdown;
+mod signed;
+mod signing;
 mod steer;
 mod store;
 mod support;

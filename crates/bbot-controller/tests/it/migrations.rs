@@ -112,6 +112,14 @@ const MIGRATIONS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "0016_signed.sql",
+        &[
+            "UPDATE sessions SET renewal = 3, agent_key = 'a', \
+             secret = '0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f' WHERE id = 'now'",
+            "INSERT INTO signing_keys (fingerprint, since) VALUES ('f', 6)",
+        ],
+    ),
+    (
         "0017_identity.sql",
         &["INSERT INTO identity (one, id) VALUES (1, 'this-one')"],
     ),
@@ -236,6 +244,10 @@ fn an_older_store_is_brought_up_to_date() {
         );
         assert_eq!((facts.agent.as_deref(), facts.run), (Some("host"), run));
         assert_eq!(facts.latest, (migrations >= 4).then_some(Millis(5000)));
+        let signed = migrations >= since("0016_signed.sql");
+        let (key, renewal) = (facts.key.is_some(), facts.renewal);
+        assert_eq!((key, renewal), (signed, if signed { 3 } else { 0 }));
+        assert_eq!(store.key_signs("f").await.unwrap(), signed);
         let found = store
             .requeue_lapsed(Millis(100), Millis(100))
             .await

@@ -114,6 +114,7 @@ async fn run(store: Store, events: Vec<Event>) {
                     toolchain_name: "d",
                     toolchain_version: "1",
                     makings: None,
+                    signing: None,
                 };
                 assert!(store.lease(&lease, Millis(now)).await.unwrap().is_some());
                 assert!(

@@ -7,9 +7,9 @@ use bbot_controller::clock::Millis;
 use bbot_controller::store::NewLease;
 use serde_json::{Value, json};
 
-use crate::challenge::{answered, key, openssl};
 use crate::cluster::Cluster;
 use crate::sessions::{OURS, Task};
+use crate::signing::{Agent, now};
 use crate::store::{lease, on_both, submit};
 use crate::support::{Answer, Controller, agent, field, has, request};
 
@@ -153,11 +153,11 @@ fn an_unknown_agent_waits_until_it_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     std::fs::create_dir(&keys).unwrap();
-    let (private, fingerprint) = key(dir.path(), &keys, "bot", "2048");
+    let bot = Agent::new(dir.path(), &keys, "bot");
+    let fingerprint = bot.fingerprint.clone();
     let controller = start(dir.path(), true);
     controller.submit("foo", "1");
-    let with_key =
-        request("0.17.0").replacen("\n:\n", &format!("\nfingerprint: {fingerprint}\n:\n"), 1);
+    let with_key = bot.text();
     let nameless = request("0.17.0").replace("agent: bot", "agent: plain");
     for text in [&with_key, &nameless] {
         assert!(!gets(&controller, &[], text));
@@ -178,7 +178,7 @@ fn an_unknown_agent_waits_until_it_is_let_in() {
     assert!(page.contains(&fingerprint[..16]), "{page}");
 
     // By its key, which is not known from its fingerprint alone.
-    let pem = std::fs::read_to_string(keys.join("bot.pem")).unwrap();
+    let pem = bot.pem.clone();
     let without = say(&controller, "bot", "approve", &json!({}));
     assert_eq!(without.status, 409, "{}", without.text());
     let wrong = json!({"key": pem, "fingerprint": "0".repeat(64)});
@@ -187,14 +187,14 @@ fn an_unknown_agent_waits_until_it_is_let_in() {
     let done = say(&controller, "bot", "approve", &json!({"key": pem}));
     assert_eq!(done.status, 200, "{}", done.text());
     // It has to prove that the key is its own.
-    let task = Task::of(controller.agent("/?build-task", OURS, &with_key));
-    let challenge = field(&task.answer.text(), "challenge");
-    assert_eq!(challenge.len(), 64);
-    assert_eq!(task.result(&controller, "success"), 403);
-    let sign = ["pkeyutl", "-sign", "-inkey", private.to_str().unwrap()];
-    let signature = openssl(&sign, challenge.as_bytes()).unwrap();
-    let good = answered(&task.session, &signature);
-    assert_eq!(controller.agent("/?build-result", OURS, &good).status, 200);
+    let task = bot.takes(&controller, "1");
+    assert_eq!(task.challenge.len(), 64);
+    let unproved = crate::support::result(&task.session, "foo", "1", "success");
+    let unproved = controller.agent("/?build-result", OURS, &unproved);
+    assert_eq!(unproved.status, 403);
+    let good = bot.result(&task);
+    let good = good.by_session(&controller, &task.key, "1", now(&controller));
+    assert_eq!(good.send(&controller).status, 200);
 
     // By its name, for one without a key; over a restart, and without a challenge.
     assert_eq!(say(&controller, "plain", "approve", &json!({})).status, 200);
@@ -212,7 +212,7 @@ fn an_unknown_agent_waits_until_it_is_let_in() {
         .replace("agent: bot", "agent: plain")
         .replace(&fingerprint, &"ab".repeat(32));
     assert!(!gets(&controller, &[], &claims));
-    assert!(gets(&controller, &[], &with_key));
+    bot.takes(&controller, "2");
 
     // And out again.
     controller.submit("foo", "4");
@@ -237,13 +237,10 @@ fn an_agent_that_shows_its_key_is_let_in_by_a_word() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     std::fs::create_dir(&keys).unwrap();
-    let (_, fingerprint) = key(dir.path(), &keys, "bot", "2048");
+    let bot = Agent::new(dir.path(), &keys, "bot");
     let controller = start(dir.path(), true);
     controller.submit("foo", "1");
-    let text =
-        request("0.17.0").replacen("\n:\n", &format!("\nfingerprint: {fingerprint}\n:\n"), 1);
-    let pem = std::fs::read_to_string(keys.join("bot.pem")).unwrap();
-    let base64: String = pem.lines().filter(|l| !l.starts_with('-')).collect();
+    let (text, base64) = (bot.text(), &bot.public);
     // One that is not of this fingerprint is no key of his.
     let forged = format!("Bbot-Key: {}", base64.replacen('A', "B", 1));
     assert!(!gets(&controller, &[&forged], &text));
@@ -252,10 +249,10 @@ fn an_agent_that_shows_its_key_is_let_in_by_a_word() {
     assert!(!gets(&controller, &[&shown], &text));
     assert_eq!(pending(&controller)[0]["key_known"], true);
     assert_eq!(say(&controller, "bot", "approve", &json!({})).status, 200);
-    assert!(gets(&controller, &[&shown], &text));
+    bot.takes(&controller, "1");
     // Two who claim one name are told apart by their keys.
     for n in ["1", "2"] {
-        let text = text.replace(&fingerprint, &n.repeat(64));
+        let text = text.replace(&bot.fingerprint, &n.repeat(64));
         assert!(!gets(&controller, &[], &text));
     }
     let answer = say(&controller, "bot", "approve", &json!({}));
@@ -276,20 +273,21 @@ fn keys_are_added_while_it_runs_and_an_open_door_has_none() {
     let (keys, added) = (dir.path().join("keys"), dir.path().join("added"));
     std::fs::create_dir(&keys).unwrap();
     std::fs::create_dir(&added).unwrap();
-    let (_, fingerprint) = key(dir.path(), &added, "late", "2048");
+    let late = Agent::new(dir.path(), &added, "late");
     let controller = Controller::start(&dir.path().join("data"), |c| {
         c.agent_keys = Some(keys.clone());
     });
     controller.submit("foo", "1");
-    let text =
-        request("0.17.0").replacen("\n:\n", &format!("\nfingerprint: {fingerprint}\n:\n"), 1);
-    assert_eq!(controller.agent("/?build-task", OURS, &text).status, 401);
-    let pem = std::fs::read_to_string(added.join("late.pem")).unwrap();
+    assert_eq!(
+        controller.agent("/?build-task", OURS, &late.text()).status,
+        401
+    );
+    let pem = &late.pem;
     assert_eq!(
         say(&controller, "bot", "approve", &json!({"key": pem})).status,
         200
     );
-    assert!(gets(&controller, &[], &text));
+    late.takes(&controller, "1");
     drop(controller);
 
     let controller = Controller::start(&dir.path().join("open"), |_| {});

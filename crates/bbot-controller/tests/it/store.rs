@@ -114,6 +114,7 @@ pub(crate) fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a
         toolchain_name: "default",
         toolchain_version: "0.7.0",
         makings: None,
+        signing: None,
     }
 }
 

@@ -254,6 +254,7 @@ async fn a_task_that_its_controller_has_ended_is_dropped_and_nothing_posted() {
     let answer = TaskAnswer {
         session_url: Some("http://c1.example/session/1".to_owned()),
         renew: Some(Duration::from_secs(30)),
+        agreement: None,
         ..ours(1, "linux")
     };
     give(&world, [answer]);

@@ -21,7 +21,9 @@ use super::super::*;
 use crate::blocking::Blocking;
 use crate::control::{Control, Signals};
 use crate::controller::Kin;
-use crate::controller::{Acknowledged, LinkError, Manner, Posted, Renewed, TaskAnswer};
+use crate::controller::{
+    Acknowledged, Channel, Destination, LinkError, Manner, Posted, Renewed, TaskAnswer,
+};
 use crate::host::Older;
 use crate::supervisor::Event as Told;
 use crate::warm::Bases;
@@ -89,21 +91,28 @@ impl Link for Controllers {
         })
     }
 
-    fn post_result<'a>(&'a self, url: &'a Url, _: Kin, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+    fn post_result<'a>(&'a self, to: &'a Destination, body: Vec<u8>) -> BoxFuture<'a, Posted> {
+        let url = &to.url;
         let body = String::from_utf8(body).unwrap();
         self.results.lock().unwrap().push((url.to_string(), body));
         let answer = self.posts.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or(Posted::Taken) })
     }
 
-    fn renew_lease<'a>(&'a self, _: &'a Url, _: Duration, _: Duration) -> BoxFuture<'a, Renewed> {
+    fn renew_lease<'a>(
+        &'a self,
+        _: &'a Channel,
+        _: u64,
+        _: Duration,
+        _: Duration,
+    ) -> BoxFuture<'a, Renewed> {
         let answer = self.renewals.lock().unwrap().pop_front();
         Box::pin(async { answer.unwrap_or(Renewed::Until(None)) })
     }
 
     fn post_segment<'a>(
         &'a self,
-        _: &'a Url,
+        _: &'a Channel,
         _: u64,
         _: bool,
         _: Vec<u8>,
@@ -135,6 +144,7 @@ pub(super) fn stranger(body: &str) -> TaskAnswer {
         kin: Kin::Stranger,
         session_url: None,
         renew: None,
+        agreement: None,
     }
 }
 

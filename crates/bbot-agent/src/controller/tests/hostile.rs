@@ -89,11 +89,14 @@ async fn an_answer_that_drips_is_given_up_in_time() {
     let begin = Instant::now();
     let http = Http::new(SHORT).unwrap();
     assert_eq!(
-        http.post_result(&body, Kin::Stranger, Vec::new()).await,
+        http.post_result(&to(&body, Kin::Stranger), Vec::new())
+            .await,
         Posted::Taken
     );
     assert!(begin.elapsed() < SHORT * 3);
-    let posted = http.post_result(&head, Kin::Stranger, Vec::new()).await;
+    let posted = http
+        .post_result(&to(&head, Kin::Stranger), Vec::new())
+        .await;
     assert!(matches!(posted, Posted::Unreachable(_)), "{posted:?}");
 }
 
@@ -105,7 +108,9 @@ async fn a_message_that_drips_does_not_hold_up_what_its_status_says() {
         drip(stream, &[b'x'; 10_000]);
     });
     let begin = Instant::now();
-    let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
+    let posted = http()
+        .post_result(&to(&url, Kin::Stranger), Vec::new())
+        .await;
     assert!(
         matches!(&posted, Posted::Refused(why) if why.starts_with("400 Bad Request: no x")),
         "{posted:?}"
@@ -140,7 +145,9 @@ async fn endless_headers_and_bodies_end() {
     let error = ask(&http(), &body).await.unwrap_err();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
     assert_eq!(
-        http().post_result(&body, Kin::Stranger, Vec::new()).await,
+        http()
+            .post_result(&to(&body, Kin::Stranger), Vec::new())
+            .await,
         Posted::Taken
     );
     let dir = tempfile::tempdir().unwrap();
@@ -190,7 +197,7 @@ async fn what_is_no_answer_is_an_error_and_nothing_is_taken() {
         let http = Http::new(SHORT).unwrap();
         let error = ask(&http, &url).await;
         assert!(error.is_err(), "{what}: {error:?}");
-        let posted = http.post_result(&url, Kin::Stranger, Vec::new()).await;
+        let posted = http.post_result(&to(&url, Kin::Stranger), Vec::new()).await;
         assert!(
             matches!(posted, Posted::Unreachable(_) | Posted::Again(_)),
             "{what}: {posted:?}"
@@ -234,7 +241,9 @@ async fn nothing_is_unpacked_that_was_not_asked_for() {
     let answer = ask(&http(), &url).await.unwrap();
     assert_eq!(answer.body, bomb);
     assert_eq!(
-        http().post_result(&url, Kin::Stranger, Vec::new()).await,
+        http()
+            .post_result(&to(&url, Kin::Stranger), Vec::new())
+            .await,
         Posted::Taken
     );
     let dir = tempfile::tempdir().unwrap();
@@ -273,7 +282,9 @@ async fn redirects_lead_nowhere_else_and_never_make_a_get() {
             matches!(error, LinkError::Redirect { .. } | LinkError::Transport(_)),
             "{location}: {error}"
         );
-        let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
+        let posted = http()
+            .post_result(&to(&url, Kin::Stranger), Vec::new())
+            .await;
         assert!(
             matches!(posted, Posted::Again(_) | Posted::Unreachable(_)),
             "{location}: {posted:?}"
@@ -284,7 +295,9 @@ async fn redirects_lead_nowhere_else_and_never_make_a_get() {
     let (url, server) = serve(vec![other.clone(), other]);
     let error = ask(&http(), &url).await.unwrap_err();
     assert_eq!(error.to_string(), "303 See Other");
-    let posted = http().post_result(&url, Kin::Stranger, Vec::new()).await;
+    let posted = http()
+        .post_result(&to(&url, Kin::Stranger), Vec::new())
+        .await;
     assert_eq!(posted, Posted::Again("303 See Other".to_owned()));
     let lines: Vec<String> = server.join().unwrap().into_iter().map(|s| s.line).collect();
     assert_eq!(lines, ["POST / HTTP/1.1"; 2]);
@@ -300,6 +313,10 @@ async fn redirects_that_drip_are_bounded_together() {
         );
     });
     assert_eq!(ask_shortly(&url).await, "no answer within 1 s");
+}
+
+fn unsigned(url: Url) -> Channel {
+    Channel { url, key: None }
 }
 
 #[tokio::test]
@@ -341,9 +358,9 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
     let task = ask(&http, &url).await.unwrap();
     assert_eq!(task.session_url.as_deref(), Some("http://x/s"));
     assert_eq!(task.renew, Some(Duration::from_millis(250)));
-    let session = url.join("s/1").unwrap();
+    let session = unsigned(url.join("s/1").unwrap());
     let renew = async || {
-        http.renew_lease(&session, Duration::ZERO, Duration::from_secs(5))
+        http.renew_lease(&session, 1, Duration::ZERO, Duration::from_secs(5))
             .await
     };
     assert_eq!(renew().await, Renewed::Until(Some(Duration::from_secs(15))));
@@ -388,7 +405,8 @@ async fn a_renewal_that_hangs_is_given_up_within_its_time() {
         let _ = stream.read(&mut [0; 1]);
     });
     let begin = Instant::now();
-    let renewed = http().renew_lease(&silent, Duration::ZERO, SHORT).await;
+    let silent = unsigned(silent);
+    let renewed = http().renew_lease(&silent, 1, Duration::ZERO, SHORT).await;
     assert!(matches!(renewed, Renewed::Again(_)) && begin.elapsed() < SHORT * 3);
 }
 

@@ -155,7 +155,7 @@ async fn a_bad_certificate_is_refused_with_what_is_wrong() {
         );
         let posted = authority
             .http()
-            .post_result(&url, Kin::Stranger, b"secret".to_vec())
+            .post_result(&to(&url, Kin::Stranger), b"secret".to_vec())
             .await;
         assert!(matches!(posted, Posted::Unreachable(_)), "{posted:?}");
     }

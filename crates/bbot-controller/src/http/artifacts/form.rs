@@ -209,6 +209,12 @@ async fn finish(
     if !is_current(&facts) {
         return dropped(StatusCode::GONE, "the session is over");
     }
+    if facts.key.is_some() {
+        return dropped(
+            StatusCode::FORBIDDEN,
+            "the requests of this session are signed: its artifacts go to its URL, in pieces",
+        );
+    }
     let proof = match &form.challenge {
         Some(answer) => result::prove(app, &facts, answer),
         None => result::unanswered(&facts, app.keys.is_some()),

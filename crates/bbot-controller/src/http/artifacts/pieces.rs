@@ -11,11 +11,12 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use bbot_signature::BodyDigest;
 use sha2::{Digest as _, Sha256};
 
 use super::{Said, is_taken, keep};
 use crate::http::problem::{Plain, Problem};
-use crate::http::{App, body, session};
+use crate::http::{App, body, session, signed, task};
 use crate::queue::lease::{self, Renewal};
 use crate::source::is_sha256;
 use crate::store::SessionFacts;
@@ -146,6 +147,11 @@ pub(in crate::http) async fn artifact(
         );
     }
     let facts = session::under_way(&app, &path).await?;
+    let (head, mut incoming) = request.into_parts();
+    let refused = |problem: &Problem| {
+        problem.log_refusal("artifact", task::address(&head.extensions));
+    };
+    let signed = signed::of_session(&app, &head, &facts).inspect_err(refused)?;
     if matches!(lease::renew(facts.state), Renewal::Over | Renewal::Unknown) {
         return Err(session::over(Some(&facts)).into());
     }
@@ -163,11 +169,10 @@ pub(in crate::http) async fn artifact(
             Problem::new(StatusCode::CONFLICT, "another request is at this artifact").into(),
         );
     };
-    if request.method() == Method::HEAD {
+    if head.method == Method::HEAD {
         let there = std::fs::metadata(app.uploads.directory.join(&name));
         return Ok(with_next(StatusCode::OK, there.map_or(0, |m| m.len())));
     }
-    let (head, mut incoming) = request.into_parts();
     let length = number(&head.headers, "bbot-artifact-length")?;
     let offset = number(&head.headers, "bbot-artifact-offset")?;
     if length > app.config.limits.artifact {
@@ -180,7 +185,14 @@ pub(in crate::http) async fn artifact(
     if offset != there {
         return Ok(with_next(StatusCode::CONFLICT, there));
     }
-    let there = append(file, there, length, &mut incoming).await?;
+    let (file, now_there, digest) = append(file, there, length, &mut incoming).await?;
+    if let Err(problem) = signed::is_of(signed.as_ref(), &digest) {
+        refused(&problem);
+        // As if it had never come.
+        cut_back(file, there).await?;
+        return Err(problem.into());
+    }
+    let there = now_there;
     if there < length {
         return Ok(with_next(StatusCode::ACCEPTED, there));
     }
@@ -199,14 +211,25 @@ pub(in crate::http) async fn artifact(
     Ok(with_next(StatusCode::CREATED, length))
 }
 
-/// Adds what comes; how much there is then. What came before the body broke off stays.
+/// Makes a file as long as it was.
+async fn cut_back(file: std::fs::File, length: u64) -> Result<(), Problem> {
+    let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+    tokio::task::spawn_blocking(move || file.set_len(length))
+        .await
+        .map_err(|e| failed(&e))?
+        .map_err(|e| failed(&e))
+}
+
+/// Adds what comes; the file, how much there is then, and the digest of what came. What came before the body broke off
+/// stays: that the whole is what it should be is known by its hash, which is in the path.
 async fn append(
     mut file: std::fs::File,
     mut there: u64,
     length: u64,
     incoming: &mut Body,
-) -> Result<u64, Problem> {
+) -> Result<(std::fs::File, u64, BodyDigest), Problem> {
     let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+    let mut hash = Sha256::new();
     loop {
         let mut pieces = Vec::new();
         let mut ended = None;
@@ -223,13 +246,17 @@ async fn append(
                 "more than the {length} bytes come that were said"
             )));
         }
-        file = tokio::task::spawn_blocking(move || file.write_all(&pieces).map(|()| file))
+        let written = tokio::task::spawn_blocking(move || {
+            hash.update(&pieces);
+            file.write_all(&pieces).map(|()| (file, hash))
+        });
+        (file, hash) = written
             .await
             .map_err(|e| failed(&e))?
             .map_err(|e| failed(&e))?;
         match ended {
             None => {}
-            Some(Ok(())) => return Ok(there),
+            Some(Ok(())) => return Ok((file, there, hash.finalize().into())),
             Some(Err(problem)) => return Err(problem),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use bbot_manifest::{Era, TaskResponse};
+use bbot_signature::{AgreementError, End, Ephemeral, PublicKey, SESSION_KEY, SessionKey};
 
 use super::answer::{answer_of, task, uploads, written};
 use super::search::{Asked, next};
@@ -15,7 +16,7 @@ use crate::http::problem::Problem;
 use crate::http::{App, session};
 use crate::queue::lease;
 use crate::queue::rebuild::{Makings, controller_checksum};
-use crate::store::{Instead, NewLease, Waiting};
+use crate::store::{Instead, NewLease, SessionSigning, StoreError, Waiting};
 
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
@@ -66,6 +67,10 @@ pub(super) async fn find(
             .map(|_| auth::challenge())
             .transpose()
             .map_err(random)?;
+        let agreed = match &asked.held.agent_key {
+            Some(key) => Some(agree(key, &session)?),
+            None => None,
+        };
         let version = request.toolchain_version.to_string();
         let terms = lease::terms(asked.held.peer, app.config.lease, app.config.result_timeout);
         let until = app.steady().plus(terms.lease);
@@ -98,9 +103,19 @@ pub(super) async fn find(
                 controller: controller_checksum(configuration),
                 machine: machine.id.clone(),
             }),
+            signing: agreed.as_ref().map(|agreed| SessionSigning {
+                key: &agreed.key,
+                agent: agreed.agent,
+            }),
         };
         let mut hand_out = HandOut::begin(app, &session);
-        let lease = app.store.lease(&lease, app.now()).await?;
+        let lease = app.store.lease(&lease, app.now()).await;
+        let lease = lease.inspect_err(|e| {
+            // Nothing was handed out.
+            if matches!(e, StoreError::UsedKey) {
+                hand_out.done();
+            }
+        })?;
         let kind = given.kind;
         let is_given = lease.as_ref().is_some_and(|l| l.build.id == given.build);
         given.gone();
@@ -148,7 +163,36 @@ pub(super) async fn find(
             answer.headers_mut().insert("bbot-session-url", url);
             session::tell_terms(answer.headers_mut(), terms);
         }
+        if let Some(agreed) = agreed
+            && let Ok(public) = agreed.public.parse()
+        {
+            answer.headers_mut().insert(SESSION_KEY, public);
+        }
         return Ok(Search::Found(Found { kind, answer }));
     }
     Ok(NOTHING)
+}
+
+/// The key of a session, and what its agent needs to find it.
+struct Agreed<'a> {
+    key: SessionKey,
+    agent: &'a PublicKey,
+    /// Our own part.
+    public: String,
+}
+
+/// Agrees on the key of this session with the agent.
+fn agree<'a>(agent: &'a PublicKey, session: &str) -> Result<Agreed<'a>, Problem> {
+    let failed = |e: AgreementError| match e {
+        AgreementError::Random => Problem::internal("make a session's key", &e),
+        _ => Problem::bad(e.to_string()),
+    };
+    let own = Ephemeral::new().map_err(failed)?;
+    let public = own.public();
+    let agreement = own.agree(End::Controller, agent).map_err(failed)?;
+    Ok(Agreed {
+        key: agreement.key(session),
+        agent,
+        public,
+    })
 }
