@@ -241,3 +241,23 @@ fn what_cannot_be_followed_is_told_at_once() {
     assert_eq!(code, Some(1));
     assert!(said.contains("no controller answers at"), "{said}");
 }
+
+/// However many pages of builds the controller gives.
+#[test]
+fn all_builds_of_a_large_submission_are_told() {
+    const BUILDS: usize = 1100;
+    let dir = tempfile::tempdir().unwrap();
+    let tab: String = (0..BUILDS)
+        .map(|n| format!("linux** c{n} x86_64-linux-gnu default\n"))
+        .collect();
+    let path = dir.path().join("buildtab");
+    std::fs::write(&path, tab).unwrap();
+    let token = dir.path().join("token");
+    let controller = Controller::start(dir.path(), 0, |config| config.buildtab = Some(path));
+    let (_, said, code) = submit(&controller, &token, &[]).end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("queued hello/1.0.0 for c").count(), BUILDS);
+    let (_, said, code) = Bbot::start(&controller, &token, &["cancel", "--submission", "1"]).end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches(" is cancelled").count(), BUILDS);
+}
