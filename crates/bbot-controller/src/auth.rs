@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rsa::pkcs8::spki::SubjectPublicKeyInfoRef;
-use rsa::pkcs8::{Document, EncodePublicKey as _};
+use rsa::pkcs8::{Document, EncodePublicKey as _, LineEnding};
 use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 use sha2::{Digest as _, Sha256};
 
@@ -215,6 +215,13 @@ pub fn fingerprint(key: &RsaPublicKey) -> String {
     key.to_public_key_der()
         .map(|der| hex::encode(Sha256::digest(der.as_bytes())))
         .unwrap_or_default()
+}
+
+/// The key in PEM form.
+#[must_use]
+pub fn pem(key: &RsaPublicKey) -> String {
+    // As above.
+    key.to_public_key_pem(LineEnding::LF).unwrap_or_default()
 }
 
 /// Whether `signature` is the challenge signed by this key.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::{Clock, SystemClock};
+use crate::login::Login;
 use crate::objects::Where;
 pub use crate::queue::era::EraChoice;
 pub use crate::queue::rebuild::Policy;
@@ -37,6 +38,8 @@ pub struct Config {
     pub agent_keys: Option<PathBuf>,
     /// Whether an agent that is not known waits until a person lets it in.
     pub approve_agents: bool,
+    /// Agents that may have interactive builds, by name and login; none: there are no such builds.
+    pub logins: Vec<Login>,
     /// Which wire agents are answered on.
     pub era: EraChoice,
     /// How long an agent may take for a task before it is given to another.
@@ -149,6 +152,7 @@ impl Config {
             buildtab: None,
             agent_keys: None,
             approve_agents: false,
+            logins: Vec::new(),
             era: EraChoice::Auto,
             // The original's build-result-timeout.
             result_timeout: Duration::from_secs(10_800),

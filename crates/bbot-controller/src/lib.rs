@@ -20,6 +20,7 @@ mod dispatch;
 mod figures;
 pub mod http;
 mod log_limit;
+pub mod login;
 pub mod objects;
 pub mod options;
 mod pace;

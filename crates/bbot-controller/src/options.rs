@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::config::{Config, DEFAULT_PORT, EraChoice, KEEP_LOGS, Limits, Policy, TlsFiles};
+use crate::login::Login;
 use crate::objects::{Bucket, Where};
 use crate::queue::rebuild::{Rule, Window};
 use crate::source::git::Addresses;
@@ -88,6 +89,11 @@ pub struct Options {
     /// (`bbot agent approve`, or on the page) [default: any agent, or with --agent-keys those alone]
     #[arg(long)]
     pub approve_agents: bool,
+
+    /// Let agents have interactive builds whose name and login (as in `host ssh bbot@host`) this regular expression matches as a whole; can
+    /// be repeated. People see the login with the build [default: there are no interactive builds]
+    #[arg(long = "interactive-login", value_name = "REGEX", value_parser = Login::parse)]
+    pub interactive_logins: Vec<Login>,
 
     /// Which wire agents are answered on: auto (by what each of them sends), 2017 or later
     #[arg(long, value_name = "ERA", default_value = "auto", value_parser = clap::value_parser!(EraChoice))]
@@ -263,6 +269,7 @@ impl Options {
         config.buildtab = self.buildtab;
         config.agent_keys = self.agent_keys;
         config.approve_agents = self.approve_agents;
+        config.logins = self.interactive_logins;
         config.era = self.era;
         config.result_timeout = Duration::from_secs(self.result_timeout);
         config.lease = Duration::from_secs(self.lease);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::clock::Millis;
 use crate::dispatch::abilities::Abilities;
 use crate::queue::failure::{Failures, Others};
+use crate::queue::lane::Lane;
 use crate::queue::wait::{self, Ability, Code, Hold, Presence};
 
 /// Names come from agents; so many are remembered, those that were heard of last: more than a large farm has.
@@ -104,18 +105,21 @@ impl Entry {
         (*of == reading).then_some(able)
     }
 
-    /// What it is to a build of a configuration.
+    /// What it is to a build of a configuration in a lane.
     fn for_build(
         &self,
-        (reading, kind): (u64, u32),
+        (reading, configuration, lane): Of<'_>,
         failures: &Failures,
         now: Millis,
     ) -> wait::Agent {
         wait::Agent {
             ability: match self.able(reading) {
                 None => Ability::Unknown,
-                Some(able) if able.machine(kind).is_some() => Ability::Able,
-                Some(able) if able.is_barred(kind) => Ability::Barred,
+                Some(able) if able.machine(configuration).is_some() => {
+                    let lacks = able.reach.lacks(lane);
+                    lacks.map_or(Ability::Able, Ability::Lacks)
+                }
+                Some(able) if able.is_barred(configuration) => Ability::Barred,
                 Some(_) => Ability::None,
             },
             hold: self.hold,
@@ -130,6 +134,9 @@ impl Entry {
         }
     }
 }
+
+/// Builds that agents are looked at for: of a reading of the buildtab, a configuration's number, and a lane.
+pub(crate) type Of<'a> = (u64, u32, &'a Lane);
 
 /// The roll.
 #[derive(Debug)]
@@ -152,9 +159,9 @@ impl Roll {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another agent than those on these hosts could build a configuration of a reading of the buildtab. One that has not said what
-    /// it can do could; and soon after the start anybody may still come. One that takes packages of some repositories only is not counted on.
-    pub(crate) fn others(&self, of: (u64, u32), failures: &Failures, steady: Millis) -> Others {
+    /// Whether another agent than those on these hosts could have such a build. One that has not said what it can do could; and soon after
+    /// the start anybody may still come. One that takes packages of some repositories only is not counted on.
+    pub(crate) fn others(&self, of: Of<'_>, failures: &Failures, steady: Millis) -> Others {
         let could = |entry: &Entry| {
             let near = wait::standing(entry.for_build(of, failures, steady));
             let could = matches!(near, Code::Next | Code::Busy)
@@ -168,10 +175,10 @@ impl Roll {
         }
     }
 
-    /// What each agent is to a build of a configuration of a reading of the buildtab.
+    /// What each agent is to such a build.
     pub(crate) fn for_build(
         &self,
-        of: (u64, u32),
+        of: Of<'_>,
         failures: &Failures,
         steady: Millis,
     ) -> Vec<wait::Agent> {
@@ -345,17 +352,21 @@ mod tests {
     fn others_that_could_build_it() {
         use crate::buildtab::Buildtab;
         use crate::dispatch::abilities::Learned;
+        use crate::queue::reach::Reach;
         use crate::queue::select::{Offer, Role};
         let tab = Buildtab::parse("linux* l t\nbsd* b t\n", "t").unwrap();
         let learned = Learned::default();
         let able = |name| {
             let role = Role::Build;
-            learned.of(&tab, &[Offer { name, role }], bbot_manifest::Era::Later)
+            let era = bbot_manifest::Era::Later;
+            learned.of(&tab, &[Offer { name, role }], era, Reach::default())
         };
         let roll = Roll::new(Millis(0));
+        let lane = Lane::default();
         let failures = Failures::default().with("a").with("a");
-        let others =
-            |kind, seconds| roll.others((7, kind), &failures, Millis(0).plus_seconds(seconds));
+        let others = |kind, seconds| {
+            roll.others((7, kind, &lane), &failures, Millis(0).plus_seconds(seconds))
+        };
         // Anybody may come yet.
         assert_eq!(others(0, 149), Others::Some);
         assert_eq!(others(0, 150), Others::None);
@@ -398,6 +409,13 @@ mod tests {
         choosy.is_choosy(true);
         assert_eq!(others(0, 690), Others::None);
         drop(choosy);
+        // None of them takes interactive builds.
+        roll.has_task("c", Millis(0).plus_seconds(900));
+        let interactive = crate::queue::lane::tests::interactive();
+        let at = Millis(0).plus_seconds(699);
+        let of = |lane| roll.others((7, 0, lane), &failures, at);
+        assert_eq!((of(&lane), of(&interactive)), (Others::Some, Others::None));
+        roll.brings("c", Millis(0), Millis(0));
         // By another buildtab: who knows.
         asks("b", "bsd", 6, 700);
         assert_eq!(others(0, 701), Others::Some);

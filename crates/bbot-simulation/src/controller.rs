@@ -8,7 +8,7 @@ use bbot_agent::supervisor::{Kin, Time};
 use bbot_controller::buildtab::Buildtab;
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::era::Peer;
-use bbot_controller::queue::lease::{self, Lapse, Renewal};
+use bbot_controller::queue::lease::{self, Lapse, Renewal, Tries};
 use bbot_controller::queue::outcome::{
     self, Again, Facts, Identity, Machine, Proof, SessionState, Skip, Verdict,
 };
@@ -208,7 +208,7 @@ impl Controller {
             count += 1;
             build.returns += 1;
             build.lease_until = None;
-            match lease::lapse(build.interrupts, build.lapses, Again::No) {
+            match lease::lapse(build.interrupts, build.lapses, Again::No, Tries::Many) {
                 Lapse::Requeue => {
                     build.state = State::Queued;
                     build.lapses += 1;
@@ -334,6 +334,7 @@ impl Controller {
             status,
             skip: Skip::NotOffered,
             again: Again::No,
+            tries: Tries::Many,
             interrupts: build.interrupts,
             lapses: build.lapses,
             // Agents here say no reasons.

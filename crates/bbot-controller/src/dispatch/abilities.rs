@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bbot_manifest::Era;
 use sha2::{Digest as _, Sha256};
 
-use super::waiters::Kinds;
 use crate::buildtab::Buildtab;
+use crate::queue::lane::Lane;
+use crate::queue::reach::Reach;
 use crate::queue::select::{self, Offer, Role};
 
 /// Lists of machines that are remembered: more than a large farm has. Then all are forgotten, and those that ask are learned anew.
@@ -23,37 +24,76 @@ const NAMES: usize = 20_000;
 /// What an agent can build.
 #[derive(Debug)]
 pub(crate) struct Abilities {
-    /// Numbers of configurations in the buildtab, ascending.
+    /// The configurations that it can have builds of in the plain lane: all that it has a machine for, or none.
     pub(crate) kinds: Kinds,
+    /// Those that it has a machine for: their numbers in the buildtab, ascending.
+    configurations: Kinds,
     /// For each of them the number of the machine that would do it.
     machines: Box<[u32]>,
     /// Numbers of those that its machines could build but not its era, ascending.
     barred: Box<[u32]>,
+    /// Which lanes it serves.
+    pub(crate) reach: Reach,
+    /// The same of the lanes so far, by their numbers.
+    served: Mutex<Vec<Option<bool>>>,
 }
+
+/// Numbers of configurations, or of what else somebody can build.
+pub(crate) type Kinds = Arc<[u32]>;
 
 impl Abilities {
     /// The machine for a configuration that is among them.
-    pub(crate) fn machine(&self, kind: u32) -> Option<usize> {
-        let at = self.kinds.binary_search(&kind).ok()?;
+    pub(crate) fn machine(&self, configuration: u32) -> Option<usize> {
+        let at = self.configurations.binary_search(&configuration).ok()?;
         self.machines.get(at).map(|machine| *machine as usize)
     }
 
     /// Whether only its era keeps it from building a configuration.
-    pub(crate) fn is_barred(&self, kind: u32) -> bool {
-        self.barred.binary_search(&kind).is_ok()
+    pub(crate) fn is_barred(&self, configuration: u32) -> bool {
+        self.barred.binary_search(&configuration).is_ok()
+    }
+
+    /// Whether it serves a lane, which has this number: found out once.
+    pub(crate) fn serves(&self, number: usize, lane: &Lane) -> bool {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.len() <= number {
+            served.resize(number + 1, None);
+        }
+        *served[number].get_or_insert_with(|| self.reach.lacks(lane).is_none())
     }
 }
 
-/// The SHA-256 of an era and a list of machines: a farm's names would take more room than what they mean.
+/// The SHA-256 of an era, a list of machines and what else the agent says: a farm's names would take more room than what they mean.
 type Key = [u8; 32];
 
-fn key(offers: &[Offer<'_>], era: Era) -> Key {
+fn key(offers: &[Offer<'_>], era: Era, reach: &Reach) -> Key {
     let mut hash = Sha256::new();
     hash.update([u8::from(era == Era::Y2017)]);
     for offer in offers {
         hash.update([u8::from(offer.role == Role::Build)]);
         hash.update(offer.name.len().to_le_bytes());
         hash.update(offer.name.as_bytes());
+    }
+    // Mostly there is nothing to it.
+    if *reach != Reach::default() {
+        let Reach {
+            interactive,
+            services,
+            is_default,
+            fingerprint,
+            auxiliaries,
+            ram,
+        } = reach;
+        let auxiliaries: Vec<_> = auxiliaries.iter().map(|a| (a.machine, a.ram)).collect();
+        let said = (
+            interactive,
+            services,
+            is_default,
+            fingerprint,
+            auxiliaries,
+            ram,
+        );
+        hash.update(format!("{said:?}"));
     }
     hash.finalize().into()
 }
@@ -71,9 +111,15 @@ struct State {
 
 impl Learned {
     /// What an agent of this era with these machines can build: of each configuration by the first machine that it takes, as
-    /// [`select::candidates`] has it.
-    pub(crate) fn of(&self, buildtab: &Buildtab, offers: &[Offer<'_>], era: Era) -> Arc<Abilities> {
-        let key = key(offers, era);
+    /// [`select::candidates`] has it; `reach`: which lanes it serves.
+    pub(crate) fn of(
+        &self,
+        buildtab: &Buildtab,
+        offers: &[Offer<'_>],
+        era: Era,
+        reach: Reach,
+    ) -> Arc<Abilities> {
+        let key = key(offers, era, &reach);
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = state.lists.get(&key) {
             return Arc::clone(known);
@@ -92,11 +138,21 @@ impl Learned {
         };
         let (able, barred): (Vec<_>, Vec<_>) =
             first.into_iter().partition(|(kind, _)| is_for(kind));
-        let (kinds, machines): (Vec<u32>, Vec<u32>) = able.into_iter().unzip();
+        let (configurations, machines): (Vec<u32>, Vec<u32>) = able.into_iter().unzip();
+        let configurations: Kinds = configurations.into();
+        let is_plain = reach.lacks(&Lane::default()).is_none();
         let abilities = Arc::new(Abilities {
-            kinds: kinds.into(),
+            // One that has nothing plain to do has a list of its own, too.
+            kinds: if is_plain {
+                Arc::clone(&configurations)
+            } else {
+                Arc::from([])
+            },
+            configurations,
             machines: machines.into(),
             barred: barred.into_iter().map(|(kind, _)| kind).collect(),
+            reach,
+            served: Mutex::default(),
         });
         if state.lists.len() >= LISTS {
             state.lists.clear();
@@ -129,6 +185,22 @@ impl State {
 }
 
 #[cfg(test)]
+impl Abilities {
+    /// Somebody who can build these in the plain lane.
+    pub(crate) fn plain(kinds: &[u32]) -> Arc<Self> {
+        let kinds: Kinds = kinds.into();
+        Arc::new(Self {
+            configurations: Arc::clone(&kinds),
+            machines: kinds.iter().map(|_| 0).collect(),
+            kinds,
+            barred: Box::new([]),
+            reach: Reach::default(),
+            served: Mutex::default(),
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -151,7 +223,7 @@ mod tests {
                         role: if *builds { Role::Build } else { Role::Auxiliary },
                     })
                     .collect();
-                let able = learned.of(&tab, &offers, era);
+                let able = learned.of(&tab, &offers, era, Reach::default());
                 let all: Vec<(usize, usize)> = able
                     .kinds
                     .iter()
@@ -183,13 +255,22 @@ mod tests {
             role: Role::Build,
         };
         let offers = [offer("x-gcc"), offer("linux-gcc")];
-        let first = learned.of(&tab, &offers, Era::Later);
+        let of = |era, reach| learned.of(&tab, &offers, era, reach);
+        let first = of(Era::Later, Reach::default());
         assert_eq!(&*first.kinds, [0, 2]);
         assert_eq!(
             (first.machine(0), first.machine(2), first.machine(1)),
             (Some(1), Some(0), None)
         );
-        assert!(Arc::ptr_eq(&first, &learned.of(&tab, &offers, Era::Later)));
-        assert!(!Arc::ptr_eq(&first, &learned.of(&tab, &offers, Era::Y2017)));
+        assert!(Arc::ptr_eq(&first, &of(Era::Later, Reach::default())));
+        assert!(!Arc::ptr_eq(&first, &of(Era::Y2017, Reach::default())));
+        let reach = Reach {
+            services: Some(vec!["ci".into()]),
+            ..Reach::default()
+        };
+        let ci = of(Era::Later, reach.clone());
+        assert!(!Arc::ptr_eq(&first, &ci) && Arc::ptr_eq(&ci, &of(Era::Later, reach)));
+        // It has the machines, and nothing plain to do.
+        assert_eq!((ci.kinds.len(), ci.machine(0)), (0, Some(1)));
     }
 }

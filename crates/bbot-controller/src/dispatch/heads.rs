@@ -1,7 +1,7 @@
 //! The builds of each configuration that are next, as the store has them: kept until they may have changed, and each given to one
 //! request only, so that those that come at once do not run for the same one.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::waiters::Waiters;
@@ -11,7 +11,7 @@ use crate::store::Head;
 /// So many builds of a configuration are looked up at once.
 const AT_ONCE: usize = 32;
 
-/// What is known of a configuration.
+/// What is known of a kind: a configuration in a lane.
 #[derive(Debug, Clone, Default)]
 struct Slot {
     /// In the order of the queue.
@@ -24,7 +24,15 @@ struct Slot {
     unseen: Vec<Head>,
 }
 
-/// The heads of the configurations of one reading of the buildtab, by their numbers in it.
+/// A slot of which nothing is known.
+static NOTHING: Slot = Slot {
+    heads: VecDeque::new(),
+    is_all: false,
+    changes: 0,
+    unseen: Vec::new(),
+};
+
+/// The heads of the kinds of one reading of the buildtab, by their numbers.
 #[derive(Debug)]
 pub(crate) struct Heads {
     state: Mutex<State>,
@@ -35,6 +43,8 @@ pub(crate) struct Heads {
 #[derive(Debug)]
 struct State {
     slots: Vec<Slot>,
+    /// Those of other lanes.
+    extra: HashMap<u32, Slot>,
     /// Builds that were given to a request and may still wait in the store.
     given: HashSet<i64>,
 }
@@ -43,7 +53,7 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub(crate) struct Look {
-    /// The configuration.
+    /// What is to be looked up.
     pub(crate) kind: u32,
     /// So many builds are to be looked up: those that are given to requests now may be the first.
     pub(crate) limit: usize,
@@ -55,7 +65,7 @@ pub(crate) struct Look {
 pub(crate) enum Next<'a> {
     /// This one.
     Given(Given<'a>),
-    /// None of these configurations has any; or, when it `is_refused`, none but those that others are to build.
+    /// None of these kinds has any; or, when it `is_refused`, none but those that others are to build.
     None { is_refused: bool },
     /// These have to be looked up first.
     LookUp(Vec<Look>),
@@ -65,7 +75,7 @@ pub(crate) enum Next<'a> {
 #[derive(Debug)]
 pub(crate) struct Given<'a> {
     heads: &'a Heads,
-    /// Its configuration.
+    /// Its kind.
     pub(crate) kind: u32,
     /// Its number.
     pub(crate) build: i64,
@@ -77,6 +87,7 @@ impl Heads {
     pub(crate) fn new(configurations: usize, waiters: Waiters) -> Self {
         let state = Mutex::new(State {
             slots: vec![Slot::default(); configurations],
+            extra: HashMap::new(),
             given: HashSet::new(),
         });
         Self { state, waiters }
@@ -86,17 +97,15 @@ impl Heads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of these configurations the build with the lowest place, without those that are refused: `refuses` says so of one of a
-    /// configuration, by where its machine has failed.
+    /// Of these kinds the build with the lowest place, without those that are refused: `refuses` says so of one of a
+    /// kind, by where its machine has failed.
     pub(crate) fn next(&self, kinds: &[u32], refuses: impl Fn(u32, &Failures) -> bool) -> Next<'_> {
         let mut state = self.lock();
         let mut unknown = Vec::new();
         let mut lowest: Option<(i64, i64, u32, usize)> = None;
         let mut is_refused = false;
         for kind in kinds {
-            let Some(slot) = state.slots.get(*kind as usize) else {
-                continue;
-            };
+            let slot = state.slot(*kind).unwrap_or(&NOTHING);
             let is_open = |head: &Head| head.failures.is_empty() || !refuses(*kind, &head.failures);
             match slot.heads.iter().position(is_open) {
                 Some(at) => {
@@ -120,14 +129,12 @@ impl Heads {
         let Some((_, build, kind, at)) = lowest else {
             return Next::None { is_refused };
         };
-        if let Some(slot) = state.slots.get_mut(kind as usize) {
-            slot.heads.remove(at);
-        }
+        state.slot_mut(kind).heads.remove(at);
         drop(state);
         Next::Given(self.give(kind, build))
     }
 
-    /// Gives this build, whose configuration is that, as it was found elsewhere.
+    /// Gives this build, whose kind is that, as it was found elsewhere.
     pub(crate) fn give(&self, kind: u32, build: i64) -> Given<'_> {
         self.lock().given.insert(build);
         Given {
@@ -143,10 +150,12 @@ impl Heads {
     /// queued faster than looked up.
     pub(crate) fn found(&self, look: Look, heads: &[Head]) {
         let mut state = self.lock();
-        let State { slots, given } = &mut *state;
-        let Some(slot) = slots.get_mut(look.kind as usize) else {
-            return;
-        };
+        let State {
+            slots,
+            extra,
+            given,
+        } = &mut *state;
+        let slot = slot_of(slots, extra, look.kind);
         let is_late = slot.changes != look.changes;
         if is_late && !slot.heads.is_empty() {
             return;
@@ -165,36 +174,59 @@ impl Heads {
 
     /// Another build waits.
     pub(crate) fn queued(&self, kind: u32, head: Head) {
-        if let Some(slot) = self.lock().slots.get_mut(kind as usize) {
-            slot.changes += 1;
-            let at = slot.heads.partition_point(|other| *other < head);
-            // Behind the last that is known there may be others before it.
-            if at < slot.heads.len() || slot.is_all {
-                slot.heads.insert(at, head);
-                if slot.heads.len() > AT_ONCE {
-                    slot.heads.pop_back();
-                    slot.is_all = false;
-                }
-            } else if slot.heads.is_empty() {
-                let at = slot.unseen.partition_point(|other| *other < head);
-                slot.unseen.insert(at, head);
-                slot.unseen.truncate(AT_ONCE);
+        let mut state = self.lock();
+        let slot = state.slot_mut(kind);
+        slot.changes += 1;
+        let at = slot.heads.partition_point(|other| *other < head);
+        // Behind the last that is known there may be others before it.
+        if at < slot.heads.len() || slot.is_all {
+            slot.heads.insert(at, head);
+            if slot.heads.len() > AT_ONCE {
+                slot.heads.pop_back();
+                slot.is_all = false;
             }
+        } else if slot.heads.is_empty() {
+            let at = slot.unseen.partition_point(|other| *other < head);
+            slot.unseen.insert(at, head);
+            slot.unseen.truncate(AT_ONCE);
         }
     }
 
     /// It has changed: nothing is known of it.
     pub(crate) fn changed(&self, kind: u32) {
-        if let Some(slot) = self.lock().slots.get_mut(kind as usize) {
-            slot.forget();
-        }
+        self.lock().slot_mut(kind).forget();
     }
 
     /// Nothing is known of any.
     pub(crate) fn all_changed(&self) {
-        for slot in &mut self.lock().slots {
+        let mut state = self.lock();
+        let State { slots, extra, .. } = &mut *state;
+        for slot in slots.iter_mut().chain(extra.values_mut()) {
             slot.forget();
         }
+    }
+}
+
+impl State {
+    fn slot(&self, kind: u32) -> Option<&Slot> {
+        let plain = self.slots.get(kind as usize);
+        plain.or_else(|| self.extra.get(&kind))
+    }
+
+    fn slot_mut(&mut self, kind: u32) -> &mut Slot {
+        slot_of(&mut self.slots, &mut self.extra, kind)
+    }
+}
+
+/// What is known of a kind; who names one knows that there is one.
+fn slot_of<'a>(
+    slots: &'a mut [Slot],
+    extra: &'a mut HashMap<u32, Slot>,
+    kind: u32,
+) -> &'a mut Slot {
+    match slots.get_mut(kind as usize) {
+        Some(slot) => slot,
+        None => extra.entry(kind).or_default(),
     }
 }
 
@@ -221,9 +253,7 @@ impl Drop for Given<'_> {
         if self.is_gone {
             return;
         }
-        if let Some(slot) = state.slots.get_mut(self.kind as usize) {
-            slot.forget();
-        }
+        state.slot_mut(self.kind).forget();
         drop(state);
         // Whoever was woken for it may have found it given, and wait again.
         self.heads.waiters.queued(self.kind, 1);
@@ -237,6 +267,10 @@ mod tests {
 
     /// What the store has, by configuration.
     type Store = Vec<Vec<Head>>;
+
+    fn waiters() -> Waiters {
+        Waiters::new(std::sync::Arc::new(super::super::lanes::Lanes::new(9)))
+    }
 
     fn head(place: i64, build: i64) -> Head {
         Head {
@@ -269,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_changes_during_a_look_is_looked_up_again() {
-        let heads = Heads::new(2, Waiters::default());
+        let heads = Heads::new(2, waiters());
         let Next::LookUp(looks) = heads.next(&[1], |_, _| false) else {
             panic!("nothing is known yet")
         };
@@ -278,13 +312,24 @@ mod tests {
         // It did not see what came meanwhile.
         heads.found(looks[0], &[]);
         assert_eq!(next(&heads, &[1], &store).unwrap().build, 5);
-        assert!(matches!(heads.next(&[9], |_, _| false), Next::None { .. }));
+        // One of another lane has nothing that is known, either.
+        assert!(matches!(heads.next(&[9], |_, _| false), Next::LookUp(_)));
+        heads.queued(9, head(7, 7));
+        heads.found(
+            Look {
+                kind: 9,
+                limit: 2,
+                changes: 1,
+            },
+            &[head(7, 7)],
+        );
+        assert_eq!(next(&heads, &[9], &store).unwrap().build, 7);
     }
 
     /// Each look is overtaken by builds that are queued: they are given all the same, in their order.
     #[test]
     fn queueing_faster_than_a_look_holds_nobody_up() {
-        let heads = Heads::new(1, Waiters::default());
+        let heads = Heads::new(1, waiters());
         let give = |store: &[Head], meanwhile: Head| match heads.next(&[0], |_, _| false) {
             Next::Given(given) => {
                 let build = given.build;
@@ -317,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_build_is_given_once_until_it_is_given_back() {
-        let heads = Heads::new(1, Waiters::default());
+        let heads = Heads::new(1, waiters());
         let store = vec![vec![head(1, 10), head(2, 20)]];
         let one = next(&heads, &[0], &store).unwrap();
         let two = next(&heads, &[0], &store).unwrap();
@@ -333,7 +378,7 @@ mod tests {
 
     #[test]
     fn what_is_for_others_is_passed_by() {
-        let heads = Heads::new(2, Waiters::default());
+        let heads = Heads::new(2, waiters());
         let failed = |place, build, host: &str| Head {
             failures: Failures::default().with(host).with(host),
             ..head(place, build)
@@ -369,7 +414,7 @@ mod tests {
 
     #[test]
     fn more_requests_at_once_than_are_looked_up() {
-        let heads = Heads::new(1, Waiters::default());
+        let heads = Heads::new(1, waiters());
         let builds = 3 * i64::try_from(AT_ONCE).unwrap();
         let store = vec![(0..builds).map(|n| head(n, n)).collect()];
         let all: Vec<_> = std::iter::from_fn(|| next(&heads, &[0], &store)).collect();
@@ -383,7 +428,7 @@ mod tests {
         fn the_lowest_of_the_store(
             steps in proptest::collection::vec((0_u32..3, 0_i64..50, 0_u8..8), 0..400),
         ) {
-            let heads = Heads::new(3, Waiters::default());
+            let heads = Heads::new(3, waiters());
             let mut store: Store = vec![Vec::new(); 3];
             for (number, (kind, place, what)) in steps.into_iter().enumerate() {
                 match what {

@@ -1,17 +1,19 @@
 //! Who waits for a task: of those that can build what was queued, one is woken for each build, and no other.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// What somebody can build: numbers of configurations. Those with the same share one list.
-pub(crate) type Kinds = Arc<[u32]>;
+use super::abilities::Abilities;
+use super::lanes::Lanes;
 
 /// Those who wait.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Waiters(Arc<Mutex<Waiting>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Waiters {
+    waiting: Arc<Mutex<Waiting>>,
+    lanes: Arc<Lanes>,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -21,24 +23,26 @@ struct Waiting {
     count: usize,
     /// Counts up, so that who waits longest has the lowest.
     next: u64,
-    /// Lists of configurations, each with who has that list and waits. They stay when nobody does: who has asked once asks again.
+    /// What somebody can build, each with who can do just that and waits. They stay when nobody does: who has asked once asks again.
     groups: Vec<Group>,
-    /// The group of a list, by where it is in memory: the group keeps it there.
-    by_list: HashMap<usize, usize>,
-    /// The groups that can build a configuration; the one whose turn is next is the first.
+    /// The group of these, by where they are in memory: the group keeps them there.
+    by_place: HashMap<usize, usize>,
+    /// The groups that can build a kind; the one whose turn is next is the first.
     able: HashMap<u32, VecDeque<usize>>,
+    /// The same for kinds of other lanes than the plain one, of those that were asked for.
+    extra: HashMap<u32, VecDeque<usize>>,
 }
 
 #[derive(Debug)]
 struct Group {
-    kinds: Kinds,
+    able: Arc<Abilities>,
     waiting: BTreeMap<u64, oneshot::Sender<Woken>>,
 }
 
 /// Why somebody was woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// This configuration has a build more.
+    /// This kind has a build more.
     For(u32),
     /// All were.
     All,
@@ -48,7 +52,7 @@ pub(crate) enum Woken {
 #[derive(Debug)]
 pub(crate) struct Waiter {
     waiters: Waiters,
-    kinds: Kinds,
+    able: Arc<Abilities>,
     number: u64,
     woken: oneshot::Receiver<Woken>,
     /// It was told of something, and it is not known yet what became of that.
@@ -59,17 +63,25 @@ pub(crate) struct Waiter {
 const GROUPS: usize = 20_000;
 
 impl Waiters {
+    /// Nobody waits. `lanes`: those that builds wait in.
+    pub(crate) fn new(lanes: Arc<Lanes>) -> Self {
+        Self {
+            waiting: Arc::default(),
+            lanes,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits from now on. What is queued later is told; what was before has to be looked for after this.
-    pub(crate) fn wait(&self, kinds: &Kinds) -> Waiter {
+    pub(crate) fn wait(&self, able: &Arc<Abilities>) -> Waiter {
         let (sender, woken) = oneshot::channel();
         let mut waiting = self.lock();
         let number = waiting.next;
         waiting.next += 1;
-        let group = waiting.group(kinds);
+        let group = waiting.group(able, &self.lanes);
         if waiting.is_closed {
             let _ = sender.send(Woken::All);
         } else if let Some(group) = waiting.groups.get_mut(group) {
@@ -78,19 +90,19 @@ impl Waiters {
         }
         Waiter {
             waiters: self.clone(),
-            kinds: Arc::clone(kinds),
+            able: Arc::clone(able),
             number,
             woken,
             told: None,
         }
     }
 
-    /// So many builds of a configuration are queued: as many of those who can build it are woken, their
+    /// So many builds of a kind are queued: as many of those who can build it are woken, their
     /// lists in turn, and of one list who waited longest first.
     pub(crate) fn queued(&self, kind: u32, builds: usize) {
         let mut waiting = self.lock();
         for _ in 0..builds {
-            if !waiting.wake_one(kind) {
+            if !waiting.wake_one(kind, &self.lanes) {
                 return;
             }
         }
@@ -114,63 +126,88 @@ impl Waiters {
     }
 }
 
+/// Where they are in memory.
+fn place(able: &Arc<Abilities>) -> usize {
+    Arc::as_ptr(able).addr()
+}
+
 impl Waiting {
-    fn group(&mut self, kinds: &Kinds) -> usize {
-        if self.groups.len() >= GROUPS && !self.by_list.contains_key(&kinds.as_ptr().addr()) {
+    fn group(&mut self, able: &Arc<Abilities>, lanes: &Lanes) -> usize {
+        if self.groups.len() >= GROUPS && !self.by_place.contains_key(&place(able)) {
             self.tidy();
         }
-        let number = self.groups.len();
-        match self.by_list.entry(kinds.as_ptr().addr()) {
-            Entry::Occupied(group) => *group.get(),
-            Entry::Vacant(vacant) => {
-                vacant.insert(number);
-                for kind in kinds.iter() {
-                    self.able.entry(*kind).or_default().push_back(number);
-                }
-                self.groups.push(Group {
-                    kinds: Arc::clone(kinds),
-                    waiting: BTreeMap::new(),
-                });
-                number
-            }
+        if let Some(group) = self.by_place.get(&place(able)) {
+            return *group;
         }
+        let group = Group {
+            able: Arc::clone(able),
+            waiting: BTreeMap::new(),
+        };
+        self.add(group, lanes)
     }
 
-    /// Forgets the lists of those who do not wait now.
+    fn add(&mut self, group: Group, lanes: &Lanes) -> usize {
+        let number = self.groups.len();
+        self.by_place.insert(place(&group.able), number);
+        for kind in group.able.kinds.iter() {
+            self.able.entry(*kind).or_default().push_back(number);
+        }
+        for (kind, able) in &mut self.extra {
+            if lanes.can(&group.able, *kind) {
+                able.push_back(number);
+            }
+        }
+        self.groups.push(group);
+        number
+    }
+
+    /// Forgets what those can build who do not wait now.
     fn tidy(&mut self) {
         let groups = std::mem::take(&mut self.groups);
-        self.by_list.clear();
+        self.by_place.clear();
         self.able.clear();
+        // Found again when they are asked for.
+        self.extra.clear();
         for group in groups.into_iter().filter(|g| !g.waiting.is_empty()) {
-            let number = self.groups.len();
-            self.by_list.insert(group.kinds.as_ptr().addr(), number);
-            for kind in group.kinds.iter() {
-                self.able.entry(*kind).or_default().push_back(number);
-            }
-            self.groups.push(group);
+            self.add(group, &Lanes::new(0));
         }
     }
 
-    fn remove(&mut self, kinds: &Kinds, number: u64) -> Option<oneshot::Sender<Woken>> {
-        let group = *self.by_list.get(&kinds.as_ptr().addr())?;
+    fn remove(&mut self, able: &Arc<Abilities>, number: u64) -> Option<oneshot::Sender<Woken>> {
+        let group = *self.by_place.get(&place(able))?;
         let sender = self.groups.get_mut(group)?.waiting.remove(&number)?;
         self.count -= 1;
         Some(sender)
     }
 
-    /// Whether there was one.
-    fn wake_one(&mut self, kind: u32) -> bool {
-        let Some(able) = self.able.get_mut(&kind) else {
-            return false;
+    /// The groups that can build a kind.
+    fn able(&mut self, kind: u32, lanes: &Lanes) -> Option<&mut VecDeque<usize>> {
+        if lanes.is_plain(kind) {
+            return self.able.get_mut(&kind);
+        }
+        let groups = &self.groups;
+        let find = || {
+            let all = groups.iter().enumerate();
+            let can = all.filter(|(_, group)| lanes.can(&group.able, kind));
+            can.map(|(number, _)| number).collect()
         };
-        for _ in 0..able.len() {
+        Some(self.extra.entry(kind).or_insert_with(find))
+    }
+
+    /// Whether there was one.
+    fn wake_one(&mut self, kind: u32, lanes: &Lanes) -> bool {
+        let groups = self.able(kind, lanes).map_or(0, |able| able.len());
+        for _ in 0..groups {
             if self.count == 0 {
                 return false;
             }
-            let Some(number) = able.pop_front() else {
+            let able = self.able(kind, lanes);
+            let Some(number) = able.and_then(|able| {
+                able.rotate_left(1);
+                able.back().copied()
+            }) else {
                 return false;
             };
-            able.push_back(number);
             let Some(group) = self.groups.get_mut(number) else {
                 continue;
             };
@@ -194,7 +231,7 @@ impl Waiter {
         why
     }
 
-    /// The configuration that it was told of.
+    /// The kind that it was told of.
     pub(crate) fn kind(&self) -> Option<u32> {
         match self.told {
             Some(Woken::For(kind)) => Some(kind),
@@ -209,10 +246,10 @@ impl Waiter {
         };
         told.told = None;
         let mut waiting = self.waiters.lock();
-        let own = waiting.remove(&self.kinds, self.number);
-        waiting.wake_one(kind);
+        let own = waiting.remove(&self.able, self.number);
+        waiting.wake_one(kind, &self.waiters.lanes);
         if let Some(sender) = own {
-            let group = waiting.group(&self.kinds);
+            let group = waiting.group(&self.able, &self.waiters.lanes);
             if let Some(group) = waiting.groups.get_mut(group) {
                 group.waiting.insert(self.number, sender);
                 waiting.count += 1;
@@ -229,7 +266,7 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut waiting = self.waiters.lock();
-        let is_here = waiting.remove(&self.kinds, self.number).is_some();
+        let is_here = waiting.remove(&self.able, self.number).is_some();
         // It was told, and goes before it could do anything about it: the next one is.
         let unheard = if is_here {
             None
@@ -238,7 +275,7 @@ impl Drop for Waiter {
         };
         for told in [self.told, unheard] {
             if let Some(Woken::For(kind)) = told {
-                waiting.wake_one(kind);
+                waiting.wake_one(kind, &self.waiters.lanes);
             }
         }
     }
@@ -248,6 +285,11 @@ impl Drop for Waiter {
 mod tests {
     use super::*;
 
+    /// Of many configurations.
+    fn waiters() -> Waiters {
+        Waiters::new(Arc::new(Lanes::new(100_000)))
+    }
+
     fn now(waiter: &mut Waiter) -> Option<Woken> {
         let woken = waiter.woken.try_recv().ok();
         waiter.told = woken;
@@ -256,8 +298,8 @@ mod tests {
 
     #[test]
     fn one_that_can_is_woken_for_each_build() {
-        let waiters = Waiters::default();
-        let (ab, b): (Kinds, Kinds) = (Arc::from([1, 2]), Arc::from([2]));
+        let waiters = waiters();
+        let (ab, b) = (Abilities::plain(&[1, 2]), Abilities::plain(&[2]));
         let mut first = waiters.wait(&ab);
         let mut second = waiters.wait(&b);
         let mut third = waiters.wait(&ab);
@@ -278,8 +320,8 @@ mod tests {
 
     #[test]
     fn one_that_has_a_task_leaves_the_next_what_it_was_told_of_and_did_not_hear() {
-        let waiters = Waiters::default();
-        let kinds: Kinds = Arc::from([1]);
+        let waiters = waiters();
+        let kinds = Abilities::plain(&[1]);
         let first = waiters.wait(&kinds);
         let mut second = waiters.wait(&kinds);
         waiters.queued(1, 1);
@@ -289,11 +331,11 @@ mod tests {
 
     #[test]
     fn lists_of_those_who_wait_no_more_are_forgotten_in_the_end() {
-        let waiters = Waiters::default();
-        let kept: Kinds = Arc::from([7]);
+        let waiters = waiters();
+        let kept = Abilities::plain(&[7]);
         let mut waiter = waiters.wait(&kept);
         for number in 0..50_000 {
-            let kinds: Kinds = Arc::from([number]);
+            let kinds = Abilities::plain(&[number]);
             waiters.wait(&kinds).done();
         }
         assert!(waiters.lock().groups.len() <= GROUPS);
@@ -303,8 +345,8 @@ mod tests {
 
     #[test]
     fn one_that_goes_without_its_task_has_the_next_one_told() {
-        let waiters = Waiters::default();
-        let kinds: Kinds = Arc::from([1]);
+        let waiters = waiters();
+        let kinds = Abilities::plain(&[1]);
         // Gone before it was told, told and gone before it looked, and looked and gone.
         drop(waiters.wait(&kinds));
         let told = waiters.wait(&kinds);
@@ -322,15 +364,15 @@ mod tests {
 
     #[test]
     fn what_is_not_for_one_is_passed_on_to_others_alone() {
-        let waiters = Waiters::default();
-        let kinds: Kinds = Arc::from([1]);
+        let waiters = waiters();
+        let kinds = Abilities::plain(&[1]);
         let told = |woken: &mut Waiter| now(woken) == Some(Woken::For(1));
         let mut first = waiters.wait(&kinds);
         waiters.queued(1, 1);
         assert!(told(&mut first));
         // It waits anew, and so does another.
         let mut again = waiters.wait(&kinds);
-        let mut other = waiters.wait(&Arc::from([1]));
+        let mut other = waiters.wait(&Abilities::plain(&[1]));
         again.pass_on(first);
         assert!(told(&mut other));
         assert_eq!(now(&mut again), None);
@@ -345,16 +387,72 @@ mod tests {
 
     #[test]
     fn all_can_be_woken() {
-        let waiters = Waiters::default();
-        let mut one = waiters.wait(&Arc::from([1]));
-        let mut other = waiters.wait(&Arc::from([]));
+        let waiters = waiters();
+        let mut one = waiters.wait(&Abilities::plain(&[1]));
+        let mut other = waiters.wait(&Abilities::plain(&[]));
         waiters.wake_all();
         assert_eq!(now(&mut one), Some(Woken::All));
         assert_eq!(now(&mut other), Some(Woken::All));
-        let mut again = waiters.wait(&Arc::from([1]));
+        let mut again = waiters.wait(&Abilities::plain(&[1]));
         assert_eq!(now(&mut again), None);
         waiters.close();
         assert_eq!(now(&mut again), Some(Woken::All));
-        assert_eq!(now(&mut waiters.wait(&Arc::from([1]))), Some(Woken::All));
+        assert_eq!(
+            now(&mut waiters.wait(&Abilities::plain(&[1]))),
+            Some(Woken::All)
+        );
+    }
+
+    /// What waits in a lane is told to those who serve it, also when the lane is new and they wait already.
+    #[test]
+    fn lanes_that_are_new_find_those_who_serve_them() {
+        use crate::buildtab::Buildtab;
+        use crate::dispatch::abilities::Learned;
+        use crate::queue::lane::tests::interactive;
+        use crate::queue::reach::Reach;
+        use crate::queue::select::{Offer, Role};
+        use crate::store::Kind;
+        use bbot_manifest::{Era, InteractiveMode};
+        let tab = Buildtab::parse("linux* a t\nbsd* b t\n", "t").unwrap();
+        let learned = Learned::default();
+        let able = |name, interactive| {
+            let reach = Reach {
+                interactive,
+                ..Reach::default()
+            };
+            let role = Role::Build;
+            learned.of(&tab, &[Offer { name, role }], Era::Later, reach)
+        };
+        let lanes = Arc::new(Lanes::new(2));
+        let waiters = Waiters::new(Arc::clone(&lanes));
+        let (plain, both) = (
+            able("linux", InteractiveMode::False),
+            able("linux", InteractiveMode::Both),
+        );
+        let (other, only) = (
+            able("bsd", InteractiveMode::Both),
+            able("linux", InteractiveMode::True),
+        );
+        let mut waiting: Vec<Waiter> = [&plain, &both, &other]
+            .map(|able| waiters.wait(able))
+            .into();
+        let told = Kind::of("a", "t", &interactive().text());
+        let kind = lanes.learn(0, &interactive(), told).unwrap();
+        waiters.queued(kind, 3);
+        let woken: Vec<bool> = waiting
+            .iter_mut()
+            .map(|w| now(w) == Some(Woken::For(kind)))
+            .collect();
+        assert_eq!(woken, [false, true, false]);
+        // One that comes later is found as well, and it gets nothing plain.
+        let mut only = waiters.wait(&only);
+        waiters.queued(0, 1);
+        assert_eq!(now(&mut waiting[0]), Some(Woken::For(0)));
+        assert_eq!(now(&mut only), None);
+        waiters.queued(kind, 1);
+        assert_eq!(now(&mut only), Some(Woken::For(kind)));
+        for waiter in waiting.into_iter().chain([only]) {
+            waiter.done();
+        }
     }
 }

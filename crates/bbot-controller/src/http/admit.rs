@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::App;
 use super::problem::{Problem, one_line};
+use super::reach::Bot;
 use crate::pending::Pending;
 use crate::queue::admission::{self, Admission, Door, Shown};
 use crate::queue::wait::Hold;
@@ -58,13 +59,15 @@ impl App {
         of_file.or_else(|| self.crew.said().key(fingerprint).cloned())
     }
 
-    fn admission(&self, agent: &str, fingerprint: Option<&str>) -> Admission {
+    /// `is_named`: a build that waits names its key.
+    fn admission(&self, agent: &str, fingerprint: Option<&str>, is_named: bool) -> Admission {
         let door = self.door();
         if door == Door::Open {
             return Admission::In;
         }
         let shown = match fingerprint {
             Some(fingerprint) if self.key(fingerprint).is_some() => Shown::KnownKey,
+            Some(_) if is_named => Shown::NamedKey,
             Some(_) => Shown::UnknownKey,
             None if self.crew.said().is_approved(agent) => Shown::ApprovedName,
             None => Shown::Nothing,
@@ -72,32 +75,37 @@ impl App {
         admission::admission(door, shown)
     }
 
-    /// Why an agent gets no tasks for now, though it may ask.
-    pub(super) fn hold(&self, request: &TaskRequest, says: Says) -> Option<Hold> {
+    /// Why an agent gets no tasks for now, though it may ask: as what it was let in.
+    pub(super) fn hold(&self, request: &TaskRequest, bot: &Bot, says: Says) -> Option<Hold> {
         if says.drained || self.crew.said().is_drained(&request.agent) {
             return Some(Hold::Drained);
         }
-        let admission = self.admission(&request.agent, request.fingerprint.as_deref());
-        (admission != Admission::In).then_some(Hold::Unapproved)
+        let fingerprint = request.fingerprint.as_deref();
+        let admission = self.admission(&request.agent, fingerprint, bot.named.is_some());
+        let is_in = matches!(admission, Admission::In | Admission::Custom);
+        (!is_in).then_some(Hold::Unapproved)
     }
 
-    /// Turns an agent away that may not even ask; one that has to be let in is remembered.
+    /// Turns an agent away that may not even ask; one that has to be let in is remembered. `named`: its fingerprint, where builds that wait
+    /// name it.
     pub(super) fn admit(
         &self,
         request: &TaskRequest,
         headers: &HeaderMap,
         address: Option<IpAddr>,
-    ) -> Result<(), Problem> {
+        named: Option<String>,
+    ) -> Result<Bot, Problem> {
         let fingerprint = request.fingerprint.as_deref();
-        match self.admission(&request.agent, fingerprint) {
-            Admission::In => Ok(()),
+        let admission = self.admission(&request.agent, fingerprint, named.is_some());
+        match admission {
+            Admission::In | Admission::Custom => Ok(Bot::of(admission, named)),
             Admission::Out => Err(Problem::new(
                 StatusCode::UNAUTHORIZED,
                 match fingerprint {
                     None => "unauthorized: this controller wants agents with a key (--auth-key)",
                     Some(_) => {
                         "unauthorized: the fingerprint is not that of a key in the controller's --agent-keys, \
-                         or that was added to it"
+                         or that was added to it, nor of one that the package of a waiting build names"
                     }
                 },
             )),
@@ -119,7 +127,7 @@ impl App {
                         one_line(&request.agent)
                     );
                 }
-                Ok(())
+                Ok(Bot::of(admission, named))
             }
         }
     }

@@ -163,6 +163,8 @@ mod tests {
             challenge: None,
             machine: "m",
             machine_summary: "M",
+            auxiliaries: &[],
+            login: None,
             toolchain_name: "t",
             toolchain_version: "1",
             makings: None,
@@ -188,13 +190,15 @@ mod tests {
             asker: &app.asker("me"),
             priority: Priority::default(),
             particulars: &Particulars::default(),
+            service: None,
+            breakpoint: None,
             plan: &Plan::of(&[("default", "x86_64-linux-gnu")]),
         };
         let build = app.store.submit(new, Millis(0)).await.unwrap().builds[0].id;
         // The request was given up while the lease was written; the answer was never asked for.
         for (session, answered) in [("s1", false), ("s2", true)] {
-            let kinds: crate::dispatch::waiters::Kinds = Arc::from([0]);
-            let mut waiter = app.desk().waiters.wait(&kinds);
+            let able = crate::dispatch::abilities::Abilities::plain(&[0]);
+            let mut waiter = app.desk().waiters.wait(&able);
             let task = hand_out(&app, build, session).await;
             if answered {
                 drop(task.body("text".into()));

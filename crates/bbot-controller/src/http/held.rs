@@ -11,6 +11,7 @@ use flate2::write::DeflateEncoder;
 
 use super::Base;
 use super::problem::Problem;
+use super::reach::Bot;
 use super::task::Wanted;
 use crate::queue::era::Peer;
 use crate::roll::Says;
@@ -27,6 +28,7 @@ pub(super) struct Held {
     pub(super) says: Says,
     /// The agent's part in the key of the session, where the request is signed.
     pub(super) agent_key: Option<PublicKey>,
+    pub(super) bot: Bot,
     text: Text,
 }
 
@@ -52,6 +54,7 @@ impl Held {
         wait: Duration,
         says: Says,
         agent_key: Option<PublicKey>,
+        bot: Bot,
     ) -> Self {
         Self {
             wanted,
@@ -61,6 +64,7 @@ impl Held {
             wait,
             says,
             agent_key,
+            bot,
             text: Text::Plain(text),
         }
     }
@@ -124,6 +128,7 @@ mod tests {
             Duration::ZERO,
             Says::default(),
             None,
+            Bot::default(),
         );
         assert_eq!(held.read().unwrap(), plain);
         held.pack();

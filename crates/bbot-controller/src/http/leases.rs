@@ -124,6 +124,16 @@ impl App {
                     );
                     self.waits(build, None);
                 }
+                Lapse::GiveUp if build.lane.interactive => {
+                    tracing::warn!(
+                        build.id,
+                        agent,
+                        "nothing was heard of {} about the interactive build {} in time: abort",
+                        problem::one_line(agent),
+                        build.id
+                    );
+                    self.build_changed(build.id);
+                }
                 Lapse::GiveUp => {
                     tracing::error!(
                         build.id,

@@ -82,7 +82,8 @@ impl Counted {
 fn kind(path: &str, query: Option<&str>) -> &'static str {
     let function = query.unwrap_or_default();
     let function = function.split(['&', '=']).next().unwrap_or_default();
-    match path.trim_start_matches('/').split('/').next() {
+    let first = path.trim_start_matches('/').split('/').next();
+    match first.filter(|first| !first.starts_with('@')).or(Some("")) {
         Some("") if function == "build-task" => "task",
         Some("") if function == "build-result" => "result",
         Some("") if function == "upload" => "artifact",

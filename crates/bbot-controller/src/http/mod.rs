@@ -24,6 +24,7 @@ mod nonces;
 mod pages;
 mod params;
 mod problem;
+mod reach;
 mod rebuilds;
 mod result;
 mod session;
@@ -39,7 +40,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post, put};
@@ -52,6 +53,7 @@ use crate::clock::Millis;
 use crate::config::Config;
 use crate::crew::Crew;
 use crate::dispatch::Desk;
+use crate::dispatch::lanes::AT_ONCE;
 use crate::figures::Figures;
 use crate::log_limit::LogLimit;
 use crate::objects::{Object, Objects, Reading};
@@ -168,11 +170,13 @@ impl App {
             config.data_dir.join("archives"),
             config.limits.archive,
         );
-        let desk = Mutex::new(Arc::new(Desk::new(buildtab.get(config.clock.steady()))));
+        let steady = store.steady(config.clock.steady());
+        let desk = Desk::new(buildtab.get(config.clock.steady()), Arc::default(), steady);
+        let desk = Mutex::new(Arc::new(desk));
         Self {
             segments: Arc::new(Segments::new(runs, config.limits.run_log)),
             figures: Figures::new(),
-            agents: Roll::new(store.steady(config.clock.steady())),
+            agents: Roll::new(steady),
             followers: Arc::new(Semaphore::new(config.limits.followers)),
             log_readers: Arc::new(Semaphore::new(config.limits.log_readers)),
             counts: Looked::default(),
@@ -223,9 +227,14 @@ impl App {
     fn desk(&self) -> Arc<Desk> {
         let buildtab = self.buildtab();
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&desk.buildtab, &buildtab) {
-            let old = std::mem::replace(&mut *desk, Arc::new(Desk::new(buildtab)));
-            old.close();
+        let now = self.steady();
+        let next = if Arc::ptr_eq(&desk.buildtab, &buildtab) {
+            desk.next(now)
+        } else {
+            Some(Desk::new(buildtab, Arc::default(), now))
+        };
+        if let Some(next) = next {
+            std::mem::replace(&mut *desk, Arc::new(next)).close();
         }
         Arc::clone(&desk)
     }
@@ -237,11 +246,12 @@ impl App {
             build: build.id,
             failures: build.failures.clone(),
         });
-        self.desk()
-            .queued(&build.configuration, &build.target, head);
+        self.desk().queued(build, head);
         if self.store.is_shared() {
+            let lane = build.lane.text();
             self.store.tell(&News::Queued {
-                kind: Kind::of(&build.configuration, &build.target),
+                kind: Kind::of(&build.configuration, &build.target, &lane),
+                is_plain: lane.is_empty(),
                 builds: 1,
             });
         }
@@ -254,6 +264,40 @@ impl App {
         let rows = |(queued, building): &(i64, i64)| (queued + building).unsigned_abs() / 20;
         let found = self.counts.get(self.store.counts(), rows).await;
         found.map(|counts| *counts)
+    }
+
+    /// Makes sure that the lanes are known that builds wait in.
+    async fn learn_lanes(&self, desk: &Desk) -> Result<(), StoreError> {
+        if desk.lanes.is_read() {
+            return Ok(());
+        }
+        let _looking = desk.looking.lock().await;
+        if desk.lanes.is_read() {
+            return Ok(());
+        }
+        let changes = desk.lanes.changes();
+        // Where there are more than can be known: from where the last ones ended to the end, then from the beginning.
+        let after = desk.lanes_after();
+        self.read_lanes(desk, after).await?;
+        if !after.is_empty() {
+            self.read_lanes(desk, "").await?;
+        }
+        desk.lanes.are_read(changes);
+        Ok(())
+    }
+
+    /// Learns those behind a lane, as long as more can be known.
+    async fn read_lanes(&self, desk: &Desk, after: &str) -> Result<(), StoreError> {
+        let mut last = (after.to_owned(), String::new(), String::new());
+        while !desk.lanes.is_full() {
+            let mut found = self.store.lanes(&last, AT_ONCE).await?;
+            desk.learn(&found);
+            match found.pop() {
+                Some(of_all) if found.len() + 1 == AT_ONCE => last = of_all,
+                _ => break,
+            }
+        }
+        Ok(())
     }
 
     /// Waits until whoever looks into the queue has looked.
@@ -444,6 +488,8 @@ const PRUNE_AT_ONCE: i64 = 100;
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", any(root))
+        .route("/@{tenant}", any(tenant_root))
+        .route("/@{tenant}/", any(tenant_root))
         .route("/archives/{name}", get(archives::get))
         .route("/builds/{id}", get(pages::build))
         .route("/builds/{id}/log", get(pages::log))
@@ -478,8 +524,25 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// The same below the number of a submission, which is what the original calls a tenant: for its agents, which keep URLs with one.
+async fn tenant_root(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    request: Request<Body>,
+) -> Response {
+    if request.method() == Method::POST {
+        function(app, Some(tenant), request).await
+    } else {
+        unknown(State(app), request).await
+    }
+}
+
 /// The root: as the original has it, the name of the first URL parameter is the function.
 async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
+    function(app, None, request).await
+}
+
+async fn function(app: Arc<App>, tenant: Option<String>, request: Request<Body>) -> Response {
     let parameters = params::parse(request.uri().query().unwrap_or_default());
     let function = parameters.first().map(|(name, _)| name.as_str());
     let agents = matches!(function, Some("build-task" | "build-result" | "upload"));
@@ -489,7 +552,7 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
             .into_response(),
         (Some("build-result"), &Method::POST) => {
             let result = async move {
-                result::handle(&app, &parameters[1..], request)
+                result::handle(&app, &parameters[1..], tenant.as_deref(), request)
                     .await
                     .into_response()
             };
@@ -500,7 +563,7 @@ async fn root(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
         }
         (Some("upload"), &Method::POST) => {
             let kind = parameters[0].1.clone();
-            artifacts::form::handle(&app, &kind, request).await
+            artifacts::form::handle(&app, &kind, tenant.as_deref(), request).await
         }
         (_, &Method::GET | &Method::HEAD) if !agents => {
             let (head, _) = request.into_parts();

@@ -13,6 +13,9 @@ const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// What is known of a queue that others change too is believed for so long, however quiet they are: what they tell is a hint.
 const BELIEVED: Duration = Duration::from_secs(5);
 
+/// The same for the lanes that builds wait in, which change seldom: who waits for one that nobody told of asks again within a minute anyway.
+const LANES_BELIEVED: Duration = Duration::from_secs(30);
+
 impl App {
     /// Hears the other controllers until `shutdown`; with a store that is not shared there are none.
     pub(crate) async fn hear_neighbours(&self, shutdown: &CancellationToken) {
@@ -31,7 +34,9 @@ impl App {
                 Ok(()) => return,
                 Err(e) => tracing::warn!("cannot hear other controllers: {e}"),
             }
-            self.desk().heads.all_changed();
+            let desk = self.desk();
+            desk.lanes.may_be_more();
+            desk.heads.all_changed();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(AFTER_ERROR) => {}
@@ -43,10 +48,23 @@ impl App {
         // Whatever was told before this was missed.
         let mut news = vec![News::Missed];
         let mut believed = tokio::time::interval(BELIEVED);
+        let mut lanes_believed = tokio::time::interval(LANES_BELIEVED);
         loop {
             for news in news {
                 match news {
-                    News::Queued { kind, builds } => self.desk().queued_elsewhere(kind, builds),
+                    News::Queued {
+                        kind,
+                        is_plain,
+                        builds,
+                    } => {
+                        let desk = self.desk();
+                        if !desk.queued_elsewhere(kind, builds) && !is_plain {
+                            // The first one in that lane.
+                            desk.lanes.may_be_more();
+                            self.learn_lanes(&desk).await?;
+                            desk.queued_elsewhere(kind, builds);
+                        }
+                    }
                     News::Changed(build) => {
                         self.changes.tell(build);
                         self.ends.tell(build);
@@ -65,6 +83,7 @@ impl App {
                 tokio::select! {
                     news = next.as_mut() => break news?,
                     _ = believed.tick() => self.desk().heads.all_changed(),
+                    _ = lanes_believed.tick() => self.desk().lanes.may_be_more(),
                 }
             };
         }

@@ -9,6 +9,7 @@ use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bbot_manifest::{OperationResult, PackageVersion, ResultRequest, Status, log_text};
 use bbot_signature::BodyDigest;
+use rsa::RsaPublicKey;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::kept::{self, Share};
@@ -19,6 +20,7 @@ use crate::auth;
 use crate::figures::CameBack;
 use crate::queue::State;
 use crate::queue::era::Peer;
+use crate::queue::lease::Tries;
 use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState, Skip, Verdict};
 use crate::queue::rebuild::Checksums;
 use crate::store::{Build, NewResult, SessionFacts, StoreError, Taken};
@@ -30,6 +32,7 @@ const OPERATIONS: usize = 256;
 pub(super) async fn handle(
     app: &App,
     parameters: &[(String, String)],
+    tenant: Option<&str>,
     request: Request<Body>,
 ) -> Result<Response, Plain> {
     let peer = task::peer(request.headers());
@@ -48,7 +51,7 @@ pub(super) async fn handle(
     // An answer to a challenge is checked before, not where others wait for the store: a challenge never changes.
     let operations: Arc<[OperationResult]> = result.operations.into();
     let is_long = operations.iter().any(|o| kept::is_long(&o.log));
-    let known = if challenge.is_some() || is_long {
+    let known = if challenge.is_some() || is_long || tenant.is_some() {
         app.store.session(&session).await?
     } else {
         None
@@ -63,10 +66,15 @@ pub(super) async fn handle(
             Peer::Stranger => Ok(StatusCode::OK.into_response()),
         };
     }
-    let proof = challenge.as_deref().map(|answer| match &known {
-        Some(facts) => prove(app, facts, answer),
-        None => Proof::Good,
-    });
+    if let Some(facts) = &known {
+        check_tenant(facts, tenant)
+            .inspect_err(|problem| problem.log_refusal("build-result", address))?;
+    }
+    let proof = match (challenge.as_deref(), &known) {
+        (Some(answer), Some(facts)) => Some(prove(app, facts, answer).await?),
+        (Some(_), None) => Some(Proof::Good),
+        (None, _) => None,
+    };
     let machine = NewResult::machine_of(result.status, operations.iter().map(|o| o.name.as_str()));
     let checksums = Checksums::new(
         agent_checksum.as_deref(),
@@ -89,6 +97,7 @@ pub(super) async fn handle(
                     Some(_) => Skip::Different,
                 },
                 again: facts.again,
+                tries: Tries::of(&facts.build.lane),
                 machine,
                 interrupts: facts.build.interrupts,
                 lapses: facts.build.lapses,
@@ -188,6 +197,17 @@ fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {
     }
 }
 
+/// Refuses what is said of a session below another submission's URL than its own.
+pub(super) fn check_tenant(facts: &SessionFacts, tenant: Option<&str>) -> Result<(), Problem> {
+    let own = facts.build.submission.to_string();
+    if tenant.is_none_or(|tenant| tenant == own) {
+        return Ok(());
+    }
+    Err(Problem::bad(
+        "invalid session: it is of another submission than the one in the URL",
+    ))
+}
+
 /// What it proves that nothing was answered.
 pub(super) fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
     // Without a challenge the task was given before agents had to prove themselves, and now they may have to.
@@ -198,19 +218,39 @@ pub(super) fn unanswered(facts: &SessionFacts, keys: bool) -> Proof {
     }
 }
 
-pub(super) fn prove(app: &App, facts: &SessionFacts, answer: &[u8]) -> Proof {
+pub(super) async fn prove(
+    app: &App,
+    facts: &SessionFacts,
+    answer: &[u8],
+) -> Result<Proof, StoreError> {
     let Some(challenge) = &facts.challenge else {
-        return Proof::Unexpected;
+        return Ok(Proof::Unexpected);
     };
-    if !app.has_door() {
-        return Proof::Good;
-    }
-    let key = facts.fingerprint.as_deref().and_then(|f| app.key(f));
-    if key.is_some_and(|key| auth::verify(&key, challenge, answer)) {
-        Proof::Good
+    let key = if facts.build.lane.keys.is_empty() {
+        if !app.has_door() {
+            return Ok(Proof::Good);
+        }
+        facts.fingerprint.as_deref().and_then(|f| app.key(f))
     } else {
-        Proof::Wrong
-    }
+        bots_key(app, facts).await?
+    };
+    Ok(
+        if key.is_some_and(|key| auth::verify(&key, challenge, answer)) {
+            Proof::Good
+        } else {
+            Proof::Wrong
+        },
+    )
+}
+
+/// The key of a custom bot, as the package names it.
+async fn bots_key(app: &App, facts: &SessionFacts) -> Result<Option<RsaPublicKey>, StoreError> {
+    let submission = app.store.submission(facts.build.submission).await?;
+    let named = |fingerprint: &str| {
+        let bots = &submission.as_ref()?.particulars.bots;
+        auth::public_key(bots.get(fingerprint)?).ok()
+    };
+    Ok(facts.fingerprint.as_deref().and_then(named))
 }
 
 fn identity(task_name: &str, task_version: &str, name: &str, version: &str) -> Identity {
@@ -311,10 +351,16 @@ fn tell(
                 outcome::Machine::Unmentioned => CameBack::Given,
             });
             app.figures.result(Status::Abort);
-            tracing::warn!(
-                "{name} {version} came back from its agents without a result {} times: abort",
-                outcome::INTERRUPTS
-            );
+            if build.as_ref().is_some_and(|b| b.lane.interactive) {
+                tracing::warn!(
+                    "{name} {version} is interactive and came back from its agent: abort"
+                );
+            } else {
+                tracing::warn!(
+                    "{name} {version} came back from its agents without a result {} times: abort",
+                    outcome::INTERRUPTS
+                );
+            }
             changed();
         }
         Verdict::Release => {

@@ -16,7 +16,7 @@ use bbot_manifest::{TaskRequest, TaskResponse};
 
 use super::held::{Held, parse};
 use super::problem::{Plain, Problem, one_line};
-use super::{App, Base, Connection, body, signed};
+use super::{App, Base, Connection, body, reach, signed};
 use crate::dispatch::waiters::Waiter;
 use crate::queue::era::{self, Peer};
 use crate::roll::{Asking, ahead_text};
@@ -73,10 +73,10 @@ pub(super) async fn handle(
     asking.is_choosy(!held.wanted.repositories.is_empty());
     let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
-    if !held.wanted.is_anything(task_request.interactive_mode) {
+    if reach::of(app, &task_request, &held.wanted, (&held.bot, era)).is_none() {
         // What its machines could build is not for them.
         let desk = app.desk();
-        asking.can(desk.reading, &desk.learned.of(&desk.buildtab, &[], era));
+        asking.can(desk.reading, &desk.nothing(era));
         return nothing();
     }
     app.requeue_lapsed().await?;
@@ -118,17 +118,22 @@ async fn take(
     let agent_key = signed::of_task(app, &head, &text, &task_request).await;
     let agent_key = agent_key
         .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
-    app.admit(&task_request, &head.headers, from)?;
     let peer = peer(&head.headers);
+    let era = era::detect(app.config.era, peer, &task_request);
+    let named = app.named(&app.desk(), &task_request, era).await?;
+    let bot = app.admit(&task_request, &head.headers, from, named)?;
+    reach::check(app, &task_request, &wanted)
+        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let held = Held::new(
         text,
         wanted,
-        era::detect(app.config.era, peer, &task_request),
+        era,
         peer,
         head.extensions.get::<Base>().cloned(),
         wait(&head.headers, peer),
         app.says(&head.headers),
         agent_key,
+        bot,
     );
     Ok((held, task_request))
 }
@@ -160,8 +165,8 @@ async fn look(
         held,
     };
     let desk = app.desk();
-    let hold = app.hold(&request, held.says);
-    let mut able = asked.able(&desk);
+    let hold = app.hold(&request, &held.bot, held.says);
+    let mut able = asked.able(app, &desk);
     // One that is drained on its host does not say what it has.
     if !request.machines.is_empty() || hold.is_none() {
         asking.can(desk.reading, &able);
@@ -171,7 +176,7 @@ async fn look(
     }
     asking.is_held_back(hold);
     if hold.is_some() {
-        able = desk.learned.of(&desk.buildtab, &[], held.era);
+        able = desk.nothing(held.era);
     }
     if held.wait.is_zero() {
         return Ok(match find(app, &desk, &able, &asked).await? {
@@ -180,7 +185,7 @@ async fn look(
         });
     }
     // Before looking, so that what is queued meanwhile is not slept over.
-    let waiter = desk.waiters.wait(&able.kinds);
+    let waiter = desk.waiters.wait(&able);
     let found = find(app, &desk, &able, &asked).await?;
     // What it was told of was its to look for until now. Had that failed, or has it something else, another is told.
     match (told, &found) {

@@ -28,18 +28,19 @@ impl App {
             Before::Exactly(before)
         };
         let desk = self.desk();
-        let kind = desk.kind(&build.configuration, &build.target);
-        let agents = match kind {
-            Some(kind) => {
-                self.agents
-                    .for_build((desk.reading, kind), &build.failures, self.steady())
+        let number = desk.number(&build.configuration, &build.target);
+        let agents = match number {
+            Some(number) => {
+                let of = (desk.reading, number, &build.lane);
+                self.agents.for_build(of, &build.failures, self.steady())
             }
             None => Vec::new(),
         };
-        let why = wait::why(kind.is_some(), agents, before);
-        let line = kind.and_then(|kind| desk.configuration(kind));
+        let why = wait::why(number.is_some(), agents, before);
+        let line = number.and_then(|number| desk.configuration(number));
         let pattern = line.map(|line| line.pattern.as_str());
-        let sentence = why.sentence(&build.configuration, pattern, &build.failures.avoided());
+        let avoided = build.failures.avoided();
+        let sentence = why.sentence(&build.configuration, pattern, &build.lane, &avoided);
         Ok(Some(Waits { why, sentence }))
     }
 }

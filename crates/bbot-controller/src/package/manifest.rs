@@ -10,6 +10,7 @@ use bbot_manifest::{ManifestError, Pair, ParseError, Position, split_comment};
 use super::classes::Expression;
 use super::constraint::Constraint;
 use super::{DEFAULT, Package, PackageConfiguration};
+use crate::auth;
 
 /// The largest manifest of a package, in bytes.
 pub const LARGEST: usize = 256 << 10;
@@ -24,7 +25,19 @@ const TERMS: usize = 256;
 /// Values of `requires`, at most.
 const REQUIREMENTS: usize = 64;
 
-/// Longest name of a package configuration, in bytes.
+/// Values of `build-auxiliary` of all package configurations, at most.
+const AUXILIARIES: usize = 64;
+
+/// Values of `build-bot` of all package configurations, at most: each is a key that is read.
+const BOTS: usize = 16;
+
+/// Longest pattern of an auxiliary machine, in bytes.
+const PATTERN: usize = 256;
+
+/// Longest key of a custom bot, in bytes: one of 8192 bits takes a quarter.
+const KEY: usize = 8 << 10;
+
+/// Longest name of a package configuration or of an auxiliary machine's environment, in bytes.
 const NAME: usize = 128;
 
 /// Longest arguments of a package configuration, in bytes.
@@ -36,6 +49,9 @@ enum Name<'a> {
     Builds(&'a str),
     Constraint(&'a str, Excludes),
     Arguments(&'a str),
+    /// And the environment's name, which may be empty.
+    Auxiliary(&'a str, &'a str),
+    Bot(&'a str),
     Requires,
 }
 
@@ -53,6 +69,10 @@ impl<'a> Name<'a> {
         };
         if name == "requires" {
             Some(Self::Requires)
+        } else if let Some((owner, environment)) = auxiliary(name) {
+            Some(Self::Auxiliary(owner, environment))
+        } else if let Some(owner) = owner("build-bot") {
+            Some(Self::Bot(owner))
         } else if let Some(owner) = owner("build-include") {
             Some(Self::Constraint(owner, Excludes::No))
         } else if let Some(owner) = owner("build-exclude") {
@@ -63,6 +83,23 @@ impl<'a> Name<'a> {
             owner("builds").map(Self::Builds)
         }
     }
+}
+
+/// The package configuration and the environment of a value `[<configuration>-]build-auxiliary[-<environment>]`.
+fn auxiliary(name: &str) -> Option<(&str, &str)> {
+    let (before, after) = name.split_once("build-auxiliary")?;
+    let part = |text: &'_ str, stripped: Option<&'_ str>| {
+        text.is_empty() || stripped.is_some_and(|part| !part.is_empty())
+    };
+    let (owner, environment) = (before.strip_suffix('-'), after.strip_prefix('-'));
+    (part(before, owner) && part(after, environment))
+        .then(|| (owner.unwrap_or_default(), environment.unwrap_or_default()))
+}
+
+/// Whether a part of values' names is one that can stand for something.
+fn is_name(name: &str) -> bool {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
+    name.len() <= NAME && name.chars().all(is_good)
 }
 
 fn fail<T>(at: Position, what: impl Into<String>) -> Result<T, ParseError> {
@@ -77,6 +114,13 @@ fn invalid<T>(pair: &Pair, why: impl std::fmt::Display) -> Result<T, ParseError>
     fail(
         pair.value_position,
         format!("invalid package {}: {why}", pair.name),
+    )
+}
+
+fn many<T>(what: &str, most: usize) -> Result<T, ParseError> {
+    fail(
+        Position::START,
+        format!("the package has more than {most} {what}"),
     )
 }
 
@@ -136,7 +180,7 @@ impl Package {
                         pair.name_position,
                         format!(
                             "`{}` cannot be overridden: builds, build-include, build-exclude, <configuration>-builds and so on, \
-                             <configuration>-build-config and requires can",
+                             <configuration>-build-config, build-auxiliary, build-bot and requires can",
                             pair.name
                         ),
                     );
@@ -168,11 +212,7 @@ impl Package {
         let at = match found {
             Some(at) => at,
             None => {
-                let good = name.len() <= NAME
-                    && name
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || "_+.-".contains(c));
-                if !good {
+                if !is_name(name) {
                     return fail(
                         pair.name_position,
                         format!(
@@ -222,6 +262,56 @@ impl Package {
                         .push(constraint),
                 }
             }
+            Name::Auxiliary(owner, environment) => {
+                if !is_name(environment) {
+                    return fail(
+                        pair.name_position,
+                        format!(
+                            "the environment's name has other than letters, digits and _ + . -, or is longer than {NAME}"
+                        ),
+                    );
+                }
+                let (pattern, _) = split_comment(&pair.value);
+                let pattern = pattern.trim();
+                if pattern.is_empty() || pattern.len() > PATTERN {
+                    return invalid(
+                        pair,
+                        format!("expected a pattern of names of at most {PATTERN} characters"),
+                    );
+                }
+                let auxiliaries = match owner {
+                    "" => &mut self.auxiliaries,
+                    owner => &mut self.configuration(owner, pair)?.auxiliaries,
+                };
+                if auxiliaries
+                    .insert(environment.to_owned(), pattern.to_owned())
+                    .is_some()
+                {
+                    return fail(
+                        pair.name_position,
+                        format!("`{}` occurs more than once", pair.name),
+                    );
+                }
+            }
+            Name::Bot(owner) => {
+                if pair.value.len() > KEY {
+                    return invalid(pair, format!("longer than {KEY} characters"));
+                }
+                let (fingerprint, pem) = match auth::public_key(&pair.value) {
+                    Ok(key) => (auth::fingerprint(&key), auth::pem(&key)),
+                    Err(e) => return invalid(pair, e),
+                };
+                let bots = match owner {
+                    "" => &mut self.bots,
+                    owner => &mut self.configuration(owner, pair)?.bots,
+                };
+                bots.insert(fingerprint, pem);
+                // Before the next one is read: that is what takes time.
+                let all = self.configurations.iter().map(|c| c.bots.len());
+                if all.sum::<usize>() + self.bots.len() > BOTS {
+                    return many("keys of custom bots", BOTS);
+                }
+            }
             Name::Arguments(owner) => {
                 let configuration = self.configuration(owner, pair)?;
                 if configuration.arguments.is_some() {
@@ -262,18 +352,28 @@ impl Package {
                     configuration.arguments = None;
                 }
             }
+            Name::Auxiliary(owner, _) => {
+                if owner.is_empty() {
+                    self.auxiliaries.clear();
+                }
+                for configuration in self.configurations.iter_mut().filter(|c| of(owner, c)) {
+                    configuration.auxiliaries.clear();
+                }
+            }
+            Name::Bot(owner) => {
+                if owner.is_empty() {
+                    self.bots.clear();
+                }
+                for configuration in self.configurations.iter_mut().filter(|c| of(owner, c)) {
+                    configuration.bots.clear();
+                }
+            }
             Name::Requires => self.requires.clear(),
         }
     }
 
     /// It is not more than is reasonable; `default` is the first of its configurations.
     fn check(mut self) -> Result<Self, ParseError> {
-        let many = |what: &str, most: usize| {
-            fail(
-                Position::START,
-                format!("the package has more than {most} {what}"),
-            )
-        };
         let own = |c: &PackageConfiguration| {
             c.constraints.len() + c.builds.iter().map(Expression::size).sum::<usize>()
         };
@@ -284,6 +384,10 @@ impl Package {
         }
         if terms + common + self.constraints.len() > TERMS {
             return many("classes and patterns of target configurations", TERMS);
+        }
+        let auxiliaries = self.configurations.iter().map(|c| c.auxiliaries.len());
+        if auxiliaries.sum::<usize>() + self.auxiliaries.len() > AUXILIARIES {
+            return many("auxiliary machines", AUXILIARIES);
         }
         if self.requires.len() > REQUIREMENTS {
             return many("requirements", REQUIREMENTS);
@@ -336,6 +440,10 @@ mod tests {
         assert_eq!(package.configurations[1].builds.len(), 1);
         assert_eq!(package.configurations[2].constraints.len(), 1);
         assert_eq!(package.requires, ["c++14", "host"]);
+        assert_eq!(
+            package.auxiliaries,
+            [(String::new(), "*-pg".to_owned())].into()
+        );
         let particulars = package.particulars();
         assert_eq!(
             particulars.of("sys").unwrap().arguments.as_deref(),
@@ -377,6 +485,22 @@ mod tests {
                 "manifest:3:1: error: `x-build-config` occurs more than once",
             ),
             (
+                ": 1\nbuild-auxiliary-a: x\nbuild-auxiliary-a: y\n",
+                "manifest:3:1: error: `build-auxiliary-a` occurs more than once",
+            ),
+            (
+                ": 1\nx-build-auxiliary: ; No.\n",
+                "manifest:2:20: error: invalid package x-build-auxiliary: expected a pattern of names of at most 256 characters",
+            ),
+            (
+                ": 1\nbuild-auxiliary-a/b: x\n",
+                "manifest:2:1: error: the environment's name has other than letters, digits and _ + . -, or is longer than 128",
+            ),
+            (
+                ": 1\nbuild-bot: ssh-rsa AAAA\n",
+                "manifest:2:12: error: invalid package build-bot: it is not an RSA public key in PEM form; make one with: openssl rsa -in KEY -pubout",
+            ),
+            (
                 ": 1\nx/y-builds: all\n",
                 "manifest:2:1: error: the package configuration's name has other than letters, digits and _ + . -, or is longer than 128",
             ),
@@ -400,10 +524,74 @@ mod tests {
                 "256 classes and patterns",
             ),
             (many(&|n| format!("requires: c{n}\n")), "64 requirements"),
+            (
+                many(&|n| format!("build-auxiliary-c{n}: *\n")),
+                "64 auxiliary machines",
+            ),
         ] {
             let error = read(&text).unwrap_err();
             assert!(error.contains(&format!("more than {expected}")), "{error}");
         }
+    }
+
+    /// A public key, with its fingerprint.
+    fn key() -> (String, String) {
+        let modulus = rsa::BigUint::from_bytes_be(&[0xff; 256]);
+        let key = rsa::RsaPublicKey::new(modulus, 65537_u32.into()).unwrap();
+        (auth::pem(&key), auth::fingerprint(&key))
+    }
+
+    #[test]
+    fn auxiliary_machines_and_custom_bots() {
+        for (name, expected) in [
+            ("build-auxiliary", Some(("", ""))),
+            ("build-auxiliary-pg-sql", Some(("", "pg-sql"))),
+            ("x-build-auxiliary", Some(("x", ""))),
+            ("x-y-build-auxiliary-pg", Some(("x-y", "pg"))),
+            ("xbuild-auxiliary", None),
+            ("-build-auxiliary", None),
+            ("build-auxiliary-", None),
+            ("build-auxiliarypg", None),
+        ] {
+            assert_eq!(auxiliary(name), expected, "{name}");
+        }
+        let (one, of_one) = key();
+        let value = |pem: &str| format!("\\\n{pem}\\\n");
+        let text = format!(
+            ": 1\nbuild-bot:{one}build-bot:{one}x-build-config: a=b\nx-build-auxiliary-a: *-pg ; X.\n",
+            one = value(&one)
+        );
+        let package = read(&text).unwrap();
+        assert_eq!(package.bots, [(of_one.clone(), one.clone())].into());
+        let x = &package.configurations[1];
+        assert_eq!(package.bots_of(x), &package.bots);
+        assert_eq!(
+            package.auxiliaries_of(x),
+            &[("a".to_owned(), "*-pg".to_owned())].into()
+        );
+        assert!(
+            package
+                .auxiliaries_of(&package.configurations[0])
+                .is_empty()
+        );
+        assert_eq!(package.particulars().bots, package.bots);
+        let over = |text: &str| package.clone().overridden(text, "o").unwrap();
+        let changed = over("build-auxiliary-b: *\n");
+        assert!(changed.configurations[1].auxiliaries.is_empty() && changed.auxiliaries.len() == 1);
+        let changed = over(&format!("x-build-bot:{}", value(&one)));
+        assert_eq!(
+            (changed.bots.len(), changed.configurations[1].bots.len()),
+            (1, 1)
+        );
+        // So many, and no more: those of seventeen package configurations.
+        let own = |n: usize| format!("c{n}-build-bot:{}", value(&one));
+        let all = |n: usize| read(&format!(": 1\n{}", (0..n).map(own).collect::<String>()));
+        all(16).unwrap();
+        assert!(
+            all(17)
+                .unwrap_err()
+                .contains("more than 16 keys of custom bots")
+        );
     }
 
     #[test]

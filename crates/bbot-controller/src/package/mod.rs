@@ -13,6 +13,8 @@ pub mod constraint;
 pub mod manifest;
 pub mod plan;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use classes::Expression;
@@ -32,7 +34,14 @@ pub struct Package {
     pub configurations: Vec<PackageConfiguration>,
     /// What else the package requires (`requires`).
     pub requires: Vec<String>,
+    /// Patterns of auxiliary machines by the names of their environments, where a package configuration names none.
+    pub auxiliaries: BTreeMap<String, String>,
+    /// Keys of custom bots, where a package configuration names none.
+    pub bots: BotKeys,
 }
+
+/// Public keys of custom bots in PEM form, by their fingerprints.
+pub type BotKeys = BTreeMap<String, String>;
 
 /// A package configuration: `<name>-build-config` and what goes with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +54,10 @@ pub struct PackageConfiguration {
     pub builds: Vec<Expression>,
     /// Target configurations of its own that are left out or put in.
     pub constraints: Vec<Constraint>,
+    /// Auxiliary machines of its own; none: the package's.
+    pub auxiliaries: BTreeMap<String, String>,
+    /// Custom bots of its own; none: the package's.
+    pub bots: BotKeys,
 }
 
 impl PackageConfiguration {
@@ -63,6 +76,8 @@ impl Default for Package {
             constraints: Vec::new(),
             configurations: vec![PackageConfiguration::named(DEFAULT)],
             requires: Vec::new(),
+            auxiliaries: BTreeMap::new(),
+            bots: BotKeys::new(),
         }
     }
 }
@@ -76,6 +91,9 @@ pub struct Particulars {
     /// Package configurations of which there is more to say than the name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configurations: Vec<ParticularConfiguration>,
+    /// Keys of custom bots that its builds name, by which their results are checked.
+    #[serde(default, skip_serializing_if = "BotKeys::is_empty")]
+    pub bots: BotKeys,
 }
 
 /// What tasks say of a package configuration.
@@ -89,6 +107,27 @@ pub struct ParticularConfiguration {
 }
 
 impl Package {
+    /// The auxiliary machines of a package configuration.
+    #[must_use]
+    pub fn auxiliaries_of<'a>(
+        &'a self,
+        configuration: &'a PackageConfiguration,
+    ) -> &'a BTreeMap<String, String> {
+        match configuration.auxiliaries.is_empty() {
+            true => &self.auxiliaries,
+            false => &configuration.auxiliaries,
+        }
+    }
+
+    /// The keys of the custom bots of a package configuration.
+    #[must_use]
+    pub fn bots_of<'a>(&'a self, configuration: &'a PackageConfiguration) -> &'a BotKeys {
+        match configuration.bots.is_empty() {
+            true => &self.bots,
+            false => &configuration.bots,
+        }
+    }
+
     /// What its tasks say of it.
     #[must_use]
     pub fn particulars(&self) -> Particulars {
@@ -101,6 +140,11 @@ impl Package {
         Particulars {
             requires: self.requires.clone(),
             configurations: configurations.collect(),
+            bots: self
+                .configurations
+                .iter()
+                .flat_map(|configuration| self.bots_of(configuration).clone())
+                .collect(),
         }
     }
 }

@@ -8,7 +8,8 @@ use super::classes::{self, Expression};
 use super::constraint::{self, Constraint};
 use super::{Package, PackageConfiguration};
 use crate::buildtab::{Buildtab, Configuration};
-use crate::queue::select;
+use crate::queue::lane::{self, Lane};
+use crate::queue::{auxiliary, select};
 
 /// A build to be queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Planned {
     pub target: String,
     /// Name of the package configuration.
     pub package_configuration: String,
+    /// What it asks of an agent beyond a machine.
+    pub lane: Lane,
 }
 
 /// A build that there will not be. Kept with the submission.
@@ -51,10 +54,78 @@ impl Plan {
             configuration: (*name).to_owned(),
             target: (*target).to_owned(),
             package_configuration: super::DEFAULT.to_owned(),
+            lane: Lane::default(),
         };
         Self {
             builds: configurations.iter().map(planned).collect(),
             excluded: Vec::new(),
+        }
+    }
+}
+
+/// A submission that is for a person to look into has other than one build.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotOne {
+    /// It has none.
+    #[error(
+        "an interactive submission has to be one build, and this is none: {0}; name a configuration of the buildtab in \"configurations\" \
+         that the package does not leave out"
+    )]
+    None(String),
+    /// It has several.
+    #[error(
+        "an interactive submission has to be one build, and this is {number}: {some}; name one configuration of the buildtab in \
+         \"configurations\", and leave out all but one package configuration in \"overrides\" (as in `x-builds: none`)"
+    )]
+    Several {
+        /// How many.
+        number: usize,
+        /// Some of them.
+        some: String,
+    },
+}
+
+/// So many builds are named at most.
+const NAMED: usize = 10;
+
+impl Plan {
+    /// Makes sure that it is one build.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_one(&self) -> Result<(), NotOne> {
+        let some = |all: Vec<String>| {
+            let more = all.len().saturating_sub(NAMED);
+            let mut text = all.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+            if more > 0 {
+                text.push_str(&format!(" and {more} more"));
+            }
+            text
+        };
+        match self.builds.as_slice() {
+            [_] => Ok(()),
+            [] => {
+                let why = |e: &Excluded| {
+                    format!(
+                        "{} ({}): {}",
+                        e.configuration, e.package_configuration, e.why
+                    )
+                };
+                let all = some(self.excluded.iter().map(why).collect());
+                Err(NotOne::None(all))
+            }
+            several => {
+                let name = |b: &Planned| {
+                    format!(
+                        "{} {} ({})",
+                        b.configuration, b.target, b.package_configuration
+                    )
+                };
+                Err(NotOne::Several {
+                    number: several.len(),
+                    some: some(several.iter().map(name).collect()),
+                })
+            }
         }
     }
 }
@@ -72,7 +143,8 @@ pub struct TooMany {
     target: usize,
 }
 
-/// The builds of a package. `chosen`: somebody has named these target configurations, and wants no others.
+/// The builds of a package. `chosen`: somebody has named these target configurations, and wants no others. `asks`: what the submission asks
+/// of agents for each of them.
 ///
 /// # Errors
 /// There would be more than [`MOST`].
@@ -80,6 +152,7 @@ pub fn plan(
     package: &Package,
     buildtab: &Buildtab,
     chosen: Option<&[String]>,
+    asks: &Lane,
 ) -> Result<Plan, TooMany> {
     let targets: Vec<&Configuration> = buildtab
         .configurations()
@@ -93,12 +166,17 @@ pub fn plan(
             target: theirs,
         });
     }
+    let lanes: Vec<Result<Lane, String>> = package
+        .configurations
+        .iter()
+        .map(|configuration| lane(package, configuration, asks))
+        .collect();
     let mut plan = Plan::default();
     for target in targets {
         // What all package configurations have in common is looked at once.
         let common_classes = by_classes(&package.builds, target, chosen.is_some());
         let common_constraints = by_constraints(&package.constraints, target);
-        for configuration in &package.configurations {
+        for (configuration, lane) in package.configurations.iter().zip(&lanes) {
             let own = Own::of(configuration);
             let why = match own.builds {
                 Some(builds) => by_classes(builds, target, chosen.is_some()),
@@ -109,13 +187,15 @@ pub fn plan(
                 None => common_constraints.clone(),
             });
             let why = why.or_else(|| by_era(configuration, target));
-            match why {
-                None => plan.builds.push(Planned {
+            let lane = why.map_or_else(|| lane.clone(), Err);
+            match lane {
+                Ok(lane) => plan.builds.push(Planned {
                     configuration: target.name.clone(),
                     target: target.target.clone(),
                     package_configuration: configuration.name.clone(),
+                    lane,
                 }),
-                Some(why) => plan.excluded.push(Excluded {
+                Err(why) => plan.excluded.push(Excluded {
                     configuration: target.name.clone(),
                     target: target.target.clone(),
                     package_configuration: configuration.name.clone(),
@@ -125,6 +205,34 @@ pub fn plan(
         }
     }
     Ok(plan)
+}
+
+/// The lane of the builds in a package configuration; or why there can be none.
+fn lane(
+    package: &Package,
+    configuration: &PackageConfiguration,
+    asks: &Lane,
+) -> Result<Lane, String> {
+    let lane = Lane {
+        auxiliaries: package.auxiliaries_of(configuration).clone(),
+        keys: package.bots_of(configuration).keys().cloned().collect(),
+        ..asks.clone()
+    };
+    let wanted = lane.auxiliaries.len();
+    if wanted > auxiliary::MOST {
+        return Err(format!(
+            "it asks for {wanted} auxiliary machines, and a task can have {}",
+            auxiliary::MOST
+        ));
+    }
+    let length = lane.text().len();
+    if length > lane::LONGEST {
+        return Err(format!(
+            "what it asks of agents (patterns of auxiliary machines, keys of custom bots) takes {length} bytes, and the most is {}",
+            lane::LONGEST
+        ));
+    }
+    Ok(lane)
 }
 
 /// What counts for a package configuration in the place of what the package says.
@@ -203,7 +311,7 @@ old*         plain            i686-linux-gnu\n";
         let chosen: Option<Vec<String>> =
             chosen.map(|names| names.iter().map(|&n| n.to_owned()).collect());
         let tab = Buildtab::parse(TAB, "t").unwrap();
-        let plan = plan(&package, &tab, chosen.as_deref()).unwrap();
+        let plan = plan(&package, &tab, chosen.as_deref(), &Lane::default()).unwrap();
         let name = |c: &str, p: &str| match p {
             super::super::DEFAULT => c.to_owned(),
             p => format!("{c}/{p}"),
@@ -292,18 +400,84 @@ old*         plain            i686-linux-gnu\n";
     }
 
     #[test]
+    fn one_build_is_one() {
+        let package = Package::default();
+        let tab = Buildtab::parse(TAB, "t").unwrap();
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+            let plan = plan(&package, &tab, Some(&names), &Lane::default()).unwrap();
+            plan.check_one().map_err(|e| e.to_string())
+        };
+        assert_eq!(of(&["plain"]), Ok(()));
+        let several = of(&["plain", "linux-gcc"]).unwrap_err();
+        assert!(
+            several.contains("this is 2: linux-gcc x86_64-linux-gnu (default), plain i686-linux-gnu (default); name one"),
+            "{several}"
+        );
+        let none = plan(&package, &tab, None, &Lane::default()).unwrap();
+        let none = Plan {
+            builds: Vec::new(),
+            ..none
+        };
+        let none = none.check_one().unwrap_err().to_string();
+        assert!(
+            none.contains("this is none: linux-gcc-static (default): it is not of the class"),
+            "{none}"
+        );
+        let many = Plan::of(&[("c", "t"); 12])
+            .check_one()
+            .unwrap_err()
+            .to_string();
+        assert!(
+            many.contains("this is 12") && many.contains("and 2 more"),
+            "{many}"
+        );
+    }
+
+    #[test]
+    fn lanes_are_of_package_configurations() {
+        let manifest = "build-auxiliary-pg: *-postgresql**\nx-build-config: a=b\ny-build-config: c=d\ny-build-auxiliary: *-redis ; Y.\n";
+        let mut package = Package::read(format!(": 1\n{manifest}").as_bytes(), "m").unwrap();
+        let tab = Buildtab::parse("** c t all\n", "t").unwrap();
+        let asks = Lane {
+            service: Some("ci".into()),
+            ..Lane::default()
+        };
+        let found = plan(&package, &tab, Some(&["c".to_owned()]), &asks).unwrap();
+        let pg = r#"{"service":"ci","auxiliaries":{"pg":"*-postgresql**"}}"#;
+        let lanes: Vec<String> = found.builds.iter().map(|b| b.lane.text()).collect();
+        assert_eq!(
+            lanes,
+            [pg, pg, r#"{"service":"ci","auxiliaries":{"":"*-redis"}}"#]
+        );
+        // Too many, and too long.
+        package.auxiliaries = (0..10).map(|n| (n.to_string(), "*".to_owned())).collect();
+        package.configurations[1].auxiliaries = [("a".to_owned(), "x".repeat(1024))].into();
+        let found = plan(&package, &tab, Some(&["c".to_owned()]), &asks).unwrap();
+        assert_eq!(found.builds.len(), 1);
+        let why: Vec<&str> = found.excluded.iter().map(|e| e.why.as_str()).collect();
+        assert_eq!(
+            why[0],
+            "it asks for 10 auxiliary machines, and a task can have 9"
+        );
+        assert!(why[1].starts_with("what it asks of agents"), "{why:?}");
+    }
+
+    #[test]
     fn there_is_a_bound() {
         let lines: String = (0..1000).map(|n| format!("* c{n} t default\n")).collect();
         let tab = Buildtab::parse(&lines, "t").unwrap();
         let manifest: String = (0..10).map(|n| format!("c{n}-build-config: a\n")).collect();
         let package = Package::read(format!(": 1\n{manifest}").as_bytes(), "m").unwrap();
-        let many = plan(&package, &tab, None).unwrap_err().to_string();
+        let many = plan(&package, &tab, None, &Lane::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             many.starts_with("11 package configuration(s) in 1000 target"),
             "{many}"
         );
         assert_eq!(
-            plan(&package, &tab, Some(&["c7".to_owned()]))
+            plan(&package, &tab, Some(&["c7".to_owned()]), &Lane::default())
                 .unwrap()
                 .builds
                 .len(),

@@ -16,6 +16,8 @@ pub enum Door {
 pub enum Shown {
     /// The fingerprint of a key that is known.
     KnownKey,
+    /// That of another one, which a build that waits names.
+    NamedKey,
     /// That of another one.
     UnknownKey,
     /// None, but a person has let in whoever has its name.
@@ -29,6 +31,8 @@ pub enum Shown {
 pub enum Admission {
     /// It gets tasks.
     In,
+    /// It is a custom bot: it gets builds that name its key, and no others.
+    Custom,
     /// It gets none until a person lets it in.
     Pending,
     /// It is turned away.
@@ -42,6 +46,7 @@ pub fn admission(door: Door, shown: Shown) -> Admission {
         (Door::Open, _) | (_, Shown::KnownKey) | (Door::Approval, Shown::ApprovedName) => {
             Admission::In
         }
+        (Door::Keys | Door::Approval, Shown::NamedKey) => Admission::Custom,
         (Door::Approval, Shown::UnknownKey | Shown::Nothing) => Admission::Pending,
         (Door::Keys, Shown::UnknownKey | Shown::ApprovedName | Shown::Nothing) => Admission::Out,
     }
@@ -53,9 +58,10 @@ mod tests {
 
     #[test]
     fn who_is_let_in() {
-        use Admission::{In, Out, Pending};
+        use Admission::{Custom, In, Out, Pending};
         for (shown, expected) in [
             (Shown::KnownKey, [In, In, In]),
+            (Shown::NamedKey, [In, Custom, Custom]),
             (Shown::UnknownKey, [In, Out, Pending]),
             (Shown::ApprovedName, [In, Out, In]),
             (Shown::Nothing, [In, Out, Pending]),

@@ -94,7 +94,7 @@ pub fn refuses(failures: &Failures, host: &str, others: impl FnOnce() -> Others)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::lease::{Lapse, lapse};
+    use crate::queue::lease::{Lapse, Tries, lapse};
     use crate::queue::outcome::{Again, INTERRUPTS};
     use proptest::prelude::*;
 
@@ -175,7 +175,7 @@ mod tests {
                     "{failures:?} once more on {host}"
                 );
                 failures = failures.with(&hosts[host]);
-                ended = lapse(interrupts, 0, Again::No) == Lapse::GiveUp;
+                ended = lapse(interrupts, 0, Again::No, Tries::Many) == Lapse::GiveUp;
                 interrupts += 1;
                 if ended {
                     break;

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::era::Peer;
+use super::lane::Lane;
 use super::outcome::{Again, INTERRUPTS, SessionState};
 use crate::clock::Millis;
 
@@ -88,16 +89,38 @@ pub fn renewed_until(now: Millis, lease: Duration, latest: Option<Millis>) -> Op
 pub enum Lapse {
     /// It is queued again, at its old place.
     Requeue,
-    /// It came back without a result too often: it ends as `abort`.
+    /// It came back without a result too often, or is handed out once only: it ends as `abort`.
     GiveUp,
+}
+
+/// How often a task is handed out that comes back without a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tries {
+    /// Until that is too often.
+    Many,
+    /// Once: a person waits for that one, and is gone when the next begins.
+    Once,
+}
+
+impl Tries {
+    /// How often the task of a build in this lane is handed out.
+    #[must_use]
+    pub fn of(lane: &Lane) -> Self {
+        if lane.interactive {
+            Self::Once
+        } else {
+            Self::Many
+        }
+    }
 }
 
 /// What follows when the lease of a build lapses that came back `interrupts` and `lapses` times before, in a row.
 /// A task that ends every agent that takes it would go round for ever.
 #[must_use]
-pub fn lapse(interrupts: u32, lapses: u32, again: Again) -> Lapse {
+pub fn lapse(interrupts: u32, lapses: u32, again: Again, tries: Tries) -> Lapse {
     let returns = interrupts.saturating_add(lapses).saturating_add(1);
     match again {
+        Again::No if tries == Tries::Once => Lapse::GiveUp,
         Again::No if returns >= INTERRUPTS => Lapse::GiveUp,
         // Whoever asks for a rebuild gets it tried once more.
         Again::No | Again::Yes => Lapse::Requeue,
@@ -202,8 +225,11 @@ mod tests {
             (4, 0, Lapse::GiveUp),
             (u32::MAX, u32::MAX, Lapse::GiveUp),
         ] {
-            assert_eq!(lapse(interrupts, lapses, Again::No), expected);
-            assert_eq!(lapse(interrupts, lapses, Again::Yes), Lapse::Requeue);
+            let lapse = |again, tries| lapse(interrupts, lapses, again, tries);
+            assert_eq!(lapse(Again::No, Tries::Many), expected);
+            assert_eq!(lapse(Again::Yes, Tries::Many), Lapse::Requeue);
+            assert_eq!(lapse(Again::No, Tries::Once), Lapse::GiveUp);
+            assert_eq!(lapse(Again::Yes, Tries::Once), Lapse::Requeue);
         }
     }
 
@@ -248,6 +274,7 @@ mod tests {
                 status: bbot_manifest::Status::Success,
                 skip: Skip::NotOffered,
                 again: Again::No,
+                tries: Tries::Many,
                 machine: Machine::Unmentioned,
                 interrupts: 0,
                 lapses: 0,
@@ -259,7 +286,7 @@ mod tests {
 
         #[test]
         fn lapses_end(returns in 0_u32..20) {
-            let ends = (0..returns).any(|n| lapse(0, n, Again::No) == Lapse::GiveUp);
+            let ends = (0..returns).any(|n| lapse(0, n, Again::No, Tries::Many) == Lapse::GiveUp);
             prop_assert_eq!(ends, returns >= INTERRUPTS);
         }
     }

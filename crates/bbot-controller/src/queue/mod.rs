@@ -19,11 +19,14 @@
 //! long as nobody else has brought one.
 
 pub mod admission;
+pub mod auxiliary;
 pub mod era;
 pub mod failure;
+pub mod lane;
 pub mod lease;
 pub mod order;
 pub mod outcome;
+pub mod reach;
 pub mod rebuild;
 pub mod select;
 pub mod wait;

@@ -7,7 +7,7 @@ use bbot_manifest::{Status, cut_middle, log_text};
 
 use super::State;
 use super::failure::Failures;
-use super::lease::{self, Lapse};
+use super::lease::{self, Lapse, Tries};
 
 /// What the store knows of a result's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,8 @@ pub struct Facts {
     pub skip: Skip,
     /// Whether a rebuild was asked for while it was building.
     pub again: Again,
+    /// How often its task is handed out.
+    pub tries: Tries,
     /// Whether the agent says that the machine failed before its worker asked for anything.
     pub machine: Machine,
     /// How often its task was given back before, since it was queued.
@@ -149,6 +151,32 @@ pub fn given_up_log(
     )
 }
 
+/// The log of a build whose task is handed out once ([`Tries::Once`]) and came back without a result: since nothing was heard of the
+/// agent any more, or it gave the task back (`reason`: why, if it said so).
+#[must_use]
+pub fn once_log(
+    is_lapsed: bool,
+    agent: Option<&str>,
+    machine: Option<&str>,
+    reason: Option<&str>,
+) -> String {
+    let agent = agent.unwrap_or("unknown");
+    let machine = machine.unwrap_or("unknown");
+    let what = if is_lapsed {
+        "was not heard of in time"
+    } else {
+        "was stopped or ended over it and gave it back"
+    };
+    let said = reason.map(quote).filter(|quoted| !quoted.is_empty());
+    let said = said.map_or_else(String::new, |quoted| {
+        format!("info: the agent said why:\n{quoted}")
+    });
+    format!(
+        "error: the agent that had this interactive build, {agent} with the machine {machine}, {what}\n\
+         {said}info: an interactive build is not given to another agent by itself: who still wants to look into it asks for a rebuild\n"
+    )
+}
+
 /// What somebody else says within a log of ours: bounded, and told from our own words by where it stands.
 fn quote(text: &str) -> String {
     let text = log_text(text.as_bytes());
@@ -176,7 +204,7 @@ pub enum Verdict {
     Requeue,
     /// The same, and remember the host: its machine failed before the worker asked for anything.
     Retry,
-    /// It was given up too often: the build ends as `abort`.
+    /// It was given up too often, or is handed out once only: the build ends as `abort`.
     GiveUp,
     /// The agent gives up what it has not got any more: its lease had lapsed, which has queued the build and was
     /// counted. Only its session ends.
@@ -276,7 +304,7 @@ pub fn decide(facts: Facts) -> Verdict {
                 return Verdict::Release;
             }
             match (
-                lease::lapse(facts.interrupts, facts.lapses, again),
+                lease::lapse(facts.interrupts, facts.lapses, again, facts.tries),
                 facts.machine,
             ) {
                 (Lapse::GiveUp, _) => Verdict::GiveUp,

@@ -8,10 +8,18 @@
 //!   nobody knows yet                 unknown        agents that have not asked since the start
 //!   one that is gone                 silent
 //!   only its era is in the way       era
+//!   agents that have a machine for it, but
+//!     it names keys, and theirs is none      no-bot
+//!     it is interactive, and they are not    no-interactive
+//!     none asks for its service              no-service
+//!     no auxiliary machines for it           no-auxiliary
 //!   agents, but no such machine      no-machine     which pattern none matches
 //!   no agent                         no-agent
 //!   no such line in the buildtab     no-configuration
 //! ```
+
+use super::lane::Lane;
+use super::reach::Lack;
 
 /// What the machines of an agent can do for a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +30,8 @@ pub enum Ability {
     None,
     /// One matches, but an agent of its era is not given this configuration.
     Barred,
+    /// One can build it, but the agent does not have builds of its lane.
+    Lacks(Lack),
     /// One can build it.
     Able,
 }
@@ -78,6 +88,14 @@ pub enum Code {
     Silent,
     /// Those that have a machine for it are of an era that is not given it.
     Era,
+    /// Those that have a machine for it do not take interactive builds, or no others.
+    Interactive,
+    /// Those that have a machine for it have no auxiliary machines for it, or too little memory.
+    Auxiliary,
+    /// Those that have a machine for it ask for builds of other services.
+    Service,
+    /// Those that have a machine for it have no key that it names, or it names none and they are custom bots.
+    Bot,
     /// No agent has a machine for it.
     NoMachine,
     /// No agent was heard of.
@@ -88,7 +106,7 @@ pub enum Code {
 
 impl Code {
     /// All, the nearest first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Next,
         Self::Busy,
         Self::Drained,
@@ -97,6 +115,10 @@ impl Code {
         Self::Unknown,
         Self::Silent,
         Self::Era,
+        Self::Interactive,
+        Self::Auxiliary,
+        Self::Service,
+        Self::Bot,
         Self::NoMachine,
         Self::NoAgent,
         Self::NoConfiguration,
@@ -109,6 +131,10 @@ pub fn standing(agent: Agent) -> Code {
     match (agent.ability, agent.presence) {
         (Ability::None, _) => return Code::NoMachine,
         (Ability::Barred, _) => return Code::Era,
+        (Ability::Lacks(Lack::Interactive), _) => return Code::Interactive,
+        (Ability::Lacks(Lack::Auxiliary), _) => return Code::Auxiliary,
+        (Ability::Lacks(Lack::Service), _) => return Code::Service,
+        (Ability::Lacks(Lack::Key), _) => return Code::Bot,
         (_, Presence::Silent) => return Code::Silent,
         (Ability::Unknown, _) => return Code::Unknown,
         (Ability::Able, Presence::Free | Presence::Busy) => {}
@@ -172,10 +198,55 @@ fn agents(number: usize) -> String {
     }
 }
 
+/// What keeps agents, one or `many`, from a build of a lane.
+fn lacking(code: Code, lane: &Lane, many: bool) -> String {
+    let none = if many { "none of them" } else { "it" };
+    let (takes, asks, offers) = if many {
+        ("takes", "asks for", "offers")
+    } else {
+        ("does not take", "does not ask for", "does not offer")
+    };
+    match code {
+        Code::Interactive if lane.interactive => {
+            format!("{none} {takes} interactive builds, and this is one")
+        }
+        Code::Interactive => format!("{none} {takes} builds that are not interactive"),
+        Code::Service => match &lane.service {
+            Some(service) => format!("{none} {asks} builds of the service {service}"),
+            None => format!("{none} {asks} builds that are of no service"),
+        },
+        Code::Bot if lane.keys.is_empty() => {
+            "its package names no key of theirs: custom bots build only what names their key"
+                .to_owned()
+        }
+        Code::Bot => {
+            let keys: Vec<&str> = lane.keys.iter().map(String::as_str).collect();
+            format!(
+                "its package is for custom bots alone, and none with a key that it names ({}) has asked",
+                keys.join(", ")
+            )
+        }
+        _ => {
+            let patterns: Vec<&str> = lane.auxiliaries.values().map(String::as_str).collect();
+            format!(
+                "{none} {offers} auxiliary machines, with memory for them, that match {}",
+                patterns.join(", ")
+            )
+        }
+    }
+}
+
 impl Why {
-    /// The same as a sentence. `pattern`: of the line's machine names, `avoided`: hosts that the build avoids.
+    /// The same as a sentence. `pattern`: of the line's machine names, `lane`: what the build asks for beside, `avoided`: hosts that it
+    /// avoids.
     #[must_use]
-    pub fn sentence(&self, configuration: &str, pattern: Option<&str>, avoided: &[&str]) -> String {
+    pub fn sentence(
+        &self,
+        configuration: &str,
+        pattern: Option<&str>,
+        lane: &Lane,
+        avoided: &[&str],
+    ) -> String {
         let pattern = pattern.unwrap_or_default();
         let many = self.agents != 1;
         let before = match self.before {
@@ -221,6 +292,11 @@ impl Why {
                 format!(
                     "{who} {has} a machine for {configuration}, but the wire of 2017, and its line is one of the later era"
                 )
+            }
+            Code::Interactive | Code::Auxiliary | Code::Service | Code::Bot => {
+                let (has, who) = (if many { "have" } else { "has" }, agents(self.agents));
+                let but = lacking(self.code, lane, many);
+                format!("{who} {has} a machine for {configuration}, but {but}")
             }
             Code::NoMachine => match self.agents {
                 1 => format!("no machine of the 1 agent that is known matches {pattern}"),
@@ -279,6 +355,7 @@ mod tests {
         let (drained, unapproved) = (held(Hold::Drained), held(Hold::Unapproved));
         let (unable, barred) = (with(Ability::None), with(Ability::Barred));
         let unknown = with(Ability::Unknown);
+        let lacks = |lack| with(Ability::Lacks(lack));
         let gone = Agent {
             presence: Presence::Silent,
             ..unknown
@@ -287,6 +364,19 @@ mod tests {
             (&[][..], Code::NoAgent, 0),
             (&[unable, unable], Code::NoMachine, 2),
             (&[unable, barred], Code::Era, 1),
+            (&[unable, lacks(Lack::Key)], Code::Bot, 1),
+            (&[lacks(Lack::Key), lacks(Lack::Service)], Code::Service, 1),
+            (
+                &[lacks(Lack::Service), lacks(Lack::Auxiliary)],
+                Code::Auxiliary,
+                1,
+            ),
+            (
+                &[lacks(Lack::Auxiliary), lacks(Lack::Interactive)],
+                Code::Interactive,
+                1,
+            ),
+            (&[barred, lacks(Lack::Interactive)], Code::Era, 1),
             (&[unable, barred, SILENT, gone], Code::Silent, 2),
             (&[SILENT, unknown], Code::Unknown, 1),
             (&[unknown, AVOIDED, unable], Code::Avoided, 1),
@@ -317,7 +407,7 @@ mod tests {
                 agents,
                 before,
             };
-            why.sentence("msvc", pattern, &["h1", "h2"])
+            why.sentence("msvc", pattern, &Lane::default(), &["h1", "h2"])
         };
         let none = Before::Exactly(0);
         for (code, agents, before, expected) in [
@@ -405,11 +495,77 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_lanes_lack() {
+        use super::super::lane::tests::{interactive, of_keys, of_service, with};
+        let plain = Lane::default();
+        let of = |code, agents, lane: &Lane| {
+            let why = Why {
+                code,
+                agents,
+                before: Before::Exactly(0),
+            };
+            why.sentence("gcc", None, lane, &[])
+        };
+        for (code, agents, lane, expected) in [
+            (
+                Code::Interactive,
+                3,
+                interactive(),
+                "3 agents have a machine for gcc, but none of them takes interactive builds, and this is one.",
+            ),
+            (
+                Code::Interactive,
+                1,
+                plain.clone(),
+                "1 agent has a machine for gcc, but it does not take builds that are not interactive.",
+            ),
+            (
+                Code::Service,
+                2,
+                of_service("ci"),
+                "2 agents have a machine for gcc, but none of them asks for builds of the service ci.",
+            ),
+            (
+                Code::Service,
+                1,
+                plain.clone(),
+                "1 agent has a machine for gcc, but it does not ask for builds that are of no service.",
+            ),
+            (
+                Code::Auxiliary,
+                1,
+                with(&[("a", "*-postgresql"), ("b", "*-redis")]),
+                "1 agent has a machine for gcc, but it does not offer auxiliary machines, with memory for them, that match \
+                 *-postgresql, *-redis.",
+            ),
+            (
+                Code::Bot,
+                2,
+                of_keys(&["aa", "bb"]),
+                "2 agents have a machine for gcc, but its package is for custom bots alone, and none with a key that it names \
+                 (aa, bb) has asked.",
+            ),
+            (
+                Code::Bot,
+                1,
+                plain,
+                "1 agent has a machine for gcc, but its package names no key of theirs: custom bots build only what names their key.",
+            ),
+        ] {
+            assert_eq!(of(code, agents, &lane), expected);
+        }
+    }
+
     fn any_agent() -> impl Strategy<Value = Agent> {
         let abilities = vec![
             Ability::Unknown,
             Ability::None,
             Ability::Barred,
+            Ability::Lacks(Lack::Interactive),
+            Ability::Lacks(Lack::Auxiliary),
+            Ability::Lacks(Lack::Service),
+            Ability::Lacks(Lack::Key),
             Ability::Able,
         ];
         let holds = vec![None, Some(Hold::Drained), Some(Hold::Unapproved)];

@@ -178,11 +178,12 @@ pub(super) async fn enter(
         configuration: &build.configuration,
         target: &build.target,
         package_configuration: &build.package_configuration,
+        lane: build.lane.text(),
         version: &build.version,
         place,
     }];
     turns::exchange(tx, of, &mut newcomer, now).await?;
-    let [Newcomer { place, .. }] = newcomer;
+    let place = newcomer[0].place;
     tx.later(
         Sql::new("UPDATE builds SET class = $2, submitter = $3, place = $4 WHERE id = $1")
             .bind(build.id)

@@ -8,12 +8,12 @@ use bbot_signature::{PublicKey, SessionKey};
 use super::dialect::Counter;
 use super::rebuilds;
 use super::results::{self, FACTS_BY_PATH, SessionFacts};
-use super::rows::{self, Build, SUBMISSION, Submission};
+use super::rows::{self, AuxiliaryMachine, Build, SUBMISSION, Submission};
 use super::tx::{Sql, Tx};
 use super::{Doing as _, Store, StoreError, agents};
 use crate::clock::Millis;
 use crate::queue::State;
-use crate::queue::lease::{self, Confirmed, Lapse, Renewal};
+use crate::queue::lease::{self, Confirmed, Lapse, Renewal, Tries};
 use crate::queue::outcome::Again;
 use crate::queue::rebuild::{self, Checksums, Makings};
 
@@ -33,6 +33,8 @@ pub struct Waiting<'a> {
     pub configuration: &'a str,
     /// with this target,
     pub target: &'a str,
+    /// in this lane,
+    pub lane: &'a str,
     /// and, where there is one, of packages of this repository.
     pub repository: Option<&'a str>,
 }
@@ -64,6 +66,10 @@ pub struct NewLease<'a> {
     pub machine: &'a str,
     /// The machine in a few words.
     pub machine_summary: &'a str,
+    /// Machines beside it.
+    pub auxiliaries: &'a [AuxiliaryMachine],
+    /// How a person gets to the machine, where the build stops for one.
+    pub login: Option<&'a str>,
     /// Name of the toolchain.
     pub toolchain_name: &'a str,
     /// Version of the toolchain.
@@ -130,16 +136,18 @@ impl Store {
                 let this = format!("{found} WHERE b.id = $1 AND b.state = 'queued' AND {}{free}", here(2));
                 let this = Sql::new(this).bind(new.build);
                 let mut row = tx.optional(this.bind(new.agent.as_str())).await?;
-                if let (None, Some((configuration, target, repository))) = (&row, &new.instead) {
-                    let of = repository.as_ref().map_or("", |_| " AND b.repository = $4");
+                if let (None, Some((configuration, target, lane, repository))) = (&row, &new.instead)
+                {
+                    let of = repository.as_ref().map_or("", |_| " AND b.repository = $5");
                     // One that has failed may avoid this host.
                     let mut first = Sql::new(format!(
-                        "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2{of} \
+                        "{found} WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2 AND b.lane = $3{of} \
                          AND b.failures = '[]' AND {} ORDER BY b.place, b.id LIMIT 1{free}",
-                        here(3)
+                        here(4)
                     ))
                     .bind(configuration.as_str())
                     .bind(target.as_str())
+                    .bind(lane.as_str())
                     .bind(new.agent.as_str());
                     if let Some(repository) = repository {
                         first = first.bind(repository.as_str());
@@ -377,7 +385,8 @@ impl Store {
                 let mut lapsed = Vec::with_capacity(builds.len());
                 for build in builds {
                     let again = if build.again { Again::Yes } else { Again::No };
-                    let lapse = lease::lapse(build.interrupts, build.lapses, again);
+                    let tries = Tries::of(&build.lane);
+                    let lapse = lease::lapse(build.interrupts, build.lapses, again, tries);
                     match lapse {
                         Lapse::Requeue => {
                             tx.run(
@@ -414,8 +423,8 @@ impl Store {
 /// A [`NewLease`] that goes to the one that writes.
 struct Owned {
     build: i64,
-    /// Configuration, target and repository of one that would do instead.
-    instead: Option<(String, String, Option<String>)>,
+    /// Configuration, target, lane and repository of one that would do instead.
+    instead: Option<(String, String, String, Option<String>)>,
     session: String,
     path: String,
     until: Millis,
@@ -426,6 +435,8 @@ struct Owned {
     challenge: Option<String>,
     machine: String,
     machine_summary: String,
+    auxiliaries: Vec<AuxiliaryMachine>,
+    login: Option<String>,
     toolchain_name: String,
     toolchain_version: String,
     makings: Option<Makings>,
@@ -442,6 +453,7 @@ impl Owned {
                 Instead::First(of) => Some((
                     of.configuration.to_owned(),
                     of.target.to_owned(),
+                    of.lane.to_owned(),
                     of.repository.map(str::to_owned),
                 )),
             },
@@ -455,6 +467,8 @@ impl Owned {
             challenge: new.challenge.map(str::to_owned),
             machine: new.machine.to_owned(),
             machine_summary: new.machine_summary.to_owned(),
+            auxiliaries: new.auxiliaries.to_vec(),
+            login: new.login.map(str::to_owned),
             toolchain_name: new.toolchain_name.to_owned(),
             toolchain_version: new.toolchain_version.to_owned(),
             makings: new.makings.clone(),
@@ -472,11 +486,12 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
         end_lapsed(tx, build.id);
     }
     tx.count(Counter::Run);
+    let auxiliaries = serde_json::to_string(&new.auxiliaries).unwrap_or_default();
     tx.later(
         Sql::new(
             "UPDATE builds SET state = 'building', started = $2, session = $3, lease_until = $4, again = 0, \
              agent = $5, fingerprint = $6, machine = $7, machine_summary = $8, toolchain_name = $9, \
-             toolchain_version = $10, run = $11 WHERE id = $1",
+             toolchain_version = $10, run = $11, auxiliaries = $12, login = $13 WHERE id = $1",
         )
         .bind(build.id)
         .bind(now)
@@ -488,14 +503,16 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
         .bind(new.machine_summary.as_str())
         .bind(new.toolchain_name.as_str())
         .bind(new.toolchain_version.as_str())
-        .bind(build.run),
+        .bind(build.run)
+        .bind(auxiliaries.as_str())
+        .bind(new.login.as_deref()),
     );
     tx.later(
         Sql::new(
             "INSERT INTO sessions (id, build, issued, fingerprint, challenge, number, path, renews, agent, machine, \
              machine_summary, toolchain_name, toolchain_version, latest, soft, controller_checksum, machine_checksum, \
-             secret, agent_key) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+             secret, agent_key, auxiliaries) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
         )
         .bind(new.session.as_str())
         .bind(build.id)
@@ -515,7 +532,8 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
         .bind(new.makings.as_ref().map(|m| m.controller.as_str()))
         .bind(new.makings.as_ref().map(|m| m.machine.as_str()))
         .bind(new.signing.as_ref().map(|(key, _)| key.as_str()))
-        .bind(new.signing.as_ref().map(|(_, agent)| agent.as_str())),
+        .bind(new.signing.as_ref().map(|(_, agent)| agent.as_str()))
+        .bind(auxiliaries),
     );
     Build {
         state: State::Building,
@@ -526,6 +544,8 @@ fn hand_out(tx: &mut Tx<'_>, build: Build, new: Owned, soft: bool, now: Millis) 
         agent: Some(new.agent),
         machine: Some(new.machine),
         machine_summary: Some(new.machine_summary),
+        auxiliaries: new.auxiliaries,
+        login: new.login,
         toolchain_name: Some(new.toolchain_name),
         toolchain_version: Some(new.toolchain_version),
         ..build

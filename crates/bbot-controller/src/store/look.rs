@@ -85,7 +85,7 @@ impl Store {
         // What is one too many is the last once more.
         for n in 0..size {
             let w = wanted.get(n).unwrap_or(last);
-            query = query.bind(w.configuration).bind(w.target);
+            query = query.bind(w.configuration).bind(w.target).bind(w.lane);
             if let Some(repository) = w.repository {
                 query = query.bind(repository.replace('\0', "\u{fffd}"));
             }
@@ -107,7 +107,7 @@ impl Store {
 
 /// The statement for so many, with a repository each or without.
 fn text(size: usize, repository: bool) -> String {
-    let each = if repository { 3 } else { 2 };
+    let each = if repository { 4 } else { 3 };
     let values: Vec<String> = (0..size)
         .map(|n| {
             let values: Vec<String> = (1..=each).map(|i| format!("${}", n * each + i)).collect();
@@ -121,10 +121,10 @@ fn text(size: usize, repository: bool) -> String {
     };
     // The inner look is the first entry of an index; the outer one finds that build.
     format!(
-        "WITH w (n, configuration, target{column}) AS (VALUES {}) \
+        "WITH w (n, configuration, target, lane{column}) AS (VALUES {}) \
          SELECT w.n, b.place, b.id, b.failures FROM w JOIN builds b ON b.id = \
          (SELECT q.id FROM builds q WHERE q.state = 'queued' AND q.configuration = w.configuration \
-         AND q.target = w.target{condition} AND (q.place, q.id) > (${}, ${}) ORDER BY q.place, q.id LIMIT 1) ORDER BY b.place, b.id, w.n LIMIT 1",
+         AND q.target = w.target AND q.lane = w.lane{condition} AND (q.place, q.id) > (${}, ${}) ORDER BY q.place, q.id LIMIT 1) ORDER BY b.place, b.id, w.n LIMIT 1",
         values.join(", "),
         each * size + 1,
         each * size + 2

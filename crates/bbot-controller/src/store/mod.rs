@@ -11,6 +11,7 @@ mod cancel;
 mod dialect;
 mod error;
 mod identity;
+mod lanes;
 mod leases;
 mod lists;
 mod logs;
@@ -34,6 +35,8 @@ mod writer;
 pub use agents::{AddedKey, Standing};
 pub use artifacts::{Artifact, MOST as MOST_ARTIFACTS};
 pub use error::StoreError;
+pub use lanes::InLane;
+pub(crate) use lanes::LaneOf;
 pub use leases::{Instead, Lease, NewLease, SessionSigning, Waiting};
 pub use lists::{Filter, Page};
 pub use logs::{Log, LogExcerpt, LogText, NewLog, OldKey, OldLog};
@@ -42,7 +45,7 @@ pub(crate) use news::{Kind, Listener, News};
 pub use objects::Naming;
 pub use rebuilds::FoundDue;
 pub use results::{NewOperation, NewResult, SessionFacts, Taken};
-pub use rows::{Attempt, Build, Operation, Submission};
+pub use rows::{Attempt, AuxiliaryMachine, Build, Operation, Service, Submission};
 pub use snapshot::Snapshot;
 pub use submissions::{NewSubmission, Submitted};
 pub use tokens::TokenRow;
@@ -56,6 +59,7 @@ use sqlx::{AnyPool, Connection as _};
 
 use crate::clock::Millis;
 
+use dialect::Dialect;
 use error::Doing;
 use news::Teller;
 use sqlite::{Durability, File};
@@ -191,6 +195,13 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         matches!(self.backend, Backend::Postgres { .. })
+    }
+
+    fn dialect(&self) -> Dialect {
+        match self.backend {
+            Backend::Sqlite(_) => Dialect::Sqlite,
+            Backend::Postgres { .. } => Dialect::Postgres,
+        }
     }
 
     /// What the store's steady time is when ours is `own`. Controllers that share a store have one.

@@ -22,14 +22,25 @@ const BUILDS: usize = 200;
 /// The same for configurations.
 const KINDS: usize = 100;
 
+/// Between a number of builds and a kind of the plain lane.
+const PLAIN: char = 'x';
+
+/// The same of another lane.
+const IN_LANE: char = 'l';
+
 /// After a failure it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// What another controller tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum News {
-    /// So many builds of a configuration were queued: agents that wait may get them.
-    Queued { kind: Kind, builds: usize },
+    /// So many builds of a configuration in a lane were queued: agents that wait may get them. What is not of the plain lane may be of one
+    /// that is not known there yet.
+    Queued {
+        kind: Kind,
+        is_plain: bool,
+        builds: usize,
+    },
     /// This build has changed.
     Changed(i64),
     /// Something was said about agents.
@@ -38,17 +49,21 @@ pub(crate) enum News {
     Missed,
 }
 
-/// A configuration as it is told: controllers number theirs differently, and names may be long.
+/// A configuration in a lane as it is told: controllers number theirs differently, and names may be long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Kind(u64);
 
 impl Kind {
-    /// That of a configuration's name and target.
-    pub(crate) fn of(configuration: &str, target: &str) -> Self {
+    /// That of a configuration's name and target, and a lane's text.
+    pub(crate) fn of(configuration: &str, target: &str, lane: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(configuration.len().to_le_bytes());
         hash.update(configuration);
         hash.update(target);
+        if !lane.is_empty() {
+            hash.update([0]);
+            hash.update(lane);
+        }
         let digest: [u8; 32] = hash.finalize().into();
         let [a, b, c, d, e, f, g, h, ..] = digest;
         Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
@@ -58,7 +73,8 @@ impl Kind {
 /// What is still to be told.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Pending {
-    queued: BTreeMap<Kind, usize>,
+    /// By whether they are plain, too.
+    queued: BTreeMap<(Kind, bool), usize>,
     builds: BTreeSet<i64>,
     agents: bool,
 }
@@ -92,8 +108,12 @@ impl Teller {
         {
             let mut pending = self.pending();
             match news {
-                News::Queued { kind, builds } => {
-                    *pending.queued.entry(*kind).or_default() += builds;
+                News::Queued {
+                    kind,
+                    is_plain,
+                    builds,
+                } => {
+                    *pending.queued.entry((*kind, *is_plain)).or_default() += builds;
                 }
                 News::Agents => pending.agents = true,
                 News::Changed(build) => {
@@ -149,8 +169,9 @@ fn write(name: &str, pending: &Pending) -> String {
     if pending.agents {
         text.push_str(" agents");
     }
-    for (Kind(kind), builds) in &pending.queued {
-        text.push_str(&format!(" {builds}x{kind:016x}"));
+    for ((Kind(kind), is_plain), builds) in &pending.queued {
+        let mark = if *is_plain { PLAIN } else { IN_LANE };
+        text.push_str(&format!(" {builds}{mark}{kind:016x}"));
     }
     for build in &pending.builds {
         text.push(' ');
@@ -167,11 +188,16 @@ fn read(name: &str, text: &str) -> Vec<News> {
     }
     words
         .map(|word| {
-            let queued = word.split_once('x').and_then(|(builds, kind)| {
-                let kind = Kind(u64::from_str_radix(kind, 16).ok()?);
-                let builds = builds.parse().ok()?;
-                Some(News::Queued { kind, builds })
-            });
+            let queued = word
+                .split_once([PLAIN, IN_LANE])
+                .and_then(|(builds, kind)| {
+                    let kind = Kind(u64::from_str_radix(kind, 16).ok()?);
+                    Some(News::Queued {
+                        kind,
+                        is_plain: !word.contains(IN_LANE),
+                        builds: builds.parse().ok()?,
+                    })
+                });
             if word == "agents" {
                 return News::Agents;
             }
@@ -220,25 +246,37 @@ mod tests {
 
     #[test]
     fn what_is_told_is_heard_by_others_alone() {
-        let (one, other) = (Kind::of("c", "t"), Kind::of("d", "t"));
-        assert_ne!(Kind::of("ct", ""), one);
+        let (one, other) = (Kind::of("c", "t", ""), Kind::of("d", "t", ""));
+        assert_ne!(Kind::of("ct", "", ""), one);
+        let lane = Kind::of("c", "t", "l");
+        assert!(lane != one && lane != Kind::of("c", "tl", ""));
         let mut pending = Pending {
-            queued: [(one, 3), (other, 1)].into(),
+            queued: [((one, true), 3), ((other, true), 1), ((lane, false), 2)].into(),
             builds: [7, 9].into(),
             agents: true,
         };
         let text = write("me", &pending);
         assert_eq!(read("me", &text), []);
-        let queued = |kind, builds| News::Queued { kind, builds };
+        let queued = |kind, is_plain, builds| News::Queued {
+            kind,
+            is_plain,
+            builds,
+        };
         let heard = read("you", &text);
         assert_eq!(heard[0], News::Agents);
-        assert!(heard.contains(&queued(one, 3)) && heard.contains(&queued(other, 1)));
-        assert_eq!(heard[3..], [News::Changed(7), News::Changed(9)]);
+        for told in [
+            queued(one, true, 3),
+            queued(other, true, 1),
+            queued(lane, false, 2),
+        ] {
+            assert!(heard.contains(&told), "{heard:?}");
+        }
+        assert_eq!(heard[4..], [News::Changed(7), News::Changed(9)]);
         pending.builds.extend(0..1000);
         let text = write("me", &pending);
         assert_eq!(read("you", &text), [News::Missed]);
         let many = |kinds: u64| Pending {
-            queued: (0..kinds).map(|kind| (Kind(kind), 1)).collect(),
+            queued: (0..kinds).map(|kind| ((Kind(kind), true), 1)).collect(),
             builds: BTreeSet::new(),
             agents: false,
         };
@@ -247,14 +285,14 @@ mod tests {
         assert_eq!(read("you", &write("me", &many(all))), [News::Missed]);
         let longest = Pending {
             queued: (0..few)
-                .map(|kind| (Kind(u64::MAX - kind), 1_000_000))
+                .map(|kind| ((Kind(u64::MAX - kind), false), 1_000_000))
                 .collect(),
             builds: (i64::MIN..).take(BUILDS).collect(),
             agents: true,
         };
         // A notification has fewer than 8000 bytes.
         assert!(write("0123456789abcdef", &longest).len() < 8000);
-        for word in ["later-word", "queued", "x", "1x", "x1", "1xg"] {
+        for word in ["later-word", "queued", "x", "1x", "x1", "1xg", "l1", "1l"] {
             assert_eq!(read("you", &format!("me {word}")), [News::Missed], "{word}");
         }
     }

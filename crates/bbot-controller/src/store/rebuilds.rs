@@ -52,11 +52,7 @@ impl Store {
         is_offered: impl Fn(&str, &str) -> bool + Send + 'static,
     ) -> Result<FoundDue, StoreError> {
         const DOING: &str = "look for builds that are due";
-        let dialect = if self.is_shared() {
-            Dialect::Postgres
-        } else {
-            Dialect::Sqlite
-        };
+        let dialect = self.dialect();
         let looks: Vec<(String, Millis)> = [("finished", due.built), ("checked", due.checked)]
             .into_iter()
             .filter_map(|(column, before)| Some((due_by(column, dialect), before?)))
@@ -203,8 +199,8 @@ pub(super) async fn unchanged(
     super::results::end_others(tx, build.id);
     tx.later(
         Sql::new(
-            "UPDATE builds SET (agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run) \
-             = (SELECT agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run \
+            "UPDATE builds SET (agent, fingerprint, machine, machine_summary, auxiliaries, toolchain_name, toolchain_version, started, run) \
+             = (SELECT agent, fingerprint, machine, machine_summary, auxiliaries, toolchain_name, toolchain_version, started, run \
              FROM attempts a WHERE a.build = builds.id AND a.number = builds.attempt) WHERE id = $1",
         )
         .bind(build.id),

@@ -13,6 +13,7 @@ use super::{Doing as _, Store, StoreError, builds, leases};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::failure::{self, Failures};
+use crate::queue::lease::Tries;
 use crate::queue::order::Class;
 use crate::queue::outcome::{self, Again, Machine, SessionState, Verdict};
 use crate::queue::rebuild::Checksums;
@@ -303,21 +304,20 @@ fn end_given_back(tx: &mut Tx<'_>, session: &str) {
     tx.later(Sql::new("UPDATE sessions SET ended = 'given-back' WHERE id = $1").bind(session));
 }
 
-/// The result of a build whose task came back without one too often, `lapses` times of these because its lease had
+/// The result of a build whose task came back without one too often, or is handed out once; `lapses` times of these because its lease had
 /// lapsed. `reason`: what the agent that gave it back says, if one did.
 pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewResult {
+    let (agent, machine) = (build.agent.as_deref(), build.machine.as_deref());
+    let log = match Tries::of(&build.lane) {
+        Tries::Many => outcome::given_up_log(lapses, &build.failures, agent, machine, reason),
+        Tries::Once => outcome::once_log(lapses > build.lapses, agent, machine, reason),
+    };
     NewResult {
         status: Status::Abort,
         operations: vec![NewOperation {
             name: outcome::CONTROLLER_OPERATION.to_owned(),
             status: Status::Abort,
-            log: NewLog::Whole(outcome::given_up_log(
-                lapses,
-                &build.failures,
-                build.agent.as_deref(),
-                build.machine.as_deref(),
-                reason,
-            )),
+            log: NewLog::Whole(log),
         }],
         checksums: None,
     }
@@ -364,8 +364,8 @@ pub(super) async fn keep(
     // Who built it is who brings the result, whoever has the task now.
     tx.later(
         Sql::new(
-            "UPDATE builds SET (agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, started, run) \
-             = (SELECT agent, fingerprint, machine, machine_summary, toolchain_name, toolchain_version, issued, number \
+            "UPDATE builds SET (agent, fingerprint, machine, machine_summary, auxiliaries, toolchain_name, toolchain_version, started, run) \
+             = (SELECT agent, fingerprint, machine, machine_summary, auxiliaries, toolchain_name, toolchain_version, issued, number \
              FROM sessions WHERE id = $2) WHERE id = $1 AND EXISTS (SELECT 1 FROM sessions WHERE id = $2)",
         )
         .bind(build.id)
@@ -374,8 +374,8 @@ pub(super) async fn keep(
     tx.later(
         Sql::new(
             "INSERT INTO attempts (build, number, status, operations, session, agent, fingerprint, machine, \
-             machine_summary, toolchain_name, toolchain_version, started, finished, late, run) \
-             SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, toolchain_name, \
+             machine_summary, auxiliaries, toolchain_name, toolchain_version, started, finished, late, run) \
+             SELECT id, $2, $3, $4, $5, agent, fingerprint, machine, machine_summary, auxiliaries, toolchain_name, \
              toolchain_version, started, $6, $7, run FROM builds WHERE id = $1",
         )
         .bind(build.id)
@@ -407,7 +407,7 @@ pub(super) async fn keep(
     let checksums = result.checksums.as_ref();
     tx.later(
         Sql::new(
-            "UPDATE builds SET status = $3, operations = $4, attempt = $5, finished = $6, checked = $6, soft = 0, \
+            "UPDATE builds SET status = $3, operations = $4, attempt = $5, finished = $6, checked = $10, soft = 0, \
              agent_checksum = $7, worker_checksum = $8, dependency_checksum = $9, \
              controller_checksum = (SELECT controller_checksum FROM sessions WHERE id = $2), \
              machine_checksum = (SELECT machine_checksum FROM sessions WHERE id = $2) WHERE id = $1",
@@ -420,7 +420,9 @@ pub(super) async fn keep(
         .bind(now)
         .bind(checksums.map(|c| c.agent.as_str()))
         .bind(checksums.map(|c| c.worker.as_str()))
-        .bind(checksums.map(|c| c.dependency.as_str())),
+        .bind(checksums.map(|c| c.dependency.as_str()))
+        // One that stops for a person is not rebuilt by itself.
+        .bind(Some(now.0).filter(|_| !build.lane.interactive)),
     );
     end(tx, build, state, now).await
 }

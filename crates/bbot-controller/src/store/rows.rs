@@ -11,6 +11,7 @@ use crate::package::Particulars;
 use crate::package::plan::{Excluded, Planned};
 use crate::queue::State;
 use crate::queue::failure::Failures;
+use crate::queue::lane::{BadLane, Lane};
 use crate::queue::order::{self, Class, Priority};
 use crate::source::Source;
 
@@ -33,6 +34,27 @@ pub struct Submission {
     pub priority: Priority,
     /// What its tasks say of it besides.
     pub particulars: Particulars,
+    /// The service that it is of.
+    pub service: Option<Service>,
+}
+
+/// A service that submits packages, such as one that builds what is pushed to a forge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// What kind of service: agents may ask for builds by it.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the service calls this submission.
+    pub id: String,
+}
+
+/// A machine beside the one that a build is built on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuxiliaryMachine {
+    /// The name of its environment; empty for the one without a name.
+    pub name: String,
+    /// The machine's name.
+    pub machine: String,
 }
 
 /// An operation of a result, without its log.
@@ -63,6 +85,10 @@ pub struct Build {
     pub target: String,
     /// Name of the package configuration.
     pub package_configuration: String,
+    /// What it asks of an agent beyond a machine for its configuration.
+    pub lane: Lane,
+    /// Where it stops for a person.
+    pub breakpoint: Option<String>,
     /// Where it stands.
     pub state: State,
     /// Place in lists: the highest is what was asked for last.
@@ -113,6 +139,10 @@ pub struct Build {
     pub machine: Option<String>,
     /// The machine in a few words.
     pub machine_summary: Option<String>,
+    /// Machines beside it.
+    pub auxiliaries: Vec<AuxiliaryMachine>,
+    /// How a person gets to the machine, where it stops for one.
+    pub login: Option<String>,
     /// Name of the agent's toolchain.
     pub toolchain_name: Option<String>,
     /// Version of the agent's toolchain.
@@ -130,6 +160,14 @@ impl Build {
             State::Cancelled => self.run.is_some(),
         }
     }
+
+    /// How a person gets to the machine, as long as there is one that waits for somebody.
+    #[must_use]
+    pub fn login_now(&self) -> Option<&str> {
+        self.login
+            .as_deref()
+            .filter(|_| self.state == State::Building)
+    }
 }
 
 /// A finished attempt of a build.
@@ -145,6 +183,8 @@ pub struct Attempt {
     pub agent: Option<String>,
     /// Name of the machine.
     pub machine: Option<String>,
+    /// Machines beside it.
+    pub auxiliaries: Vec<AuxiliaryMachine>,
     /// Version of the toolchain.
     pub toolchain_version: Option<String>,
     /// When the task was handed out.
@@ -207,11 +247,27 @@ pub(super) fn submission(row: &AnyRow) -> Result<Submission, StoreError> {
         submitter: get(row, "submitter")?,
         priority: priority(row, "priority", id)?,
         particulars: json(row, id, "particulars")?,
+        service: service(row, id, "service")?,
     })
 }
 
+fn service(row: &AnyRow, id: i64, column: &'static str) -> Result<Option<Service>, StoreError> {
+    let text: Option<String> = get(row, column)?;
+    let damaged = |text: &str| StoreError::Damaged {
+        build: id,
+        column,
+        value: text.to_owned(),
+    };
+    text.map(|text| serde_json::from_str(&text).map_err(|_| damaged(&text)))
+        .transpose()
+}
+
 /// A build that was just submitted, without its number and places.
-pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
+pub(super) fn queued(
+    submission: &Submission,
+    planned: Planned,
+    breakpoint: Option<String>,
+) -> Build {
     Build {
         id: 0,
         submission: submission.id,
@@ -220,6 +276,8 @@ pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
         configuration: planned.configuration,
         target: planned.target,
         package_configuration: planned.package_configuration,
+        lane: planned.lane,
+        breakpoint,
         state: State::Queued,
         position: 0,
         place: 0,
@@ -245,6 +303,8 @@ pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
         agent: None,
         machine: None,
         machine_summary: None,
+        auxiliaries: Vec::new(),
+        login: None,
         toolchain_name: None,
         toolchain_version: None,
     }
@@ -254,7 +314,7 @@ pub(super) fn queued(submission: &Submission, planned: Planned) -> Build {
 pub(super) const SUBMISSION: &str = "p.id AS submission_id, p.name AS submission_name, \
     p.version AS submission_version, p.source AS submission_source, p.submitted AS submission_submitted, \
     p.submitter AS submission_submitter, p.priority AS submission_priority, \
-    p.particulars AS submission_particulars";
+    p.particulars AS submission_particulars, p.service AS submission_service";
 
 /// A submission out of a row with [`SUBMISSION`].
 pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
@@ -268,6 +328,7 @@ pub(super) fn submission_of(row: &AnyRow) -> Result<Submission, StoreError> {
         submitter: get(row, "submission_submitter")?,
         priority: priority(row, "submission_priority", id)?,
         particulars: json(row, id, "submission_particulars")?,
+        service: service(row, id, "submission_service")?,
     })
 }
 
@@ -319,6 +380,14 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         configuration: get(row, "configuration")?,
         target: get(row, "target")?,
         package_configuration: get(row, "package_configuration")?,
+        lane: Lane::parse(&get::<String>(row, "lane")?).map_err(|BadLane(value)| {
+            StoreError::Damaged {
+                build: id,
+                column: "lane",
+                value,
+            }
+        })?,
+        breakpoint: get(row, "breakpoint")?,
         state,
         position: get(row, "position")?,
         place: get(row, "place")?,
@@ -354,6 +423,8 @@ pub(super) fn build(row: &AnyRow) -> Result<Build, StoreError> {
         agent: get(row, "agent")?,
         machine: get(row, "machine")?,
         machine_summary: get(row, "machine_summary")?,
+        auxiliaries: json(row, id, "auxiliaries")?,
+        login: get(row, "login")?,
         toolchain_name: get(row, "toolchain_name")?,
         toolchain_version: get(row, "toolchain_version")?,
     })
@@ -366,6 +437,7 @@ pub(super) fn attempt(row: &AnyRow, build: i64) -> Result<Attempt, StoreError> {
         operations: operations(row, build)?,
         agent: get(row, "agent")?,
         machine: get(row, "machine")?,
+        auxiliaries: json(row, build, "auxiliaries")?,
         toolchain_version: get(row, "toolchain_version")?,
         started: time(row, "started")?,
         finished: Millis(get(row, "finished")?),

@@ -1,6 +1,6 @@
 //! Submissions: what was asked for, and the builds that it makes.
 
-use super::rows::{self, Build, Submission};
+use super::rows::{self, Build, Service, Submission};
 use sqlx::Row as _;
 
 use super::dialect::Dialect;
@@ -30,6 +30,10 @@ pub struct NewSubmission<'a> {
     pub priority: Priority,
     /// What its tasks say of it besides.
     pub particulars: &'a Particulars,
+    /// The service that it is of.
+    pub service: Option<&'a Service>,
+    /// Where its build stops for a person.
+    pub breakpoint: Option<&'a str>,
     /// The builds that it makes, and those that it does not.
     pub plan: &'a Plan,
 }
@@ -68,10 +72,13 @@ impl Store {
             submitter: new.asker.submitter.clone(),
             priority: new.priority,
             particulars: new.particulars.clone(),
+            service: new.service.cloned(),
         };
         let particulars = serde_json::to_string(new.particulars).unwrap_or_default();
         let excluded = serde_json::to_string(&new.plan.excluded).unwrap_or_default();
         let planned = new.plan.builds.clone();
+        let breakpoint = new.breakpoint.map(str::to_owned);
+        let service = new.service.and_then(|s| serde_json::to_string(s).ok());
         let asker = new.asker.clone();
         self.write("keep a submission", move |tx| {
             Box::pin(async move {
@@ -86,8 +93,8 @@ impl Store {
                 tx.later(
                     Sql::new(
                         "INSERT INTO submissions (id, name, version, source, submitted, submitter, priority, \
-                         particulars, excluded, archive) \
-                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                         particulars, excluded, archive, service) \
+                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                     )
                     .bind(id)
                     .bind(submission.name.as_str())
@@ -98,7 +105,8 @@ impl Store {
                     .bind(submission.priority.number())
                     .bind(particulars)
                     .bind(excluded)
-                    .bind(archive.as_deref()),
+                    .bind(archive.as_deref())
+                    .bind(service.as_deref()),
                 );
                 let (places, exchanged) = places(tx, &submission, &planned, &asker).await?;
                 let mut builds = Vec::with_capacity(planned.len());
@@ -107,7 +115,7 @@ impl Store {
                         id,
                         position,
                         place,
-                        ..rows::queued(&submission, planned)
+                        ..rows::queued(&submission, planned, breakpoint.clone())
                     };
                     tx.run(insert(&build, &repository)).await?;
                     builds.push(build);
@@ -124,7 +132,7 @@ impl Store {
     /// The store cannot be read.
     pub async fn submission(&self, id: i64) -> Result<Option<Submission>, StoreError> {
         let row = sqlx::query(
-            "SELECT id, name, version, source, submitted, submitter, priority, particulars \
+            "SELECT id, name, version, source, submitted, submitter, priority, particulars, service \
              FROM submissions WHERE id = $1",
         )
         .bind(id)
@@ -216,6 +224,7 @@ async fn places(
             configuration: &planned.configuration,
             target: &planned.target,
             package_configuration: &planned.package_configuration,
+            lane: planned.lane.text(),
             version: &submission.version,
             place,
         })
@@ -279,8 +288,8 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
 fn insert(build: &Build, repository: &str) -> Sql {
     Sql::new(
         "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
-         position, again, queued, attempt, operations, class, priority, submitter, place, package_configuration) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14, $15)",
+         position, again, queued, attempt, operations, class, priority, submitter, place, package_configuration, lane, breakpoint) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(build.id)
     .bind(build.submission)
@@ -297,6 +306,8 @@ fn insert(build: &Build, repository: &str) -> Sql {
     .bind(build.submitter.as_str())
     .bind(build.place)
     .bind(build.package_configuration.as_str())
+    .bind(build.lane.text())
+    .bind(build.breakpoint.as_deref())
 }
 
 #[cfg(test)]

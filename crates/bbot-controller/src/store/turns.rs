@@ -119,7 +119,7 @@ impl Cancelled {
     }
 }
 
-/// Which builds exchange their places, in each configuration, the target's and the package's, by itself.
+/// Which builds exchange their places, in each configuration, the target's and the package's, and each lane by itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Versions<'a> {
     pub(super) package: &'a str,
@@ -133,6 +133,8 @@ pub(super) struct Newcomer<'a> {
     pub(super) configuration: &'a str,
     pub(super) target: &'a str,
     pub(super) package_configuration: &'a str,
+    /// Its lane, in its text form.
+    pub(super) lane: String,
     pub(super) version: &'a str,
     /// By its turn; then by its version too.
     pub(super) place: i64,
@@ -142,7 +144,7 @@ pub(super) struct Newcomer<'a> {
 const EXCHANGED: usize = 64;
 
 /// Gives builds that are about to be queued their places by version, among those that wait already; whether any of these has
-/// another one now. `newcomers` are of different configurations.
+/// another one now. `newcomers` are of different configurations or lanes.
 pub(super) async fn exchange(
     tx: &mut Tx<'_>,
     of: Versions<'_>,
@@ -157,8 +159,8 @@ pub(super) async fn exchange(
         for n in 0..size {
             // What is one too many is the last once more.
             let at = some.get(n).or(some.last());
-            let names = at.map_or(["", "", ""], |w| {
-                [w.configuration, w.target, w.package_configuration]
+            let names = at.map_or([""; 4], |w| {
+                [w.configuration, w.target, w.package_configuration, &w.lane]
             });
             sql = names.into_iter().fold(sql, Sql::bind);
         }
@@ -225,17 +227,21 @@ fn text_of_moves(size: usize) -> String {
 /// there. One that somebody is handing out is passed over.
 fn text(size: usize, dialect: Dialect) -> String {
     let values: Vec<String> = (0..size)
-        .map(|n| format!("({n}, ${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
+        .map(|n| {
+            let [a, b, c, d] = [1, 2, 3, 4].map(|i| 4 * n + i);
+            format!("({n}, ${a}, ${b}, ${c}, ${d})")
+        })
         .collect();
     let of = |table: &str| {
-        let [package, submitter, class] = [1, 2, 3].map(|n| 3 * size + n);
+        let [package, submitter, class] = [1, 2, 3].map(|n| 4 * size + n);
         format!(
             "{table}.state = 'queued' AND {table}.package = ${package} AND {table}.configuration = w.configuration \
-             AND {table}.target = w.target AND {table}.package_configuration = w.package_configuration AND {table}.submitter = ${submitter} AND {table}.class = ${class}"
+             AND {table}.target = w.target AND {table}.package_configuration = w.package_configuration AND {table}.lane = w.lane \
+             AND {table}.submitter = ${submitter} AND {table}.class = ${class}"
         )
     };
     format!(
-        "WITH w (n, configuration, target, package_configuration) AS (VALUES {}) \
+        "WITH w (n, configuration, target, package_configuration, lane) AS (VALUES {}) \
          SELECT w.n, b.id, b.place, b.version, b.queued FROM w JOIN builds b ON {} AND b.place <= COALESCE(\
          (SELECT l.place FROM builds l WHERE {} ORDER BY l.place LIMIT 1 OFFSET {}), {}){}",
         values.join(", "),

@@ -3,7 +3,7 @@
 use sqlx::AssertSqlSafe;
 
 use super::rows::Build;
-use super::{Doing as _, Store, StoreError, look};
+use super::{Doing as _, InLane, Store, StoreError, look};
 use crate::queue::failure::Failures;
 
 /// A build that waits, by its place in the queue.
@@ -18,25 +18,28 @@ pub struct Head {
 }
 
 impl Store {
-    /// Of each of these configurations (name and target) the first builds that wait: `limit` of
-    /// them, and those that have the same place as the last.
+    /// Of each of these the first builds that wait: `limit` of them, and those that have the same place as the last.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn first_queued(
         &self,
-        configurations: &[(&str, &str)],
+        wanted: &[InLane<'_>],
         limit: usize,
     ) -> Result<Vec<Vec<Head>>, StoreError> {
-        let mut all = Vec::with_capacity(configurations.len());
-        for some in configurations.chunks(look::LARGEST) {
+        let mut all = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(look::LARGEST) {
             let size = look::size_for(some.len());
             let text = text(size);
             let mut query = sqlx::query_as(AssertSqlSafe(text));
             // What is one too many is the last once more.
             for n in 0..size {
-                let (name, target) = some.get(n).or(some.last()).copied().unwrap_or_default();
-                query = query.bind(name).bind(target);
+                let InLane {
+                    configuration,
+                    target,
+                    lane,
+                } = some.get(n).or(some.last()).copied().unwrap_or_default();
+                query = query.bind(configuration).bind(target).bind(lane);
             }
             let rows: Vec<(i64, i64, i64, String)> = query
                 .bind(i64::try_from(limit.saturating_sub(1)).unwrap_or(i64::MAX))
@@ -61,7 +64,7 @@ impl Store {
 }
 
 impl Store {
-    /// How many builds go before one in its configuration, counted up to `limit`.
+    /// How many builds go before one in its configuration and lane, counted up to `limit`.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -72,6 +75,7 @@ impl Store {
             .bind(build.place)
             .bind(build.id)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .bind(build.lane.text())
             .fetch_one(&self.pool)
             .await
             .doing("count the builds before one")?;
@@ -79,23 +83,23 @@ impl Store {
     }
 }
 
-const BEFORE: &str = "SELECT COUNT(*) FROM (SELECT 1 AS one FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 \
+const BEFORE: &str = "SELECT COUNT(*) FROM (SELECT 1 AS one FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 AND lane = $6 \
      AND place <= $3 AND (place < $3 OR id < $4) LIMIT $5) AS before_it";
 
 /// The statement for so many. Of each it looks up where the last one is that is wanted, and takes all up to there: two looks at
 /// the index, and the rows.
 fn text(size: usize) -> String {
     let values: Vec<String> = (0..size)
-        .map(|n| format!("({n}, ${}, ${})", 2 * n + 1, 2 * n + 2))
+        .map(|n| format!("({n}, ${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
         .collect();
     format!(
-        "WITH w (n, configuration, target) AS (VALUES {}) \
+        "WITH w (n, configuration, target, lane) AS (VALUES {}) \
          SELECT w.n, q.place, q.id, q.failures FROM w JOIN builds q ON q.state = 'queued' \
-         AND q.configuration = w.configuration AND q.target = w.target AND q.place <= COALESCE(\
+         AND q.configuration = w.configuration AND q.target = w.target AND q.lane = w.lane AND q.place <= COALESCE(\
          (SELECT l.place FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
-         AND l.target = w.target ORDER BY l.place LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.place, q.id",
+         AND l.target = w.target AND l.lane = w.lane ORDER BY l.place LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.place, q.id",
         values.join(", "),
-        2 * size + 1,
+        3 * size + 1,
         i64::MAX
     )
 }

@@ -26,6 +26,8 @@ fn status(address: SocketAddr, request: &[u8]) -> Option<u16> {
 /// Paths of all routes, with `*` where something stands that a client chooses.
 const PATHS: &[&str] = &[
     "/",
+    "/@*",
+    "/@*/",
     "/archives/*",
     "/builds/*",
     "/builds/*/log",

@@ -18,6 +18,7 @@ mod follow;
 mod git;
 mod hostile;
 mod kills;
+mod lanes;
 mod many;
 mod migrations;
 mod model;

@@ -9,7 +9,7 @@ use bbot_controller::store::{LogText, Store};
 use sqlx::Connection as _;
 
 use crate::cluster::Cluster;
-use crate::store::{Place, decided, lease, result, runtime, submit, verdict};
+use crate::store::{Place, decided, lease, plain, result, runtime, submit, verdict};
 
 /// The migrations, in the order in which they came, each with what the version that brought it wrote, as SQL.
 const MIGRATIONS: &[(&str, &[&str])] = &[
@@ -125,6 +125,14 @@ const MIGRATIONS: &[(&str, &[&str])] = &[
     ),
     ("0018_newer.sql", &[]),
     (
+        "0019_lanes.sql",
+        &[
+            "UPDATE builds SET lane = '{\"interactive\":true}', breakpoint = 'error' WHERE id = 7",
+            "UPDATE submissions SET service = '{\"type\":\"ci\",\"id\":\"17\"}' WHERE id = 1",
+            "UPDATE attempts SET auxiliaries = '[{\"name\":\"pg\",\"machine\":\"x\"}]' WHERE build = 2",
+        ],
+    ),
+    (
         "0020_reviewed.sql",
         &["UPDATE objects SET damaged = 7 WHERE sha256 = 'abc'"],
     ),
@@ -182,6 +190,9 @@ async fn check_later(store: &Store, migrations: usize) {
         let order = (build.class, build.priority.number(), build.place);
         assert_eq!(order, (Class::Forced, 1, 4321));
         assert_eq!(build.submitter, "you");
+        let lanes = has("0019_lanes.sql");
+        assert_eq!(build.lane.interactive, lanes);
+        assert_eq!(build.breakpoint.is_some(), lanes);
         let failed = build.failures.by_host().get("h").copied();
         assert_eq!(failed, has("0008_failures.sql").then_some(2));
         let network = has("0009_packages.sql");
@@ -202,6 +213,11 @@ async fn check_later(store: &Store, migrations: usize) {
     let whole = store.whole_object(Kind::Log, "abc").await.unwrap();
     let is_whole = has("0011_objects.sql") && !has("0020_reviewed.sql");
     assert_eq!(whole.is_some(), is_whole);
+    let lanes = has("0019_lanes.sql");
+    let submission = store.submission(1).await.unwrap().unwrap();
+    assert_eq!(submission.service.is_some(), lanes);
+    let attempt = store.attempt(2, 1).await.unwrap().unwrap();
+    assert_eq!(attempt.auxiliaries.len(), usize::from(lanes));
     let artifacts = store.artifacts(2, 9).await.unwrap();
     assert_eq!(artifacts.len(), usize::from(has("0012_artifacts.sql")));
     let token = store.token("xyz").await.unwrap();
@@ -286,11 +302,12 @@ fn an_older_store_is_brought_up_to_date() {
         assert_eq!(task.build.position, next);
         if migrations >= 5 {
             // What waited is handed out in its old order, before what is new.
-            let queued = store.first_queued(&[("e", "t")], 10).await.unwrap();
+            let queued = store.first_queued(&[plain("e", "t")], 10).await.unwrap();
             let builds: Vec<i64> = queued[0].iter().map(|head| head.build).collect();
             assert_eq!(builds, [4, 5, 6, 3]);
             assert!(queued[0].iter().all(|head| head.place < task.build.place));
             let build = store.build(3).await.unwrap().unwrap();
+            assert!(build.lane.is_plain() && build.auxiliaries.is_empty());
             assert_eq!((build.class, build.again_place), (Class::Forced, None));
             let build = store.build(6).await.unwrap().unwrap();
             assert_eq!(build.again_place, Some((build.place, "token".to_owned())));

@@ -7,23 +7,24 @@ use std::collections::BTreeMap;
 use bbot_controller::clock::Millis;
 use bbot_controller::package::Particulars;
 use bbot_controller::package::plan::Plan;
-use bbot_controller::queue::lease::{Lapse, Renewal};
+use bbot_controller::queue::lane::Lane;
+use bbot_controller::queue::lease::{Lapse, Renewal, Tries};
 use bbot_controller::queue::order::{Class, Priority};
 use bbot_controller::queue::outcome::{
-    Dropped, Facts, INTERRUPTS, Identity, Machine, Proof, Skip, Verdict, decide,
+    Dropped, Facts, Identity, Machine, Proof, Skip, Verdict, decide,
 };
 use bbot_controller::queue::{self, State};
 use bbot_controller::source::{Repository, Source};
-use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store};
+use bbot_controller::store::{Instead, NewLease, NewResult, NewSubmission, Store, Waiting};
 use bbot_manifest::Status;
 use proptest::prelude::*;
 
 use crate::cluster::Cluster;
-use crate::store::{Place, asker, first_queued};
+use crate::store::{Place, asker};
 
 use parts::{
-    End, Event, LATEST, LEASE, Model, REBUILD, SUBMIT, Session, Turns, cancel, end_lapsed, enqueue,
-    event, turn,
+    ASK, End, Event, LANES, LATEST, LEASE, Model, REBUILD, SUBMIT, Session, Turns, cancel,
+    end_lapsed, enqueue, event, turn,
 };
 
 async fn run(store: Store, events: Vec<Event>) {
@@ -32,7 +33,6 @@ async fn run(store: Store, events: Vec<Event>) {
         kind: None,
         trust: vec![],
     });
-    let plan = Plan::of(&[("c", "t")]);
     let mut model: BTreeMap<i64, Model> = BTreeMap::new();
     let mut sessions: Vec<Session> = Vec::new();
     let (mut now, mut turns) = (0_i64, Turns::new());
@@ -44,7 +44,10 @@ async fn run(store: Store, events: Vec<Event>) {
                 package,
                 version,
                 priority,
+                lane,
             } => {
+                let mut plan = Plan::of(&[("c", "t")]);
+                plan.builds[0].lane = Lane::parse(LANES[lane]).unwrap();
                 let (priority, version) = (Priority::new(priority).unwrap(), version.to_string());
                 let new = NewSubmission {
                     name: package,
@@ -53,6 +56,8 @@ async fn run(store: Store, events: Vec<Event>) {
                     asker: &asker(who),
                     priority,
                     particulars: &Particulars::default(),
+                    service: None,
+                    breakpoint: None,
                     plan: &plan,
                 };
                 let submitted = store.submit(new, Millis(now)).await.unwrap();
@@ -61,6 +66,7 @@ async fn run(store: Store, events: Vec<Event>) {
                 let fresh = Model {
                     package,
                     version,
+                    lane,
                     state: State::Queued,
                     place,
                     class: Class::New,
@@ -88,14 +94,27 @@ async fn run(store: Store, events: Vec<Event>) {
                 assert_eq!(submitted.exchanged, moved.count() > 0);
                 assert_eq!(submitted.builds[0].place, model[&id].place);
             }
-            Event::Ask => {
+            Event::Ask { lanes } => {
                 let expected = model
                     .iter()
-                    .filter(|(_, m)| m.state == State::Queued)
+                    .filter(|(_, m)| m.state == State::Queued && lanes.contains(&m.lane))
                     .min_by_key(|(id, m)| (m.place, **id))
                     .map(|(id, _)| *id);
-                let found = first_queued(&store, "c", "t", None).await.map(|(_, id)| id);
-                assert_eq!(found, expected, "the lowest place first");
+                let wanted: Vec<Waiting<'_>> = lanes
+                    .iter()
+                    .map(|lane| Waiting {
+                        configuration: "c",
+                        target: "t",
+                        lane: LANES[*lane],
+                        repository: None,
+                    })
+                    .collect();
+                let found = store.first(&wanted).await.unwrap();
+                if let Some(found) = &found {
+                    assert_eq!(lanes[found.index], model[&found.build].lane);
+                }
+                let found = found.map(|found| found.build);
+                assert_eq!(found, expected, "the lowest place of these lanes first");
                 let Some(id) = found else { continue };
                 let session = format!("s{}", sessions.len());
                 let lease = NewLease {
@@ -111,6 +130,8 @@ async fn run(store: Store, events: Vec<Event>) {
                     challenge: None,
                     machine: "m",
                     machine_summary: "M",
+                    auxiliaries: &[],
+                    login: None,
                     toolchain_name: "d",
                     toolchain_version: "1",
                     makings: None,
@@ -204,6 +225,7 @@ async fn run(store: Store, events: Vec<Event>) {
                         status,
                         skip: Skip::NotOffered,
                         again: facts.again,
+                        tries: Tries::of(&facts.build.lane),
                         machine: Machine::Unmentioned,
                         interrupts: facts.build.interrupts,
                         lapses: facts.build.lapses,
@@ -238,9 +260,7 @@ async fn run(store: Store, events: Vec<Event>) {
                             (m.session, m.again) = (None, false);
                         }
                     }
-                    End::Open | End::Lapsed
-                        if interrupt && (m.again || m.interrupts + m.lapses + 1 < INTERRUPTS) =>
-                    {
+                    End::Open | End::Lapsed if interrupt && !m.is_given_up() => {
                         assert_eq!(verdict, Some(Verdict::Requeue));
                         sessions[session].end = End::GivenBack;
                         m.interrupts += 1;
@@ -348,7 +368,7 @@ async fn run(store: Store, events: Vec<Event>) {
                 for (id, m) in expected {
                     count += 1;
                     let (_, lapse) = lapsed.iter().find(|(b, _)| b.id == *id).unwrap();
-                    if !m.again && m.interrupts + m.lapses + 1 >= INTERRUPTS {
+                    if m.is_given_up() {
                         assert_eq!(*lapse, Lapse::GiveUp);
                         for s in sessions
                             .iter_mut()
@@ -409,7 +429,7 @@ async fn a_task_that_is_given_back_for_ever_ends() {
     let interrupts = |from: usize, count: usize| {
         (from..from + count).flat_map(|session| {
             let status = Status::Interrupt;
-            [Event::Ask, Event::Result { session, status }]
+            [ASK, Event::Result { session, status }]
         })
     };
     let mut events = vec![SUBMIT];
@@ -428,19 +448,52 @@ async fn a_task_that_is_given_back_for_ever_ends() {
 /// The same for agents that are never heard of again, with a late result in between.
 #[tokio::test]
 async fn a_task_that_ends_every_agent_ends() {
-    let lapse = || [Event::Ask, Event::Pass { time: LEASE }];
+    let lapse = || [ASK, Event::Pass { time: LEASE }];
     let mut events = vec![SUBMIT];
     events.extend((0..5).flat_map(|_| lapse()));
     let status = Status::Success;
     events.extend((0..5).map(|session| Event::Result { session, status }));
     events.push(REBUILD);
     events.extend((0..2).flat_map(|_| lapse()));
-    events.push(Event::Ask);
+    events.push(ASK);
     // The first of the three lives after all, and brings its result while the third builds.
     events.push(Event::Renew { session: 5 });
     events.push(Event::Result { session: 5, status });
     events.push(Event::Renew { session: 7 });
     events.push(Event::Result { session: 7, status });
+    run(Place::file().open().await, events).await;
+}
+
+/// One that stops for a person ends when its agent gives it back or is gone, and begins anew for who asks.
+#[tokio::test]
+async fn an_interactive_build_is_tried_once() {
+    let status = Status::Interrupt;
+    let submit = Event::Submit {
+        who: "me",
+        package: "p",
+        version: 1,
+        priority: 0,
+        lane: 2,
+    };
+    let events = vec![
+        submit,
+        Event::Ask { lanes: &[0, 1] },
+        ASK,
+        Event::Result { session: 0, status },
+        ASK,
+        REBUILD,
+        Event::Ask { lanes: &[2] },
+        Event::Pass { time: LEASE },
+        Event::Renew { session: 1 },
+        REBUILD,
+        ASK,
+        // Asked for meanwhile: once more.
+        REBUILD,
+        Event::Result { session: 2, status },
+        ASK,
+        Event::TakeBack { session: 3 },
+        ASK,
+    ];
     run(Place::file().open().await, events).await;
 }
 

@@ -265,6 +265,8 @@ async fn try_submit(store: &Store, source: &Source) -> Result<i64, StoreError> {
         asker: &asker("me"),
         priority: Priority::default(),
         particulars: &Particulars::default(),
+        service: None,
+        breakpoint: None,
         plan: &Plan::of(&[("c", "t")]),
     };
     Ok(store.submit(new, Millis(1)).await?.builds[0].id)

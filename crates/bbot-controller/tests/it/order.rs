@@ -130,6 +130,8 @@ async fn submit_many(store: &Store, who: &str, builds: usize, now: i64) -> Submi
         asker: &asker(who),
         priority: Priority::default(),
         particulars: &Particulars::default(),
+        service: None,
+        breakpoint: None,
         plan: &Plan::of(&pairs),
     };
     store.submit(new, Millis(now)).await.unwrap()

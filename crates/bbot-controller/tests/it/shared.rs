@@ -99,6 +99,41 @@ fn what_is_queued_at_one_controller_is_handed_out_at_the_other_at_once() {
     assert_eq!(seen[0]["attempt"], 1);
 }
 
+/// Also when it is the first build of a lane, and in none that the other one knows.
+#[test]
+fn a_lane_that_is_new_at_one_controller_is_known_to_the_other_at_once() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(a.path(), &url, Duration::from_secs(60));
+    let second = start(b.path(), &url, Duration::from_secs(60));
+    let submit = |kind: &str| {
+        let body = serde_json::json!({
+            "name": "foo", "version": "1", "service": { "type": kind, "id": "1" },
+            "source": { "repository": { "url": "https://pkg.x.org/1/a" } },
+        });
+        let answer = first.send("POST", "/api/v1/submissions", body.to_string().as_bytes());
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    };
+    for kind in ["ci", "ci", "other"] {
+        let url = second.url(&format!("/?build-task&t={kind}"));
+        let waits = std::thread::spawn(move || {
+            let headers = [OURS, &["Bbot-Wait: 50"]].concat();
+            let answer = agent(&url, &headers, request("0.17.0").as_bytes());
+            (field(&answer.text(), "session"), Instant::now())
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let begun = Instant::now();
+        submit(kind);
+        let (session, got) = waits.join().unwrap();
+        assert!(!session.is_empty(), "{kind}");
+        assert!(got.duration_since(begun) < Duration::from_secs(4), "{kind}");
+        assert_eq!(bring(&second, &session, "foo", "success"), 200);
+    }
+}
+
 #[test]
 fn a_controller_that_is_gone_leaves_its_leases_to_the_others() {
     let Some(cluster) = Cluster::start() else {

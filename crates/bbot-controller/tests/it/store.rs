@@ -5,13 +5,14 @@ use std::time::Duration;
 use bbot_controller::clock::Millis;
 use bbot_controller::package::Particulars;
 use bbot_controller::package::plan::Plan;
+use bbot_controller::queue::lease::Tries;
 use bbot_controller::queue::order::Priority;
 use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
-    Asker, Filter, Instead, LogText, NewLease, NewOperation, NewResult, NewSubmission, Store,
-    Submitted, Taken, Waiting,
+    Asker, Filter, InLane, Instead, LogText, NewLease, NewOperation, NewResult, NewSubmission,
+    Store, Submitted, Taken, Waiting,
 };
 use bbot_manifest::Status;
 
@@ -92,6 +93,8 @@ pub(crate) async fn submit_as(store: &Store, who: &str, name: &str, now: i64) ->
         asker: &asker(who),
         priority: Priority::default(),
         particulars: &Particulars::default(),
+        service: None,
+        breakpoint: None,
         plan: &Plan::of(&[("c", "t")]),
     };
     store.submit(new, Millis(now)).await.unwrap().builds[0].id
@@ -111,10 +114,21 @@ pub(crate) fn lease<'a>(build: i64, session: &'a str, until: i64) -> NewLease<'a
         challenge: None,
         machine: "m",
         machine_summary: "M",
+        auxiliaries: &[],
+        login: None,
         toolchain_name: "default",
         toolchain_version: "0.7.0",
         makings: None,
         signing: None,
+    }
+}
+
+/// A configuration in the plain lane.
+pub(crate) fn plain<'a>(configuration: &'a str, target: &'a str) -> InLane<'a> {
+    InLane {
+        configuration,
+        target,
+        lane: "",
     }
 }
 
@@ -128,6 +142,7 @@ pub(crate) async fn first_queued(
     let waiting = Waiting {
         configuration,
         target,
+        lane: "",
         repository,
     };
     let found = store.first(&[waiting]).await.unwrap();
@@ -285,6 +300,7 @@ fn the_same_result_from_many_sides_is_kept_once() {
                         status: Status::Success,
                         skip: Skip::NotOffered,
                         again: facts.again,
+                        tries: Tries::of(&facts.build.lane),
                         machine: Machine::Unmentioned,
                         interrupts: 0,
                         lapses: 0,
@@ -366,6 +382,7 @@ pub(crate) fn decided(facts: &bbot_controller::store::SessionFacts) -> Verdict {
         status: Status::Success,
         skip: Skip::NotOffered,
         again: facts.again,
+        tries: Tries::of(&facts.build.lane),
         machine: Machine::Unmentioned,
         interrupts: facts.build.interrupts,
         lapses: facts.build.lapses,
@@ -381,6 +398,7 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
             Instead::First(Waiting {
                 configuration: "c",
                 target: "t",
+                lane: "",
                 repository,
             })
         };
@@ -435,6 +453,8 @@ fn the_oldest_of_many_configurations() {
             asker: &asker("me"),
             priority: Priority::default(),
             particulars: &Particulars::default(),
+            service: None,
+            breakpoint: None,
             plan: &plan,
         };
         let Submitted {
@@ -446,11 +466,13 @@ fn the_oldest_of_many_configurations() {
         let waiting = |n: usize, repository| Waiting {
             configuration: &names[n],
             target: "t",
+            lane: "",
             repository,
         };
         let none = Waiting {
             configuration: "none",
             target: "t",
+            lane: "",
             repository: None,
         };
         for (wanted, index, expected) in [

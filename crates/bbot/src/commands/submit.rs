@@ -67,6 +67,9 @@ pub(crate) struct Submit {
     /// Values of a package manifest that count in the place of the package's own, a file as in `builds: all : &gcc`
     #[arg(long, value_name = "FILE")]
     overrides: Option<PathBuf>,
+    /// Have the build stop for a person to log in, at the first `error` or `warning` or before this step; it has to be one build
+    #[arg(long, value_name = "BREAKPOINT")]
+    interactive: Option<String>,
     /// Wait until everything is built, and print the logs
     #[arg(long, short)]
     wait: bool,
@@ -128,6 +131,9 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
     }
     if let Some(priority) = options.priority {
         body["priority"] = json!(priority);
+    }
+    if let Some(breakpoint) = &options.interactive {
+        body["interactive"] = json!(breakpoint);
     }
     if let Some(path) = &options.overrides {
         let text = std::fs::read_to_string(path)

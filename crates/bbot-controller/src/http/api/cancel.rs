@@ -139,6 +139,6 @@ fn tell(app: &App, build: &Build) {
         ),
         _ => tracing::info!(build.id, "build {} is cancelled", build.id),
     }
-    app.desk().gone(&build.configuration, &build.target);
+    app.desk().gone(build);
     app.build_changed(build.id);
 }

@@ -19,9 +19,10 @@ use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, params, to_the_end};
 use crate::package::plan::plan;
+use crate::queue::lane::Lane;
 use crate::queue::order::Priority;
 use crate::source::Source;
-use crate::store::{NewSubmission, StoreError, Submission, Submitted};
+use crate::store::{self, NewSubmission, StoreError, Submission, Submitted};
 use crate::token::Scope;
 
 /// Builds that are given with a submission at once.
@@ -29,6 +30,15 @@ pub(super) const BUILDS: usize = 500;
 
 /// Longest name and version, in bytes.
 const NAME_LIMIT: usize = 128;
+
+/// Longest name of where a build stops, in bytes.
+const BREAKPOINT: usize = 128;
+
+/// Longest type of a service, in bytes.
+const SERVICE: usize = 64;
+
+/// Longest name that a service has for a submission, in bytes.
+const SERVICE_ID: usize = 256;
 
 /// A package that is to be built.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -53,6 +63,16 @@ struct Submit {
     priority: i64,
     /// Values of a package manifest that count in the place of its own.
     overrides: Option<String>,
+    /// Its build stops for a person to log in: at the first `error` or `warning`, or before this step. It has to be one build.
+    #[schema(
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[!-~]+$",
+        example = "error"
+    )]
+    interactive: Option<String>,
+    /// The service that submits it.
+    service: Option<view::Service>,
 }
 
 /// A package name that can stand in manifests, URLs and file names.
@@ -82,6 +102,43 @@ fn check_version(version: &str) -> Result<(), Problem> {
             "{version:?} is not a package version: {e}"
         ))),
     }
+}
+
+/// What a submission asks of agents, all of its builds alike.
+fn asks(app: &App, submit: &Submit) -> Result<Lane, Problem> {
+    let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+    if let Some(breakpoint) = &submit.interactive {
+        if app.config.logins.is_empty() {
+            return Err(Problem::bad(
+                "there are no interactive builds here: the controller has no --interactive-login",
+            ));
+        }
+        if breakpoint.is_empty() || breakpoint.len() > BREAKPOINT || !is_graphic(breakpoint) {
+            return Err(Problem::bad(format!(
+                "{breakpoint:?} is not where a build can stop: error, warning or a step, without blanks and of at most {BREAKPOINT} characters"
+            )));
+        }
+    }
+    if let Some(service) = &submit.service {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
+        let kind = &service.kind;
+        if kind.is_empty() || kind.len() > SERVICE || !kind.chars().all(is_word) {
+            return Err(Problem::bad(format!(
+                "{kind:?} is not a type of service: letters, digits and _ + . -, at most {SERVICE}"
+            )));
+        }
+        if service.id.is_empty() || service.id.len() > SERVICE_ID || !is_graphic(&service.id) {
+            return Err(Problem::bad(format!(
+                "{:?} is not what a service calls a submission: no blanks, at most {SERVICE_ID} characters",
+                service.id
+            )));
+        }
+    }
+    Ok(Lane {
+        interactive: submit.interactive.is_some(),
+        service: submit.service.as_ref().map(|service| service.kind.clone()),
+        ..Lane::default()
+    })
 }
 
 /// The names of target configurations that a submission may be built in are in the buildtab.
@@ -132,11 +189,17 @@ pub(super) async fn submit(
     let priority = Priority::new(submit.priority).map_err(|e| Problem::bad(e.to_string()))?;
     let chosen = submit.configurations.as_deref();
     check_configurations(&app, chosen)?;
+    let asks = asks(&app, &submit)?;
+    let service = submit.service.map(store::Service::from);
     let source = resolve(&app, submit.source).await?;
     let package = of_package(&app, &source, submit.overrides.as_deref()).await?;
-    let plan = plan(&package, &app.buildtab(), chosen).map_err(|e| Problem::bad(e.to_string()))?;
+    let plan =
+        plan(&package, &app.buildtab(), chosen, &asks).map_err(|e| Problem::bad(e.to_string()))?;
+    if submit.interactive.is_some() {
+        plan.check_one().map_err(|e| Problem::bad(e.to_string()))?;
+    }
     let asker = app.asker(submitter);
-    let (name, version) = (submit.name, submit.version);
+    let (name, version, breakpoint) = (submit.name, submit.version, submit.interactive);
     // Until here whoever has gone is let go, with what is fetched for it; what is written is told to those who wait for it.
     let (submitted, excluded) = to_the_end(async move {
         let new = NewSubmission {
@@ -146,6 +209,8 @@ pub(super) async fn submit(
             asker: &asker,
             priority,
             particulars: &package.particulars(),
+            service: service.as_ref(),
+            breakpoint: breakpoint.as_deref(),
             plan: &plan,
         };
         let submitted = keep(&app, new).await?;

@@ -137,6 +137,56 @@ pub(super) struct Toolchain {
     pub(super) version: String,
 }
 
+/// A machine beside the one that a build is built on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AuxiliaryMachine {
+    /// The name of its environment; may be empty.
+    name: String,
+    machine: String,
+}
+
+impl AuxiliaryMachine {
+    fn all(all: &[store::AuxiliaryMachine]) -> Vec<Self> {
+        let shown = |auxiliary: &store::AuxiliaryMachine| Self {
+            name: auxiliary.name.clone(),
+            machine: auxiliary.machine.clone(),
+        };
+        all.iter().map(shown).collect()
+    }
+}
+
+/// A service that submits packages.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    /// What kind of service: agents may ask for builds by it.
+    #[serde(rename = "type")]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[A-Za-z0-9_+.-]+$",
+        example = "forge"
+    )]
+    pub(super) kind: String,
+    /// What the service calls this submission.
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = "^[!-~]+$",
+        example = "push-17"
+    )]
+    pub(super) id: String,
+}
+
+impl From<Service> for store::Service {
+    fn from(service: Service) -> Self {
+        Self {
+            kind: service.kind,
+            id: service.id,
+        }
+    }
+}
+
 /// An operation of a result, without its log.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Operation {
@@ -174,6 +224,8 @@ pub(super) struct Build {
     /// The machine that it is or was built on.
     machine: Option<String>,
     machine_summary: Option<String>,
+    /// The auxiliary machines that are or were beside it.
+    auxiliary_machines: Vec<AuxiliaryMachine>,
     toolchain: Option<Toolchain>,
     /// The agent that has or had it.
     agent: Option<String>,
@@ -187,6 +239,16 @@ pub(super) struct Build {
     priority: i64,
     /// Who it was queued by.
     submitter: String,
+    /// Where it stops for a person to log in; null when it does not.
+    breakpoint: Option<String>,
+    /// How they do, while it is building.
+    login: Option<String>,
+    /// The type of the service that it is of.
+    service: Option<String>,
+    /// Patterns of the auxiliary machines that it wants, by the names of their environments.
+    auxiliaries: BTreeMap<String, String>,
+    /// Fingerprints of the keys of the custom bots that alone build it; empty: any agent.
+    bots: Vec<String>,
     /// When it was last queued by a person.
     queued: Time,
     /// When its task was last handed out.
@@ -239,6 +301,11 @@ impl Build {
             package_configuration: build.package_configuration.clone(),
             machine: build.machine.clone().filter(|_| begun),
             machine_summary: build.machine_summary.clone().filter(|_| begun),
+            auxiliary_machines: if begun {
+                AuxiliaryMachine::all(&build.auxiliaries)
+            } else {
+                Vec::new()
+            },
             toolchain: toolchain
                 .filter(|_| begun)
                 .map(|(name, version)| Toolchain { name, version }),
@@ -248,6 +315,11 @@ impl Build {
             class: build.class.into(),
             priority: build.priority.number(),
             submitter: build.submitter.clone(),
+            breakpoint: build.breakpoint.clone(),
+            login: build.login_now().map(str::to_owned),
+            service: build.lane.service.clone(),
+            auxiliaries: build.lane.auxiliaries.clone(),
+            bots: build.lane.keys.iter().cloned().collect(),
             queued: Time(build.queued),
             started: build.started.filter(|_| begun).map(Time),
             finished: build.finished.filter(|_| build.state.is_over()).map(Time),
@@ -351,6 +423,10 @@ pub(super) enum WaitsFor {
     Unknown,
     Silent,
     Era,
+    NoInteractive,
+    NoAuxiliary,
+    NoService,
+    NoBot,
     NoMachine,
     NoAgent,
     NoConfiguration,
@@ -367,6 +443,10 @@ impl From<Code> for WaitsFor {
             Code::Unknown => Self::Unknown,
             Code::Silent => Self::Silent,
             Code::Era => Self::Era,
+            Code::Interactive => Self::NoInteractive,
+            Code::Auxiliary => Self::NoAuxiliary,
+            Code::Service => Self::NoService,
+            Code::Bot => Self::NoBot,
             Code::NoMachine => Self::NoMachine,
             Code::NoAgent => Self::NoAgent,
             Code::NoConfiguration => Self::NoConfiguration,
@@ -412,6 +492,8 @@ pub(super) struct Attempt {
     status: Status,
     agent: Option<String>,
     machine: Option<String>,
+    /// Those that were beside it.
+    auxiliary_machines: Vec<AuxiliaryMachine>,
     toolchain_version: Option<String>,
     started: Option<Time>,
     finished: Time,
@@ -427,6 +509,7 @@ impl Attempt {
             status: attempt.status.into(),
             agent: attempt.agent.clone(),
             machine: attempt.machine.clone(),
+            auxiliary_machines: AuxiliaryMachine::all(&attempt.auxiliaries),
             toolchain_version: attempt.toolchain_version.clone(),
             started: attempt.started.map(Time),
             finished: Time(attempt.finished),
@@ -449,6 +532,8 @@ pub(super) struct Submission {
     /// How urgent it is to them.
     #[schema(minimum = -2, maximum = 2)]
     priority: i64,
+    /// The service that it is of.
+    service: Option<Service>,
     /// Its page.
     url: String,
 }
@@ -463,6 +548,10 @@ impl Submission {
             submitted: Time(submission.submitted),
             submitter: submission.submitter.clone(),
             priority: submission.priority.number(),
+            service: submission.service.clone().map(|service| Service {
+                kind: service.kind,
+                id: service.id,
+            }),
             url: format!("{base}/submissions/{}", submission.id),
         }
     }

@@ -28,7 +28,12 @@ const FIELDS: usize = 64;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Handles the request.
-pub(in crate::http) async fn handle(app: &App, kind: &str, request: Request<Body>) -> Response {
+pub(in crate::http) async fn handle(
+    app: &App,
+    kind: &str,
+    tenant: Option<&str>,
+    request: Request<Body>,
+) -> Response {
     let answer = |status: StatusCode, message: &str| {
         let message = crate::http::problem::one_line(message);
         let text = format!(": 1\nstatus: {}\nmessage: {message}\n", status.as_u16());
@@ -36,7 +41,7 @@ pub(in crate::http) async fn handle(app: &App, kind: &str, request: Request<Body
         (status, kind, text).into_response()
     };
     let address = task::address(request.extensions());
-    match take(app, kind, request).await {
+    match take(app, kind, tenant, request).await {
         Ok(()) => answer(StatusCode::OK, &format!("{kind} upload is queued")),
         Err(problem) => {
             problem.log_refusal("upload", address);
@@ -57,7 +62,12 @@ struct Form {
     archive: Option<(String, std::fs::File, String)>,
 }
 
-async fn take(app: &App, kind: &str, request: Request<Body>) -> Result<(), Problem> {
+async fn take(
+    app: &App,
+    kind: &str,
+    tenant: Option<&str>,
+    request: Request<Body>,
+) -> Result<(), Problem> {
     if !is_taken(app, kind) {
         return Err(Problem::not_found(format_args!("upload of type {kind:?}")));
     }
@@ -89,6 +99,9 @@ async fn take(app: &App, kind: &str, request: Request<Body>) -> Result<(), Probl
             "session" => {
                 let session = text(field).await?;
                 facts = app.store.session(&session).await?;
+                if let Some(facts) = &facts {
+                    result::check_tenant(facts, tenant)?;
+                }
                 form.session = Some(session);
             }
             "challenge" => {
@@ -216,7 +229,7 @@ async fn finish(
         );
     }
     let proof = match &form.challenge {
-        Some(answer) => result::prove(app, &facts, answer),
+        Some(answer) => result::prove(app, &facts, answer).await?,
         None => result::unanswered(&facts, app.keys.is_some()),
     };
     if proof != Proof::Good {

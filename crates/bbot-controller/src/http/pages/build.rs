@@ -78,6 +78,11 @@ struct BuildPage {
     note: Option<String>,
     summary: Option<String>,
     toolchain: Option<String>,
+    /// Auxiliary machines beside its own.
+    auxiliaries: Vec<String>,
+    /// Where it stops for a person, and how they log in.
+    breakpoint: Option<String>,
+    login: Option<String>,
     /// Its class and priority.
     order: String,
     started: Option<String>,
@@ -160,6 +165,9 @@ pub(in crate::http) async fn build(
                 (Some(name), Some(version)) if !waiting => Some(format!("{name} {version}")),
                 _ => None,
             },
+            auxiliaries: parts::auxiliaries(&build),
+            breakpoint: build.breakpoint.clone(),
+            login: build.login_now().map(str::to_owned),
             order: match build.priority.number() {
                 0 => build.class.to_string(),
                 priority => format!("{}, priority {priority}", build.class),
@@ -213,6 +221,11 @@ async fn note(app: &App, build: &Build) -> Result<Option<String>, StoreError> {
             Some("A rebuild is asked for: it is queued again when this attempt is done.".to_owned())
         }
         queue::State::Building => Some(match (&build.agent, build.started, build.lease_until) {
+            (Some(agent), Some(started), Some(until)) if build.lane.interactive => format!(
+                "{agent} builds it, for {} now, and stops for a person. When nothing is heard of it until {}, it ends.",
+                parts::duration(started, app.now()),
+                parts::time(until)
+            ),
             (Some(agent), Some(started), Some(until)) => format!(
                 "{agent} builds it, for {} now. When nothing is heard of it until {}, another agent gets it.",
                 parts::duration(started, app.now()),

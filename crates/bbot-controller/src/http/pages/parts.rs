@@ -164,6 +164,20 @@ impl Row {
     }
 }
 
+/// The auxiliary machines that a build has, else those that it wants: each with the name of its environment.
+pub(super) fn auxiliaries(build: &Build) -> Vec<String> {
+    let line = |(name, machine): (&String, &String)| match name.as_str() {
+        "" => machine.clone(),
+        name => format!("{name}: {machine}"),
+    };
+    if build.is_begun() {
+        let all = build.auxiliaries.iter().map(|a| (&a.name, &a.machine));
+        all.map(line).collect()
+    } else {
+        build.lane.auxiliaries.iter().map(line).collect()
+    }
+}
+
 /// Where a package comes from, in words.
 #[derive(Debug)]
 pub(super) struct SourceLine {

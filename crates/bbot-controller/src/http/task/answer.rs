@@ -3,13 +3,21 @@
 use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
-use bbot_manifest::{Era, RepositoryType, Task, TaskResponse, quoting};
+use bbot_manifest::{Auxiliary, Era, RepositoryType, Task, TaskResponse, quoting};
 
 use crate::buildtab::Configuration;
 use crate::http::App;
 use crate::http::problem::Problem;
 use crate::source::Source;
-use crate::store::Lease;
+use crate::store::{AuxiliaryMachine, Lease};
+
+/// As it is said to an agent.
+fn named(auxiliary: &AuxiliaryMachine) -> Auxiliary {
+    Auxiliary {
+        name: auxiliary.name.clone(),
+        value: auxiliary.machine.clone(),
+    }
+}
 
 /// Where artifacts may be uploaded to, by their types; an agent of 2017 does not know of any.
 pub(super) fn uploads(
@@ -57,6 +65,8 @@ pub(super) fn task(
         .particulars
         .of(&lease.build.package_configuration);
     task.package_config = package.and_then(|p| p.arguments.clone());
+    task.auxiliary_machines = lease.build.auxiliaries.iter().map(named).collect();
+    task.interactive.clone_from(&lease.build.breakpoint);
     if let Some(checksums) = &lease.checksums {
         task.worker_checksum = Some(checksums.worker.clone());
         task.dependency_checksum = Some(checksums.dependency.clone());

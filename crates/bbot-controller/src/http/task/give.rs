@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use bbot_manifest::{Era, TaskResponse};
+use bbot_manifest::{Era, TaskRequest, TaskResponse};
 use bbot_signature::{AgreementError, End, Ephemeral, PublicKey, SESSION_KEY, SessionKey};
 
 use super::answer::{answer_of, task, uploads, written};
@@ -14,16 +14,18 @@ use crate::dispatch::abilities::Abilities;
 use crate::http::hand_out::HandOut;
 use crate::http::problem::Problem;
 use crate::http::{App, session};
+use crate::queue::lane::Lane;
 use crate::queue::lease;
+use crate::queue::reach::Reach;
 use crate::queue::rebuild::{Makings, controller_checksum};
-use crate::store::{Instead, NewLease, SessionSigning, StoreError, Waiting};
+use crate::store::{AuxiliaryMachine, Instead, NewLease, SessionSigning, StoreError, Waiting};
 
 /// How often a lost race for a task is run again within one request.
 const RACES: usize = 16;
 
 /// An answer with a task.
 pub(super) struct Found {
-    /// Its configuration.
+    /// Its kind.
     pub(super) kind: u32,
     pub(super) answer: Response,
 }
@@ -53,16 +55,21 @@ pub(super) async fn find(
         };
         let (Some(configuration), Some(machine)) = (
             desk.configuration(given.kind),
-            able.machine(given.kind)
+            able.machine(desk.lanes.configuration(given.kind))
                 .and_then(|machine| request.machines.get(machine)),
         ) else {
+            return Ok(NOTHING);
+        };
+        let lane = desk.lanes.lane(given.kind);
+        let Some(auxiliaries) = auxiliaries(request, &able.reach, &lane) else {
             return Ok(NOTHING);
         };
         let random = |e| Problem::internal("make a session", &e);
         let session = auth::session().map_err(random)?;
         let path = auth::session().map_err(random)?;
         // Without a key nothing can be proved, and whoever has none was let in by its name.
-        let fingerprint = request.fingerprint.as_deref().filter(|_| app.has_door());
+        let is_proved = app.has_door() || !lane.keys.is_empty();
+        let fingerprint = request.fingerprint.as_deref().filter(|_| is_proved);
         let challenge = fingerprint
             .map(|_| auth::challenge())
             .transpose()
@@ -75,6 +82,7 @@ pub(super) async fn find(
         let terms = lease::terms(asked.held.peer, app.config.lease, app.config.result_timeout);
         let until = app.steady().plus(terms.lease);
         let is_any = asked.held.wanted.repositories.is_empty();
+        let lane_text = desk.lanes.text(given.kind);
         let lease = NewLease {
             build: given.build,
             // Another controller may be handing it out.
@@ -82,6 +90,7 @@ pub(super) async fn find(
                 Instead::First(Waiting {
                     configuration: &configuration.name,
                     target: &configuration.target,
+                    lane: &lane_text,
                     repository: None,
                 })
             } else {
@@ -97,9 +106,15 @@ pub(super) async fn find(
             challenge: challenge.as_deref(),
             machine: &machine.name,
             machine_summary: &machine.summary,
+            auxiliaries: &auxiliaries,
+            login: request
+                .interactive_login
+                .as_deref()
+                .filter(|_| lane.interactive),
             toolchain_name: &request.toolchain_name,
             toolchain_version: &version,
-            makings: (asked.held.era == Era::Later).then(|| Makings {
+            // What a person has done in it is in no checksum.
+            makings: (asked.held.era == Era::Later && !lane.interactive).then(|| Makings {
                 controller: controller_checksum(configuration),
                 machine: machine.id.clone(),
             }),
@@ -195,4 +210,16 @@ fn agree<'a>(agent: &'a PublicKey, session: &str) -> Result<Agreed<'a>, Problem>
         agent,
         public,
     })
+}
+
+/// The machines that serve the environments of a lane, by their names; `None` when there are none for one of them.
+fn auxiliaries(request: &TaskRequest, reach: &Reach, lane: &Lane) -> Option<Vec<AuxiliaryMachine>> {
+    let chosen = reach.auxiliaries_for(lane)?;
+    let of = |(name, machine): (&String, usize)| {
+        Some(AuxiliaryMachine {
+            name: name.clone(),
+            machine: request.machines.get(machine)?.name.clone(),
+        })
+    };
+    lane.auxiliaries.keys().zip(chosen).map(of).collect()
 }

@@ -1,17 +1,19 @@
 //! Which build is next for who asks.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bbot_manifest::{MachineRole, TaskRequest};
 
 use crate::dispatch::Desk;
 use crate::dispatch::abilities::Abilities;
-use crate::dispatch::heads::{Given, Look, Next};
-use crate::http::App;
+use crate::dispatch::heads::{Given, Next};
+use crate::dispatch::lanes::Extra;
 use crate::http::held::Held;
+use crate::http::{App, reach};
 use crate::queue::failure::{self, Failures};
 use crate::queue::select::{Offer, Role};
-use crate::store::{StoreError, Waiting};
+use crate::store::{InLane, StoreError, Waiting};
 
 /// A request for a task while it is looked for.
 pub(super) struct Asked<'a> {
@@ -21,7 +23,7 @@ pub(super) struct Asked<'a> {
 
 impl Asked<'_> {
     /// What it can build.
-    pub(super) fn able(&self, desk: &Desk) -> Arc<Abilities> {
+    pub(super) fn able(&self, app: &App, desk: &Desk) -> Arc<Abilities> {
         let offers: Vec<Offer<'_>> = self
             .request
             .machines
@@ -35,7 +37,11 @@ impl Asked<'_> {
                 },
             })
             .collect();
-        desk.learned.of(&desk.buildtab, &offers, self.held.era)
+        let held = self.held;
+        match reach::of(app, self.request, &held.wanted, (&held.bot, held.era)) {
+            Some(reach) => desk.learned.of(&desk.buildtab, &offers, held.era, reach),
+            None => desk.nothing(held.era),
+        }
     }
 }
 
@@ -46,10 +52,12 @@ pub(super) async fn next<'a>(
     able: &Abilities,
     asked: &Asked<'_>,
 ) -> Result<Result<Given<'a>, bool>, StoreError> {
+    app.learn_lanes(desk).await?;
     let refuses = |kind: u32, failures: &Failures| {
         let others = || {
-            app.agents
-                .others((desk.reading, kind), failures, app.steady())
+            let (number, lane) = (desk.lanes.configuration(kind), desk.lanes.lane(kind));
+            let of = (desk.reading, number, &*lane);
+            app.agents.others(of, failures, app.steady())
         };
         failure::refuses(failures, &asked.request.agent, others)
     };
@@ -57,25 +65,61 @@ pub(super) async fn next<'a>(
     if !repositories.is_empty() {
         return next_of(app, desk, able, repositories, refuses).await;
     }
+    let mut is_any_refused = false;
+    for kinds in in_turn(desk, able) {
+        match next_in(app, desk, &kinds, refuses).await? {
+            Ok(given) => return Ok(Ok(given)),
+            Err(is_refused) => is_any_refused |= is_refused,
+        }
+    }
+    Ok(Err(is_any_refused))
+}
+
+/// The kinds that somebody can have, those first that go before the others: what a person waits for.
+fn in_turn<'a>(desk: &Desk, able: &'a Abilities) -> Vec<Cow<'a, [u32]>> {
+    let plain = Cow::Borrowed(&*able.kinds);
+    let Extra {
+        interactive,
+        others,
+    } = desk.lanes.kinds(able);
+    let rest = if others.is_empty() {
+        plain
+    } else {
+        Cow::Owned([&plain[..], &others].concat())
+    };
+    if interactive.is_empty() {
+        vec![rest]
+    } else {
+        vec![Cow::Owned(interactive), rest]
+    }
+}
+
+/// The build that is next of these kinds; or none, and whether any was refused.
+async fn next_in<'a>(
+    app: &App,
+    desk: &'a Desk,
+    kinds: &[u32],
+    refuses: impl Fn(u32, &Failures) -> bool + Copy,
+) -> Result<Result<Given<'a>, bool>, StoreError> {
     loop {
-        match desk.heads.next(&able.kinds, refuses) {
+        match desk.heads.next(kinds, refuses) {
             Next::Given(given) => return Ok(Ok(given)),
             Next::None { is_refused } => return Ok(Err(is_refused)),
             Next::LookUp(_) => {}
         }
         // One looks, and the others find what it has found.
         let _looking = desk.looking.lock().await;
-        match desk.heads.next(&able.kinds, refuses) {
+        match desk.heads.next(kinds, refuses) {
             Next::Given(given) => return Ok(Ok(given)),
             Next::None { is_refused } => return Ok(Err(is_refused)),
             Next::LookUp(looks) => {
-                let of = |look: &Look| desk.configuration(look.kind);
-                let names: Vec<(&str, &str)> = looks
-                    .iter()
-                    .map(|look| of(look).map_or(("", ""), |c| (&c.name, &c.target)))
+                let lanes: Vec<Arc<str>> = looks.iter().map(|l| desk.lanes.text(l.kind)).collect();
+                let each = looks.iter().zip(&lanes);
+                let wanted: Vec<InLane<'_>> = each
+                    .map(|(look, lane)| in_lane(desk, look.kind, lane))
                     .collect();
                 let limit = looks.iter().map(|look| look.limit).max().unwrap_or(0);
-                let found = app.store.first_queued(&names, limit).await?;
+                let found = app.store.first_queued(&wanted, limit).await?;
                 for (look, found) in looks.into_iter().zip(&found) {
                     desk.heads.found(look, found);
                 }
@@ -87,6 +131,15 @@ pub(super) async fn next<'a>(
 /// So many builds that others are to have are passed over by one look for some repositories' packages.
 const PASSED: usize = 32;
 
+fn in_lane<'a>(desk: &'a Desk, kind: u32, lane: &'a str) -> InLane<'a> {
+    let configuration = desk.configuration(kind);
+    configuration.map_or_else(InLane::default, |c| InLane {
+        configuration: &c.name,
+        target: &c.target,
+        lane,
+    })
+}
+
 /// The same, of these repositories only: the store is asked each time, since none of ours asks so.
 async fn next_of<'a>(
     app: &App,
@@ -95,34 +148,40 @@ async fn next_of<'a>(
     repositories: &[String],
     refuses: impl Fn(u32, &Failures) -> bool,
 ) -> Result<Result<Given<'a>, bool>, StoreError> {
-    let waiting = |kind: &u32| {
-        let configuration = desk.configuration(*kind);
-        let of = move |repository| {
-            configuration.map(|c| Waiting {
-                configuration: &c.name,
-                target: &c.target,
-                repository: Some(repository),
-            })
-        };
-        let kind = *kind;
-        repositories
-            .iter()
-            .filter_map(move |repository| Some((kind, of(repository.as_str())?)))
-            .collect::<Vec<_>>()
-    };
-    let (kinds, waiting): (Vec<u32>, Vec<Waiting<'_>>) =
-        able.kinds.iter().flat_map(waiting).unzip();
-    let mut passed = None;
-    for _ in 0..PASSED {
-        let first = app.store.first_after(&waiting, passed.as_ref()).await?;
-        let kind = first.as_ref().and_then(|first| kinds.get(first.index));
-        let (Some(first), Some(kind)) = (first, kind) else {
-            break;
-        };
-        if !refuses(*kind, &first.failures) {
-            return Ok(Ok(desk.heads.give(*kind, first.build)));
+    let mut is_any_refused = false;
+    for kinds in in_turn(desk, able) {
+        let lanes: Vec<Arc<str>> = kinds.iter().map(|kind| desk.lanes.text(*kind)).collect();
+        let mut of = Vec::new();
+        let mut waiting = Vec::new();
+        for (kind, lane) in kinds.iter().zip(&lanes) {
+            let InLane {
+                configuration,
+                target,
+                lane,
+            } = in_lane(desk, *kind, lane);
+            for repository in repositories {
+                of.push(*kind);
+                waiting.push(Waiting {
+                    configuration,
+                    target,
+                    lane,
+                    repository: Some(repository),
+                });
+            }
         }
-        passed = Some(first);
+        let mut passed = None;
+        for _ in 0..PASSED {
+            let first = app.store.first_after(&waiting, passed.as_ref()).await?;
+            let kind = first.as_ref().and_then(|first| of.get(first.index));
+            let (Some(first), Some(kind)) = (first, kind) else {
+                break;
+            };
+            if !refuses(*kind, &first.failures) {
+                return Ok(Ok(desk.heads.give(*kind, first.build)));
+            }
+            passed = Some(first);
+        }
+        is_any_refused |= passed.is_some();
     }
-    Ok(Err(passed.is_some()))
+    Ok(Err(is_any_refused))
 }

@@ -8,15 +8,18 @@ use crate::source::requested_repository;
 /// Repositories that a request may be for.
 const REPOSITORIES: usize = 16;
 
+/// Types of services that a request may be for.
+const SERVICES: usize = 16;
+
 /// What the URL's parameters ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::http) struct Wanted {
     /// Only packages of these repositories, by their canonical names; empty is any.
     pub(super) repositories: Vec<String>,
     /// The agent's say about interactive builds, made narrower.
-    interactive: Option<InteractiveMode>,
-    /// Only packages of services; without the empty name there are none here.
-    services: Vec<String>,
+    pub(in crate::http) interactive: Option<InteractiveMode>,
+    /// Only packages of services of these types, the empty one for those of none; empty is any.
+    pub(in crate::http) services: Vec<String>,
 }
 
 impl Wanted {
@@ -53,15 +56,14 @@ impl Wanted {
                 "more than {REPOSITORIES} repositories are asked for"
             )));
         }
+        wanted.services.sort_unstable();
+        wanted.services.dedup();
+        if wanted.services.len() > SERVICES {
+            return Err(Problem::bad(format!(
+                "more than {SERVICES} types of services are asked for"
+            )));
+        }
         Ok(wanted)
-    }
-
-    /// Whether there can be anything at all: builds here are never interactive and belong to no service.
-    pub(super) fn is_anything(&self, mode: Option<InteractiveMode>) -> bool {
-        let only_interactive = |m: Option<InteractiveMode>| m == Some(InteractiveMode::True);
-        !only_interactive(mode)
-            && !only_interactive(self.interactive)
-            && (self.services.is_empty() || self.services.iter().any(String::is_empty))
     }
 }
 
@@ -107,25 +109,11 @@ mod tests {
         assert_eq!(many(16).unwrap().repositories.len(), 16);
         let problem = many(17).unwrap_err();
         assert_eq!(problem.sentence, "more than 16 repositories are asked for");
-    }
-
-    #[test]
-    fn nothing_here_is_interactive_or_a_services() {
-        for (text, mode, expected) in [
-            ("", None, true),
-            ("", Some(InteractiveMode::Both), true),
-            ("", Some(InteractiveMode::True), false),
-            ("interactive=true", Some(InteractiveMode::Both), false),
-            ("interactive=false", None, true),
-            ("t=", None, true),
-            ("t=ci-github", None, false),
-            ("t=ci-github&t=", None, true),
-        ] {
-            assert_eq!(
-                Wanted::parse(&pairs(text)).unwrap().is_anything(mode),
-                expected,
-                "{text}"
-            );
-        }
+        let services = (0..17).map(|n| format!("t={n}&")).collect::<String>();
+        let problem = Wanted::parse(&pairs(services.trim_end_matches('&'))).unwrap_err();
+        assert_eq!(
+            problem.sentence,
+            "more than 16 types of services are asked for"
+        );
     }
 }

@@ -8,6 +8,7 @@ const GOOD: Facts = Facts {
     status: Status::Success,
     skip: Skip::NotOffered,
     again: Again::No,
+    tries: Tries::Many,
     machine: Machine::Unmentioned,
     interrupts: 0,
     lapses: 0,
@@ -289,6 +290,28 @@ fn a_task_is_given_back_a_bounded_number_of_times() {
     };
     assert_eq!(mixed(1, 2), Verdict::Requeue);
     assert_eq!(mixed(2, 2), Verdict::GiveUp);
+    // One that is handed out once: not again by itself.
+    for (again, expected) in [(Again::No, Verdict::GiveUp), (Again::Yes, Verdict::Requeue)] {
+        let once = Facts {
+            status: Status::Interrupt,
+            tries: Tries::Once,
+            again,
+            ..GOOD
+        };
+        assert_eq!(decide(once), expected);
+    }
+    let log = once_log(false, Some("h1"), Some("m"), Some("no room"));
+    assert!(
+        log.contains("h1 with the machine m, was stopped") && log.contains("\n  no room\n"),
+        "{log}"
+    );
+    let log = once_log(true, None, None, None);
+    assert!(
+        log.contains(
+            "unknown with the machine unknown, was not heard of in time\ninfo: an interactive"
+        ),
+        "{log}"
+    );
     let none = Failures::default();
     let log = given_up_log(0, &none, Some("h1"), None, None);
     assert!(log.contains("5 times") && log.contains("h1 with the machine unknown"));
@@ -356,18 +379,31 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         ]),
         proptest::sample::select(vec![Skip::NotOffered, Skip::Same, Skip::Different]),
         proptest::sample::select(vec![Again::No, Again::Yes]),
+        proptest::sample::select(vec![Tries::Many, Tries::Once]),
         proptest::sample::select(vec![Machine::Failed, Machine::Unmentioned]),
         0_u32..8,
         0_u32..8,
     )
         .prop_map(
-            |(session, proof, identity, status, skip, again, machine, interrupts, lapses)| Facts {
+            |(
                 session,
                 proof,
                 identity,
                 status,
                 skip,
                 again,
+                tries,
+                machine,
+                interrupts,
+                lapses,
+            )| Facts {
+                session,
+                proof,
+                identity,
+                status,
+                skip,
+                again,
+                tries,
                 machine,
                 interrupts,
                 lapses,
@@ -399,7 +435,10 @@ proptest! {
         let verdict = decide(facts);
         if verdict == Verdict::Retry {
             prop_assert_eq!((facts.status, facts.machine), (Status::Interrupt, Machine::Failed));
-            prop_assert!(facts.again == Again::Yes || facts.interrupts + facts.lapses + 1 < INTERRUPTS);
+            prop_assert!(
+                facts.again == Again::Yes
+                    || facts.tries == Tries::Many && facts.interrupts + facts.lapses + 1 < INTERRUPTS
+            );
         }
         if facts.status != Status::Interrupt {
             prop_assert!(!matches!(verdict, Verdict::Retry | Verdict::Requeue));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bbot_controller::clock::Millis;
 use bbot_controller::queue::State;
 use bbot_controller::queue::order::{self, Class, Priority};
+use bbot_controller::queue::outcome::INTERRUPTS;
 use bbot_manifest::Status;
 use proptest::prelude::*;
 
@@ -16,6 +17,12 @@ pub(super) const LEASE: i64 = 10;
 /// How long it can be renewed at most.
 pub(super) const LATEST: i64 = 35;
 
+/// The lanes of the model: the plain one, one of a service, and an interactive one.
+pub(super) const LANES: [&str; 3] = ["", r#"{"service":"ci"}"#, r#"{"interactive":true}"#];
+
+/// An agent that serves all.
+const ALL: &[usize] = &[0, 1, 2];
+
 #[derive(Debug, Clone)]
 pub(super) enum Event {
     Submit {
@@ -23,9 +30,12 @@ pub(super) enum Event {
         package: &'static str,
         version: u8,
         priority: i64,
+        lane: usize,
     },
-    /// An agent asks for a task.
-    Ask,
+    /// An agent asks for a task, one that serves these of the [`LANES`].
+    Ask {
+        lanes: &'static [usize],
+    },
     /// The result of one of the sessions so far, whatever became of it.
     Result {
         session: usize,
@@ -68,13 +78,14 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
     ]);
     let who = || proptest::sample::select(vec!["me", "you"]);
     let package = proptest::sample::select(vec!["p", "q"]);
+    let lanes = proptest::sample::select(vec![ALL, &[0, 1], &[0], &[2], &[2, 1]]);
     // Leases lapse, and builds become old.
     let time = prop_oneof![3 => 1_i64..12, 1 => 3_600_000_i64..100_000_000];
     prop_oneof![
-        2 => (who(), package, 1_u8..12, -2_i64..=2).prop_map(|(who, package, version, priority)| {
-            Event::Submit { who, package, version, priority }
+        2 => (who(), package, 1_u8..12, -2_i64..=2, 0_usize..3).prop_map(|(who, package, version, priority, lane)| {
+            Event::Submit { who, package, version, priority, lane }
         }),
-        3 => Just(Event::Ask),
+        3 => lanes.prop_map(|lanes| Event::Ask { lanes }),
         3 => (0_usize..8, status).prop_map(|(session, status)| Event::Result { session, status }),
         2 => (0_usize..8).prop_map(|session| Event::Renew { session }),
         1 => (0_usize..8).prop_map(|session| Event::TakeBack { session }),
@@ -90,6 +101,7 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
 pub(super) struct Model {
     pub(super) package: &'static str,
     pub(super) version: String,
+    pub(super) lane: usize,
     pub(super) state: State,
     pub(super) place: i64,
     pub(super) class: Class,
@@ -107,6 +119,12 @@ pub(super) struct Model {
 }
 
 impl Model {
+    /// Whether it ends when it comes back without a result.
+    pub(super) fn is_given_up(&self) -> bool {
+        let once = LANES[self.lane].contains("interactive");
+        !self.again && (once || self.interrupts + self.lapses + 1 >= INTERRUPTS)
+    }
+
     /// It waits again without a result: as what was asked for meanwhile.
     pub(super) fn come_back(&mut self) {
         self.state = State::Queued;
@@ -176,12 +194,12 @@ pub(super) fn enqueue(
 ) {
     let build = model.get_mut(&id).unwrap();
     (build.submitter, build.class, build.place) = (who, class, place);
-    let of = build.package;
+    let (of, lane) = (build.package, build.lane);
     let mut group: Vec<&mut Model> = model
         .iter_mut()
         .filter(|(other, m)| {
             let waits = m.state == State::Queued
-                && (m.package, m.submitter, m.class) == (of, who, class)
+                && (m.package, m.submitter, m.class, m.lane) == (of, who, class, lane)
                 && order::is_exchanged(Millis(m.queued), Millis(now));
             **other == id || waits
         })
@@ -201,7 +219,10 @@ pub(super) const SUBMIT: Event = Event::Submit {
     package: "p",
     version: 1,
     priority: 0,
+    lane: 0,
 };
+
+pub(super) const ASK: Event = Event::Ask { lanes: ALL };
 
 pub(super) const REBUILD: Event = Event::Rebuild {
     who: "you",
