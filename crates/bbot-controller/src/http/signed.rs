@@ -111,6 +111,10 @@ pub(super) async fn of_task(
     let known = app.key(fingerprint);
     let is_known = known.is_some();
     let shown = || {
+        if app.wants_keys() {
+            // Nobody can let it in while the request is held.
+            return None;
+        }
         let pem = shown_key(&head.headers, fingerprint)?;
         auth::public_key(&pem).ok()
     };
@@ -142,24 +146,20 @@ pub(super) async fn of_task(
     let session_key = session_key.ok_or_else(|| {
         unauthorized("a signed request for a task has an X25519 public key in Bbot-Session-Key")
     })?;
-    let now = seconds(app.now());
-    let span = (now, WINDOW);
-    match app
-        .nonces
-        .comes(fingerprint, signed.nonce(), signed.created(), span)
-    {
-        Coming::First => {}
-        Coming::Again => {
-            return Err(unauthorized("this request has come before"));
-        }
-        Coming::Unknown => {
-            return Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many signed requests have come: try again later",
-            ));
-        }
-    }
+    // Keys that are only shown are anybody's, and could fill what is remembered.
     if is_known {
+        let span = (seconds(app.now()), WINDOW);
+        let nonce = signed.nonce();
+        match app.nonces.comes(fingerprint, nonce, signed.created(), span) {
+            Coming::First => {}
+            Coming::Again => return Err(unauthorized("this request has come before")),
+            Coming::Unknown => {
+                return Err(Problem::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "too many signed requests have come: try again later",
+                ));
+            }
+        }
         app.remember_signing(fingerprint).await?;
     }
     Ok(Some(session_key))
