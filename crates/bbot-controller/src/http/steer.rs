@@ -31,7 +31,7 @@ where
     let said = to_the_end(async move {
         kept.await?;
         // Whoever has said it sees what each has by then.
-        app.building.forget().await;
+        app.building.forget();
         app.said().await
     });
     Ok(said.await??)
