@@ -69,6 +69,8 @@ pub(crate) struct Build {
     pub(crate) machine: Option<String>,
     pub(crate) toolchain: Option<Toolchain>,
     pub(crate) agent: Option<String>,
+    /// How a person gets to the machine, where the build stops for one.
+    pub(crate) login: Option<String>,
     pub(crate) state: String,
     pub(crate) class: Option<String>,
     pub(crate) priority: Option<i64>,

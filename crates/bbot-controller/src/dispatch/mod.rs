@@ -192,3 +192,39 @@ impl Desk {
         self.waiters.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::lane::tests::of_service;
+
+    fn lane_of(kind: usize) -> LaneOf {
+        let text = of_service(&kind.to_string()).text();
+        (text, "a".to_owned(), "t".to_owned())
+    }
+
+    #[test]
+    fn lanes_that_there_is_no_room_for_have_their_turn() {
+        let tab = Arc::new(Buildtab::parse("linux* a t\n", "t").unwrap());
+        let start = Millis(1_000_000);
+        let desk = Desk::new(tab, Arc::default(), start);
+        // A line that is gone, and a lane of a later version, are nobody's here.
+        let gone = (of_service("x").text(), "b".to_owned(), "t".to_owned());
+        let later = ("{\"later\":1}".to_owned(), "a".to_owned(), "t".to_owned());
+        desk.learn(&[gone, later]);
+        assert!(desk.lanes.is_empty());
+        let all: Vec<LaneOf> = (0..=lanes::MOST).map(lane_of).collect();
+        desk.learn(&all[..lanes::MOST]);
+        let soon = start.plus_seconds(LANES_STAY - 1);
+        let late = start.plus_seconds(LANES_STAY);
+        assert!(desk.next(late).is_none(), "there is room for all");
+        desk.learn(&all);
+        assert!(desk.next(soon).is_none());
+        let next = desk.next(late).unwrap();
+        assert_eq!(next.lanes_after(), all[lanes::MOST - 1].0);
+        assert!(next.lanes.is_empty() && !next.lanes.is_read());
+        assert_ne!(next.reading, desk.reading);
+        next.learn(&all[lanes::MOST..]);
+        assert!(next.next(late.plus_seconds(LANES_STAY)).is_none());
+    }
+}

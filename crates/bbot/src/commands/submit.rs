@@ -205,7 +205,12 @@ async fn wait(api: &Api, mut builds: Vec<Build>, quiet: bool) -> Result<Vec<Buil
     loop {
         let mut open = 0_usize;
         for build in builds.iter_mut().filter(|build| !build.is_over()) {
+            let had = build.login.take();
             *build = api.build(&build.id).await?;
+            if let (Some(login), None, false) = (&build.login, had, quiet) {
+                let told = format!("build {} stops for you; log in: {login}", build.id);
+                progress.pause(|| eprintln!("{told}"));
+            }
             if build.is_over() {
                 if !quiet {
                     // What was cancelled may have none.
