@@ -56,8 +56,8 @@ impl Store {
         .await
     }
 
-    /// Removes results of before a time that are not the last of their build, with their logs, and what builds made in such runs; how
-    /// many results. In small steps: others write in between.
+    /// Removes results of before a time that are not the last of their build, with their logs, what builds made in such runs, and
+    /// their sessions; how many results. In small steps: others write in between.
     ///
     /// # Errors
     /// The store cannot be written; what was removed is gone.
@@ -84,6 +84,7 @@ impl Store {
             }
         }
         self.prune_artifacts(before).await?;
+        self.prune_sessions(before).await?;
         Ok(removed)
     }
 
@@ -154,6 +155,40 @@ impl Store {
                     })
                 })
                 .await?;
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Forgets sessions of before a time that are the last of no build, once their raw logs are gone.
+    async fn prune_sessions(&self, before: Millis) -> Result<(), StoreError> {
+        loop {
+            let old: Vec<String> = sqlx::query_scalar(
+                "SELECT s.id FROM sessions s WHERE s.issued < $1 AND s.number IS NULL \
+                 AND NOT EXISTS (SELECT 1 FROM builds b WHERE b.id = s.build AND b.session = s.id) \
+                 ORDER BY s.issued LIMIT $2",
+            )
+            .bind(before.0)
+            .bind(FOUND)
+            .fetch_all(&self.pool)
+            .await
+            .doing("look for old sessions")?;
+            let is_last = old.len() < usize::try_from(FOUND).unwrap_or(usize::MAX);
+            for some in old.chunks(STEP) {
+                let some = some.to_vec();
+                self.write_passing("remove old sessions", move |tx| {
+                    Box::pin(async move {
+                        for session in some {
+                            tx.later(Sql::new("DELETE FROM sessions WHERE id = $1").bind(session));
+                        }
+                        Ok(())
+                    })
+                })
+                .await?;
+            }
+            if is_last {
+                return Ok(());
             }
         }
     }

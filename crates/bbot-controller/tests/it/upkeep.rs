@@ -8,7 +8,7 @@ use bbot_controller::store::Store;
 use bbot_controller::upkeep::move_logs;
 use sqlx::Connection as _;
 
-use crate::store::{Place, on_both, submit};
+use crate::store::{Place, asker, decided, lease, on_both, result, submit, verdict};
 
 /// A store with a build that has so many results, each with one log of before there were objects.
 async fn with_results(place: &Place, results: i64) -> (Store, i64) {
@@ -87,5 +87,49 @@ fn others_write_between_the_steps() {
         tokio::time::timeout(Duration::from_secs(10), store.close())
             .await
             .unwrap();
+    });
+}
+
+#[test]
+fn old_sessions_go_once_their_raw_logs_are_gone() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let build = submit(&store, "a", 0).await;
+        let mut runs = Vec::new();
+        for (number, session) in [(1, "first"), (2, "second")] {
+            let leased = store
+                .lease(&lease(build, session, i64::MAX), Millis(number))
+                .await
+                .unwrap();
+            assert!(leased.is_some());
+            let taken = store
+                .take_result(session, result("log"), Millis(number), decided)
+                .await
+                .unwrap();
+            assert!(verdict(taken).is_some());
+            store
+                .rebuild(build, &asker("me"), None, Millis(number))
+                .await
+                .unwrap();
+            runs = store.old_runs(Millis(100), 10).await.unwrap();
+        }
+        assert_eq!(runs.len(), 2);
+        let known = async |session| store.session(session).await.unwrap().is_some();
+        // Their raw logs are there.
+        store.prune_attempts(Millis(100)).await.unwrap();
+        assert!(known("first").await && known("second").await);
+        for (_, run) in &runs {
+            store.forget_run(*run).await.unwrap();
+        }
+        store.prune_attempts(Millis(2)).await.unwrap();
+        assert!(!known("first").await && known("second").await);
+        // One that is under way stays, however old.
+        store
+            .lease(&lease(build, "third", i64::MAX), Millis(3))
+            .await
+            .unwrap();
+        store.prune_attempts(Millis(100)).await.unwrap();
+        assert!(!known("second").await && known("third").await);
+        store.close().await;
     });
 }

@@ -188,7 +188,12 @@ async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<
     };
     if !whole && logs.len() == 1 {
         let log = logs.remove(0);
-        let ready = ready(app, log.text).await?;
+        // By itself: who has gone meanwhile has not made room for another before it is checked.
+        let app = Arc::clone(app);
+        let looking = tokio::spawn(async move { (ready(&app, log.text).await, taker) });
+        let looked = looking.await;
+        let (ready, taker) = looked.map_err(|e| Problem::internal("read a log", &e))?;
+        let ready = ready?;
         tokio::spawn(async move {
             // Whoever has gone needs no more.
             let _ = taker.give(ready).await;
