@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rsa::pkcs8::spki::SubjectPublicKeyInfoRef;
 use rsa::pkcs8::{Document, EncodePublicKey as _, LineEnding};
+use rsa::traits::PublicKeyParts as _;
 use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 use sha2::{Digest as _, Sha256};
 
@@ -206,6 +207,12 @@ pub fn public_key(pem: &str) -> Result<RsaPublicKey, PemError> {
     let exponent = BigUint::from_bytes_be(parts.public_exponent.as_bytes());
     RsaPublicKey::new_with_max_size(modulus, exponent, *MODULUS_BITS.end())
         .map_err(|_| PemError::NotRsa)
+}
+
+/// Whether a signature by this key is quickly looked at, whoever has made the key: of at most 4096 bits, with the exponent that all use.
+#[must_use]
+pub fn is_quick(key: &RsaPublicKey) -> bool {
+    key.size() <= 512 && *key.e() <= BigUint::from(65_537_u32)
 }
 
 /// SHA-256 of the key's DER SubjectPublicKeyInfo in lower-case hex.

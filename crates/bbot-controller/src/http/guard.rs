@@ -113,6 +113,15 @@ impl External {
         self.url.starts_with("https://")
     }
 
+    /// Its scheme.
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.is_https() {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        }
+    }
+
     /// The path that links begin with.
     pub(crate) fn path(&self) -> &str {
         &self.path

@@ -19,6 +19,8 @@ pub(super) struct Bot {
     pub(super) is_default: bool,
     /// As one whose key builds name that wait: its fingerprint.
     pub(super) named: Option<String>,
+    /// Not as one that a person has to let in first.
+    pub(super) is_let_in: bool,
 }
 
 impl Default for Bot {
@@ -26,6 +28,7 @@ impl Default for Bot {
         Self {
             is_default: true,
             named: None,
+            is_let_in: true,
         }
     }
 }
@@ -36,6 +39,7 @@ impl Bot {
         Self {
             is_default: admission != Admission::Custom,
             named,
+            is_let_in: admission != Admission::Pending,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! anything is done for the request.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -13,15 +13,14 @@ use bbot_signature::{
     BodyDigest, Kind, PublicKey, SESSION_KEY, Signed, Target, Wrong, body_digest,
 };
 
+use super::App;
 use super::admit::shown_key;
-use super::guard::Connection;
+use super::guard::{Connection, External};
 use super::held::Held;
 use super::nonces::Coming;
 use super::problem::Problem;
-use super::{App, task};
 use crate::auth;
 use crate::clock::Millis;
-use crate::queue::era::Peer;
 use crate::store::{SessionFacts, StoreError};
 
 /// For how many seconds a signature counts: so far its time may be from ours, before or after.
@@ -29,52 +28,69 @@ const WINDOW: i64 = 300;
 
 /// Fingerprints of keys that are known to sign: what the store knows, as far as it was asked.
 #[derive(Debug, Default)]
-pub(super) struct Signers(Mutex<HashSet<String>>);
+pub(super) struct Signers(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    fingerprints: HashSet<String>,
+    /// Counts up when they are forgotten: what was asked before says nothing any more.
+    forgotten: u64,
+}
 
 impl Signers {
-    fn has(&self, fingerprint: &str) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains(fingerprint)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, fingerprint: &str) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(fingerprint.to_owned());
+    /// Whether it is known, and what to say with an answer of the store.
+    fn has(&self, fingerprint: &str) -> (bool, u64) {
+        let known = self.lock();
+        (known.fingerprints.contains(fingerprint), known.forgotten)
+    }
+
+    fn add(&self, fingerprint: &str, forgotten: u64) {
+        let mut known = self.lock();
+        if known.forgotten == forgotten {
+            known.fingerprints.insert(fingerprint.to_owned());
+        }
     }
 
     /// A person has said something about agents: the store is asked anew.
     pub(super) fn forget(&self) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.clear();
+        let mut known = self.lock();
+        known.fingerprints.clear();
+        known.forgotten += 1;
     }
 }
 
 impl App {
     /// Whether requests by a key were signed once.
     async fn key_signs(&self, fingerprint: &str) -> Result<bool, StoreError> {
-        if self.signers.has(fingerprint) {
+        let (is_known, forgotten) = self.signers.has(fingerprint);
+        if is_known {
             return Ok(true);
         }
         let signs = self.store.key_signs(fingerprint).await?;
         if signs {
-            self.signers.add(fingerprint);
+            self.signers.add(fingerprint, forgotten);
         }
         Ok(signs)
     }
 
-    /// Whether a request that is held, and not signed, is worth nothing by now: its agent was let in meanwhile.
+    /// Whether a request that is held, and not signed, is worth nothing by now: its agent was let in meanwhile, and anybody can have sent it.
     pub(super) fn has_to_sign(&self, held: &Held, request: &TaskRequest) -> bool {
         let fingerprint = request.fingerprint.as_deref().filter(|_| self.has_door());
-        held.agent_key.is_none()
-            && held.peer == Peer::Ours
+        !held.bot.is_let_in
+            && held.agent_key.is_none()
             && fingerprint.is_some_and(|f| self.key(f).is_some())
     }
 
     /// Requests by a key are signed from now on.
     async fn remember_signing(&self, fingerprint: &str) -> Result<(), StoreError> {
         if !self.key_signs(fingerprint).await? {
+            let (_, forgotten) = self.signers.has(fingerprint);
             self.store.remember_signing(fingerprint, self.now()).await?;
-            self.signers.add(fingerprint);
+            self.signers.add(fingerprint, forgotten);
         }
         Ok(())
     }
@@ -88,50 +104,51 @@ fn wrong(wrong: &Wrong) -> Problem {
     unauthorized(wrong)
 }
 
-/// What an agent of ours is told whose request is not signed.
+/// What an agent is told whose request was held when it was let in.
 pub(super) fn must_sign() -> Problem {
-    unauthorized(
-        "an agent of this kind signs its requests for tasks by its key, and this one is not signed: \
-         the agent is older than this controller, or something between them has removed the signature",
-    )
+    unauthorized("the agent was let in while this request waited, and it is not signed: ask again")
 }
 
 /// The agent's part in the key of the session, of a request for a task that its agent's key has signed. `None`: it is
-/// not signed, and need not be. A key that is only shown counts for what it may become: a person may let it in while the
-/// request is held.
+/// not signed, and need not be. `is_named`: builds that wait name the key, which is then as good as one of the operator's. A key that is
+/// only shown counts for what it may become: a person may let it in while the request is held.
 pub(super) async fn of_task(
     app: &App,
     head: &Parts,
     text: &[u8],
     request: &TaskRequest,
+    is_named: bool,
 ) -> Result<Option<PublicKey>, Problem> {
     let Some(fingerprint) = request.fingerprint.as_deref().filter(|_| app.has_door()) else {
         return Ok(None);
     };
     let known = app.key(fingerprint);
-    let is_known = known.is_some();
+    let counts = known.is_some() || is_named;
     let shown = || {
-        if app.wants_keys() {
+        if !is_named && app.wants_keys() {
             // Nobody can let it in while the request is held.
             return None;
         }
         let pem = shown_key(&head.headers, fingerprint)?;
-        auth::public_key(&pem).ok()
+        let key = auth::public_key(&pem).ok()?;
+        // Anybody can show one: what it costs to look at is bounded.
+        auth::is_quick(&key).then_some(key)
     };
-    let Some(key) = known.or_else(shown) else {
-        return Ok(None);
+    let signed = match known.or_else(shown) {
+        None => None,
+        Some(key) => {
+            let signed = Signed::read(Kind::Task, &head.headers);
+            signed.map_err(|e| wrong(&e))?.map(|signed| (key, signed))
+        }
     };
-    let signed = Signed::read(Kind::Task, &head.headers).map_err(|e| wrong(&e))?;
-    let Some(signed) = signed else {
-        return match task::peer(&head.headers) {
-            _ if !is_known => Ok(None),
-            Peer::Ours => Err(must_sign()),
-            Peer::Stranger if app.key_signs(fingerprint).await? => Err(unauthorized(
+    let Some((key, signed)) = signed else {
+        if counts && app.key_signs(fingerprint).await? {
+            return Err(unauthorized(
                 "requests by this key were signed before, and this one is not. If the key is another program's now, \
                  a person has to let it in anew: bbot agent approve",
-            )),
-            Peer::Stranger => Ok(None),
-        };
+            ));
+        }
+        return Ok(None);
     };
     if signed.key() != Some(fingerprint) {
         return Err(unauthorized(
@@ -147,7 +164,7 @@ pub(super) async fn of_task(
         unauthorized("a signed request for a task has an X25519 public key in Bbot-Session-Key")
     })?;
     // Keys that are only shown are anybody's, and could fill what is remembered.
-    if is_known {
+    if counts {
         let span = (seconds(app.now()), WINDOW);
         let nonce = signed.nonce();
         match app.nonces.comes(fingerprint, nonce, signed.created(), span) {
@@ -225,13 +242,16 @@ fn verify(
     signed: &Signed,
     is_good: impl Fn(&str) -> bool,
 ) -> Result<(), Problem> {
-    let authority = authority(head);
+    // First what costs nothing.
+    is_timely(signed.created(), app.now())?;
+    let external = app.addressed_from_outside(&head.headers);
+    let authority = authority(head, external);
     let own = head.uri.path();
-    // A proxy may leave out the part of the path that is the controller's by its external URL.
-    let outside = app
-        .addressed_from_outside(&head.headers)
-        .map(|external| format!("{}{own}", external.path()));
-    for path in [Some(own), outside.as_deref()].into_iter().flatten() {
+    // A proxy may leave out the part of the path that is the controller's by its external URL, and the slash that is left then is
+    // not always one that was there.
+    let outside = external.map(|external| format!("{}{own}", external.path()));
+    let bare = external.map(External::path).filter(|_| own == "/");
+    for path in [Some(own), outside.as_deref(), bare].into_iter().flatten() {
         let target = Target {
             method: head.method.as_str(),
             authority: &authority,
@@ -240,7 +260,7 @@ fn verify(
         };
         let base = signed.base(&target, &head.headers);
         if is_good(&base.map_err(|e| wrong(&e))?) {
-            return is_timely(signed.created(), app.now());
+            return Ok(());
         }
     }
     Err(unauthorized(
@@ -248,15 +268,15 @@ fn verify(
     ))
 }
 
-/// The host that a request is addressed to, which is a name of ours (`guard`), as it is signed.
-fn authority(head: &Parts) -> String {
+/// The host that a request is addressed to, which is a name of ours (`guard`), as it is signed: without the port that its scheme has
+/// anyway. `external`: it is addressed by that URL.
+fn authority(head: &Parts, external: Option<&External>) -> String {
     let host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok());
     let host = host.or_else(|| head.uri.authority().map(|a| a.as_str()));
     let host = host.unwrap_or_default().to_ascii_lowercase();
-    let port = head
-        .extensions
-        .get::<Connection>()
-        .map(|c| format!(":{}", c.scheme.port()));
+    let connection = || head.extensions.get::<Connection>().map(|c| c.scheme);
+    let scheme = external.map(External::scheme).or_else(connection);
+    let port = scheme.map(|scheme| format!(":{}", scheme.port()));
     match port.and_then(|port| host.strip_suffix(&port).map(str::to_owned)) {
         Some(without) => without,
         None => host,

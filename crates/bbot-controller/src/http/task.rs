@@ -115,12 +115,12 @@ async fn take(
         .await
         .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let from = address(&head.extensions).map(|address| address.ip());
-    let agent_key = signed::of_task(app, &head, &text, &task_request).await;
-    let agent_key = agent_key
-        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let peer = peer(&head.headers);
     let era = era::detect(app.config.era, peer, &task_request);
     let named = app.named(&app.desk(), &task_request, era).await?;
+    let agent_key = signed::of_task(app, &head, &text, &task_request, named.is_some()).await;
+    let agent_key = agent_key
+        .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;
     let bot = app.admit(&task_request, &head.headers, from, named)?;
     reach::check(app, &task_request, &wanted)
         .inspect_err(|problem| problem.log_refusal("build-task", address(&head.extensions)))?;

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::cluster::Cluster;
 use crate::signing::{Agent, Sent, Task, now};
 use crate::store::{lease, on_both, submit};
-use crate::support::{Answer, Controller, agent, curl, field, has, result};
+use crate::support::{Answer, Controller, agent, archive, curl, field, has, result};
 
 /// A controller that knows one agent's key.
 struct World {
@@ -141,7 +141,6 @@ fn what_is_not_signed_or_by_another_is_refused() {
     let id = controller.submit("foo", "1").remove(0);
     controller.submit("foo", "2");
     // Requests for a task.
-    refused(&bot.unsigned().send(controller), 401, "is not signed");
     let (good, own) = bot.asks(controller, "1");
     let other = Agent::new(world.dir.path(), &world.dir.path().join("keys"), "other");
     controller.clock.advance_seconds(2);
@@ -178,6 +177,8 @@ fn what_is_not_signed_or_by_another_is_refused() {
 
     let task = Task::of(&good.send(controller), own);
     let second = bot.takes(controller, "5");
+    // From then on: an agent from before there were signatures goes on until it is a newer one.
+    refused(&bot.unsigned().send(controller), 401, "were signed before");
     // The session's.
     let sha256 = hex::encode(Sha256::digest(b"artifact"));
     let piece = |name: &str| {
@@ -358,11 +359,14 @@ fn a_key_that_has_signed_once_signs_always() {
         let text = world.agent.text();
         world.controller.agent("/?build-task", &[], &text)
     };
-    // One of the original with a key is let in as ever.
-    world.controller.submit("foo", "1");
-    let answer = asks_plain(&world);
-    assert_eq!(field(&answer.text(), "challenge").len(), 64);
-    assert_eq!(answer.header(SESSION_KEY), None);
+    // One of the original with a key is let in as ever, and one of ours from before there were signatures.
+    for (version, mark) in [("1", &[][..]), ("1.1", &["Bbot-Agent: 1"])] {
+        world.controller.submit("foo", version);
+        let text = world.agent.text();
+        let answer = world.controller.agent("/?build-task", mark, &text);
+        assert_eq!(field(&answer.text(), "challenge").len(), 64);
+        assert_eq!(answer.header(SESSION_KEY), None);
+    }
     world.controller.submit("foo", "2");
     world.agent.takes(&world.controller, "1");
     world.controller.submit("foo", "3");
@@ -444,6 +448,44 @@ fn one_that_waits_to_be_let_in_has_signed_already() {
     assert_eq!(task.renewal(controller, 1).send(controller).status, 204);
 }
 
+/// A key that the package of a build names is as good as one of the operator's.
+#[test]
+fn a_custom_bot_that_has_signed_once_signs_always() {
+    let Some(world) = World::start(|_| {}) else {
+        return;
+    };
+    let controller = &world.controller;
+    let theirs = world.dir.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let bot = Agent::new(world.dir.path(), &theirs, "custom");
+    let submit = || {
+        let text = format!(
+            ": 1\nname: foo\nversion: 1\nbuild-bot:\\\n{}\\\n",
+            bot.pem
+        );
+        let archive = controller.put(&archive(&[("foo-1/manifest", &text)]));
+        controller.submit_source("foo", "1", &json!({ "archive": archive }));
+    };
+    submit();
+    let own = Ephemeral::new().unwrap();
+    let asks = bot
+        .unsigned()
+        .with("bbot-key", &bot.public)
+        .with(SESSION_KEY, &own.public());
+    let asks = bot.sign(asks, &controller.address.to_string(), "1", now(controller));
+    let mut swapped = asks.clone();
+    swapped.body.push(b'\n');
+    refused(&swapped.send(controller), 401, "the body is not the one");
+    let task = Task::of(&asks.send(controller), own);
+    assert_eq!(task.renewal(controller, 1).send(controller).status, 204);
+    submit();
+    refused(&asks.send(controller), 401, "has come before");
+    for mark in [&[][..], &["Bbot-Agent: 1"]] {
+        let answer = controller.agent("/?build-task", mark, &bot.text());
+        refused(&answer, 401, "were signed before");
+    }
+}
+
 /// A proxy that leaves out the path which the controller's URL has outside.
 #[test]
 fn behind_a_proxy_the_name_outside_is_what_is_signed() {
@@ -468,6 +510,14 @@ fn behind_a_proxy_the_name_outside_is_what_is_signed() {
         session,
         format!("https://builds.example.org/bbot{}", task.path)
     );
+    // A URL without a slash at its end, before a proxy that makes one of nothing; and with the port that https has anyway.
+    controller.submit("foo", "2");
+    let own = Ephemeral::new().unwrap();
+    let mut bare = bot.unsigned().with(SESSION_KEY, &own.public());
+    bare.path = "/bbot?build-task".to_owned();
+    let bare = bot.sign(bare, "builds.example.org", "2", now(controller));
+    let through = bare.with("host", "builds.example.org").send_to(&url);
+    assert_eq!(Task::of(&through, own).path.len(), task.path.len());
 }
 
 #[test]
