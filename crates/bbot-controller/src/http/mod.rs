@@ -53,7 +53,6 @@ use crate::clock::Millis;
 use crate::config::Config;
 use crate::crew::Crew;
 use crate::dispatch::Desk;
-use crate::dispatch::lanes::AT_ONCE;
 use crate::figures::Figures;
 use crate::log_limit::LogLimit;
 use crate::objects::{Object, Objects, Reading};
@@ -264,40 +263,6 @@ impl App {
         let rows = |(queued, building): &(i64, i64)| (queued + building).unsigned_abs() / 20;
         let found = self.counts.get(self.store.counts(), rows).await;
         found.map(|counts| *counts)
-    }
-
-    /// Makes sure that the lanes are known that builds wait in.
-    async fn learn_lanes(&self, desk: &Desk) -> Result<(), StoreError> {
-        if desk.lanes.is_read() {
-            return Ok(());
-        }
-        let _looking = desk.looking.lock().await;
-        if desk.lanes.is_read() {
-            return Ok(());
-        }
-        let changes = desk.lanes.changes();
-        // Where there are more than can be known: from where the last ones ended to the end, then from the beginning.
-        let after = desk.lanes_after();
-        self.read_lanes(desk, after).await?;
-        if !after.is_empty() {
-            self.read_lanes(desk, "").await?;
-        }
-        desk.lanes.are_read(changes);
-        Ok(())
-    }
-
-    /// Learns those behind a lane, as long as more can be known.
-    async fn read_lanes(&self, desk: &Desk, after: &str) -> Result<(), StoreError> {
-        let mut last = (after.to_owned(), String::new(), String::new());
-        while !desk.lanes.is_full() {
-            let mut found = self.store.lanes(&last, AT_ONCE).await?;
-            desk.learn(&found);
-            match found.pop() {
-                Some(of_all) if found.len() + 1 == AT_ONCE => last = of_all,
-                _ => break,
-            }
-        }
-        Ok(())
     }
 
     /// Waits until whoever looks into the queue has looked.

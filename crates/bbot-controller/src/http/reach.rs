@@ -1,4 +1,4 @@
-//! Which lanes an agent serves, out of its request: what it says of itself, what it asks for in the URL, and whose key it has.
+//! Which lanes builds wait in, and which of them an agent serves, out of its request: what it says of itself, what it asks for in the URL, and whose key it has.
 
 use bbot_manifest::{Era, InteractiveMode, MachineRole, TaskRequest};
 
@@ -6,6 +6,7 @@ use super::App;
 use super::problem::Problem;
 use super::task::Wanted;
 use crate::dispatch::Desk;
+use crate::dispatch::lanes::AT_ONCE;
 use crate::login;
 use crate::queue::admission::Admission;
 use crate::queue::auxiliary::{Auxiliary, without_architecture};
@@ -138,6 +139,40 @@ pub(super) fn check(app: &App, request: &TaskRequest, wanted: &Wanted) -> Result
 }
 
 impl App {
+    /// Makes sure that the lanes are known that builds wait in.
+    pub(super) async fn learn_lanes(&self, desk: &Desk) -> Result<(), StoreError> {
+        if desk.lanes.is_read() {
+            return Ok(());
+        }
+        let _looking = desk.looking.lock().await;
+        if desk.lanes.is_read() {
+            return Ok(());
+        }
+        let changes = desk.lanes.changes();
+        // Where there are more than can be known: from where the last ones ended to the end, then from the beginning.
+        let after = desk.lanes_after();
+        self.read_lanes(desk, after).await?;
+        if !after.is_empty() {
+            self.read_lanes(desk, "").await?;
+        }
+        desk.lanes.are_read(changes);
+        Ok(())
+    }
+
+    /// Learns those behind a lane, as long as more can be known.
+    async fn read_lanes(&self, desk: &Desk, after: &str) -> Result<(), StoreError> {
+        let mut last = (after.to_owned(), String::new(), String::new());
+        while !desk.lanes.is_full() {
+            let mut found = self.store.lanes(&last, AT_ONCE).await?;
+            desk.learn(&found);
+            match found.pop() {
+                Some(of_all) if found.len() + 1 == AT_ONCE => last = of_all,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
     /// The fingerprint of a request, if it is not one of the operator's and builds that wait name it. None are for agents of 2017.
     pub(super) async fn named(
         &self,
