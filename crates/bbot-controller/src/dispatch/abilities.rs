@@ -15,6 +15,9 @@ use crate::queue::select::{self, Offer, Role};
 /// Lists of machines that are remembered: more than a large farm has. Then all are forgotten, and those that ask are learned anew.
 const LISTS: usize = 20_000;
 
+/// What these lists say of agents beyond their machines has as many bytes at most: what is in it agents choose.
+const REACHES: usize = 64 * 1024 * 1024;
+
 /// The longest name of a machine that is remembered, in bytes.
 const NAME: usize = 256;
 
@@ -105,6 +108,8 @@ pub(crate) struct Learned(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     lists: HashMap<Key, Arc<Abilities>>,
+    /// The bytes of what they say of agents beyond their machines.
+    reaches: usize,
     /// The configurations that a machine of this name can build: agents have the same machines.
     names: HashMap<String, Arc<[u32]>>,
 }
@@ -154,15 +159,23 @@ impl Learned {
             reach,
             served: Mutex::default(),
         });
-        if state.lists.len() >= LISTS {
-            state.lists.clear();
-        }
-        state.lists.insert(key, Arc::clone(&abilities));
+        state.remember(key, &abilities);
         abilities
     }
 }
 
 impl State {
+    /// Those of a list that is not remembered yet.
+    fn remember(&mut self, key: Key, abilities: &Arc<Abilities>) {
+        let bytes = abilities.reach.bytes();
+        if self.lists.len() >= LISTS || self.reaches + bytes > REACHES {
+            self.lists.clear();
+            self.reaches = 0;
+        }
+        self.reaches += bytes;
+        self.lists.insert(key, Arc::clone(abilities));
+    }
+
     fn takers(&mut self, buildtab: &Buildtab, name: &str) -> Arc<[u32]> {
         if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
@@ -244,6 +257,35 @@ mod tests {
                 prop_assert_eq!(barred, expected);
             }
         }
+    }
+
+    #[test]
+    fn what_agents_say_of_themselves_fills_no_memory() {
+        let tab = Buildtab::parse("linux* a t\n", "t").unwrap();
+        let large = |bytes: usize| {
+            let reach = Reach {
+                services: Some(vec!["x".repeat(bytes)]),
+                ..Reach::default()
+            };
+            Learned::default().of(&tab, &[], Era::Later, reach)
+        };
+        let (mega, small) = (large(1024 * 1024), large(1));
+        let mut state = State::default();
+        for number in 0..200 {
+            state.remember([number; 32], &mega);
+            let held: usize = state.lists.values().map(|a| a.reach.bytes()).sum();
+            assert!(held == state.reaches && held <= REACHES, "{number}");
+        }
+        assert!(state.lists.len() > 1 && state.lists.contains_key(&[199; 32]));
+        // Small ones have room: then their number counts.
+        let mut state = State::default();
+        for number in 0..=LISTS {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&number.to_le_bytes());
+            state.remember(key, &small);
+            assert_eq!(state.lists.len(), number % LISTS + 1);
+        }
+        assert_eq!(state.reaches, small.reach.bytes());
     }
 
     #[test]

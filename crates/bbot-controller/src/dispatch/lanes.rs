@@ -274,7 +274,7 @@ mod tests {
         let learned = Learned::default();
         let able = |mode| {
             let reach = Reach {
-                interactive: mode,
+                interactive: Some(mode),
                 ..Reach::default()
             };
             let offer = Offer {

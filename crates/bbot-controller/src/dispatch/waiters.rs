@@ -415,9 +415,9 @@ mod tests {
         use bbot_manifest::{Era, InteractiveMode};
         let tab = Buildtab::parse("linux* a t\nbsd* b t\n", "t").unwrap();
         let learned = Learned::default();
-        let able = |name, interactive| {
+        let able = |name, mode| {
             let reach = Reach {
-                interactive,
+                interactive: Some(mode),
                 ..Reach::default()
             };
             let role = Role::Build;

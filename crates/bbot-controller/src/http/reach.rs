@@ -45,30 +45,30 @@ impl Bot {
     }
 }
 
-/// What an agent serves; `None` when there can be nothing for it, since the URL contradicts what it says.
+/// What an agent serves. Where it takes neither interactive builds nor others there can be nothing for it: the URL contradicts what it
+/// says, or it takes none but interactive ones where there are none.
 pub(super) fn of(
     app: &App,
     request: &TaskRequest,
     wanted: &Wanted,
     (bot, era): (&Bot, Era),
-) -> Option<Reach> {
+) -> Reach {
     // Where nobody knows a login there are no interactive builds.
     let said = request.interactive_mode.unwrap_or(InteractiveMode::False);
-    let mode = narrowed(said, wanted.interactive)?;
-    let interactive = match mode {
-        InteractiveMode::True if app.config.logins.is_empty() => return None,
-        InteractiveMode::Both if app.config.logins.is_empty() => InteractiveMode::False,
+    let interactive = match narrowed(said, wanted.interactive) {
+        Some(InteractiveMode::True) if app.config.logins.is_empty() => None,
+        Some(InteractiveMode::Both) if app.config.logins.is_empty() => Some(InteractiveMode::False),
         mode => mode,
     };
     let services = Some(wanted.services.clone()).filter(|services| !services.is_empty());
     if era == Era::Y2017 {
         // Its wire has no words for anything else.
-        return Some(Reach {
-            interactive: InteractiveMode::False,
+        return Reach {
+            interactive: interactive.map(|_| InteractiveMode::False),
             services,
             is_default: bot.is_default,
             ..Reach::default()
-        });
+        };
     }
     let auxiliaries: Vec<Auxiliary> = request
         .machines
@@ -83,7 +83,7 @@ pub(super) fn of(
             })
         })
         .collect();
-    Some(Reach {
+    Reach {
         interactive,
         services,
         is_default: bot.is_default,
@@ -91,7 +91,7 @@ pub(super) fn of(
         // Without such machines it does not matter.
         ram: request.auxiliary_ram.filter(|_| !auxiliaries.is_empty()),
         auxiliaries,
-    })
+    }
 }
 
 /// Auxiliary machines of an agent at most: patterns of lanes are held against each.

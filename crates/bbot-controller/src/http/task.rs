@@ -73,10 +73,12 @@ pub(super) async fn handle(
     asking.is_choosy(!held.wanted.repositories.is_empty());
     let era = held.era;
     let nothing = || Ok(answer_of(Body::from(written(&TaskResponse::none(), era)?)));
-    if reach::of(app, &task_request, &held.wanted, (&held.bot, era)).is_none() {
-        // What its machines could build is not for them.
-        let desk = app.desk();
-        asking.can(desk.reading, &desk.nothing(era));
+    let serves = reach::of(app, &task_request, &held.wanted, (&held.bot, era));
+    if serves.interactive.is_none() {
+        // It has the machines, which why a build waits tells.
+        let (desk, request) = (app.desk(), &task_request);
+        let held = &held;
+        asking.can(desk.reading, &Asked { request, held }.able(app, &desk));
         return nothing();
     }
     app.requeue_lapsed().await?;

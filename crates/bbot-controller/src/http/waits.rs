@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::queue::State;
-use crate::queue::wait::{self, Before, Why};
+use crate::queue::wait::{self, Before, Code, Why};
 use crate::store::{Build, StoreError};
 
 /// So many builds are counted that go before one.
@@ -40,7 +40,11 @@ impl App {
         let line = number.and_then(|number| desk.configuration(number));
         let pattern = line.map(|line| line.pattern.as_str());
         let avoided = build.failures.avoided();
-        let sentence = why.sentence(&build.configuration, pattern, &build.lane, &avoided);
+        let lane = &build.lane;
+        // An agent with such a key is never a custom bot.
+        let is_operators = why.code == Code::Bot && lane.keys.iter().all(|k| self.key(k).is_some());
+        let of = (lane, is_operators);
+        let sentence = why.sentence(&build.configuration, pattern, of, &avoided);
         Ok(Some(Waits { why, sentence }))
     }
 }

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 /// The longest text of a lane, in bytes: it is in the queue's indexes.
 pub const LONGEST: usize = 1024;
 
+/// The longest type of a service, in bytes.
+pub const SERVICE: usize = 64;
+
 /// What a build asks of an agent beyond a machine for its configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

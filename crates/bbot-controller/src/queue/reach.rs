@@ -8,8 +8,8 @@ use super::lane::Lane;
 /// What an agent serves beyond builds of the plain lane.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reach {
-    /// Whether it takes interactive builds, and others.
-    pub interactive: InteractiveMode,
+    /// Whether it takes interactive builds, and others; `None` is neither, since it contradicts itself.
+    pub interactive: Option<InteractiveMode>,
     /// The types of services that it asks for, the empty one for builds of none; `None` is any.
     pub services: Option<Vec<String>>,
     /// Whether it gets what no key is named for.
@@ -25,7 +25,7 @@ pub struct Reach {
 impl Default for Reach {
     fn default() -> Self {
         Self {
-            interactive: InteractiveMode::False,
+            interactive: Some(InteractiveMode::False),
             services: None,
             is_default: true,
             fingerprint: None,
@@ -67,7 +67,7 @@ impl Reach {
         } else {
             InteractiveMode::True
         };
-        if self.interactive == other {
+        if self.interactive.is_none_or(|mode| mode == other) {
             return Some(Lack::Interactive);
         }
         let service = lane.service.as_deref().unwrap_or_default();
@@ -78,6 +78,16 @@ impl Reach {
         self.auxiliaries_for(lane)
             .is_none()
             .then_some(Lack::Auxiliary)
+    }
+
+    /// The room that it takes, in bytes, by and large: what is in it comes from agents.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let services = self.services.iter().flatten().map(|s| (s, size_of_val(s)));
+        let machines = self.auxiliaries.iter().map(|a| (&a.name, size_of_val(a)));
+        let each = services.chain(machines).map(|(text, own)| text.len() + own);
+        let key = self.fingerprint.as_ref().map_or(0, String::len);
+        size_of::<Self>() + key + each.sum::<usize>()
     }
 
     /// The machines, by their numbers, that serve the environments of a lane, in their order.
@@ -129,8 +139,8 @@ mod tests {
     #[test]
     fn who_serves_what() {
         let plain = Lane::default();
-        let mode = |interactive| Reach {
-            interactive,
+        let mode = |mode| Reach {
+            interactive: Some(mode),
             ..Reach::default()
         };
         let asks = |services: &[&str]| Reach {
@@ -163,12 +173,18 @@ mod tests {
             keys: ["k".to_owned()].into(),
         };
         let any = Reach {
-            interactive: Both,
+            interactive: Some(Both),
             services: Some(vec![String::new(), "ci".into()]),
             fingerprint: Some("k".into()),
             ..pg.clone()
         };
+        let neither = Reach {
+            interactive: None,
+            ..Reach::default()
+        };
         for (reach, lane, expected) in [
+            (neither.clone(), &plain, Some(Lack::Interactive)),
+            (neither, &interactive(), Some(Lack::Interactive)),
             (Reach::default(), &plain, None),
             (Reach::default(), &interactive(), Some(Lack::Interactive)),
             (Reach::default(), &of_service("ci"), None),
@@ -197,5 +213,9 @@ mod tests {
             assert_eq!(reach.lacks(lane), expected, "{reach:?} {lane:?}");
         }
         assert_eq!(any.auxiliaries_for(&all), Some(vec![3]));
+        // Two services and a machine, with what they are called.
+        let own = 2 * size_of::<String>() + size_of::<Auxiliary>();
+        let names = "k".len() + "ci".len() + "linux-pg".len();
+        assert_eq!(any.bytes(), Reach::default().bytes() + own + names);
     }
 }

@@ -198,8 +198,8 @@ fn agents(number: usize) -> String {
     }
 }
 
-/// What keeps agents, one or `many`, from a build of a lane.
-fn lacking(code: Code, lane: &Lane, many: bool) -> String {
+/// What keeps agents, one or `many`, from a build of a lane. `is_operators`: whether all keys that it names are the operator's.
+fn lacking(code: Code, lane: &Lane, is_operators: bool, many: bool) -> String {
     let none = if many { "none of them" } else { "it" };
     let (takes, asks, offers) = if many {
         ("takes", "asks for", "offers")
@@ -221,9 +221,19 @@ fn lacking(code: Code, lane: &Lane, many: bool) -> String {
         }
         Code::Bot => {
             let keys: Vec<&str> = lane.keys.iter().map(String::as_str).collect();
+            let keys = keys.join(", ");
+            if is_operators {
+                return format!(
+                    "its package is for custom bots alone, and names only keys of the operator's own agents ({keys}), which are none"
+                );
+            }
+            let is = if many {
+                "none of them is one"
+            } else {
+                "it is not one"
+            };
             format!(
-                "its package is for custom bots alone, and none with a key that it names ({}) has asked",
-                keys.join(", ")
+                "its package is for custom bots alone, and {is} with a key that it names ({keys})"
             )
         }
         _ => {
@@ -237,14 +247,14 @@ fn lacking(code: Code, lane: &Lane, many: bool) -> String {
 }
 
 impl Why {
-    /// The same as a sentence. `pattern`: of the line's machine names, `lane`: what the build asks for beside, `avoided`: hosts that it
-    /// avoids.
+    /// The same as a sentence. `pattern`: of the line's machine names, `lane`: what the build asks for beside, `is_operators`: whether all
+    /// keys that it names are the operator's own agents', `avoided`: hosts that it avoids.
     #[must_use]
     pub fn sentence(
         &self,
         configuration: &str,
         pattern: Option<&str>,
-        lane: &Lane,
+        (lane, is_operators): (&Lane, bool),
         avoided: &[&str],
     ) -> String {
         let pattern = pattern.unwrap_or_default();
@@ -295,7 +305,7 @@ impl Why {
             }
             Code::Interactive | Code::Auxiliary | Code::Service | Code::Bot => {
                 let (has, who) = (if many { "have" } else { "has" }, agents(self.agents));
-                let but = lacking(self.code, lane, many);
+                let but = lacking(self.code, lane, is_operators, many);
                 format!("{who} {has} a machine for {configuration}, but {but}")
             }
             Code::NoMachine => match self.agents {

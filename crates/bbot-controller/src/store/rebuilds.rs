@@ -33,13 +33,15 @@ fn due_by(column: &str, dialect: Dialect) -> String {
     )
 }
 
-/// A newer build of the same that has had a result: it may be just building again.
-const NEWER: &str = "SELECT id FROM builds WHERE attempt > 0 AND state <> 'cancelled' AND package = $1 AND configuration = $2 AND target = $3 \
-    AND package_configuration = $4 AND id > $5 LIMIT 1";
+/// A newer build of the same that has had a result: it may be just building again. Not one that a person has looked into: that is not
+/// rebuilt by itself, so it takes nobody's place.
+const NEWER: &str = "SELECT id FROM builds WHERE attempt > 0 AND state <> 'cancelled' AND breakpoint IS NULL AND package = $1 AND configuration = $2 \
+    AND target = $3 AND package_configuration = $4 AND id > $5 LIMIT 1";
 
 impl Store {
-    /// Queues builds that are due, `limit` of each kind at most. One that is not the newest of its package and configurations any more, or
-    /// whose configuration is not offered (`is_offered`: its name and target), is not rebuilt by itself from now on.
+    /// Queues builds that are due, `limit` of each kind at most. One that is not the newest of its package and configurations any more
+    /// (interactive ones do not count), or whose configuration is not offered (`is_offered`: its name and target), is not rebuilt by itself
+    /// from now on.
     ///
     /// # Errors
     /// The store cannot be written.

@@ -136,13 +136,13 @@ fn an_interactive_build_is_for_agents_that_say_how_to_log_in() {
             "",
             "{query} {body}"
         );
+        let (code, sentence) = waits(&controller, &build);
+        assert_eq!(code, "no-interactive", "{query} {body}");
+        assert!(
+            sentence.contains("does not take interactive builds"),
+            "{sentence}"
+        );
     }
-    let (code, sentence) = waits(&controller, &build);
-    assert_eq!(code, "no-interactive");
-    assert!(
-        sentence.contains("does not take interactive builds"),
-        "{sentence}"
-    );
 
     // A login that nobody knows, and none.
     for (login, expected) in [
@@ -273,10 +273,16 @@ fn without_known_logins_nothing_is_interactive() {
         "{}",
         answer.text()
     );
-    submit(&controller, &json!({ "configurations": ["gcc"] }));
+    let build = submit(&controller, &json!({ "configurations": ["gcc"] }));
     // Who takes only such gets nothing, who takes both the other ones; nobody looks at the login.
     let only = head("interactive-mode: true\ninteractive-login: x\n", "");
     assert_eq!(session(&asked(&controller, "/?build-task", &only)), "");
+    let (code, sentence) = waits(&controller, &build);
+    assert_eq!(code, "no-interactive");
+    assert_eq!(
+        sentence,
+        "1 agent has a machine for gcc, but it does not take builds that are not interactive."
+    );
     let both = head("interactive-mode: both\ninteractive-login: x\n", "");
     assert_ne!(session(&asked(&controller, "/?build-task", &both)), "");
 }
@@ -301,6 +307,50 @@ fn one_that_waits_is_woken_for_a_lane_that_is_new() {
     );
     assert_eq!(field(&waits.join().unwrap(), "interactive"), "error");
     assert!(began.elapsed().as_secs() < 20);
+}
+
+/// What waited before the start in a lane is known.
+#[test]
+fn lanes_are_known_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = start(dir.path(), interactive);
+    let build = submit(
+        &controller,
+        &json!({ "interactive": "error", "configurations": ["gcc"] }),
+    );
+    drop(controller);
+    let controller = start(dir.path(), interactive);
+    assert_eq!(
+        session(&asked(&controller, "/?build-task", &head("", ""))),
+        ""
+    );
+    assert_eq!(waits(&controller, &build).0, "no-interactive");
+    let task = asked(&controller, "/?build-task", &head(LOGIN, ""));
+    assert_eq!(field(&task, "interactive"), "error");
+    assert_eq!(controller.build(&build)["state"], "building");
+}
+
+#[test]
+fn a_task_with_an_auxiliary_machine_is_said_as_the_original_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = start(dir.path(), |_| {});
+    let source = manifest(&controller, "build-auxiliary: postgresql_*\n");
+    submit(&controller, &source);
+    let pg = auxiliary("x86_64_linux_debian_12-postgresql_16", "");
+    let task = asked(&controller, "/?build-task", &head("", &pg));
+    let sha256 = source["source"]["archive"].as_str().unwrap();
+    let url = controller.url(&format!("/archives/{sha256}.tar.gz"));
+    let line = format!("repository-url: {url}");
+    // A line has 78 characters, with the backslash that says that it goes on.
+    let (line, rest) = line.split_at(77);
+    let expected = format!(
+        ": 1\nsession: {}\nresult-url: {}\n:\nname: foo\nversion: 1.0.0\n{line}\\\n{rest}\n\
+         machine: linux_debian_12-gcc_13.1\nauxiliary-machine: x86_64_linux_debian_12-postgresql_16\n\
+         target: x86_64-linux-gnu\n",
+        session(&task),
+        controller.url("/?build-result"),
+    );
+    assert_eq!(task, expected);
 }
 
 #[test]
@@ -498,8 +548,11 @@ fn builds_of_services_are_for_those_who_ask_for_them() {
     );
     assert_eq!(controller.build(&other)["state"], "building");
     let many: String = (0..17).map(|n| format!("&t=s{n}")).collect();
-    let answer = controller.agent(&format!("/?build-task{many}"), &[], &head("", ""));
-    assert_eq!(answer.status, 400);
+    let long = format!("&t={}", "x".repeat(65));
+    for query in [many, long] {
+        let answer = controller.agent(&format!("/?build-task{query}"), &[], &head("", ""));
+        assert_eq!(answer.status, 400, "{query}");
+    }
 }
 
 /// Signs a challenge as the original does.
@@ -552,7 +605,12 @@ fn custom_bots_build_what_names_their_key_and_nothing_else() {
         assert_eq!(session(&answer.text()), "", "{door}: one of 2017");
         let (code, sentence) = waits(&controller, &build);
         assert_eq!(code, "no-bot", "{door}");
-        assert!(sentence.contains(&fingerprint), "{sentence}");
+        assert!(
+            sentence.ends_with(&format!(
+                "not one with a key that it names ({fingerprint})."
+            )),
+            "{sentence}"
+        );
 
         // Its own agent, which proves it.
         let plain = submit(&controller, &json!({ "configurations": ["gcc"] }));
@@ -579,6 +637,20 @@ fn custom_bots_build_what_names_their_key_and_nothing_else() {
         assert_eq!(answer.status, unknown, "{door}");
         let has_plain = controller.build(&plain)["state"] == "building";
         assert_eq!(has_plain, door == "open", "{door}");
+        // Whose key is the operator's is no custom bot.
+        if door == "keys" {
+            let pem = std::fs::read_to_string(known.join("ours.pem")).unwrap();
+            let source = manifest(&controller, &format!("build-bot:\\\n{pem}\\\n"));
+            let build = submit(&controller, &source);
+            // What is plain, and then nothing.
+            for is_none in [false, true] {
+                assert_eq!(session(&ask(&ours).text()).is_empty(), is_none);
+            }
+            let (code, sentence) = waits(&controller, &build);
+            assert_eq!(code, "no-bot");
+            let expected = format!("names only keys of the operator's own agents ({ours})");
+            assert!(sentence.contains(&expected), "{sentence}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use bbot_controller::queue::rebuild::{Due, Policy, Rule};
 use bbot_controller::store::Store;
 use serde_json::Value;
 
-use crate::store::{decided, lease, on_both, result, submit, submit_as};
+use crate::store::{decided, lease, on_both, result, submit, submit_as, submit_interactive};
 use crate::support::{Answer, Controller, field, request};
 
 const DAY: i64 = 24 * 3600;
@@ -320,6 +320,37 @@ fn each_that_is_due_is_queued_once_and_only_the_newest() {
         // The newer of c goes first: it is new, the other is not.
         let first = crate::store::first_queued(&store, "c", "t", None).await;
         assert_eq!(first.map(|(_, id)| id), Some(newer));
+    });
+}
+
+/// A person has looked into the same one, and it goes on to be rebuilt by itself.
+#[test]
+fn an_interactive_build_takes_no_place_of_another() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let ordinary = submit(&store, "a", 0).await;
+        build(&store, ordinary, 1).await;
+        let interactive = submit_interactive(&store, "a", 0).await;
+        build(&store, interactive, 2).await;
+        let queue = async |now: i64| {
+            let due = Due {
+                checked: Some(Millis(now)),
+                built: Some(Millis(now)),
+            };
+            let found = store.queue_due(due, Duration::ZERO, 9, Millis(now), |_, _| true);
+            let found = found.await.unwrap().queued;
+            found.iter().map(|b| b.id).collect::<Vec<_>>()
+        };
+        assert_eq!(queue(100).await, [ordinary]);
+        // Nor does it once it has been built again; an ordinary one that is newer does.
+        build(&store, ordinary, 200).await;
+        assert_eq!(queue(300).await, [ordinary]);
+        build(&store, ordinary, 400).await;
+        let newer = submit(&store, "a", 400).await;
+        build(&store, newer, 401).await;
+        assert_eq!(queue(500).await, [newer]);
+        let interactive = store.build(interactive).await.unwrap().unwrap();
+        assert_eq!((interactive.state, interactive.attempt), (State::Built, 1));
     });
 }
 

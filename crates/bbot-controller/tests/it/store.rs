@@ -5,6 +5,7 @@ use std::time::Duration;
 use bbot_controller::clock::Millis;
 use bbot_controller::package::Particulars;
 use bbot_controller::package::plan::Plan;
+use bbot_controller::queue::lane::Lane;
 use bbot_controller::queue::lease::Tries;
 use bbot_controller::queue::order::Priority;
 use bbot_controller::queue::outcome::Verdict;
@@ -81,11 +82,32 @@ pub(crate) async fn submit(store: &Store, name: &str, now: i64) -> i64 {
 
 /// The same, by somebody.
 pub(crate) async fn submit_as(store: &Store, who: &str, name: &str, now: i64) -> i64 {
+    submit_planned(store, who, name, now, (None, Lane::default())).await
+}
+
+/// The same, interactive.
+pub(crate) async fn submit_interactive(store: &Store, name: &str, now: i64) -> i64 {
+    let lane = Lane {
+        interactive: true,
+        ..Lane::default()
+    };
+    submit_planned(store, "me", name, now, (Some("error"), lane)).await
+}
+
+async fn submit_planned(
+    store: &Store,
+    who: &str,
+    name: &str,
+    now: i64,
+    (breakpoint, lane): (Option<&str>, Lane),
+) -> i64 {
     let source = Source::Repository(Repository {
         url: "https://pkg.x.org/1/a".into(),
         kind: None,
         trust: vec![],
     });
+    let mut plan = Plan::of(&[("c", "t")]);
+    plan.builds[0].lane = lane;
     let new = NewSubmission {
         name,
         version: "1",
@@ -94,8 +116,8 @@ pub(crate) async fn submit_as(store: &Store, who: &str, name: &str, now: i64) ->
         priority: Priority::default(),
         particulars: &Particulars::default(),
         service: None,
-        breakpoint: None,
-        plan: &Plan::of(&[("c", "t")]),
+        breakpoint,
+        plan: &plan,
     };
     store.submit(new, Millis(now)).await.unwrap().builds[0].id
 }

@@ -19,7 +19,7 @@ use crate::http::access::Caller;
 use crate::http::problem::{Json, Problem};
 use crate::http::{App, Base, body, params, to_the_end};
 use crate::package::plan::plan;
-use crate::queue::lane::Lane;
+use crate::queue::lane::{Lane, SERVICE};
 use crate::queue::order::Priority;
 use crate::source::Source;
 use crate::store::{self, NewSubmission, StoreError, Submission, Submitted};
@@ -33,9 +33,6 @@ const NAME_LIMIT: usize = 128;
 
 /// Longest name of where a build stops, in bytes.
 const BREAKPOINT: usize = 128;
-
-/// Longest type of a service, in bytes.
-const SERVICE: usize = 64;
 
 /// Longest name that a service has for a submission, in bytes.
 const SERVICE_ID: usize = 256;

@@ -38,10 +38,8 @@ impl Asked<'_> {
             })
             .collect();
         let held = self.held;
-        match reach::of(app, self.request, &held.wanted, (&held.bot, held.era)) {
-            Some(reach) => desk.learned.of(&desk.buildtab, &offers, held.era, reach),
-            None => desk.nothing(held.era),
-        }
+        let reach = reach::of(app, self.request, &held.wanted, (&held.bot, held.era));
+        desk.learned.of(&desk.buildtab, &offers, held.era, reach)
     }
 }
 

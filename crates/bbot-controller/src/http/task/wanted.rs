@@ -3,6 +3,7 @@
 use bbot_manifest::InteractiveMode;
 
 use crate::http::problem::Problem;
+use crate::queue::lane::SERVICE;
 use crate::source::requested_repository;
 
 /// Repositories that a request may be for.
@@ -43,6 +44,12 @@ impl Wanted {
                             ));
                         }
                     });
+                }
+                "t" | "tenant_service_type" if value.len() > SERVICE => {
+                    return Err(Problem::bad(format!(
+                        "{name} is of {} bytes: the type of a service has at most {SERVICE}",
+                        value.len()
+                    )));
                 }
                 "t" | "tenant_service_type" => wanted.services.push(value.clone()),
                 other => return Err(Problem::bad(format!("unknown parameter {other:?}"))),
@@ -88,6 +95,14 @@ mod tests {
             ("r=b&r=a&r=b&r=a", Ok(2)),
             ("foo=1", Err("unknown parameter \"foo\"")),
             ("r=", Err("empty repository name")),
+            (
+                "t=github&t=0123456789012345678901234567890123456789012345678901234567890123",
+                Ok(0),
+            ),
+            (
+                "t=github&t=01234567890123456789012345678901234567890123456789012345678901234",
+                Err("t is of 65 bytes: the type of a service has at most 64"),
+            ),
         ] {
             match (Wanted::parse(&pairs(text)), expected) {
                 (Ok(w), Ok(n)) => assert_eq!(w.repositories.len(), n, "{text}"),

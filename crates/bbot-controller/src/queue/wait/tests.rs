@@ -88,7 +88,7 @@ fn sentences() {
             agents,
             before,
         };
-        why.sentence("msvc", pattern, &Lane::default(), &["h1", "h2"])
+        why.sentence("msvc", pattern, (&Lane::default(), false), &["h1", "h2"])
     };
     let none = Before::Exactly(0);
     for (code, agents, before, expected) in [
@@ -180,14 +180,20 @@ fn sentences() {
 fn what_lanes_lack() {
     use super::super::lane::tests::{interactive, of_keys, of_service, with};
     let plain = Lane::default();
-    let of = |code, agents, lane: &Lane| {
+    let with_keys = |code, agents, lane: &Lane, is_operators| {
         let why = Why {
             code,
             agents,
             before: Before::Exactly(0),
         };
-        why.sentence("gcc", None, lane, &[])
+        why.sentence("gcc", None, (lane, is_operators), &[])
     };
+    let of = |code, agents, lane: &Lane| with_keys(code, agents, lane, false);
+    assert_eq!(
+        with_keys(Code::Bot, 1, &of_keys(&["aa"]), true),
+        "1 agent has a machine for gcc, but its package is for custom bots alone, and names only keys of the operator's own agents \
+         (aa), which are none."
+    );
     for (code, agents, lane, expected) in [
         (
             Code::Interactive,
@@ -224,8 +230,15 @@ fn what_lanes_lack() {
             Code::Bot,
             2,
             of_keys(&["aa", "bb"]),
-            "2 agents have a machine for gcc, but its package is for custom bots alone, and none with a key that it names \
-             (aa, bb) has asked.",
+            "2 agents have a machine for gcc, but its package is for custom bots alone, and none of them is one with a key that \
+             it names (aa, bb).",
+        ),
+        (
+            Code::Bot,
+            1,
+            of_keys(&["aa"]),
+            "1 agent has a machine for gcc, but its package is for custom bots alone, and it is not one with a key that it names \
+             (aa).",
         ),
         (
             Code::Bot,
