@@ -98,6 +98,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client that takes nothing of an answer for so long is cut off.
 const STALLED: Duration = Duration::from_secs(120);
 
+/// Bytes that are read ahead of a connection, and the most that the head of a request may have. It is held for as long as the connection
+/// is, and ten thousand agents may wait.
+const READ_AHEAD: usize = 8192;
+
 /// Requests that are under way at the end have this long to finish.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -399,6 +403,7 @@ async fn serve(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(READ_AHEAD)
             .serve_connection(TokioIo::new(stream), service)
     );
     let ended = tokio::select! {

@@ -459,10 +459,7 @@ fn a_custom_bot_that_has_signed_once_signs_always() {
     std::fs::create_dir(&theirs).unwrap();
     let bot = Agent::new(world.dir.path(), &theirs, "custom");
     let submit = || {
-        let text = format!(
-            ": 1\nname: foo\nversion: 1\nbuild-bot:\\\n{}\\\n",
-            bot.pem
-        );
+        let text = format!(": 1\nname: foo\nversion: 1\nbuild-bot:\\\n{}\\\n", bot.pem);
         let archive = controller.put(&archive(&[("foo-1/manifest", &text)]));
         controller.submit_source("foo", "1", &json!({ "archive": archive }));
     };
