@@ -8,15 +8,15 @@ use crate::package::Package;
 use crate::source::peek::{self, Bounds};
 use crate::source::{Repository, Source, git, is_sha256};
 
-/// Longest URL, in bytes.
-const URL_LIMIT: usize = 2048;
+/// Longest URL, in bytes: with the longest lane it has room in an index of PostgreSQL.
+const URL_LIMIT: usize = 1024;
 
 fn check_repository(repository: &Repository) -> Result<(), Problem> {
     let Repository { url, kind, trust } = repository;
     if url.is_empty() || url.len() > URL_LIMIT || !url.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Problem::bad(
-            "the repository's URL is empty, too long, or has blanks or control characters",
-        ));
+        return Err(Problem::bad(format!(
+            "the repository's URL is empty, longer than {URL_LIMIT} characters, or has blanks or control characters"
+        )));
     }
     if kind
         .as_deref()
