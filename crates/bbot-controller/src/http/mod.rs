@@ -511,16 +511,17 @@ async fn function(app: Arc<App>, tenant: Option<String>, request: Request<Body>)
     let parameters = params::parse(request.uri().query().unwrap_or_default());
     let function = parameters.first().map(|(name, _)| name.as_str());
     let agents = matches!(function, Some("build-task" | "build-result" | "upload"));
+    // In boxes all but the first: ten thousand requests for a task may be held, and each has the room of the largest.
     match (function, request.method()) {
         (Some("build-task"), &Method::POST) => task::handle(&app, &parameters[1..], request)
             .await
             .into_response(),
         (Some("build-result"), &Method::POST) => {
-            let result = async move {
+            let result = Box::pin(async move {
                 result::handle(&app, &parameters[1..], tenant.as_deref(), request)
                     .await
                     .into_response()
-            };
+            });
             match to_the_end(result).await {
                 Ok(answer) => answer,
                 Err(problem) => problem::Plain(problem).into_response(),
@@ -528,13 +529,13 @@ async fn function(app: Arc<App>, tenant: Option<String>, request: Request<Body>)
         }
         (Some("upload"), &Method::POST) => {
             let kind = parameters[0].1.clone();
-            artifacts::form::handle(&app, &kind, tenant.as_deref(), request).await
+            let form = artifacts::form::handle(&app, &kind, tenant.as_deref(), request);
+            Box::pin(form).await
         }
         (_, &Method::GET | &Method::HEAD) if !agents => {
             let (head, _) = request.into_parts();
-            pages::builds(&app, &parameters, &head)
-                .await
-                .into_response()
+            let page = Box::pin(pages::builds(&app, &parameters, &head));
+            page.await.into_response()
         }
         _ => problem::wrong_method(if agents { "POST" } else { "GET, HEAD" }),
     }
