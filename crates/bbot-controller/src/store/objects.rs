@@ -128,14 +128,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn object(&self, kind: Kind, sha256: &str) -> Result<Option<Object>, StoreError> {
-        let sql = format!("SELECT {OBJECT} FROM objects o WHERE o.kind = $1 AND o.sha256 = $2");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(kind.as_str())
-            .bind(sha256)
-            .fetch_optional(&self.pool)
-            .await
-            .doing("look for an object")?;
-        row.as_ref().map_or(Ok(None), object)
+        self.object_where(kind, sha256, "").await
     }
 
     /// The same for who would put it else: not one that is known to be damaged.
@@ -147,9 +140,18 @@ impl Store {
         kind: Kind,
         sha256: &str,
     ) -> Result<Option<Object>, StoreError> {
-        let sql = format!(
-            "SELECT {OBJECT} FROM objects o WHERE o.kind = $1 AND o.sha256 = $2 AND o.damaged IS NULL"
-        );
+        self.object_where(kind, sha256, " AND o.damaged IS NULL")
+            .await
+    }
+
+    async fn object_where(
+        &self,
+        kind: Kind,
+        sha256: &str,
+        more: &str,
+    ) -> Result<Option<Object>, StoreError> {
+        let sql =
+            format!("SELECT {OBJECT} FROM objects o WHERE o.kind = $1 AND o.sha256 = $2{more}");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(kind.as_str())
             .bind(sha256)
