@@ -166,8 +166,9 @@ fn a_task_by_the_agents_own_requests_and_over_restarts_of_both_ends() {
         let spool = Spool::open(&state).unwrap();
         let results = Delivery::start(spool, agent.link.clone(), Bounds::of_mib(1));
         let given_back = async {
+            let mut changes = results.changes();
             while results.status().taken == 0 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                changes.changed().await.unwrap();
             }
         };
         tokio::time::timeout(BOUND, given_back).await.unwrap();

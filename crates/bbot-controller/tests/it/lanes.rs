@@ -293,14 +293,10 @@ fn one_that_waits_is_woken_for_a_lane_that_is_new() {
     let controller = start(dir.path(), interactive);
     let url = controller.url("/?build-task");
     let began = std::time::Instant::now();
-    let waits = std::thread::spawn(move || {
+    let waits = controller.held(move || {
         let headers = ["Bbot-Agent: 1", "Bbot-Wait: 30"];
         crate::support::agent(&url, &headers, head(LOGIN, "").as_bytes()).text()
     });
-    // It waits.
-    while controller.get("/api/v1/agents").json()["agents"][0]["name"] != "bot" {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
     submit(
         &controller,
         &json!({ "interactive": "error", "configurations": ["gcc"] }),

@@ -38,17 +38,14 @@ fn ask(controller: &Controller, wait: u32) -> Answer {
     )
 }
 
-/// A held request for a task; what it got and when.
-fn wait(controller: &Controller) -> std::thread::JoinHandle<(String, Instant)> {
-    let url = controller.url("/?build-task");
-    let waits = std::thread::spawn(move || {
+/// A request for a task that is held before anything more is done; what it got and when.
+fn wait(controller: &Controller, query: &str) -> std::thread::JoinHandle<(String, Instant)> {
+    let url = controller.url(query);
+    controller.held(move || {
         let headers = [OURS, &["Bbot-Wait: 50"]].concat();
         let answer = agent(&url, &headers, request("0.17.0").as_bytes());
         (field(&answer.text(), "session"), Instant::now())
-    });
-    // It is there before anything is queued.
-    std::thread::sleep(Duration::from_millis(500));
-    waits
+    })
 }
 
 fn bring(controller: &Controller, session: &str, name: &str, status: &str) -> u16 {
@@ -67,7 +64,7 @@ fn what_is_queued_at_one_controller_is_handed_out_at_the_other_at_once() {
     let first = start(a.path(), &url, Duration::from_secs(60));
     let second = start(b.path(), &url, Duration::from_secs(60));
 
-    let waits = wait(&second);
+    let waits = wait(&second, "/?build-task");
     let begun = Instant::now();
     let build = submit(&first, "foo");
     let (session, got) = waits.join().unwrap();
@@ -118,13 +115,7 @@ fn a_lane_that_is_new_at_one_controller_is_known_to_the_other_at_once() {
         assert_eq!(answer.status, 201, "{}", answer.text());
     };
     for kind in ["ci", "ci", "other"] {
-        let url = second.url(&format!("/?build-task&t={kind}"));
-        let waits = std::thread::spawn(move || {
-            let headers = [OURS, &["Bbot-Wait: 50"]].concat();
-            let answer = agent(&url, &headers, request("0.17.0").as_bytes());
-            (field(&answer.text(), "session"), Instant::now())
-        });
-        std::thread::sleep(Duration::from_millis(500));
+        let waits = wait(&second, &format!("/?build-task&t={kind}"));
         let begun = Instant::now();
         submit(kind);
         let (session, got) = waits.join().unwrap();
@@ -148,7 +139,7 @@ fn a_controller_that_is_gone_leaves_its_leases_to_the_others() {
     assert!(!lost.is_empty());
     drop(first);
     // Its lease lapses with nobody asking: the agent that waits is told.
-    let (session, _) = wait(&second).join().unwrap();
+    let (session, _) = wait(&second, "/?build-task").join().unwrap();
     assert!(!session.is_empty() && session != lost);
     assert_eq!(bring(&second, &session, "foo", "error"), 200);
     assert_eq!(bring(&second, &lost, "foo", "success"), 410, "too late");
@@ -232,7 +223,7 @@ fn a_database_that_is_away_is_told_and_heals_by_itself() {
     assert_eq!(agent(&url, OURS, brought.as_bytes()).status, 200);
     assert_eq!(controller.build(&build)["status"], "success");
     // An agent that was waiting meanwhile gets what comes.
-    let waits = wait(&controller);
+    let waits = wait(&controller, "/?build-task");
     submit(&controller, "bar");
     assert!(!waits.join().unwrap().0.is_empty());
 }

@@ -410,9 +410,7 @@ fn one_that_waits_to_be_let_in_has_signed_already() {
     controller.submit("foo", "1");
     let held = |sent: Sent| {
         let url = controller.url(&sent.path);
-        let waits = std::thread::spawn(move || sent.send_to(&url));
-        std::thread::sleep(Duration::from_millis(500));
-        waits
+        controller.held(move || sent.send_to(&url))
     };
     let own = Ephemeral::new().unwrap();
     let asks = bot

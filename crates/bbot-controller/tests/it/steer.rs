@@ -44,13 +44,11 @@ fn gets(controller: &Controller, headers: &[&str], text: &str) -> bool {
 /// A request that is held; its session, if it got one, and when.
 fn held(controller: &Controller, seconds: u32) -> std::thread::JoinHandle<(String, Instant)> {
     let url = controller.url("/?build-task");
-    let waits = std::thread::spawn(move || {
+    controller.held(move || {
         let wait = format!("Bbot-Wait: {seconds}");
         let answer = agent(&url, &[OURS[0], &wait], request("0.17.0").as_bytes());
         (field(&answer.text(), "session"), Instant::now())
-    });
-    std::thread::sleep(Duration::from_millis(500));
-    waits
+    })
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bbot_controller::Config;
 use bbot_controller::clock::{ManualClock, Millis};
@@ -195,6 +196,26 @@ impl Controller {
     /// An agent's request as curl sends it for the original.
     pub(crate) fn agent(&self, query: &str, headers: &[&str], body: &str) -> Answer {
         agent(&self.url(query), headers, body.as_bytes())
+    }
+
+    /// Has a request for a task sent, and goes on once it is held, or answered.
+    pub(crate) fn held<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let asking = || -> u64 {
+            let list = self.get("/api/v1/agents").json();
+            let agents = list["agents"].as_array().unwrap().iter();
+            agents.filter_map(|agent| agent["asking"].as_u64()).sum()
+        };
+        let before = asking();
+        let waits = std::thread::spawn(ask);
+        let begun = Instant::now();
+        while asking() == before && !waits.is_finished() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is held");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        waits
     }
 
     /// Asks for a task as a stranger; the session, which must be there.
