@@ -221,7 +221,7 @@ fn raw_request(controller: &Controller, wait: u32) -> TcpStream {
 }
 
 /// Waits for what is true soon.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
@@ -487,55 +487,6 @@ fn agents_and_what_they_do() {
         (&list()[0]["state"], &list()[1]["state"]),
         (&"silent".into(), &"silent".into())
     );
-}
-
-#[test]
-fn old_logs_go_and_the_last_result_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let day = 24 * 3600;
-    let runs =
-        |id: &str| std::fs::read_dir(dir.path().join("runs").join(id)).map_or(0, Iterator::count);
-    let clock;
-    let id;
-    let path;
-    {
-        let controller = Controller::start(dir.path(), |_| {});
-        clock = std::sync::Arc::clone(&controller.clock);
-        id = controller.submit("foo", "1").remove(0);
-        path = format!("/api/v1/builds/{id}/log");
-        for status in ["error", "success"] {
-            let task = Task::take(&controller);
-            assert_eq!(task.log(1, b"update\nx\n").status, 204);
-            let text = result(&task.session, "foo", "1", status)
-                + "update-status: warning\nupdate-log: kept\n";
-            assert_eq!(controller.agent("/?build-result", OURS, &text).status, 200);
-            controller.send("POST", &format!("/api/v1/builds/{id}/rebuild"), b"");
-        }
-        // Under way, however long ago it began.
-        let task = Task::take(&controller);
-        assert_eq!(task.log(1, b"update\nunder way\n").status, 204);
-        assert_eq!(runs(&id), 3);
-    }
-    clock.advance_seconds(10 * day);
-    // Nothing is removed when nothing is to be.
-    for (keep, left, attempts) in [(None, 3, 2), (Some(11), 3, 2), (Some(9), 1, 1)] {
-        let shared = std::sync::Arc::clone(&clock);
-        let controller = Controller::start(dir.path(), |c| {
-            c.clock = shared;
-            c.keep_logs = keep.map(|days: u64| Duration::from_secs(days * 24 * 3600));
-        });
-        until("old logs are removed", || runs(&id) == left);
-        until("old results are removed", || {
-            controller.build(&id)["attempts"].as_array().unwrap().len() == attempts
-        });
-        assert_eq!(controller.get(&format!("{path}/update")).text(), "kept\n");
-        assert_eq!(
-            controller.get(&format!("{path}?attempt=3")).text(),
-            "==== update ====\nunder way\n"
-        );
-        let first = controller.get(&format!("{path}?attempt=1"));
-        assert_eq!(first.status, if attempts == 2 { 200 } else { 404 });
-    }
 }
 
 /// Who waits and takes another build than it was woken for leaves that one to the next.

@@ -1,5 +1,6 @@
 //! What is done beside requests: in small steps, so that whoever writes meanwhile is not held up.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bbot_controller::clock::Millis;
@@ -8,7 +9,10 @@ use bbot_controller::store::Store;
 use bbot_controller::upkeep::move_logs;
 use sqlx::Connection as _;
 
-use crate::store::{Place, asker, decided, lease, on_both, result, submit, verdict};
+use crate::cluster::Cluster;
+use crate::sessions::{OURS, Task, until};
+use crate::store::{Place, asker, decided, lease, on_both, result, runtime, submit, verdict};
+use crate::support::{self, Controller, START};
 
 /// A store with a build that has so many results, each with one log of before there were objects.
 async fn with_results(place: &Place, results: i64) -> (Store, i64) {
@@ -90,8 +94,9 @@ fn others_write_between_the_steps() {
     });
 }
 
+/// Where several controllers share the store only their files say which raw logs there are.
 #[test]
-fn old_sessions_go_once_their_raw_logs_are_gone() {
+fn old_sessions_go_once_a_controllers_own_raw_logs_are_gone() {
     on_both(async |place| {
         let store = place.open().await;
         let build = submit(&store, "a", 0).await;
@@ -115,11 +120,13 @@ fn old_sessions_go_once_their_raw_logs_are_gone() {
         }
         assert_eq!(runs.len(), 2);
         let known = async |session| store.session(session).await.unwrap().is_some();
-        // Their raw logs are there.
-        store.prune_attempts(Millis(100)).await.unwrap();
-        assert!(known("first").await && known("second").await);
-        for (_, run) in &runs {
-            store.forget_run(*run).await.unwrap();
+        if !store.is_shared() {
+            // Their raw logs are there.
+            store.prune_attempts(Millis(100)).await.unwrap();
+            assert!(known("first").await && known("second").await);
+            for (_, run) in &runs {
+                store.forget_run(*run).await.unwrap();
+            }
         }
         store.prune_attempts(Millis(2)).await.unwrap();
         assert!(!known("first").await && known("second").await);
@@ -132,4 +139,89 @@ fn old_sessions_go_once_their_raw_logs_are_gone() {
         assert!(!known("second").await && known("third").await);
         store.close().await;
     });
+}
+
+#[test]
+fn old_logs_go_and_the_last_result_stays() {
+    old_logs_go(None);
+    if let Some(cluster) = Cluster::start() {
+        old_logs_go(Some(&cluster.database()));
+    }
+}
+
+fn old_logs_go(database: Option<&str>) {
+    let dir = tempfile::tempdir().unwrap();
+    let day = 24 * 3600;
+    let runs = |id: &str| dir.path().join("runs").join(id);
+    let logs = |id: &str| std::fs::read_dir(runs(id)).map_or(0, Iterator::count);
+    let clock;
+    let id;
+    let path;
+    {
+        let controller =
+            Controller::start(dir.path(), |c| c.database = database.map(str::to_owned));
+        clock = std::sync::Arc::clone(&controller.clock);
+        id = controller.submit("foo", "1").remove(0);
+        path = format!("/api/v1/builds/{id}/log");
+        for status in ["error", "success"] {
+            let task = Task::take(&controller);
+            assert_eq!(task.log(1, b"update\nx\n").status, 204);
+            let text = support::result(&task.session, "foo", "1", status)
+                + "update-status: warning\nupdate-log: kept\n";
+            assert_eq!(controller.agent("/?build-result", OURS, &text).status, 200);
+            controller.send("POST", &format!("/api/v1/builds/{id}/rebuild"), b"");
+        }
+        // Under way, however long ago it began.
+        let task = Task::take(&controller);
+        assert_eq!(task.log(1, b"update\nunder way\n").status, 204);
+        assert_eq!(logs(&id), 3);
+    }
+    // The files are as old as the test's clock says.
+    let written = std::time::UNIX_EPOCH + Duration::from_millis(START.0.unsigned_abs());
+    for file in std::fs::read_dir(runs(&id)).unwrap() {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(file.unwrap().path());
+        file.unwrap().set_modified(written).unwrap();
+    }
+    clock.advance_seconds(10 * day);
+    // Nothing is removed when nothing is to be.
+    for (keep, left, attempts) in [(None, 3, 2), (Some(11), 3, 2), (Some(9), 1, 1)] {
+        let shared = std::sync::Arc::clone(&clock);
+        let controller = Controller::start(dir.path(), |c| {
+            c.database = database.map(str::to_owned);
+            c.clock = shared;
+            c.keep_logs = keep.map(|days: u64| Duration::from_secs(days * 24 * 3600));
+        });
+        until("old logs are removed", || logs(&id) == left);
+        until("old results are removed", || {
+            controller.build(&id)["attempts"].as_array().unwrap().len() == attempts
+        });
+        // Each has a session with its secrets.
+        until("old sessions are removed", || {
+            sessions(dir.path(), database) == left
+        });
+        assert_eq!(controller.get(&format!("{path}/update")).text(), "kept\n");
+        assert_eq!(
+            controller.get(&format!("{path}?attempt=3")).text(),
+            "==== update ====\nunder way\n"
+        );
+        let first = controller.get(&format!("{path}?attempt=1"));
+        assert_eq!(first.status, if attempts == 2 { 200 } else { 404 });
+    }
+}
+
+/// How many sessions a store has.
+fn sessions(data: &Path, database: Option<&str>) -> usize {
+    sqlx::any::install_default_drivers();
+    let file = format!("sqlite://{}", data.join("controller.sqlite").display());
+    let url = database.unwrap_or(&file);
+    let count: i64 = runtime().block_on(async {
+        let mut connection = sqlx::AnyConnection::connect(url).await.unwrap();
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM sessions");
+        let count = count.fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        count
+    });
+    usize::try_from(count).unwrap()
 }
