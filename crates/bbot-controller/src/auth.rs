@@ -4,10 +4,9 @@
 //! the signature of it: RSA, PKCS#1 v1.5 block type 1 over the challenge's 64 characters themselves,
 //! without digest info, as `openssl rsautl -sign` makes it.
 
-use std::collections::HashMap;
+mod keys;
+
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rsa::pkcs8::spki::SubjectPublicKeyInfoRef;
 use rsa::pkcs8::{Document, EncodePublicKey as _, LineEnding};
@@ -15,153 +14,10 @@ use rsa::traits::PublicKeyParts as _;
 use rsa::{BigUint, Pkcs1v15Sign, RsaPublicKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::clock::Millis;
+pub use keys::{AgentKeys, KeyError, Known};
 
 /// Modulus sizes that are taken, in bits: smaller ones can be factored, larger ones only cost time.
 const MODULUS_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
-
-/// Largest key file that is read, in bytes.
-const KEY_FILE_LIMIT: u64 = 64 * 1024;
-
-/// Keys read from the directory are used for this long before it is read anew, in milliseconds: a key
-/// that is added or removed counts within a second, and a flood of requests does not read it each time.
-const FRESH: i64 = 1000;
-
-/// The directory of agents' keys cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyError {
-    /// It could not be read.
-    #[error("cannot read the directory of agent keys {path}; give another with --agent-keys")]
-    Directory {
-        /// The directory.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A file in it could not be read.
-    #[error("cannot read the agent key {path}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A file in it is no RSA public key.
-    #[error(
-        "{path} is not an RSA public key in PEM form; make one with: openssl rsa -in KEY -pubout -out {path}"
-    )]
-    NotRsa {
-        /// The file.
-        path: String,
-    },
-    /// A key is too small or too large.
-    #[error(
-        "the RSA key in {path} has {bits} bits; from 2048 to 8192 are taken: make another with `bbot keygen`"
-    )]
-    Size {
-        /// The file.
-        path: String,
-        /// Its modulus' length.
-        bits: usize,
-    },
-}
-
-type Keys = HashMap<String, RsaPublicKey>;
-
-/// The keys of the agents that are let in.
-#[derive(Debug)]
-pub struct AgentKeys {
-    directory: PathBuf,
-    read: Mutex<Option<(Millis, Arc<Keys>)>>,
-}
-
-impl AgentKeys {
-    /// The keys in this directory: every `*.pem` file one public key.
-    ///
-    /// # Errors
-    /// The directory, or a key in it, cannot be used.
-    pub fn open(directory: &Path) -> Result<Self, KeyError> {
-        for (_, key) in files(directory)? {
-            key?;
-        }
-        Ok(Self {
-            directory: directory.to_owned(),
-            read: Mutex::new(None),
-        })
-    }
-
-    /// The key of this fingerprint, as the directory has it now.
-    #[must_use]
-    pub fn key(&self, fingerprint: &str, now: Millis) -> Option<RsaPublicKey> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = match &*read {
-            Some((at, keys)) if (0..FRESH).contains(&(now.0 - at.0)) => Arc::clone(keys),
-            _ => {
-                let keys = Arc::new(self.read_again());
-                *read = Some((now, Arc::clone(&keys)));
-                keys
-            }
-        };
-        keys.get(fingerprint).cloned()
-    }
-
-    /// A key that has become bad shuts out its agent, not the others.
-    fn read_again(&self) -> Keys {
-        match files(&self.directory) {
-            Ok(files) => files
-                .into_iter()
-                .filter_map(|(_, key)| {
-                    key.inspect_err(|e| tracing::warn!("{e}: this agent is not let in"))
-                        .ok()
-                })
-                .map(|key| (fingerprint(&key), key))
-                .collect(),
-            Err(e) => {
-                tracing::error!("{e}: no agent is let in");
-                Keys::new()
-            }
-        }
-    }
-}
-
-type KeyFile = (PathBuf, Result<RsaPublicKey, KeyError>);
-
-fn files(directory: &Path) -> Result<Vec<KeyFile>, KeyError> {
-    let fail = |source| KeyError::Directory {
-        path: directory.display().to_string(),
-        source,
-    };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
-        if path.extension().is_some_and(|e| e == "pem") && path.is_file() {
-            let key = read_key(&path);
-            files.push((path, key));
-        }
-    }
-    files.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(files)
-}
-
-fn read_key(path: &Path) -> Result<RsaPublicKey, KeyError> {
-    use std::io::Read as _;
-    let shown = || path.display().to_string();
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(KEY_FILE_LIMIT).read_to_string(&mut text))
-        .map_err(|source| KeyError::File {
-            path: shown(),
-            source,
-        })?;
-    public_key(&text).map_err(|e| match e {
-        PemError::NotRsa => KeyError::NotRsa { path: shown() },
-        PemError::Size(bits) => KeyError::Size {
-            path: shown(),
-            bits,
-        },
-    })
-}
 
 /// What is wrong with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -304,24 +160,5 @@ mod tests {
         let (a, b) = (challenge().unwrap(), challenge().unwrap());
         assert!(crate::source::is_sha256(&a));
         assert_ne!(a, b);
-    }
-
-    #[test]
-    fn files_that_are_no_keys_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("readme.txt"), "ignored").unwrap();
-        AgentKeys::open(dir.path()).unwrap();
-        let bad = dir.path().join("bad.pem");
-        std::fs::write(
-            &bad,
-            "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
-        )
-        .unwrap();
-        let error = AgentKeys::open(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("{} is not an RSA public key", bad.display())),
-            "{error}"
-        );
-        assert!(AgentKeys::open(&dir.path().join("none")).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! Those that cannot be read any more, or are wrong, change nothing: what was read before stays, and the log says why.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +18,21 @@ const FRESH: i64 = 1000;
 const AGAIN: i64 = 30_000;
 
 /// What tells one state of a file from another: device, inode, size and change, in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
+pub(crate) type Stamp = (u64, u64, u64, i64, i64);
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let data = std::fs::metadata(path).ok()?;
-    Some((
+/// The state of a file.
+pub(crate) fn stamp_of(data: &Metadata) -> Stamp {
+    (
         data.dev(),
         data.ino(),
         data.size(),
         data.ctime(),
         data.ctime_nsec(),
-    ))
+    )
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    std::fs::metadata(path).ok().map(|data| stamp_of(&data))
 }
 
 type Load<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;

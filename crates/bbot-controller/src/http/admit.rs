@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::App;
 use super::problem::{Problem, one_line};
 use super::reach::Bot;
+use crate::auth::Known;
 use crate::pending::Pending;
 use crate::queue::admission::{self, Admission, Door, Shown};
 use crate::queue::wait::Hold;
@@ -50,13 +51,40 @@ impl App {
         self.door() == Door::Keys
     }
 
+    /// Has the files of keys looked at, if that was not done just now: before whatever asks for a [`Self::key`].
+    pub(super) async fn look_at_keys(&self) {
+        if let Some(keys) = &self.keys {
+            keys.refresh(self.steady()).await;
+        }
+    }
+
+    fn known(&self, fingerprint: &str) -> Known {
+        let of_file = self.keys.as_ref().map(|keys| keys.known(fingerprint));
+        let of_file = of_file.unwrap_or(Known::None);
+        match self.crew.said().key(fingerprint) {
+            Some(added) if !matches!(of_file, Known::Key(_)) => Known::Key(Box::new(added.clone())),
+            _ => of_file,
+        }
+    }
+
     /// The key of this fingerprint: of a file, or one that was added.
     pub(super) fn key(&self, fingerprint: &str) -> Option<RsaPublicKey> {
-        let of_file = self
-            .keys
-            .as_ref()
-            .and_then(|k| k.key(fingerprint, self.now()));
-        of_file.or_else(|| self.crew.said().key(fingerprint).cloned())
+        match self.known(fingerprint) {
+            Known::Key(key) => Some(*key),
+            Known::None | Known::Unsure => None,
+        }
+    }
+
+    /// The same for what is refused for good without it: where keys cannot be read now, whoever asks is to come again.
+    pub(super) fn sure_key(&self, fingerprint: &str) -> Result<Option<RsaPublicKey>, Problem> {
+        match self.known(fingerprint) {
+            Known::Key(key) => Ok(Some(*key)),
+            Known::None => Ok(None),
+            Known::Unsure => Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the controller cannot read all of its --agent-keys now; its log says why. Try again later",
+            )),
+        }
     }
 
     /// `is_named`: a build that waits names its key.
@@ -97,6 +125,11 @@ impl App {
     ) -> Result<Bot, Problem> {
         let fingerprint = request.fingerprint.as_deref();
         let admission = self.admission(&request.agent, fingerprint, named.is_some());
+        if matches!(admission, Admission::Out | Admission::Pending)
+            && let Some(fingerprint) = fingerprint
+        {
+            self.sure_key(fingerprint)?;
+        }
         match admission {
             Admission::In | Admission::Custom => Ok(Bot::of(admission, named)),
             Admission::Out => Err(Problem::new(

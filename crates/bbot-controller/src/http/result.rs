@@ -222,7 +222,7 @@ pub(super) async fn prove(
     app: &App,
     facts: &SessionFacts,
     answer: &[u8],
-) -> Result<Proof, StoreError> {
+) -> Result<Proof, Problem> {
     let Some(challenge) = &facts.challenge else {
         return Ok(Proof::Unexpected);
     };
@@ -230,7 +230,11 @@ pub(super) async fn prove(
         if !app.has_door() {
             return Ok(Proof::Good);
         }
-        facts.fingerprint.as_deref().and_then(|f| app.key(f))
+        app.look_at_keys().await;
+        match facts.fingerprint.as_deref() {
+            Some(fingerprint) => app.sure_key(fingerprint)?,
+            None => None,
+        }
     } else {
         bots_key(app, facts).await?
     };

@@ -119,6 +119,7 @@ async fn take(
     let from = address(&head.extensions).map(|address| address.ip());
     let peer = peer(&head.headers);
     let era = era::detect(app.config.era, peer, &task_request);
+    app.look_at_keys().await;
     let named = app.named(&app.desk(), &task_request, era).await?;
     let agent_key = signed::of_task(app, &head, &text, &task_request, named.is_some()).await;
     let agent_key = agent_key
@@ -166,6 +167,7 @@ async fn look(
         request: &request,
         held,
     };
+    app.look_at_keys().await;
     let desk = app.desk();
     let hold = app.hold(&request, &held.bot, held.says);
     let mut able = asked.able(app, &desk);

@@ -41,6 +41,7 @@ impl App {
         let pattern = line.map(|line| line.pattern.as_str());
         let avoided = build.failures.avoided();
         let lane = &build.lane;
+        self.look_at_keys().await;
         // An agent with such a key is never a custom bot.
         let is_operators = why.code == Code::Bot && lane.keys.iter().all(|k| self.key(k).is_some());
         let of = (lane, is_operators);

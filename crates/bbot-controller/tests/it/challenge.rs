@@ -174,6 +174,70 @@ fn the_answer_by_openssl() {
     );
 }
 
+/// Keys that cannot be read now shut nobody out for good: the last good ones go on, and who is not known among them is to come again.
+#[test]
+fn keys_that_cannot_be_read_cost_no_result() {
+    if !has("openssl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    let (private, fingerprint) = key(dir.path(), &keys, "agent", "2048");
+    let controller = Controller::start(&dir.path().join("data"), |c| {
+        c.agent_keys = Some(keys.clone());
+    });
+    let id = controller.submit("foo", "1").remove(0);
+    let ask = || {
+        controller.clock.advance_seconds(2);
+        controller.agent("/?build-task", &[], &with_fingerprint(&fingerprint))
+    };
+    let bring = |session: &str, challenge: &str| {
+        let sign = ["pkeyutl", "-sign", "-inkey", private.to_str().unwrap()];
+        let signature = openssl(&sign, challenge.as_bytes()).unwrap();
+        controller.clock.advance_seconds(2);
+        let ours = ["Bbot-Agent: 1"];
+        controller.agent("/?build-result", &ours, &answered(session, &signature))
+    };
+    let file = keys.join("agent.pem");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let half = &text[..text.len() / 2];
+    for (is_known, during, after) in [(true, 200, 200), (false, 503, 200)] {
+        let task = ask().text();
+        let (session, challenge) = (field(&task, "session"), field(&task, "challenge"));
+        assert!(!session.is_empty());
+        if is_known {
+            std::fs::write(&file, half).unwrap();
+        } else {
+            // Written anew under another name.
+            std::fs::remove_file(&file).unwrap();
+            std::fs::write(keys.join("new.pem"), half).unwrap();
+        }
+        for answer in [ask(), bring(&session, &challenge)] {
+            assert_eq!(answer.status, during, "{}", answer.text());
+            assert_eq!(answer.header("retry-after").is_some(), during == 503);
+        }
+        // Whoever shows no key is not waited for.
+        let answer = controller.agent("/?build-task", &[], &request("0.7.0"));
+        assert_eq!(answer.status, 401);
+        let place = if is_known {
+            file.clone()
+        } else {
+            keys.join("new.pem")
+        };
+        std::fs::write(&place, &text).unwrap();
+        assert_eq!(bring(&session, &challenge).status, after);
+        assert_eq!(controller.build(&id)["state"], "built");
+        controller.send("POST", &format!("/api/v1/builds/{id}/rebuild"), b"");
+    }
+    // What is removed on purpose is not valid any more, nor is it unsure.
+    let task = ask().text();
+    let (session, challenge) = (field(&task, "session"), field(&task, "challenge"));
+    std::fs::remove_file(keys.join("new.pem")).unwrap();
+    assert_eq!(bring(&session, &challenge).status, 403);
+    assert_eq!(ask().status, 401);
+}
+
 #[test]
 fn keys_of_a_wrong_kind_are_named_at_the_start() {
     if !has("openssl") {
