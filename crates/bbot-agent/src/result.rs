@@ -6,8 +6,8 @@
 use std::io::Read as _;
 
 use bbot_manifest::{
-    BuildResult, Era, OperationResult, ResultRequest, SerializeError, Status, Task, cut_middle,
-    log_text,
+    BuildResult, Era, OPERATIONS, OperationResult, ResultRequest, SerializeError, Status, Task,
+    cut_middle, log_text,
 };
 
 /// What controllers of the original take: a body must be smaller than this.
@@ -135,6 +135,8 @@ pub fn judge(task: &Task, uploaded: &[u8]) -> Judged {
     if let Some(fault) = &fault {
         result.status = Status::Abnormal;
         result.operations.retain(|o| o.name != AGENT_OPERATION);
+        // With room for one more.
+        result.operations.truncate(OPERATIONS - 1);
         result
             .operations
             .push(reason_operation(Status::Abnormal, fault));
@@ -232,6 +234,35 @@ mod tests {
                 fault: None
             }
         );
+    }
+
+    /// What a controller would refuse is never posted, whatever the guest has uploaded.
+    #[test]
+    fn what_is_judged_can_be_posted() {
+        let with = |names: Vec<String>| {
+            let mut text = ": 1\nname: other\nversion: 1.0.0\nstatus: success\n".to_owned();
+            for name in names {
+                text.push_str(&format!("{name}-status: success\n"));
+            }
+            text
+        };
+        let numbered = |count| with((0..count).map(|n| format!("o{n}")).collect());
+        for (text, fault) in [
+            (numbered(OPERATIONS), "the task is"),
+            (numbered(OPERATIONS + 1), "more than 256 operations"),
+            (with(vec!["x".repeat(128)]), "the task is"),
+            (with(vec!["x".repeat(1_000_000)]), "more than 128 bytes"),
+        ] {
+            let judged = judge(&task(), text.as_bytes());
+            let told = judged.fault.unwrap();
+            assert!(told.contains(fault) && told.len() < 400, "{fault}: {told}");
+            assert_eq!(judged.result.status, Status::Abnormal);
+            let posted = judged.result.serialize(Era::Later).unwrap();
+            assert_eq!(
+                BuildResult::parse(posted.as_bytes(), "").unwrap(),
+                judged.result
+            );
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 use bbot_manifest::json::{from_json, to_json};
 use bbot_manifest::{
     Auxiliary, BuildResult, Era, InteractiveMode, Introducer, Mac, MachineHeader, MachineKind,
-    MachineManifest, MachineRole, Manifest, OperationResult, Pair, RepositoryType, ResultRequest,
-    Status, Style, Task, TaskRequest, TaskResponse, cut_middle, log_text, merge_comment, parse,
-    sanitize, serialize, split_comment, validate_value,
+    MachineManifest, MachineRole, Manifest, NAME_LIMIT, OperationResult, Pair, RepositoryType,
+    ResultRequest, SUMMARY_LIMIT, Status, Style, Task, TaskRequest, TaskResponse, cut_middle,
+    log_text, merge_comment, parse, sanitize, serialize, split_comment, validate_value,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -232,6 +232,14 @@ fn filled() -> impl Strategy<Value = String> {
     })
 }
 
+/// A value that is not empty, of at most so many bytes.
+fn word(limit: usize) -> impl Strategy<Value = String> {
+    filled().prop_map(move |mut value| {
+        value.truncate(value.floor_char_boundary(limit));
+        value
+    })
+}
+
 fn hex64() -> impl Strategy<Value = String> {
     "[0-9a-f]{64}"
 }
@@ -244,16 +252,25 @@ fn stem() -> impl Strategy<Value = String> {
 fn header() -> impl Strategy<Value = MachineHeader> {
     let role = select(vec![MachineRole::Build, MachineRole::Auxiliary]);
     let ram = || option::of(any::<u64>());
-    (filled(), filled(), filled(), option::of(role), ram(), ram()).prop_map(
-        |(id, name, summary, role, ram_minimum, ram_maximum)| MachineHeader {
-            id,
-            name,
-            summary,
-            role,
-            ram_minimum,
-            ram_maximum,
-        },
+    let name = || word(NAME_LIMIT);
+    (
+        name(),
+        name(),
+        word(SUMMARY_LIMIT),
+        option::of(role),
+        ram(),
+        ram(),
     )
+        .prop_map(
+            |(id, name, summary, role, ram_minimum, ram_maximum)| MachineHeader {
+                id,
+                name,
+                summary,
+                role,
+                ram_minimum,
+                ram_maximum,
+            },
+        )
 }
 
 fn auxiliaries() -> impl Strategy<Value = Vec<Auxiliary>> {
@@ -392,8 +409,8 @@ proptest! {
 
     #[test]
     fn requests_come_through(
-        agent in filled(),
-        toolchain_name in filled(),
+        agent in word(NAME_LIMIT),
+        toolchain_name in word(NAME_LIMIT),
         version in "[1-9]\\.[0-9]\\.[0-9](-a\\.[1-9](\\.[1-9][0-9]{0,9}(\\.[0-9a-f]{12})?)?)?",
         mode in option::of(select(vec![
             InteractiveMode::False, InteractiveMode::True, InteractiveMode::Both,

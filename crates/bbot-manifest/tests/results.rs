@@ -2,7 +2,9 @@
 
 mod refused;
 
-use bbot_manifest::{BuildResult, Era, OperationResult, ResultRequest, Status};
+use bbot_manifest::{
+    BuildResult, Era, OPERATION_LIMIT, OPERATIONS, OperationResult, ResultRequest, Status,
+};
 use refused::refused;
 
 const RESULT: &str = ": 1
@@ -243,4 +245,29 @@ fn nothing_grows_without_bound() {
         .to_string();
     assert!(error.starts_with("s:2:9: error: invalid result field `status`: unknown status `xx"));
     assert!(error.len() < 300, "{}", error.len());
+    let operations = |names: &[String]| {
+        let statuses: String = names
+            .iter()
+            .map(|n| format!("{n}-status: skip\n"))
+            .collect();
+        let text = format!(": 1\nname: n\nversion: 1\nstatus: skip\n{statuses}");
+        BuildResult::parse(text.as_bytes(), "s").map_err(|e| e.to_string())
+    };
+    assert!(operations(&["x".repeat(OPERATION_LIMIT)]).is_ok());
+    let error = operations(&["x".repeat(1_000_000)]).unwrap_err();
+    assert!(
+        error.starts_with("s:5:1: error: result field `xxx"),
+        "{error}"
+    );
+    assert!(
+        error.ends_with("...` names an operation with more than 128 bytes") && error.len() < 300,
+        "{error}"
+    );
+    let mut many: Vec<String> = (0..OPERATIONS).map(|n| format!("o{n}")).collect();
+    assert!(operations(&many).is_ok());
+    many.push("last".to_owned());
+    assert_eq!(
+        operations(&many).unwrap_err(),
+        "s:261:1: error: result field `last-status` is one of more than 256 operations"
+    );
 }

@@ -148,6 +148,31 @@ fn task_request_refused() {
                 &with("").replace("summary: s", "summary: s\nrole: cook"),
                 "10:7: error: invalid machine header field `role`: neither `build` nor `auxiliary`",
             ),
+            (
+                &with("").replace("agent: a", &format!("agent: {}", "x".repeat(257))),
+                "2:8: error: invalid task request field `agent`: the value has more than 256 bytes",
+            ),
+            (
+                &with("").replace(
+                    "toolchain-name: t",
+                    &format!("toolchain-name: {}", "x".repeat(257)),
+                ),
+                "3:17: error: invalid task request field `toolchain-name`: the value has more than \
+                 256 bytes",
+            ),
+            (
+                &with("").replace("id: i", &format!("id: {}", "x".repeat(257))),
+                "7:5: error: invalid machine header field `id`: the value has more than 256 bytes",
+            ),
+            (
+                &with("").replace("name: n", &format!("name: {}", "x".repeat(257))),
+                "8:7: error: invalid machine header field `name`: the value has more than 256 bytes",
+            ),
+            (
+                &with("").replace("summary: s", &format!("summary: {}", "x".repeat(513))),
+                "9:10: error: invalid machine header field `summary`: the value has more than 512 \
+                 bytes",
+            ),
         ],
     );
 }

@@ -25,9 +25,6 @@ use crate::queue::outcome::{self, Dropped, Facts, Identity, Proof, SessionState,
 use crate::queue::rebuild::Checksums;
 use crate::store::{Build, NewResult, SessionFacts, StoreError, Taken};
 
-/// Most operations that a result may have. The original knows about ten; each makes a row here.
-const OPERATIONS: usize = 256;
-
 /// Handles the request.
 pub(super) async fn handle(
     app: &App,
@@ -176,11 +173,6 @@ async fn take_in(
             .await
             .map_err(|e| Problem::internal("read a result", &e))??
     };
-    if request.result.operations.len() > OPERATIONS {
-        return Err(Problem::bad(format!(
-            "the result has more than {OPERATIONS} operations"
-        )));
-    }
     Ok((request, digest, permit))
 }
 

@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use bbot_manifest::OPERATION_LIMIT;
 use bbot_signature::body_digest;
 
 use super::problem::{Plain, Problem};
@@ -18,7 +19,7 @@ use super::{App, body, signed, task};
 use crate::queue::era::Peer;
 use crate::queue::lease::{self, Renewal};
 use crate::queue::outcome::SessionState;
-use crate::segments::record::{self, DATA_LIMIT, OPERATION_LIMIT};
+use crate::segments::record::{self, DATA_LIMIT};
 use crate::segments::{Appended, Skip};
 use crate::store::SessionFacts;
 

@@ -27,9 +27,6 @@ use search::Asked;
 
 pub(super) use wanted::Wanted;
 
-/// The longest name of an agent, a toolchain or a machine, in bytes: they are remembered.
-const NAME: usize = 256;
-
 /// The longest that a request is held until there is a task.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -217,14 +214,6 @@ async fn read(
     let wanted = Wanted::parse(parameters)?;
     let text = body::read(incoming, app.config.limits.task_request).await?;
     let task_request = parse(&text)?;
-    let names = [&task_request.agent, &task_request.toolchain_name];
-    let machines = task_request.machines.iter().map(|machine| &machine.name);
-    if let Some(long) = names.into_iter().chain(machines).find(|n| n.len() > NAME) {
-        return Err(Problem::bad(format!(
-            "a name has {} bytes: the names of agents, toolchains and machines have at most {NAME}",
-            long.len()
-        )));
-    }
     Ok((wanted, text, task_request))
 }
 

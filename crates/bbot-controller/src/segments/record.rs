@@ -7,13 +7,11 @@
 //! Numbers are little-endian. The digest (the first bytes of the SHA-256 of everything else) tells a record from the
 //! zeros or the old blocks that a power cut may leave where the end of a file was.
 
+use bbot_manifest::OPERATION_LIMIT;
 use sha2::{Digest as _, Sha256};
 
 /// Bytes of a record before the operation's name.
 pub const HEAD: usize = 34;
-
-/// Most bytes of an operation's name.
-pub const OPERATION_LIMIT: usize = 128;
 
 /// Most bytes of log in a segment (protocol, section 5).
 pub const DATA_LIMIT: usize = 65_536;

@@ -206,6 +206,63 @@ fn no_request_is_answered_by_an_error_of_ours() {
     assert_eq!(controller.get("/healthz").status, 200);
 }
 
+/// What is kept of an agent's words is bounded, each of them: a list reads a hundred rows.
+#[test]
+fn words_of_agents_that_are_too_long_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |_| {});
+    let id = controller.submit("foo", "1").remove(0);
+    let good = request("0.17.0");
+    for (word, limit) in [
+        ("agent", 256),
+        ("toolchain-name", 256),
+        ("id", 256),
+        ("name", 256),
+        ("summary", 512),
+    ] {
+        let own = field(&good, word);
+        let with = |length: usize| {
+            let long = format!("\n{word}: {}\n", "x".repeat(length));
+            good.replace(&format!("\n{word}: {own}\n"), &long)
+        };
+        let refused = controller.agent("/?build-task", &[], &with(limit + 1));
+        assert_eq!(refused.status, 400, "{word}: {}", refused.text());
+        let expected = format!("field `{word}`: the value has more than {limit} bytes\n");
+        assert!(refused.text().ends_with(&expected), "{}", refused.text());
+    }
+    let longest = good.replace(
+        "summary: Linux Debian 12 GCC 13.1",
+        &format!("summary: {}", "x".repeat(512)),
+    );
+    let task = controller.agent("/?build-task", &["Bbot-Agent: 1"], &longest);
+    let session = field(&task.text(), "session");
+    assert!(!session.is_empty(), "there is a task");
+
+    let with = |operations: &str| result(&session, "foo", "1", "success") + operations;
+    let many: String = (0..257)
+        .map(|n| format!("o{n}-status: success\n"))
+        .collect();
+    for (text, expected) in [
+        (
+            with(&format!("{}-status: success\n", "x".repeat(60_000_000))),
+            "names an operation with more than 128 bytes\n",
+        ),
+        (with(&many), "is one of more than 256 operations\n"),
+    ] {
+        let refused = controller.agent("/?build-result", &["Bbot-Agent: 1"], &text);
+        assert_eq!(refused.status, 400, "{expected}");
+        assert!(refused.text().ends_with(expected), "{}", refused.text());
+        assert!(refused.text().len() < 400, "{}", refused.text().len());
+    }
+    assert_eq!(controller.build(&id)["state"], "building");
+    // It has still what it was given.
+    let name = "x".repeat(128);
+    let text = with(&format!("{name}-status: success\n"));
+    let brought = controller.agent("/?build-result", &["Bbot-Agent: 1"], &text);
+    assert_eq!(brought.status, 200, "{}", brought.text());
+    assert_eq!(controller.build(&id)["operations"][0]["name"], name);
+}
+
 /// The most memory that a process has had, in bytes.
 fn most_memory(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

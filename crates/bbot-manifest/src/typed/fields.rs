@@ -185,6 +185,14 @@ impl<'a> Field<'a> {
         Ok(self.owned())
     }
 
+    /// The text, which must not be empty, of at most `limit` bytes.
+    pub(super) fn word(self, limit: usize) -> Result<String, ParseError> {
+        if self.text().len() > limit {
+            return Err(self.invalid(format!("the value has more than {limit} bytes")));
+        }
+        self.filled()
+    }
+
     /// The text as a value of another type.
     pub(super) fn parsed<T: FromStr<Err: Display>>(self) -> Result<T, ParseError> {
         self.text().parse().map_err(|e| self.invalid(e))

@@ -83,15 +83,21 @@ impl FromStr for Mac {
     }
 }
 
+/// The longest name or id of an agent, a toolchain or a machine, in bytes: controllers keep them.
+pub const NAME_LIMIT: usize = 256;
+
+/// The longest summary of a machine, in bytes: each build keeps its machine's.
+pub const SUMMARY_LIMIT: usize = 512;
+
 /// What a controller hears of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineHeader {
     /// Names this revision of the machine; it changes with whatever can change
-    /// a build.
+    /// a build. At most [`NAME_LIMIT`] bytes.
     pub id: String,
-    /// The machine's name: `linux_debian_12-gcc_13.1`.
+    /// The machine's name, of at most [`NAME_LIMIT`] bytes: `linux_debian_12-gcc_13.1`.
     pub name: String,
-    /// One line for people.
+    /// One line for people, of at most [`SUMMARY_LIMIT`] bytes.
     pub summary: String,
     /// What it is for; absent is [`MachineRole::Build`]. Later era.
     pub role: Option<MachineRole>,
@@ -131,9 +137,9 @@ impl MachineHeader {
         };
         let number = |name| fields.optional(name)?.map(|f| f.number()).transpose();
         Ok(Self {
-            id: fields.required("id")?.filled()?,
-            name: fields.required("name")?.filled()?,
-            summary: fields.required("summary")?.filled()?,
+            id: fields.required("id")?.word(NAME_LIMIT)?,
+            name: fields.required("name")?.word(NAME_LIMIT)?,
+            summary: fields.required("summary")?.word(SUMMARY_LIMIT)?,
             role,
             ram_minimum: number("ram-minimum")?,
             ram_maximum: number("ram-maximum")?,

@@ -16,10 +16,13 @@ mod task;
 mod toolchain;
 mod warm;
 
-pub use machine::{Mac, MachineHeader, MachineKind, MachineManifest, MachineRole, ParseMacError};
+pub use machine::{
+    Mac, MachineHeader, MachineKind, MachineManifest, MachineRole, NAME_LIMIT, ParseMacError,
+    SUMMARY_LIMIT,
+};
 pub use request::{InteractiveMode, TaskRequest};
 pub use response::{TaskResponse, is_challenge};
-pub use result::{BuildResult, OperationResult, ResultRequest};
+pub use result::{BuildResult, OPERATION_LIMIT, OPERATIONS, OperationResult, ResultRequest};
 pub use run::{Fresh, RunManifest, Source};
 pub use status::{ParseStatusError, Status};
 pub use task::{Auxiliary, RepositoryType, Task};

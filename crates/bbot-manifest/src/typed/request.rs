@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Era;
 use super::fields::{Builder, Stream};
-use super::machine::MachineHeader;
+use super::machine::{MachineHeader, NAME_LIMIT};
 use crate::error::ManifestError;
 use crate::serializer::{SerializeError, Style, serialize};
 use crate::standard_version::StandardVersion;
@@ -33,9 +33,9 @@ impl fmt::Display for InteractiveMode {
 /// What an agent sends to ask for a task: itself, then its machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskRequest {
-    /// The build host's name.
+    /// The build host's name, of at most [`NAME_LIMIT`] bytes.
     pub agent: String,
-    /// The toolchain's name: `default`, `public`.
+    /// The toolchain's name, of at most [`NAME_LIMIT`] bytes: `default`, `public`.
     pub toolchain_name: String,
     /// The toolchain's version.
     pub toolchain_version: StandardVersion,
@@ -72,8 +72,8 @@ impl TaskRequest {
             let ram = fields.optional("auxiliary-ram")?;
             let login = fields.optional("interactive-login")?;
             let mut request = Self {
-                agent: fields.required("agent")?.filled()?,
-                toolchain_name: fields.required("toolchain-name")?.filled()?,
+                agent: fields.required("agent")?.word(NAME_LIMIT)?,
+                toolchain_name: fields.required("toolchain-name")?.word(NAME_LIMIT)?,
                 toolchain_version: fields.required("toolchain-version")?.parsed()?,
                 interactive_mode,
                 interactive_login: login.map(|f| f.filled()).transpose()?,

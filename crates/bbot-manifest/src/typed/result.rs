@@ -13,10 +13,16 @@ use crate::manifest::Manifest;
 use crate::serializer::{SerializeError, Style, serialize};
 use crate::text::{log_text, validate_value};
 
+/// The longest name of an operation, in bytes.
+pub const OPERATION_LIMIT: usize = 128;
+
+/// Most operations that a result may have. The original knows about ten; a controller keeps a row for each.
+pub const OPERATIONS: usize = 256;
+
 /// How one operation (`configure`, `update`, `test`) of a build ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationResult {
-    /// The operation's name.
+    /// The operation's name, of at most [`OPERATION_LIMIT`] bytes.
     pub name: String,
     /// How it ended.
     pub status: Status,
@@ -36,7 +42,7 @@ pub struct BuildResult {
     pub version: String,
     /// How the build ended.
     pub status: Status,
-    /// The operations in the order they were performed.
+    /// The operations in the order they were performed, at most [`OPERATIONS`].
     pub operations: Vec<OperationResult>,
     /// Of this build. Later era.
     pub worker_checksum: Option<String>,
@@ -81,6 +87,13 @@ impl BuildResult {
         let mut places = HashMap::new();
         for (name, field) in fields.with_suffix("-status") {
             fields.optional(field.name())?;
+            if name.len() > OPERATION_LIMIT {
+                let why = format!("names an operation with more than {OPERATION_LIMIT} bytes");
+                return Err(field.misplaced(why));
+            }
+            if operations.len() == OPERATIONS {
+                return Err(field.misplaced(format!("is one of more than {OPERATIONS} operations")));
+            }
             places.insert(name, operations.len());
             operations.push(OperationResult {
                 name: name.to_owned(),
