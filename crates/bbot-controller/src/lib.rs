@@ -30,6 +30,7 @@ pub mod pattern;
 mod pending;
 pub mod queue;
 mod roll;
+mod room;
 pub mod segments;
 mod server;
 pub mod source;

@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::mpsc;
 
-use super::problem::Problem;
+use super::problem::{Cause, Problem};
 use super::{App, body};
 use crate::segments::{Piece, Position};
 use crate::store::Build;
@@ -15,7 +15,7 @@ use crate::store::Build;
 /// Bytes of a raw log's end that a page shows.
 const SHOWN: u64 = 40_000;
 
-fn internal(error: &dyn std::error::Error) -> Problem {
+fn internal(error: Cause<'_>) -> Problem {
     Problem::internal("read a raw log", error)
 }
 

@@ -12,12 +12,27 @@ use super::App;
 use super::problem::Plain;
 use crate::figures::Now;
 use crate::roll::Doing;
+use crate::room;
 
 /// OpenMetrics 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// `GET /healthz`: 200 when this controller can do its work, else 503.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let data = app.config.data_dir.clone();
+    let room = tokio::task::spawn_blocking(move || room::is_there(&data)).await;
+    match room.map_err(std::io::Error::other).flatten() {
+        Ok(true) => {}
+        Ok(false) => {
+            let sentence = "there is no room in the data directory\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, sentence).into_response();
+        }
+        Err(error) => {
+            tracing::error!("health: cannot look at the data directory: {error}");
+            let sentence = "the data directory cannot be used; the controller's log says why\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, sentence).into_response();
+        }
+    }
     // The cheapest look that there is, however much the store holds.
     match app.store.next_lapse().await {
         Ok(_) if !app.shutdown.is_cancelled() => "ok\n".into_response(),

@@ -407,7 +407,7 @@ impl App {
 
     /// Where several controllers have a store, each has raw logs of its own, and only its files say which.
     async fn prune_own_logs(&self, before: Millis) -> Result<usize, problem::Problem> {
-        let failed = |e: &dyn std::error::Error| problem::Problem::internal("look for raw logs", e);
+        let failed = |e: problem::Cause<'_>| problem::Problem::internal("look for raw logs", e);
         let before = Duration::from_millis(u64::try_from(before.0).unwrap_or(0));
         let before = std::time::UNIX_EPOCH + before;
         let segments = Arc::clone(&self.segments);
@@ -426,7 +426,7 @@ impl App {
     }
 
     async fn remove_log(&self, build: i64, run: i64) -> Result<(), problem::Problem> {
-        let failed = |e: &dyn std::error::Error| problem::Problem::internal("remove a raw log", e);
+        let failed = |e: problem::Cause<'_>| problem::Problem::internal("remove a raw log", e);
         let segments = Arc::clone(&self.segments);
         tokio::task::spawn_blocking(move || segments.remove(build, run))
             .await

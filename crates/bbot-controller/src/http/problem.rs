@@ -9,6 +9,7 @@ use bbot_manifest::sanitize;
 
 use super::api::document::Refusal;
 use crate::objects::ObjectError;
+use crate::room;
 use crate::source::archives::ArchiveError;
 use crate::store::StoreError;
 
@@ -49,15 +50,26 @@ impl Problem {
         }
     }
 
-    /// Something of ours failed: the cause is for the log alone.
-    pub(crate) fn internal(doing: &str, cause: &dyn std::error::Error) -> Self {
+    /// Something of ours failed: the cause is for the log alone. What passes when there is room on the disk is 503.
+    pub(crate) fn internal(doing: &str, cause: Cause<'_>) -> Self {
         tracing::error!("cannot {doing}: {}", chain(cause));
+        if room::is_wanting(cause) {
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "the controller cannot {doing} now: its disk is full, or does not work. Try again later"
+                ),
+            );
+        }
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the controller cannot {doing}; its log says why. Try again later"),
         )
     }
 }
+
+/// What something of ours failed by.
+pub(super) type Cause<'a> = &'a (dyn std::error::Error + 'static);
 
 /// An error with all its causes.
 pub(super) fn chain(cause: &dyn std::error::Error) -> String {
@@ -228,6 +240,23 @@ mod tests {
         let answer = Plain(Problem::from(damaged)).into_response();
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(!answer.headers().contains_key(header::RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_full_disk_is_worth_another_try() {
+        for (kind, status) in [
+            (
+                std::io::ErrorKind::StorageFull,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            (
+                std::io::ErrorKind::NotFound,
+                StatusCode::INTERNAL_SERVER_ERROR,
+            ),
+        ] {
+            let error = ArchiveError::Io(kind.into());
+            assert_eq!(Problem::from(error).status, status, "{kind}");
+        }
     }
 
     #[test]

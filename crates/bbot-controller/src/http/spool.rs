@@ -9,7 +9,7 @@ use bbot_signature::{BodyDigest, body_digest};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::problem::Problem;
+use super::problem::{Cause, Problem};
 use super::{body, cut};
 
 /// A result of so many bytes is kept in memory.
@@ -84,7 +84,7 @@ impl Spool {
     }
 
     async fn take_long(&self, begun: Vec<u8>, mut body: Body) -> Result<Taken, Problem> {
-        let failed = |e: &dyn std::error::Error| {
+        let failed = |e: Cause<'_>| {
             // A full disk, mostly.
             let _ = Problem::internal("keep a result that comes", e);
             Problem::new(
@@ -157,7 +157,7 @@ impl Spool {
             digest,
             held,
         } = long;
-        let failed = |e: &dyn std::error::Error| Problem::internal("read a result that came", e);
+        let failed = |e: Cause<'_>| Problem::internal("read a result that came", e);
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.large).acquire_owned());
         let permit = permit.await.map_err(|_| {
             Problem::new(

@@ -17,6 +17,7 @@ use tokio::process::Command;
 use super::Git;
 use super::pack::{self, PackError};
 use super::reach::{Target, resolve, target};
+use crate::room;
 
 pub use super::reach::Addresses;
 
@@ -228,6 +229,11 @@ fn pack(tree: &Path, limit: u64, url: &str) -> Result<Fetched, GitError> {
             url: url.to_owned(),
             limit,
         },
+        // It is no fault of the tree.
+        full if room::is_wanting(&full) => GitError::Io {
+            doing: "pack a tree",
+            source: std::io::Error::other(full),
+        },
         other => GitError::Pack {
             url: url.to_owned(),
             what: other.to_string(),
@@ -340,6 +346,15 @@ impl Child<'_> {
         let said = end_of(&mut said, OUTPUT_LIMIT).unwrap_or_default();
         let said = bbot_manifest::log_text(&said);
         let said = said.trim();
+        // What the other end says of itself is behind this word.
+        let mut own = said.lines().filter(|line| !line.starts_with("remote:"));
+        // And where there is no room, there is none for its own words.
+        if own.any(room::is_told) || matches!(room::is_there(self.directory), Ok(false)) {
+            return Err(GitError::Io {
+                doing: "run git",
+                source: std::io::Error::new(std::io::ErrorKind::StorageFull, said),
+            });
+        }
         let output = if said.is_empty() {
             status.to_string()
         } else {

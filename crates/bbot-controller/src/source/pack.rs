@@ -239,6 +239,43 @@ mod tests {
         assert_eq!(names, [Path::new("file"), Path::new("src/good")]);
     }
 
+    /// Has no room for anything.
+    #[derive(Debug)]
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for Full {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+    }
+
+    impl Seek for Full {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn no_room_is_told_apart() {
+        let tree = tar_of(&[("a", &[7; 10_000], 0o644, 0)]);
+        let output = repack(&tree[..], &mut tempfile::tempfile().unwrap(), Full, 1 << 20);
+        assert!(crate::room::is_wanting(&output.unwrap_err()));
+        let spool = repack(&tree[..], &mut Full, Vec::new(), 1 << 20);
+        assert!(crate::room::is_wanting(&spool.unwrap_err()));
+        let cut = repack(&tree[..600], &mut Full, Vec::new(), 1 << 20);
+        assert!(!crate::room::is_wanting(&PackError::Empty) && cut.is_err());
+    }
+
     #[test]
     fn bounds() {
         assert!(matches!(

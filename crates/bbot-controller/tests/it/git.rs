@@ -207,6 +207,37 @@ fn a_commit_becomes_an_archive() {
         &commit,
     );
     assert_eq!(redirected.status, 400, "{}", redirected.text());
+
+    if !testkit::root() {
+        return;
+    }
+    // A disk that is full is nobody's fault who submits, wherever on the way it is.
+    let disk = ["-t", "tmpfs", "-o", "size=4m", "tmpfs"];
+    let place = dir.path().join("disk");
+    std::fs::create_dir(&place).unwrap();
+    let disk = testkit::Mount::new(&disk, &place);
+    let data = dir.path().join("second");
+    let running = Running::start(&data, |command| {
+        command
+            .arg("--allow-private-sources")
+            .env("TMPDIR", disk.path())
+            .env("GIT_SSL_CAINFO", dir.path().join("cert.pem"));
+    });
+    let token = std::fs::read_to_string(data.join("token")).unwrap();
+    let source = json!({"git": {"url": url, "commit": commit}});
+    let body = json!({"name": "a", "version": "1", "source": source}).to_string();
+    let full = disk.path().join("full");
+    assert!(
+        std::fs::write(&full, vec![0; 8 << 20]).is_err(),
+        "it is full"
+    );
+    let submit = || running.send(token.trim(), "POST", "/api/v1/submissions", body.as_bytes());
+    let told = submit();
+    assert_eq!(told.status, 503, "{}", told.text());
+    assert_eq!(told.header("retry-after"), Some("10"));
+    std::fs::remove_file(&full).unwrap();
+    let submitted = submit();
+    assert_eq!(submitted.status, 201, "{}", submitted.text());
 }
 
 /// A client that has gone waits for nothing: what is fetched for it is given up, and others get its turn.

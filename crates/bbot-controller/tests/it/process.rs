@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use sha2::Digest as _;
+
 use crate::support::{Answer, agent, curl, field, request, result};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_bbot-controller");
@@ -102,8 +104,11 @@ fn a_full_disk_is_told_and_heals_by_itself() {
     }
     let dir = tempfile::tempdir().unwrap();
     let disk = testkit::Mount::new(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"], dir.path());
-    let running = Running::start(disk.path(), |_| {});
+    let running = Running::start(disk.path(), |command| {
+        command.args(["--artifacts", "bindist"]);
+    });
     let token = std::fs::read_to_string(disk.path().join("token")).unwrap();
+    let health = || curl(&[&format!("{}/healthz", running.url)], b"").status;
     let submit = |version: usize| {
         let body = serde_json::json!({
             "name": "foo", "version": version.to_string(),
@@ -113,6 +118,60 @@ fn a_full_disk_is_told_and_heals_by_itself() {
         running.send(token.trim(), "POST", "/api/v1/submissions", body.as_bytes())
     };
     assert_eq!(submit(1).status, 201);
+    let ours = ["Bbot-Agent: 1"];
+    let task = format!("{}/?build-task", running.url);
+    let task = agent(&task, &ours, request("0.17.0").as_bytes());
+    let session = field(&task.text(), "session");
+    let place = task.header("bbot-session-url").unwrap().to_owned();
+    // Everything that is kept in a file, as it comes.
+    let log = "x".repeat(100_000);
+    let mut brought = result(&session, "foo", "1", "error").into_bytes();
+    brought.extend(format!("update-status: error\nupdate-log: \\\n{log}\n\\\n").bytes());
+    let archive = [&[0x1f, 0x8b], &vec![7; 300_000][..]].concat();
+    let sha256 = |bytes: &[u8]| hex::encode(sha2::Sha256::digest(bytes));
+    let form = |artifact: &[u8]| {
+        let fields = [
+            format!("session={session}"),
+            "archive=@-;filename=a.tar".to_owned(),
+            format!("sha256sum={}", sha256(artifact)),
+        ];
+        let mut words: Vec<&str> = fields.iter().flat_map(|f| ["--form", f]).collect();
+        let url = format!("{}/?upload=bindist", running.url);
+        words.extend(["-H", ours[0], &url]);
+        curl(&words, artifact)
+    };
+    let pieces = |artifact: &[u8]| {
+        let url = format!("{place}/artifacts/bindist/{}", sha256(artifact));
+        let there = curl(&["--head", "-H", ours[0], &url], b"");
+        let there: usize = there.header("bbot-artifact-next").unwrap().parse().unwrap();
+        let said = [
+            format!("Bbot-Artifact-Length: {}", artifact.len()),
+            format!("Bbot-Artifact-Offset: {there}"),
+        ];
+        let words = ["-X", "PUT", "-H", &said[0], "-H", &said[1], "-H", ours[0]];
+        let rest = &artifact[there..];
+        curl(&[&words[..], &["--data-binary", "@-", &url]].concat(), rest)
+    };
+    let put = format!("/api/v1/archives/{}", sha256(&archive));
+    let send_all = || {
+        [
+            (
+                "a segment",
+                agent(&format!("{place}/log/1"), &ours, b"update\nx"),
+            ),
+            (
+                "an archive",
+                running.send(token.trim(), "PUT", &put, &archive),
+            ),
+            ("an artifact in a form", form(&vec![1; 200_000])),
+            ("an artifact in pieces", pieces(&vec![2; 200_000])),
+            (
+                "a result",
+                agent(&format!("{}/?build-result", running.url), &ours, &brought),
+            ),
+        ]
+    };
+    assert_eq!(health(), 200);
     let large = disk.path().join("large");
     assert!(
         std::fs::write(&large, vec![0; 16 << 20]).is_err(),
@@ -123,9 +182,31 @@ fn a_full_disk_is_told_and_heals_by_itself() {
     let told = told.expect("there is no room");
     assert_eq!(told.status, 503, "{}", told.text());
     assert_eq!(told.header("retry-after"), Some("10"));
-    assert_eq!(running.build()["state"], "queued", "it can still be read");
+    assert_eq!(health(), 503);
+    for (what, answer) in send_all() {
+        assert_eq!(answer.status, 503, "{what}: {}", answer.text());
+        assert_eq!(answer.header("retry-after"), Some("10"), "{what}");
+    }
+    assert_eq!(running.build()["state"], "building", "it can still be read");
     std::fs::remove_file(&large).unwrap();
+    assert_eq!(health(), 200);
     assert_eq!(submit(30).status, 201);
+    for (what, answer) in send_all() {
+        assert!(
+            answer.status < 300,
+            "{what}: {} {}",
+            answer.status,
+            answer.text()
+        );
+    }
+    let build = running.build();
+    assert_eq!(
+        (&build["state"], &build["status"]),
+        (&"built".into(), &"error".into())
+    );
+    assert_eq!(build["artifacts"].as_array().unwrap().len(), 2);
+    let kept = format!("{}/api/v1/builds/1/log/update", running.url);
+    assert_eq!(curl(&[&kept], b"").text(), format!("{log}\n"));
     running.kill();
     let running = Running::start(disk.path(), |_| {});
     assert_eq!(running.build()["version"], "1");

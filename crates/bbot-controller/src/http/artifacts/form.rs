@@ -11,7 +11,7 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use sha2::{Digest as _, Sha256};
 
 use super::{Said, is_taken, keep};
-use crate::http::problem::Problem;
+use crate::http::problem::{Cause, Problem};
 use crate::http::{App, result, task};
 use crate::queue::era::Peer;
 use crate::queue::outcome::{Proof, SessionState};
@@ -175,7 +175,7 @@ async fn archive(
     mut field: Field<'_>,
     is_wanted: bool,
 ) -> Result<(String, std::fs::File, String), Problem> {
-    let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+    let failed = |e: Cause<'_>| Problem::internal("keep an upload", e);
     let name = field.file_name().unwrap_or_default().to_owned();
     let mut file = tempfile::tempfile_in(&app.config.data_dir).map_err(|e| failed(&e))?;
     let mut hash = Sha256::new();

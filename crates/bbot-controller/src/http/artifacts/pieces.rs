@@ -15,7 +15,7 @@ use bbot_signature::BodyDigest;
 use sha2::{Digest as _, Sha256};
 
 use super::{Said, is_taken, keep};
-use crate::http::problem::{Plain, Problem};
+use crate::http::problem::{Cause, Plain, Problem};
 use crate::http::{App, body, session, signed, task};
 use crate::queue::lease::{self, Renewal};
 use crate::source::is_sha256;
@@ -88,7 +88,7 @@ impl Uploads {
 
     /// The file of an artifact, with how long it is; made where there is none.
     fn open(&self, run: &str, name: &str) -> Result<(std::fs::File, u64), Problem> {
-        let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+        let failed = |e: Cause<'_>| Problem::internal("keep an upload", e);
         let path = self.directory.join(name);
         let mut options = std::fs::OpenOptions::new();
         options.read(true).append(true);
@@ -213,7 +213,7 @@ pub(in crate::http) async fn artifact(
 
 /// Makes a file as long as it was.
 async fn cut_back(file: std::fs::File, length: u64) -> Result<(), Problem> {
-    let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+    let failed = |e: Cause<'_>| Problem::internal("keep an upload", e);
     tokio::task::spawn_blocking(move || file.set_len(length))
         .await
         .map_err(|e| failed(&e))?
@@ -228,7 +228,7 @@ async fn append(
     length: u64,
     incoming: &mut Body,
 ) -> Result<(std::fs::File, u64, BodyDigest), Problem> {
-    let failed = |e: &dyn std::error::Error| Problem::internal("keep an upload", e);
+    let failed = |e: Cause<'_>| Problem::internal("keep an upload", e);
     let mut hash = Sha256::new();
     loop {
         let mut pieces = Vec::new();
@@ -264,7 +264,7 @@ async fn append(
 
 /// All of it is there: it is what was said, or begins anew.
 async fn finish(app: &App, facts: &SessionFacts, said: Said, name: &str) -> Result<(), Problem> {
-    let failed = |e: &dyn std::error::Error| Problem::internal("read an upload", e);
+    let failed = |e: Cause<'_>| Problem::internal("read an upload", e);
     let path = app.uploads.directory.join(name);
     let file = path.clone();
     let hashed = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
