@@ -15,14 +15,15 @@ use crate::queue::select::{self, Offer, Role};
 /// Lists of machines that are remembered: more than a large farm has. Then all are forgotten, and those that ask are learned anew.
 const LISTS: usize = 20_000;
 
-/// What these lists say of agents beyond their machines has as many bytes at most: what is in it agents choose.
-const REACHES: usize = 64 * 1024 * 1024;
+/// They have as many bytes at most: how long they are is up to agents, and to the buildtab.
+const BYTES: usize = 128 * 1024 * 1024;
 
 /// The longest name of a machine that is remembered, in bytes.
 const NAME: usize = 256;
 
-/// Names of machines that are remembered.
+/// Names of machines that are remembered, and the bytes of what they can build.
 const NAMES: usize = 20_000;
+const NAMES_BYTES: usize = 32 * 1024 * 1024;
 
 /// What an agent can build.
 #[derive(Debug)]
@@ -45,6 +46,12 @@ pub(crate) struct Abilities {
 pub(crate) type Kinds = Arc<[u32]>;
 
 impl Abilities {
+    /// The room that they take, in bytes, by and large.
+    pub(crate) fn bytes(&self) -> usize {
+        let kinds = self.configurations.len() + self.machines.len() + self.barred.len();
+        size_of::<Self>() + kinds * size_of::<u32>() + self.reach.bytes()
+    }
+
     /// The machine for a configuration that is among them.
     pub(crate) fn machine(&self, configuration: u32) -> Option<usize> {
         let at = self.configurations.binary_search(&configuration).ok()?;
@@ -108,10 +115,10 @@ pub(crate) struct Learned(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     lists: HashMap<Key, Arc<Abilities>>,
-    /// The bytes of what they say of agents beyond their machines.
-    reaches: usize,
+    bytes: usize,
     /// The configurations that a machine of this name can build: agents have the same machines.
     names: HashMap<String, Arc<[u32]>>,
+    names_bytes: usize,
 }
 
 impl Learned {
@@ -167,12 +174,12 @@ impl Learned {
 impl State {
     /// Those of a list that is not remembered yet.
     fn remember(&mut self, key: Key, abilities: &Arc<Abilities>) {
-        let bytes = abilities.reach.bytes();
-        if self.lists.len() >= LISTS || self.reaches + bytes > REACHES {
+        let bytes = abilities.bytes();
+        if self.lists.len() >= LISTS || self.bytes + bytes > BYTES {
             self.lists.clear();
-            self.reaches = 0;
+            self.bytes = 0;
         }
-        self.reaches += bytes;
+        self.bytes += bytes;
         self.lists.insert(key, Arc::clone(abilities));
     }
 
@@ -185,15 +192,22 @@ impl State {
             .filter(|(_, configuration)| configuration.takes(name))
             .map(|(kind, _)| kind)
             .collect();
-        // Names come from agents.
-        if name.len() > NAME {
-            return takers;
-        }
-        if self.names.len() >= NAMES {
-            self.names.clear();
-        }
-        self.names.insert(name.to_owned(), Arc::clone(&takers));
+        self.remember_name(name, &takers);
         takers
+    }
+
+    /// What one of this name can build. Names come from agents.
+    fn remember_name(&mut self, name: &str, takers: &Arc<[u32]>) {
+        if name.len() > NAME {
+            return;
+        }
+        let bytes = name.len() + size_of_val(&**takers);
+        if self.names.len() >= NAMES || self.names_bytes + bytes > NAMES_BYTES {
+            self.names.clear();
+            self.names_bytes = 0;
+        }
+        self.names_bytes += bytes;
+        self.names.insert(name.to_owned(), Arc::clone(takers));
     }
 }
 
@@ -273,8 +287,8 @@ mod tests {
         let mut state = State::default();
         for number in 0..200 {
             state.remember([number; 32], &mega);
-            let held: usize = state.lists.values().map(|a| a.reach.bytes()).sum();
-            assert!(held == state.reaches && held <= REACHES, "{number}");
+            let held: usize = state.lists.values().map(|a| a.bytes()).sum();
+            assert!(held == state.bytes && held <= BYTES, "{number}");
         }
         assert!(state.lists.len() > 1 && state.lists.contains_key(&[199; 32]));
         // Small ones have room: then their number counts.
@@ -285,7 +299,24 @@ mod tests {
             state.remember(key, &small);
             assert_eq!(state.lists.len(), number % LISTS + 1);
         }
-        assert_eq!(state.reaches, small.reach.bytes());
+        assert_eq!(state.bytes, small.bytes());
+    }
+
+    /// With a long buildtab a short request stands for much.
+    #[test]
+    fn what_machines_can_build_fills_no_memory() {
+        let takers: Arc<[u32]> = (0..5000).collect();
+        let mut state = State::default();
+        for number in 0..NAMES {
+            state.remember_name(&number.to_string(), &takers);
+            if number % 500 == 0 {
+                let each = state.names.iter();
+                let held: usize = each.map(|(name, of)| name.len() + size_of_val(&**of)).sum();
+                assert!(held == state.names_bytes && held <= NAMES_BYTES, "{number}");
+            }
+        }
+        assert!(state.names.len() > 1);
+        assert!(Abilities::plain(&takers).bytes() > 2 * size_of_val(&*takers));
     }
 
     #[test]

@@ -31,6 +31,9 @@ struct Waiting {
     able: HashMap<u32, VecDeque<usize>>,
     /// The same for kinds of other lanes than the plain one, of those that were asked for.
     extra: HashMap<u32, VecDeque<usize>>,
+    /// The room that the groups take, in bytes, by and large; and what was left of it when they were tidied last.
+    bytes: usize,
+    left: usize,
 }
 
 #[derive(Debug)]
@@ -61,6 +64,15 @@ pub(crate) struct Waiter {
 
 /// More lists than agents of a large farm have.
 const GROUPS: usize = 20_000;
+
+/// They have as many bytes, or twice as many as those that wait.
+const BYTES: usize = 128 * 1024 * 1024;
+
+impl Group {
+    fn bytes(&self) -> usize {
+        self.able.bytes() + self.able.kinds.len() * size_of::<usize>()
+    }
+}
 
 impl Waiters {
     /// Nobody waits. `lanes`: those that builds wait in.
@@ -133,11 +145,11 @@ fn place(able: &Arc<Abilities>) -> usize {
 
 impl Waiting {
     fn group(&mut self, able: &Arc<Abilities>, lanes: &Lanes) -> usize {
-        if self.groups.len() >= GROUPS && !self.by_place.contains_key(&place(able)) {
-            self.tidy();
-        }
         if let Some(group) = self.by_place.get(&place(able)) {
             return *group;
+        }
+        if self.groups.len() >= GROUPS || self.bytes > BYTES.max(2 * self.left) {
+            self.tidy();
         }
         let group = Group {
             able: Arc::clone(able),
@@ -149,6 +161,7 @@ impl Waiting {
     fn add(&mut self, group: Group, lanes: &Lanes) -> usize {
         let number = self.groups.len();
         self.by_place.insert(place(&group.able), number);
+        self.bytes += group.bytes();
         for kind in group.able.kinds.iter() {
             self.able.entry(*kind).or_default().push_back(number);
         }
@@ -168,9 +181,11 @@ impl Waiting {
         self.able.clear();
         // Found again when they are asked for.
         self.extra.clear();
+        self.bytes = 0;
         for group in groups.into_iter().filter(|g| !g.waiting.is_empty()) {
             self.add(group, &Lanes::new(0));
         }
+        self.left = self.bytes;
     }
 
     fn remove(&mut self, able: &Arc<Abilities>, number: u64) -> Option<oneshot::Sender<Woken>> {
@@ -339,6 +354,17 @@ mod tests {
             waiters.wait(&kinds).done();
         }
         assert!(waiters.lock().groups.len() <= GROUPS);
+        // Long ones sooner.
+        let many: Vec<u32> = (8..10_000).collect();
+        for _ in 0..1500 {
+            waiters.wait(&Abilities::plain(&many)).done();
+            assert!(waiters.lock().bytes <= BYTES + (1 << 20));
+        }
+        let waiting = waiters.lock();
+        assert!(waiting.groups.len() < 1000);
+        let held: usize = waiting.groups.iter().map(Group::bytes).sum();
+        assert_eq!(held, waiting.bytes);
+        drop(waiting);
         waiters.queued(7, 1);
         assert_eq!(now(&mut waiter), Some(Woken::For(7)));
     }
