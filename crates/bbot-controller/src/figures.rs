@@ -50,6 +50,8 @@ pub(crate) struct Now {
     pub(crate) agents: [i64; 3],
     /// Requests for a task that are held.
     pub(crate) held: i64,
+    /// For so many seconds a lease should have lapsed.
+    pub(crate) overdue: i64,
 }
 
 /// The figures of one controller since its start.
@@ -59,6 +61,7 @@ pub(crate) struct Figures {
     builds: Family<ByState, Gauge>,
     agents: Family<ByState, Gauge>,
     held: Gauge,
+    overdue: Gauge,
     submitted: Counter,
     handed_out: Counter,
     waited: Histogram,
@@ -106,6 +109,13 @@ impl Figures {
             "held_requests",
             "Requests of agents that wait for a task",
             held.clone(),
+        );
+        let overdue = Gauge::default();
+        registry.register_with_unit(
+            "overdue_lease",
+            "For how long a lease should have lapsed: nothing, or builds are stuck",
+            Unit::Seconds,
+            overdue.clone(),
         );
         let submitted = Counter::default();
         registry.register(
@@ -175,6 +185,7 @@ impl Figures {
             builds,
             agents,
             held,
+            overdue,
             submitted,
             handed_out,
             waited,
@@ -240,6 +251,7 @@ impl Figures {
             self.agents.get_or_create(&ByState { state }).set(count);
         }
         self.held.set(now.held);
+        self.overdue.set(now.overdue);
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             // To write to a text does not fail; a scraper that gets half of it would take it for all.
@@ -270,11 +282,13 @@ mod tests {
             building: 1,
             agents: [1, 2, 3],
             held: 2,
+            overdue: 7,
         });
         for line in [
             "bbot_controller_builds{state=\"queued\"} 2",
             "bbot_controller_agents{state=\"silent\"} 3",
             "bbot_controller_held_requests 2",
+            "bbot_controller_overdue_lease_seconds 7",
             "bbot_controller_submitted_builds_total 3",
             "bbot_controller_pick_up_seconds_bucket{le=\"0.005\"} 1",
             "bbot_controller_pick_up_seconds_count 2",

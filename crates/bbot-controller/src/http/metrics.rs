@@ -48,9 +48,14 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Plain> {
     let (queued, building) = app.counts().await?;
+    let next = app.store.next_lapse().await?;
+    let overdue = next.map_or(0, |next| {
+        app.steady().0.saturating_sub(next.0).max(0) / 1000
+    });
     let mut now = Now {
         queued,
         building,
+        overdue,
         ..Now::default()
     };
     for (doing, asking) in super::agents::each(&app).await? {
