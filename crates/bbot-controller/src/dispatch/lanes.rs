@@ -196,26 +196,21 @@ impl Lanes {
         Some(kind)
     }
 
-    /// The kinds that are not plain and that somebody can have: interactive ones, and others.
-    pub(crate) fn kinds(&self, able: &Abilities) -> Extra {
-        let mut extra = Extra::default();
+    /// The kinds that are not plain and that somebody can have.
+    pub(crate) fn kinds(&self, able: &Abilities) -> Vec<u32> {
+        let mut kinds = Vec::new();
         if self.is_empty() {
-            return extra;
+            return kinds;
         }
         for (number, known) in self.read().all.iter().enumerate() {
             if !able.serves(number, &known.lane) {
                 continue;
             }
-            let into = if known.lane.interactive {
-                &mut extra.interactive
-            } else {
-                &mut extra.others
-            };
             let can = |configuration: &&u32| able.machine(**configuration).is_some();
             let its = known.configurations.iter().filter(can);
-            into.extend(its.map(|configuration| self.kind(number, *configuration)));
+            kinds.extend(its.map(|configuration| self.kind(number, *configuration)));
         }
-        extra
+        kinds
     }
 
     /// Whether somebody can have builds of a kind.
@@ -241,13 +236,6 @@ impl Lanes {
             .filter(|known| known.lane.keys.contains(fingerprint));
         names.map(|known| Arc::clone(&known.text)).collect()
     }
-}
-
-/// Kinds that are not plain.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Extra {
-    pub(crate) interactive: Vec<u32>,
-    pub(crate) others: Vec<u32>,
 }
 
 #[cfg(test)]
@@ -293,7 +281,7 @@ mod tests {
         assert!(!lanes.is_read(), "something has come since");
         lanes.are_read(lanes.changes());
         assert!(lanes.is_read());
-        assert_eq!(lanes.kinds(&both), Extra::default());
+        assert_eq!(lanes.kinds(&both), [0_u32; 0]);
         assert_eq!(learn(&lanes, 2, &Lane::default()), Some(2));
         assert!(lanes.is_empty());
         // The second lane first for one that the agent has no machine for.
@@ -308,20 +296,12 @@ mod tests {
             (2, &interactive())
         );
         assert_eq!(&*lanes.text(2), "");
-        let kinds = |interactive: &[u32], others: &[u32]| Extra {
-            interactive: interactive.to_vec(),
-            others: others.to_vec(),
-        };
-        assert_eq!(lanes.kinds(&plain), kinds(&[], &[3]));
-        assert_eq!(lanes.kinds(&both), kinds(&[8], &[3]));
-        assert_eq!(lanes.kinds(&only), kinds(&[8], &[]));
+        assert_eq!(lanes.kinds(&plain), [3]);
+        assert_eq!(lanes.kinds(&both), [3, 8]);
+        assert_eq!(lanes.kinds(&only), [8]);
         for kind in [0, 1, 2, 3, 4, 8] {
-            let extra = lanes.kinds(&only);
-            assert_eq!(
-                lanes.can(&only, kind),
-                extra.interactive.contains(&kind),
-                "{kind}"
-            );
+            let is_among = lanes.kinds(&only).contains(&kind);
+            assert_eq!(lanes.can(&only, kind), is_among, "{kind}");
         }
         assert!(lanes.can(&plain, 2) && !lanes.can(&plain, 1));
         assert_eq!(&*only.kinds, [0_u32; 0]);

@@ -37,7 +37,7 @@ const HOUR: i64 = 3_600_000;
 /// Why a build is queued, the most urgent reason first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// A person has asked for this build.
+    /// A person has asked for this build, or waits to log in to its machine.
     Forced,
     /// There is no result yet.
     New,
@@ -56,6 +56,16 @@ impl Class {
             Self::Forced => "forced",
             Self::New => "new",
             Self::Rebuild => "rebuild",
+        }
+    }
+
+    /// That of a submission's builds: an interactive one is waited for by a person.
+    #[must_use]
+    pub fn of_submission(is_interactive: bool) -> Self {
+        if is_interactive {
+            Self::Forced
+        } else {
+            Self::New
         }
     }
 
@@ -248,6 +258,8 @@ mod tests {
         let tomorrow = now.plus_seconds(24 * 3600 + 1);
         assert!(place(now, Class::Rebuild, normal) < place(tomorrow, Class::Forced, normal));
         assert_eq!(Priority::new(3), Err(BadPriority(3)));
+        assert_eq!(Class::of_submission(true), Class::Forced);
+        assert_eq!(Class::of_submission(false), Class::New);
         for class in Class::ALL {
             assert_eq!(class.to_string().parse(), Ok(class));
         }

@@ -77,6 +77,9 @@ impl Store {
         let particulars = serde_json::to_string(new.particulars).unwrap_or_default();
         let excluded = serde_json::to_string(&new.plan.excluded).unwrap_or_default();
         let planned = new.plan.builds.clone();
+        // Of an interactive one there is nothing else in the submission.
+        let is_interactive = planned.iter().any(|planned| planned.lane.interactive);
+        let class = Class::of_submission(is_interactive);
         let breakpoint = new.breakpoint.map(str::to_owned);
         let service = new.service.and_then(|s| serde_json::to_string(s).ok());
         let asker = new.asker.clone();
@@ -108,13 +111,14 @@ impl Store {
                     .bind(archive.as_deref())
                     .bind(service.as_deref()),
                 );
-                let (places, exchanged) = places(tx, &submission, &planned, &asker).await?;
+                let (places, exchanged) = places(tx, &submission, (&planned, class), &asker).await?;
                 let mut builds = Vec::with_capacity(planned.len());
                 for (((id, position), place), planned) in numbers.into_iter().zip(places).zip(planned) {
                     let build = Build {
                         id,
                         position,
                         place,
+                        class,
                         ..rows::queued(&submission, planned, breakpoint.clone())
                     };
                     tx.run(insert(&build, &repository)).await?;
@@ -207,10 +211,10 @@ const BUILDS_OF: &str =
 async fn places(
     tx: &mut Tx<'_>,
     submission: &Submission,
-    planned: &[Planned],
+    (planned, class): (&[Planned], Class),
     asker: &Asker,
 ) -> Result<(Vec<i64>, bool), StoreError> {
-    let (class, now) = (Class::New, submission.submitted);
+    let now = submission.submitted;
     let turns = turns::take(tx, asker, class, submission.priority, planned.len(), now).await?;
     let of = Versions {
         package: &submission.name,

@@ -162,7 +162,7 @@ fn an_interactive_build_is_for_agents_that_say_how_to_log_in() {
         assert!(answer.text().contains(expected), "{}", answer.text());
     }
 
-    // The interactive one goes first where both are taken, and is shown with its login while it builds.
+    // The interactive one is forced, so that it goes first here, and is shown with its login while it builds.
     let plain = submit(
         &controller,
         &json!({ "configurations": ["gcc"], "priority": 2 }),

@@ -62,14 +62,15 @@ async fn run(store: Store, events: Vec<Event>) {
                 };
                 let submitted = store.submit(new, Millis(now)).await.unwrap();
                 let id = submitted.builds[0].id;
-                let place = turn(&mut turns, who, Class::New, priority, now);
+                let class = Class::of_submission(LANES[lane].contains("interactive"));
+                let place = turn(&mut turns, who, class, priority, now);
                 let fresh = Model {
                     package,
                     version,
                     lane,
                     state: State::Queued,
                     place,
-                    class: Class::New,
+                    class,
                     priority,
                     submitter: who,
                     queued: now,
@@ -87,7 +88,7 @@ async fn run(store: Store, events: Vec<Event>) {
                     "ids are never used again"
                 );
                 let before: Vec<i64> = model.values().map(|m| m.place).collect();
-                enqueue(&mut model, id, who, Class::New, place, now);
+                enqueue(&mut model, id, who, class, place, now);
                 let moved = model.iter().zip(before);
                 let moved =
                     moved.filter(|((other, m), before)| **other != id && m.place != *before);

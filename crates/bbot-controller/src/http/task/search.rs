@@ -8,7 +8,6 @@ use bbot_manifest::{MachineRole, TaskRequest};
 use crate::dispatch::Desk;
 use crate::dispatch::abilities::Abilities;
 use crate::dispatch::heads::{Given, Next};
-use crate::dispatch::lanes::Extra;
 use crate::http::held::Held;
 use crate::http::{App, reach};
 use crate::queue::failure::{self, Failures};
@@ -63,32 +62,17 @@ pub(super) async fn next<'a>(
     if !repositories.is_empty() {
         return next_of(app, desk, able, repositories, refuses).await;
     }
-    let mut is_any_refused = false;
-    for kinds in in_turn(desk, able) {
-        match next_in(app, desk, &kinds, refuses).await? {
-            Ok(given) => return Ok(Ok(given)),
-            Err(is_refused) => is_any_refused |= is_refused,
-        }
-    }
-    Ok(Err(is_any_refused))
+    next_in(app, desk, &kinds(desk, able), refuses).await
 }
 
-/// The kinds that somebody can have, those first that go before the others: what a person waits for.
-fn in_turn<'a>(desk: &Desk, able: &'a Abilities) -> Vec<Cow<'a, [u32]>> {
-    let plain = Cow::Borrowed(&*able.kinds);
-    let Extra {
-        interactive,
-        others,
-    } = desk.lanes.kinds(able);
-    let rest = if others.is_empty() {
-        plain
+/// The kinds that somebody can have, of all lanes: what is next is a matter of places alone, or what goes first by its kind would keep all else
+/// waiting for as long as it comes.
+fn kinds<'a>(desk: &Desk, able: &'a Abilities) -> Cow<'a, [u32]> {
+    let others = desk.lanes.kinds(able);
+    if others.is_empty() {
+        Cow::Borrowed(&*able.kinds)
     } else {
-        Cow::Owned([&plain[..], &others].concat())
-    };
-    if interactive.is_empty() {
-        vec![rest]
-    } else {
-        vec![Cow::Owned(interactive), rest]
+        Cow::Owned([&*able.kinds, &others].concat())
     }
 }
 
@@ -146,40 +130,37 @@ async fn next_of<'a>(
     repositories: &[String],
     refuses: impl Fn(u32, &Failures) -> bool,
 ) -> Result<Result<Given<'a>, bool>, StoreError> {
-    let mut is_any_refused = false;
-    for kinds in in_turn(desk, able) {
-        let lanes: Vec<Arc<str>> = kinds.iter().map(|kind| desk.lanes.text(*kind)).collect();
-        let mut of = Vec::new();
-        let mut waiting = Vec::new();
-        for (kind, lane) in kinds.iter().zip(&lanes) {
-            let InLane {
+    let kinds = kinds(desk, able);
+    let lanes: Vec<Arc<str>> = kinds.iter().map(|kind| desk.lanes.text(*kind)).collect();
+    let mut of = Vec::new();
+    let mut waiting = Vec::new();
+    for (kind, lane) in kinds.iter().zip(&lanes) {
+        let InLane {
+            configuration,
+            target,
+            lane,
+        } = in_lane(desk, *kind, lane);
+        for repository in repositories {
+            of.push(*kind);
+            waiting.push(Waiting {
                 configuration,
                 target,
                 lane,
-            } = in_lane(desk, *kind, lane);
-            for repository in repositories {
-                of.push(*kind);
-                waiting.push(Waiting {
-                    configuration,
-                    target,
-                    lane,
-                    repository: Some(repository),
-                });
-            }
+                repository: Some(repository),
+            });
         }
-        let mut passed = None;
-        for _ in 0..PASSED {
-            let first = app.store.first_after(&waiting, passed.as_ref()).await?;
-            let kind = first.as_ref().and_then(|first| of.get(first.index));
-            let (Some(first), Some(kind)) = (first, kind) else {
-                break;
-            };
-            if !refuses(*kind, &first.failures) {
-                return Ok(Ok(desk.heads.give(*kind, first.build)));
-            }
-            passed = Some(first);
-        }
-        is_any_refused |= passed.is_some();
     }
-    Ok(Err(is_any_refused))
+    let mut passed = None;
+    for _ in 0..PASSED {
+        let first = app.store.first_after(&waiting, passed.as_ref()).await?;
+        let kind = first.as_ref().and_then(|first| of.get(first.index));
+        let (Some(first), Some(kind)) = (first, kind) else {
+            break;
+        };
+        if !refuses(*kind, &first.failures) {
+            return Ok(Ok(desk.heads.give(*kind, first.build)));
+        }
+        passed = Some(first);
+    }
+    Ok(Err(passed.is_some()))
 }
