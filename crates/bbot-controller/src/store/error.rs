@@ -127,8 +127,8 @@ fn is_passing_code(code: &str) -> bool {
     if code.len() == 5 {
         // A lost connection, no room, taken back for the sake of another transaction.
         return matches!(code.get(..2), Some("08" | "53" | "40"))
-            // The server ends, or begins; it only reads.
-            || matches!(code, "57P01" | "57P02" | "57P03" | "25006");
+            // The server ends, or begins; it only reads; it took too long, or what somebody else holds is not free.
+            || matches!(code, "57P01" | "57P02" | "57P03" | "25006" | "57014" | "55P03" | "25P03");
     }
     let Ok(code) = code.parse::<u32>() else {
         return false;
@@ -163,7 +163,9 @@ mod tests {
             ("2067", false),
             ("11", false),
             ("x", false),
-            // PostgreSQL: disk full; the server ends; a deadlock; unique_violation.
+            // PostgreSQL: disk full; the server ends; a deadlock; took too long, waited too long; unique_violation.
+            ("57014", true),
+            ("55P03", true),
             ("53100", true),
             ("57P01", true),
             ("40P01", true),

@@ -20,6 +20,7 @@ mod news;
 mod objects;
 mod postgres;
 mod prune;
+mod reads;
 mod rebuilds;
 mod results;
 mod rows;
@@ -53,24 +54,29 @@ pub use turns::Asker;
 pub use waiting::Head;
 
 use std::path::Path;
+use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
-use sqlx::{AnyPool, Connection as _};
 
 use crate::clock::Millis;
 
 use dialect::Dialect;
 use error::Doing;
 use news::Teller;
+use reads::Reads;
 use sqlite::{Durability, File};
 use tx::Tx;
 use writer::{Boxed, Writer};
+
+/// The end of all connections is waited for no longer than this.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// The open store. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
     /// Connections that read; on PostgreSQL all of them.
-    pool: AnyPool,
+    pool: Reads,
     backend: Backend,
     /// Where it is, for people.
     place: String,
@@ -112,7 +118,7 @@ impl Store {
         })?;
         first.close().await.map_err(open)?;
         Ok(Self {
-            pool: sqlite::readers(&file).await.map_err(open)?,
+            pool: Reads(sqlite::readers(&file).await.map_err(open)?),
             backend: Backend::Sqlite(Writer::start(file)),
             place,
         })
@@ -163,7 +169,7 @@ impl Store {
                 teller: Teller::start(pool.clone(), &hex::encode(name)),
                 ahead: theirs.saturating_sub(now.0),
             },
-            pool,
+            pool: Reads(pool),
             place,
         })
     }
@@ -242,7 +248,8 @@ impl Store {
 
     /// Does what was asked for, and ends all connections, so that everything is where it belongs.
     pub async fn close(&self) {
-        self.pool.close().await;
+        // A connection that leads nowhere any more may be among them, and is not waited for.
+        let _ = tokio::time::timeout(CLOSING, self.pool.0.close()).await;
         if let Backend::Sqlite(writer) = &self.backend {
             writer.close().await;
         }
@@ -278,7 +285,9 @@ impl Store {
     {
         match &self.backend {
             Backend::Sqlite(writer) => writer.write(doing, durability, work).await,
-            Backend::Postgres { .. } => postgres::write(&self.pool, doing, durability, work).await,
+            Backend::Postgres { .. } => {
+                postgres::write(&self.pool.0, doing, durability, work).await
+            }
         }
     }
 }

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use sqlx::AnyPool;
 use sqlx::postgres::PgListener;
+use sqlx::{AnyPool, Executor as _};
 use tokio::sync::Notify;
 
 use super::error::{Doing as _, StoreError};
+use super::reads::{self, Reads};
 
 /// The channel, of one database.
 const CHANNEL: &str = "bbot_controller";
@@ -30,6 +31,9 @@ const IN_LANE: char = 'l';
 
 /// After a failure it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// Where nothing was heard for so long it is asked whether anything would be: a connection that leads nowhere any more is as quiet.
+const QUIET: Duration = Duration::from_secs(20);
 
 /// What another controller tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +153,7 @@ impl Teller {
             let told = sqlx::query("SELECT pg_notify($1, $2)")
                 .bind(CHANNEL)
                 .bind(write(&self.name, &pending))
-                .execute(&pool)
+                .execute(&Reads(pool.clone()))
                 .await;
             if let Err(e) = told {
                 tracing::debug!("cannot tell other controllers: {e}");
@@ -217,12 +221,14 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(super) async fn open(url: &str, teller: &Teller) -> Result<Self, StoreError> {
-        const DOING: &str = "listen to other controllers";
-        let mut listener = PgListener::connect(url).await.doing(DOING)?;
-        listener.listen(CHANNEL).await.doing(DOING)?;
+        let listener = within(async {
+            let mut listener = PgListener::connect(url).await?;
+            listener.listen(CHANNEL).await?;
+            Ok(listener)
+        });
         Ok(Self {
             name: Arc::clone(&teller.name),
-            listener,
+            listener: listener.await?,
         })
     }
 
@@ -231,13 +237,26 @@ impl Listener {
     /// # Errors
     /// The database is not there.
     pub(crate) async fn next(&mut self) -> Result<Vec<News>, StoreError> {
-        let heard = self.listener.try_recv().await;
-        Ok(match heard.doing("listen to other controllers")? {
-            Some(heard) => read(&self.name, heard.payload()),
-            // The connection was lost, and is there again with the next.
-            None => vec![News::Missed],
-        })
+        loop {
+            let Ok(heard) = tokio::time::timeout(QUIET, self.listener.try_recv()).await else {
+                within(self.listener.execute("SELECT 1")).await?;
+                continue;
+            };
+            return Ok(match heard.doing(LISTENING)? {
+                Some(heard) => read(&self.name, heard.payload()),
+                // The connection was lost, and is there again with the next.
+                None => vec![News::Missed],
+            });
+        }
     }
+}
+
+const LISTENING: &str = "listen to other controllers";
+
+async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    let done = tokio::time::timeout(reads::LIMIT, work).await;
+    done.unwrap_or_else(|_| Err(reads::silent()))
+        .doing(LISTENING)
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@ use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AnyConnection, AnyPool, Connection as _};
+use tokio::time::timeout;
 
 use super::dialect::Dialect;
 use super::error::{Doing as _, StoreError};
+use super::reads::{LIMIT, silent};
 use super::sqlite::Durability;
 use super::tx::{Sql, Tx};
 use super::writer::Boxed;
@@ -20,6 +22,25 @@ const CONNECTIONS: u32 = 16;
 
 /// Whoever cannot be served for so long is told to come again.
 const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// A connection that was given back has to answer within so long, or is ended: it may have gone silent under a question that was given up. (The
+/// pool asks once more by itself, without a bound: one that goes silent just then is lost to it until the system gives it up.)
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What the server is told for each connection. Nothing that a controller does takes long, and a controller whose host has failed must
+/// not keep the others from what it held: the server sees by itself within half a minute that it is gone. Every statement has its index, and
+/// the queue may grow from nothing to a million within less than the server takes to count it anew: what is planned for a small table has to
+/// do for a large one.
+const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '30s'; \
+     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s'; \
+     SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+
+/// Takes the bounds of [`SETTINGS`] off a transaction.
+pub(super) const UNBOUNDED: [&str; 2] = [
+    "SET LOCAL statement_timeout = 0",
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
+];
 
 /// Where the database is, without the password.
 pub(super) fn place(url: &str) -> Result<String, sqlx::Error> {
@@ -42,6 +63,15 @@ pub(super) async fn pool(url: &str) -> Result<AnyPool, sqlx::Error> {
     AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(ACQUIRE)
+        .after_connect(|connection, _| {
+            Box::pin(async { sqlx::raw_sql(SETTINGS).execute(connection).await.map(drop) })
+        })
+        .after_release(|connection, _| {
+            Box::pin(async {
+                let answered = timeout(ANSWER, connection.ping()).await;
+                answered.unwrap_or_else(|_| Err(silent())).map(|()| true)
+            })
+        })
         .connect(url)
         .await
 }
@@ -108,7 +138,7 @@ where
     F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>> + Send + 'static,
 {
     let pool = pool.clone();
-    let done = tokio::spawn(async move {
+    let kept = async move {
         let mut transaction = pool.begin().await.doing(doing)?;
         let mut tx = Tx::new(&mut transaction, Dialect::Postgres);
         tx.set_doing(doing);
@@ -119,6 +149,10 @@ where
         tx.flush().await?;
         transaction.commit().await.doing(doing)?;
         Ok(value)
+    };
+    let done = tokio::spawn(async move {
+        let done = timeout(LIMIT, kept).await;
+        done.unwrap_or_else(|_| Err(silent()).doing(doing))
     });
     done.await.unwrap_or(Err(StoreError::Closed { doing }))
 }

@@ -3,7 +3,7 @@
 use sqlx::{Any, Row as _, Transaction};
 
 use super::objects::{after, object};
-use super::{Doing as _, Store, StoreError};
+use super::{Doing as _, Store, StoreError, postgres};
 use crate::objects::Object;
 
 /// The moment lasts as long as this is kept.
@@ -20,11 +20,18 @@ impl Store {
     /// The store cannot be read.
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         const DOING: &str = "take a snapshot";
-        let mut transaction = self.pool.begin().await.doing(DOING)?;
+        let mut transaction = self.pool.0.begin().await.doing(DOING)?;
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *transaction)
             .await
             .doing(DOING)?;
+        // Others look at it for as long as they need.
+        for unbounded in postgres::UNBOUNDED {
+            sqlx::query(unbounded)
+                .execute(&mut *transaction)
+                .await
+                .doing(DOING)?;
+        }
         let row = sqlx::query("SELECT pg_export_snapshot() AS id")
             .fetch_one(&mut *transaction)
             .await

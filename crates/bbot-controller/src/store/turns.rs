@@ -223,8 +223,7 @@ fn text_of_moves(size: usize) -> String {
     )
 }
 
-/// The statement for so many configurations. Of each it looks up where the last build is that may exchange its place, and takes all up to
-/// there. One that somebody is handing out is passed over.
+/// The statement for so many configurations: of each the builds that may exchange their places.
 fn text(size: usize, dialect: Dialect) -> String {
     let values: Vec<String> = (0..size)
         .map(|n| {
@@ -240,16 +239,26 @@ fn text(size: usize, dialect: Dialect) -> String {
              AND {table}.submitter = ${submitter} AND {table}.class = ${class}"
         )
     };
+    let found = match dialect {
+        // Where the last one is that may, and all up to there.
+        Dialect::Sqlite => format!(
+            "JOIN builds b ON {} AND b.place <= COALESCE((SELECT l.place FROM builds l WHERE {} ORDER BY l.place LIMIT 1 OFFSET {}), {})",
+            of("b"),
+            of("l"),
+            EXCHANGED - 1,
+            i64::MAX
+        ),
+        // It would look for the last one once more for each. What somebody is handing out is passed over.
+        Dialect::Postgres => format!(
+            "CROSS JOIN LATERAL (SELECT q.id, q.place, q.version, q.queued FROM builds q WHERE {} \
+             ORDER BY q.place LIMIT {EXCHANGED} FOR UPDATE SKIP LOCKED) b",
+            of("q")
+        ),
+    };
     format!(
         "WITH w (n, configuration, target, package_configuration, lane) AS (VALUES {}) \
-         SELECT w.n, b.id, b.place, b.version, b.queued FROM w JOIN builds b ON {} AND b.place <= COALESCE(\
-         (SELECT l.place FROM builds l WHERE {} ORDER BY l.place LIMIT 1 OFFSET {}), {}){}",
-        values.join(", "),
-        of("b"),
-        of("l"),
-        EXCHANGED - 1,
-        i64::MAX,
-        dialect.build_held_if_free()
+         SELECT w.n, b.id, b.place, b.version, b.queued FROM w {found}",
+        values.join(", ")
     )
 }
 

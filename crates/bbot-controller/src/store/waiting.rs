@@ -2,6 +2,7 @@
 
 use sqlx::AssertSqlSafe;
 
+use super::dialect::Dialect;
 use super::rows::Build;
 use super::{Doing as _, InLane, Store, StoreError, look};
 use crate::queue::failure::Failures;
@@ -30,7 +31,7 @@ impl Store {
         let mut all = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(look::LARGEST) {
             let size = look::size_for(some.len());
-            let text = text(size);
+            let text = text(size, self.dialect());
             let mut query = sqlx::query_as(AssertSqlSafe(text));
             // What is one too many is the last once more.
             for n in 0..size {
@@ -86,21 +87,37 @@ impl Store {
 const BEFORE: &str = "SELECT COUNT(*) FROM (SELECT 1 AS one FROM builds WHERE state = 'queued' AND configuration = $1 AND target = $2 AND lane = $6 \
      AND place <= $3 AND (place < $3 OR id < $4) LIMIT $5) AS before_it";
 
-/// The statement for so many. Of each it looks up where the last one is that is wanted, and takes all up to there: two looks at
-/// the index, and the rows.
-fn text(size: usize) -> String {
+/// The statement for so many: of each an index is read from its first entry on, as far as is wanted.
+fn text(size: usize, dialect: Dialect) -> String {
     let values: Vec<String> = (0..size)
         .map(|n| format!("({n}, ${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
         .collect();
+    let of = |table: &str| {
+        format!(
+            "{table}.state = 'queued' AND {table}.configuration = w.configuration \
+             AND {table}.target = w.target AND {table}.lane = w.lane"
+        )
+    };
+    let last = 3 * size + 1;
+    let found = match dialect {
+        // Where the last one is that is wanted, and all up to there.
+        Dialect::Sqlite => format!(
+            "JOIN builds q ON {} AND q.place <= COALESCE((SELECT l.place FROM builds l WHERE {} ORDER BY l.place LIMIT 1 OFFSET ${last}), {})",
+            of("q"),
+            of("l"),
+            i64::MAX
+        ),
+        // It would read the whole table for that, and look for the last one once more for each row.
+        Dialect::Postgres => format!(
+            "CROSS JOIN LATERAL (SELECT b.place, b.id, b.failures FROM builds b WHERE {} \
+             ORDER BY b.place FETCH FIRST (${last} + 1) ROWS WITH TIES) q",
+            of("b")
+        ),
+    };
     format!(
         "WITH w (n, configuration, target, lane) AS (VALUES {}) \
-         SELECT w.n, q.place, q.id, q.failures FROM w JOIN builds q ON q.state = 'queued' \
-         AND q.configuration = w.configuration AND q.target = w.target AND q.lane = w.lane AND q.place <= COALESCE(\
-         (SELECT l.place FROM builds l WHERE l.state = 'queued' AND l.configuration = w.configuration \
-         AND l.target = w.target AND l.lane = w.lane ORDER BY l.place LIMIT 1 OFFSET ${}), {}) ORDER BY w.n, q.place, q.id",
-        values.join(", "),
-        3 * size + 1,
-        i64::MAX
+         SELECT w.n, q.place, q.id, q.failures FROM w {found} ORDER BY w.n, q.place, q.id",
+        values.join(", ")
     )
 }
 
@@ -114,7 +131,7 @@ mod tests {
     async fn it_reads_what_it_gives_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
-        let plan = plan(&store, &text(8)).await;
+        let plan = plan(&store, &text(8, Dialect::Sqlite)).await;
         let by = |table: &str| {
             let search = format!("SEARCH {table} USING");
             plan.iter()

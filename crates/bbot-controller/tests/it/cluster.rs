@@ -17,12 +17,19 @@ pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     programs: PathBuf,
     server: Option<Child>,
+    /// What else it is told, as `name=value`.
+    settings: &'static [&'static str],
     databases: AtomicU32,
 }
 
 impl Cluster {
     /// Starts one; `None`, and the test is skipped, where PostgreSQL is not installed.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with these settings.
+    pub(crate) fn start_with(settings: &'static [&'static str]) -> Option<Self> {
         let Some(programs) = programs() else {
             testkit::missing("postgres", "no PostgreSQL server");
             return None;
@@ -38,6 +45,7 @@ impl Cluster {
             directory,
             programs,
             server: None,
+            settings,
             databases: AtomicU32::new(0),
         };
         let made = cluster
@@ -91,6 +99,7 @@ impl Cluster {
             .args(["-c", "shared_buffers=16MB", "-c", "max_connections=80"])
             .arg("-c")
             .arg(format!("unix_socket_directories={}", self.path().display()))
+            .args(self.settings.iter().flat_map(|setting| ["-c", setting]))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -109,7 +118,7 @@ impl Cluster {
 
     fn answers(&self) -> bool {
         let socket = self.path().join(".s.PGSQL.5432");
-        socket.exists() && self.try_execute("SELECT 1").is_ok()
+        socket.exists() && try_execute(self.url_of("postgres"), "SELECT 1".to_owned()).is_ok()
     }
 
     /// Ends the server, as if its host had failed.
@@ -129,37 +138,20 @@ impl Cluster {
         )
     }
 
-    fn try_execute(&self, statement: &'static str) -> Result<(), sqlx::Error> {
-        self.try_execute_text(statement.to_owned())
+    /// What it has written so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("log")).unwrap()
     }
 
-    fn try_execute_text(&self, statement: String) -> Result<(), sqlx::Error> {
-        sqlx::any::install_default_drivers();
-        let url = self.url_of("postgres");
-        // Of its own: a test may be within one.
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let mut connection = sqlx::AnyConnection::connect(&url).await?;
-                sqlx::query(sqlx::AssertSqlSafe(statement))
-                    .persistent(false)
-                    .execute(&mut connection)
-                    .await?;
-                connection.close().await
-            })
-        })
-        .join()
-        .unwrap()
+    /// Does this in a database that `database` has made.
+    pub(crate) fn execute(url: &str, statement: &str) {
+        try_execute(url.to_owned(), statement.to_owned()).unwrap();
     }
 
     /// The URL of a new database.
     pub(crate) fn database(&self) -> String {
         let name = format!("t{}", self.databases.fetch_add(1, Ordering::SeqCst));
-        self.try_execute_text(format!("CREATE DATABASE {name}"))
-            .unwrap();
+        Self::execute(&self.url_of("postgres"), &format!("CREATE DATABASE {name}"));
         self.url_of(&name)
     }
 }
@@ -168,6 +160,27 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn try_execute(url: String, statement: String) -> Result<(), sqlx::Error> {
+    sqlx::any::install_default_drivers();
+    // Of its own: a test may be within one.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut connection = sqlx::AnyConnection::connect(&url).await?;
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .persistent(false)
+                .execute(&mut connection)
+                .await?;
+            connection.close().await
+        })
+    })
+    .join()
+    .unwrap()
 }
 
 fn is_root() -> bool {
