@@ -94,6 +94,8 @@ pub(crate) struct Controller {
     pub(crate) wall: i64,
     /// The wall clock's offset at the last start: steady time began with it.
     steady: i64,
+    /// When it was seen to run last, in steady time.
+    seen: Millis,
     pub(crate) late: u64,
     /// When leases are looked at next.
     pub(crate) lapse: Option<Time>,
@@ -119,6 +121,7 @@ impl Controller {
             buildtab,
             wall,
             steady: wall,
+            seen: Millis(wall),
             late: 0,
             lapse: None,
         }
@@ -148,6 +151,12 @@ impl Controller {
         });
     }
 
+    /// It crashes, and has said just before that it runs.
+    pub(crate) fn crash(&mut self, now: Time) {
+        self.is_up = false;
+        self.seen = self.steady(now);
+    }
+
     /// It starts again after a crash.
     pub(crate) fn restart(&mut self, now: Time) {
         self.is_up = true;
@@ -159,11 +168,9 @@ impl Controller {
                 .iter_mut()
                 .filter(|b| b.state == State::Building)
             {
-                build.lease_until = Some(lease::after_restart(
-                    build.lease_until,
-                    steady,
-                    lease::LEASE,
-                ));
+                let until = build.lease_until;
+                build.lease_until =
+                    until.map(|until| lease::after_restart(until, self.seen, steady, lease::LEASE));
             }
         }
     }

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, problem};
 use crate::clock::Millis;
 use crate::figures::CameBack;
-use crate::queue::lease::Lapse;
+use crate::queue::lease::{self, Lapse};
 use crate::queue::outcome;
 use crate::store::{Build, StoreError};
 
@@ -150,6 +151,8 @@ impl App {
 
     /// Looks after leases until `shutdown`: each that lapses is noticed when it does.
     pub(crate) async fn watch_leases(self: &Arc<Self>, shutdown: &CancellationToken) {
+        let mut beats = tokio::time::interval(lease::beat(self.config.lease));
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wait = match self.requeue_lapsed().await {
                 // A millisecond more: the clock is read anew then, and must be past it.
@@ -162,19 +165,26 @@ impl App {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.lapses.sooner.notified() => {}
+                _ = beats.tick() => {
+                    if let Err(e) = self.store.beat(self.steady()).await {
+                        tracing::error!("cannot say that this controller runs: {e}");
+                    }
+                }
                 () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
             }
         }
     }
 
-    /// Gives every lease that is renewed its full length again: nobody could renew while nobody was here.
+    /// Goes on with leases: nobody could renew while nobody was here.
     pub(crate) async fn restart_leases(&self) -> Result<(), StoreError> {
         let held = self
             .store
             .restart_leases(self.steady(), self.config.lease)
             .await?;
         if held > 0 {
-            tracing::info!("{held} task(s) are with agents: their leases begin anew");
+            tracing::info!(
+                "{held} task(s) are with agents: the time in which no controller ran does not count"
+            );
         }
         Ok(())
     }

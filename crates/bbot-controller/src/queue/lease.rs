@@ -143,12 +143,23 @@ pub fn takes_back(session: SessionState, confirmed: Confirmed) -> bool {
     session == SessionState::Current(super::State::Building) && confirmed == Confirmed::No
 }
 
-/// A lease's end after a restart of the controller: nobody could renew while it was not running, so there is a
-/// whole lease from now at least.
+/// So often a controller that runs says so in the store, while something is being built.
 #[must_use]
-pub fn after_restart(until: Option<Millis>, now: Millis, lease: Duration) -> Millis {
-    let whole = now.plus(lease);
-    until.map_or(whole, |until| until.max(whole))
+pub fn beat(lease: Duration) -> Duration {
+    (lease / BEATS).max(Duration::from_millis(1))
+}
+
+/// It does so this many times within one lease: what is not known better is at most one of them.
+const BEATS: u32 = 12;
+
+/// A lease's end after a start of a controller, when one was `seen` to run last: the time in which none did does not count, since nobody
+/// could renew. Never more than that, so that starts without end, each after less than a lease, keep no task with an agent that is
+/// gone; and never more than a whole lease from now.
+#[must_use]
+pub fn after_restart(until: Millis, seen: Millis, now: Millis, lease: Duration) -> Millis {
+    // It may have run for almost one more beat.
+    let away = seen.plus(beat(lease)).until(now);
+    until.max(until.plus(away).min(now.plus(lease)))
 }
 
 #[cfg(test)]
@@ -246,22 +257,58 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_restart_is_nobodys_fault() {
-        let (now, lease) = (Millis(1_000_000), Duration::from_secs(60));
-        for (until, expected) in [
-            (None, 1_060_000),
-            (Some(5), 1_060_000),
-            (Some(1_059_999), 1_060_000),
-            (Some(1_060_001), 1_060_001),
+    fn the_time_without_a_controller_is_nobodys_fault() {
+        let lease = Duration::from_secs(60);
+        assert_eq!(beat(lease), Duration::from_secs(5));
+        assert!(!beat(Duration::ZERO).is_zero());
+        for (until, seen, now, expected) in [
+            // It has run until just now, or another one does.
+            (150, 100, 100, 150),
+            (150, 100, 105, 150),
+            (150, 200, 105, 150),
+            // None did for a while: a beat less of it, since that may be wrong.
+            (150, 100, 110, 155),
+            (150, 100, 200, 245),
+            // A whole lease at most.
+            (159, 100, 200, 254),
+            (160, 100, 1000, 1055),
+            (100, 0, 1000, 1060),
+            // One that is longer than that stays so.
+            (2000, 0, 1000, 2000),
+            // What had lapsed before has lapsed.
+            (90, 100, 110, 95),
         ] {
+            let seconds = |n: i64| Millis(n * 1000);
             assert_eq!(
-                after_restart(until.map(Millis), now, lease),
-                Millis(expected)
+                after_restart(seconds(until), seconds(seen), seconds(now), lease),
+                seconds(expected),
+                "{until} {seen} {now}"
             );
         }
     }
 
     proptest! {
+        #[test]
+        fn starts_without_end_keep_no_task_with_an_agent_that_is_gone(
+            times in proptest::collection::vec((0_i64..70_000, 0_i64..70_000), 1..60)
+        ) {
+            // A start says that it runs; no beat comes before the next crash where that is soon.
+            let (lease, start) = (Duration::from_secs(60), Millis(0));
+            let every = i64::try_from(beat(lease).as_millis()).unwrap();
+            let (mut now, mut seen, mut until, mut ran) = (start, start, start.plus(lease), 0);
+            for (up, down) in times {
+                ran += up;
+                seen = Millis(now.0 + up / every * every).max(seen);
+                now = Millis(now.0 + up + down);
+                let lapsed = ran >= 60_000;
+                until = after_restart(until, seen, now, lease);
+                seen = now;
+                prop_assert!(!lapsed || until <= now, "{until:?} at {now:?} after {ran} ms");
+                // Nor is it cut short.
+                prop_assert!(until.0 >= 60_000);
+            }
+        }
+
         #[test]
         fn whoever_may_renew_may_bring_a_result(index in 0_usize..10) {
             // Else an agent would be told to go on with something that nobody wants.

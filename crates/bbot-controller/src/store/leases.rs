@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bbot_signature::{PublicKey, SessionKey};
+use sqlx::Row as _;
 
 use super::dialect::Counter;
 use super::rebuilds;
@@ -191,8 +192,8 @@ impl Store {
     }
 
     /// Renews the lease of the session whose URL ends with `path` for `lease` from `steady` on, if it may be; `now` is
-    /// for the record. What became of it, with what is known of the session. Not synced: after a start every lease
-    /// has its full length anyway.
+    /// for the record. What became of it, with what is known of the session. Not synced: nor is what says until when a
+    /// controller ran, which is lost with it.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -319,30 +320,56 @@ impl Store {
         Ok(next.map(Millis))
     }
 
-    /// After a start: gives every lease that is renewed its full length again; how many there are.
+    /// Says that a controller runs, if something is being built.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn beat(&self, now: Millis) -> Result<(), StoreError> {
+        self.write_passing("say that a controller runs", move |tx| {
+            let beat = "UPDATE alive SET seen = $1 WHERE seen < $1 \
+                AND EXISTS (SELECT 1 FROM builds WHERE state = 'building')";
+            tx.later(Sql::new(beat).bind(now));
+            Box::pin(std::future::ready(Ok(())))
+        })
+        .await
+    }
+
+    /// After a start: what is renewed lasts longer by the time in which no controller ran ([`lease::after_restart`]); how many leases
+    /// do.
     ///
     /// # Errors
     /// The store cannot be written.
     pub async fn restart_leases(&self, now: Millis, lease: Duration) -> Result<usize, StoreError> {
-        self.write("begin leases anew", move |tx| {
+        const DOING: &str = "go on with leases";
+        self.write(DOING, move |tx| {
             Box::pin(async move {
-                let held: Vec<Build> = tx
+                // Those that start at once do so one after the other: the first finds that nobody was there.
+                let seen = format!(
+                    "SELECT seen FROM alive WHERE one = 1{}",
+                    tx.dialect().held()
+                );
+                let seen = tx.optional(Sql::new(seen)).await?;
+                let seen = seen.map(|row| row.try_get("seen")).transpose().doing(DOING)?;
+                let seen = Millis(seen.unwrap_or(0));
+                tx.later(Sql::new("UPDATE alive SET seen = $1 WHERE one = 1").bind(now));
+                if now <= seen.plus(lease::beat(lease)) {
+                    return Ok(0);
+                }
+                let held = tx
                     .all(Sql::new(format!(
-                        "SELECT * FROM builds WHERE state = 'building' \
+                        "SELECT id, lease_until FROM builds WHERE state = 'building' AND lease_until IS NOT NULL \
                          AND EXISTS (SELECT 1 FROM sessions s WHERE s.id = builds.session AND s.renews = 1) ORDER BY id{}",
                         tx.dialect().held()
                     )))
-                    .await?
-                    .iter()
-                    .map(rows::build)
-                    .collect::<Result<_, _>>()?;
-                for build in &held {
-                    tx.run(
-                        Sql::new("UPDATE builds SET lease_until = $2 WHERE id = $1")
-                            .bind(build.id)
-                            .bind(lease::after_restart(build.lease_until, now, lease)),
-                    )
                     .await?;
+                for row in &held {
+                    let id: i64 = row.try_get("id").doing(DOING)?;
+                    let until = Millis(row.try_get("lease_until").doing(DOING)?);
+                    tx.later(
+                        Sql::new("UPDATE builds SET lease_until = $2 WHERE id = $1")
+                            .bind(id)
+                            .bind(lease::after_restart(until, seen, now, lease)),
+                    );
                 }
                 Ok(held.len())
             })

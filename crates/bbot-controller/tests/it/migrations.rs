@@ -1,5 +1,7 @@
 //! Stores of older versions, of each that there was: they are brought up to date with what is in them.
 
+use std::time::Duration;
+
 use bbot_controller::clock::Millis;
 use bbot_controller::objects::Kind;
 use bbot_controller::queue::State;
@@ -136,6 +138,7 @@ const MIGRATIONS: &[(&str, &[&str])] = &[
         "0020_reviewed.sql",
         &["UPDATE objects SET damaged = 7 WHERE sha256 = 'abc'"],
     ),
+    ("0021_alive.sql", &["UPDATE alive SET seen = 90"]),
 ];
 
 /// How many of them a version knew that has written this.
@@ -260,6 +263,11 @@ fn an_older_store_is_brought_up_to_date() {
         );
         assert_eq!((facts.agent.as_deref(), facts.run), (Some("host"), run));
         assert_eq!(facts.latest, (migrations >= 4).then_some(Millis(5000)));
+        // Whoever did not say when it was seen may have been away for long.
+        let held = store.restart_leases(Millis(90), Duration::from_millis(10));
+        let is_seen = migrations >= since("0021_alive.sql");
+        let renews = migrations >= since("0003_leases.sql");
+        assert_eq!(held.await.unwrap(), usize::from(renews && !is_seen));
         let signed = migrations >= since("0016_signed.sql");
         let (key, renewal) = (facts.key.is_some(), facts.renewal);
         assert_eq!((key, renewal), (signed, if signed { 3 } else { 0 }));

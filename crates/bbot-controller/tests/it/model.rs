@@ -20,10 +20,10 @@ use bbot_manifest::Status;
 use proptest::prelude::*;
 
 use crate::cluster::Cluster;
-use crate::store::{Place, asker};
+use crate::store::{Place, asker, on_both};
 
 use parts::{
-    ASK, End, Event, LANES, LATEST, LEASE, Model, REBUILD, SUBMIT, Session, Turns, cancel,
+    ASK, BEAT, End, Event, LANES, LATEST, LEASE, Model, REBUILD, SUBMIT, Session, Turns, cancel,
     end_lapsed, enqueue, event, turn,
 };
 
@@ -35,7 +35,7 @@ async fn run(store: Store, events: Vec<Event>) {
     });
     let mut model: BTreeMap<i64, Model> = BTreeMap::new();
     let mut sessions: Vec<Session> = Vec::new();
-    let (mut now, mut turns) = (0_i64, Turns::new());
+    let (mut now, mut seen, mut turns) = (0_i64, 0_i64, Turns::new());
 
     for event in events {
         match event {
@@ -199,17 +199,22 @@ async fn run(store: Store, events: Vec<Event>) {
                 }
             }
             Event::Restart { time } => {
-                now += time;
-                store
-                    .restart_leases(
-                        Millis(now),
-                        std::time::Duration::from_millis(LEASE.unsigned_abs()),
-                    )
-                    .await
-                    .unwrap();
-                for m in model.values_mut().filter(|m| m.state == State::Building) {
-                    m.until = m.until.max(now + LEASE);
+                let building = |m: &&mut Model| m.state == State::Building;
+                store.beat(Millis(now)).await.unwrap();
+                if model.values_mut().any(|m| building(&m)) {
+                    seen = now;
                 }
+                now += time;
+                let lease = std::time::Duration::from_millis(LEASE.unsigned_abs());
+                let held = store.restart_leases(Millis(now), lease).await.unwrap();
+                let away = (now - seen - BEAT).max(0);
+                let mut count = 0;
+                for m in model.values_mut().filter(building) {
+                    m.until = m.until.max((m.until + away).min(now + LEASE));
+                    count += usize::from(away > 0);
+                }
+                assert_eq!(held, count);
+                seen = now;
             }
             Event::Result { session, status } => {
                 let name = format!("s{session}");
@@ -425,8 +430,8 @@ async fn run(store: Store, events: Vec<Event>) {
 }
 
 /// Rare in any order of events: a task that is given back again and again, and a rebuild in between.
-#[tokio::test]
-async fn a_task_that_is_given_back_for_ever_ends() {
+#[test]
+fn a_task_that_is_given_back_for_ever_ends() {
     let interrupts = |from: usize, count: usize| {
         (from..from + count).flat_map(|session| {
             let status = Status::Interrupt;
@@ -443,12 +448,12 @@ async fn a_task_that_is_given_back_for_ever_ends() {
     // Somebody wants it all the same.
     events.push(REBUILD);
     events.extend(interrupts(9, 5));
-    run(Place::file().open().await, events).await;
+    on_both(async |place| run(place.open().await, events.clone()).await);
 }
 
 /// The same for agents that are never heard of again, with a late result in between.
-#[tokio::test]
-async fn a_task_that_ends_every_agent_ends() {
+#[test]
+fn a_task_that_ends_every_agent_ends() {
     let lapse = || [ASK, Event::Pass { time: LEASE }];
     let mut events = vec![SUBMIT];
     events.extend((0..5).flat_map(|_| lapse()));
@@ -462,12 +467,12 @@ async fn a_task_that_ends_every_agent_ends() {
     events.push(Event::Result { session: 5, status });
     events.push(Event::Renew { session: 7 });
     events.push(Event::Result { session: 7, status });
-    run(Place::file().open().await, events).await;
+    on_both(async |place| run(place.open().await, events.clone()).await);
 }
 
 /// One that stops for a person ends when its agent gives it back or is gone, and begins anew for who asks.
-#[tokio::test]
-async fn an_interactive_build_is_tried_once() {
+#[test]
+fn an_interactive_build_is_tried_once() {
     let status = Status::Interrupt;
     let submit = Event::Submit {
         who: "me",
@@ -495,7 +500,7 @@ async fn an_interactive_build_is_tried_once() {
         Event::TakeBack { session: 3 },
         ASK,
     ];
-    run(Place::file().open().await, events).await;
+    on_both(async |place| run(place.open().await, events.clone()).await);
 }
 
 /// Any order of events, so many times, over new stores.

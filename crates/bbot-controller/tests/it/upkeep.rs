@@ -141,6 +141,48 @@ fn old_sessions_go_once_a_controllers_own_raw_logs_are_gone() {
     });
 }
 
+/// Starts without end, each after a controller has run for a while, keep no task with an agent that is gone; the time in which none ran does
+/// not count, and is given once, whoever starts.
+#[test]
+fn leases_last_longer_by_the_time_without_a_controller() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let build = submit(&store, "a", 0).await;
+        let seconds = |n: i64| Millis(n * 1000);
+        let restart = async |store: &Store, at| {
+            let held = store.restart_leases(seconds(at), Duration::from_secs(60));
+            held.await.unwrap()
+        };
+        restart(&store, 0).await;
+        let leased = store.lease(&lease(build, "s1", 60_000), seconds(0)).await;
+        assert!(leased.unwrap().is_some());
+        for round in 1..=6 {
+            store.beat(seconds(round * 10 - 5)).await.unwrap();
+            assert_eq!(restart(&store, round * 10).await, 0);
+        }
+        assert_eq!(store.next_lapse().await.unwrap(), Some(seconds(60)));
+        let lapsed = store.requeue_lapsed(seconds(60), seconds(60)).await;
+        assert_eq!(lapsed.unwrap().len(), 1);
+
+        // While nothing is built nobody says anything.
+        store.beat(seconds(90)).await.unwrap();
+        let leased = store
+            .lease(&lease(build, "s2", 160_000), seconds(100))
+            .await;
+        assert!(leased.unwrap().is_some());
+        store.beat(seconds(110)).await.unwrap();
+        let other = if store.is_shared() {
+            place.open().await
+        } else {
+            store.clone()
+        };
+        assert_eq!(restart(&store, 1000).await, 1);
+        assert_eq!(restart(&other, 1000).await, 0);
+        assert_eq!(store.next_lapse().await.unwrap(), Some(seconds(1045)));
+        store.close().await;
+    });
+}
+
 #[test]
 fn old_logs_go_and_the_last_result_stays() {
     old_logs_go(None);

@@ -14,7 +14,7 @@ impl World {
             Fault::ControllerCrash { controller, down } => {
                 if self.controllers[controller].is_up {
                     self.figures.controller_crashes += 1;
-                    self.controllers[controller].is_up = false;
+                    self.controllers[controller].crash(now);
                     for held in std::mem::take(&mut self.controllers[controller].held) {
                         self.reply(controller, &held, Reply::Down);
                     }

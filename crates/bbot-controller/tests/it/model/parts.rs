@@ -14,6 +14,9 @@ use crate::store::asker;
 /// How long a lease lasts in the model.
 pub(super) const LEASE: i64 = 10;
 
+/// How long a controller may have run since it last said so.
+pub(super) const BEAT: i64 = 1;
+
 /// How long it can be renewed at most.
 pub(super) const LATEST: i64 = 35;
 
