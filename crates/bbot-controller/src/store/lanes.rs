@@ -17,7 +17,7 @@ pub struct InLane<'a> {
 }
 
 /// A lane with a configuration that builds wait for in it: its name and target.
-pub(crate) type LaneOf = (String, String, String);
+pub type LaneOf = (String, String, String);
 
 impl Store {
     /// The lanes that builds wait in, each with every configuration that some do for in it: in their order, beginning behind `after`, and `limit` of
@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub(crate) async fn lanes(
+    pub async fn lanes(
         &self,
         (lane, configuration, target): &LaneOf,
         limit: usize,
@@ -44,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub(crate) async fn is_waited_in(&self, lane: &str) -> Result<bool, StoreError> {
+    pub async fn is_waited_in(&self, lane: &str) -> Result<bool, StoreError> {
         let found: Option<i64> = sqlx::query_scalar(AssertSqlSafe(waited_in_text(self.dialect())))
             .bind(lane)
             .fetch_optional(&self.pool)
@@ -85,46 +85,7 @@ const INDEX: &str = "builds_lanes";
 #[cfg(test)]
 mod tests {
     use super::super::look::tests::plan;
-    use super::super::tx::Sql;
     use super::*;
-
-    /// Each once, in pages, whatever waits in it; what has left the queue is not among them.
-    #[tokio::test]
-    async fn those_that_something_waits_in() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("s.sqlite")).await.unwrap();
-        let lanes = ["", "a", "b", "b", "a", ""];
-        let write = async |text: String| {
-            let written = store.write("test", move |tx| {
-                Box::pin(async move { tx.run(Sql::new(text)).await })
-            });
-            written.await.unwrap();
-        };
-        write("INSERT INTO submissions (id, name, version, source, submitted) VALUES (1, 'p', '1', '', 0)".into()).await;
-        for (id, lane) in (1..).zip(lanes) {
-            let configuration = if id % 2 == 0 { "c" } else { "d" };
-            write(format!(
-                "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
-                 again, queued, attempt, operations, lane) \
-                 VALUES ({id}, 1, 'p', '1', '{configuration}', 't', '', 'queued', {id}, 0, 0, 0, '[]', '{lane}')"
-            ))
-            .await;
-        }
-        let of = |lane: &str, name: &str| (lane.to_owned(), name.to_owned(), "t".to_owned());
-        let all = [of("a", "c"), of("a", "d"), of("b", "c"), of("b", "d")];
-        let start = LaneOf::default();
-        assert_eq!(store.lanes(&start, 9).await.unwrap(), all);
-        assert_eq!(store.lanes(&start, 3).await.unwrap(), all[..3]);
-        assert_eq!(store.lanes(&all[2], 9).await.unwrap(), all[3..]);
-        let after_a = ("a".to_owned(), String::new(), String::new());
-        assert_eq!(store.lanes(&after_a, 9).await.unwrap(), all);
-        assert!(store.is_waited_in("b").await.unwrap());
-        write("UPDATE builds SET state = 'building' WHERE lane = 'b'".into()).await;
-        assert_eq!(store.lanes(&start, 9).await.unwrap(), all[..2]);
-        assert!(!store.is_waited_in("b").await.unwrap());
-        assert!(!store.is_waited_in("").await.unwrap());
-        store.close().await;
-    }
 
     /// What waits in the plain lane, and how many in each, does not matter.
     #[tokio::test]

@@ -12,10 +12,11 @@ use bbot_controller::queue::outcome::Verdict;
 use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
-    Asker, Filter, InLane, Instead, LogText, NewLease, NewOperation, NewResult, NewSubmission,
-    Store, Submitted, Taken, Waiting,
+    Asker, Filter, InLane, Instead, LaneOf, LogText, NewLease, NewOperation, NewResult,
+    NewSubmission, Store, Submitted, Taken, Waiting,
 };
 use bbot_manifest::Status;
+use sqlx::Connection as _;
 
 use crate::cluster::Cluster;
 
@@ -526,6 +527,42 @@ fn the_oldest_of_many_configurations() {
                 assert_eq!(found.place, builds[expected].place);
             }
         }
+        store.close().await;
+    });
+}
+
+/// Each lane that something waits in once, in pages, whatever waits in it; what has left the queue is not among them.
+#[test]
+fn lanes_that_something_waits_in() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let mut connection = sqlx::AnyConnection::connect(&place.url()).await.unwrap();
+        let mut write = async |text: String| {
+            let query = sqlx::query(sqlx::AssertSqlSafe(text));
+            query.execute(&mut connection).await.unwrap();
+        };
+        write("INSERT INTO submissions (id, name, version, source, submitted) VALUES (1, 'p', '1', '', 0)".into()).await;
+        for (id, lane) in (1..).zip(["", "a", "b", "b", "a", ""]) {
+            let configuration = if id % 2 == 0 { "c" } else { "d" };
+            write(format!(
+                "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, position, \
+                 again, queued, attempt, operations, lane) \
+                 VALUES ({id}, 1, 'p', '1', '{configuration}', 't', '', 'queued', {id}, 0, 0, 0, '[]', '{lane}')"
+            ))
+            .await;
+        }
+        let of = |lane: &str, name: &str| (lane.to_owned(), name.to_owned(), "t".to_owned());
+        let all = [of("a", "c"), of("a", "d"), of("b", "c"), of("b", "d")];
+        let start = LaneOf::default();
+        assert_eq!(store.lanes(&start, 9).await.unwrap(), all);
+        assert_eq!(store.lanes(&start, 3).await.unwrap(), all[..3]);
+        assert_eq!(store.lanes(&all[2], 9).await.unwrap(), all[3..]);
+        assert_eq!(store.lanes(&of("a", ""), 9).await.unwrap(), all);
+        assert!(store.is_waited_in("b").await.unwrap());
+        write("UPDATE builds SET state = 'building' WHERE lane = 'b'".into()).await;
+        assert_eq!(store.lanes(&start, 9).await.unwrap(), all[..2]);
+        assert!(!store.is_waited_in("b").await.unwrap());
+        assert!(!store.is_waited_in("").await.unwrap());
         store.close().await;
     });
 }
