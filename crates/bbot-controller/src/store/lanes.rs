@@ -54,7 +54,7 @@ impl Store {
     }
 }
 
-/// From one to the next by the index, however many builds wait in each.
+/// From one to the next by the index, however many builds wait in each; no more steps than are asked for.
 fn lanes_text(dialect: Dialect) -> String {
     let index = dialect.by_index(INDEX);
     let next = |table: &str, than: &str| {
@@ -65,9 +65,9 @@ fn lanes_text(dialect: Dialect) -> String {
         )
     };
     format!(
-        "WITH RECURSIVE w (id) AS (SELECT id FROM ({}) AS first \
-         UNION ALL SELECT ({}) FROM w JOIN builds b ON b.id = w.id) \
-         SELECT b.lane, b.configuration, b.target FROM w JOIN builds b ON b.id = w.id LIMIT $4",
+        "WITH RECURSIVE w (id, n) AS (SELECT id, CAST(1 AS BIGINT) FROM ({}) AS first \
+         UNION ALL SELECT ({}), w.n + 1 FROM w JOIN builds b ON b.id = w.id WHERE w.n < $4) \
+         SELECT b.lane, b.configuration, b.target FROM w JOIN builds b ON b.id = w.id ORDER BY w.n",
         next("f", "$1, $2, $3"),
         next("n", "b.lane, b.configuration, b.target")
     )
@@ -101,12 +101,10 @@ mod tests {
                 "{lanes:?}"
             );
         }
-        assert!(
-            !lanes
-                .iter()
-                .any(|l| l.starts_with("SCAN b") || l.contains("TEMP B-TREE")),
-            "{lanes:?}"
-        );
+        // Only what is found is put in order, so many of them.
+        assert!(!lanes.iter().any(|l| l.starts_with("SCAN b")), "{lanes:?}");
+        let sorts = lanes.iter().filter(|l| l.contains("TEMP B-TREE")).count();
+        assert!(sorts <= 1, "{lanes:?}");
         let waited = plan(&store, &waited_in_text(Dialect::Sqlite)).await;
         assert!(waited[0].contains("builds_lanes"), "{waited:?}");
         store.close().await;
