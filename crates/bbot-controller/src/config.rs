@@ -54,6 +54,8 @@ pub struct Config {
     pub time_zone: jiff::tz::TimeZone,
     /// For how long raw logs, and results that are not a build's last, are kept; none: for ever.
     pub keep_logs: Option<Duration>,
+    /// For how long submissions are kept that are done and not the newest of their packages; none: for ever.
+    pub keep_submissions: Option<Duration>,
     /// How agents and browsers reach this controller, where that differs from where it listens.
     pub external_url: Option<String>,
     /// Further names (`HOST` or `HOST:PORT`) that requests may be addressed to.
@@ -161,6 +163,7 @@ impl Config {
             rebuild_look: Duration::from_secs(60),
             time_zone: jiff::tz::TimeZone::system(),
             keep_logs: Some(KEEP_LOGS),
+            keep_submissions: None,
             external_url: None,
             names: Vec::new(),
             objects: None,

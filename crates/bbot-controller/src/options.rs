@@ -133,6 +133,12 @@ pub struct Options {
           value_parser = clap::value_parser!(u64).range(..=36_500))]
     pub keep_logs: u64,
 
+    /// Days that a submission is kept whose builds are all done, with everything that came of it; 0 keeps it for ever. The newest
+    /// of a package always stays, and each with a build that would be rebuilt by itself
+    #[arg(long, value_name = "DAYS", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=36_500))]
+    pub keep_submissions: u64,
+
     /// Certificate (PEM, with those between it and one that clients know): speak TLS; read again when it changes
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -281,9 +287,9 @@ impl Options {
             soft: rule(self.soft_rebuild, self.soft_rebuild_window),
             hard: rule(self.hard_rebuild, self.hard_rebuild_window),
         };
-        config.keep_logs = Some(self.keep_logs)
-            .filter(|days| *days > 0)
-            .map(|days| Duration::from_secs(days * DAY));
+        let days = |days: u64| (days > 0).then(|| Duration::from_secs(days * DAY));
+        config.keep_logs = days(self.keep_logs);
+        config.keep_submissions = days(self.keep_submissions);
         config.tls = self
             .tls_cert
             .zip(self.tls_key)
@@ -382,12 +388,15 @@ mod tests {
         let config = options.into_config().unwrap();
         assert_eq!(config.lease, Duration::from_secs(60));
         assert_eq!(config.keep_logs, Some(KEEP_LOGS));
+        assert_eq!(config.keep_submissions, None);
         let never = [
             "bbot-controller",
             "--data",
             "/d",
             "--keep-logs",
             "0",
+            "--keep-submissions",
+            "2",
             "--lease",
             "2",
         ];
@@ -396,8 +405,12 @@ mod tests {
             .into_config()
             .unwrap();
         assert_eq!(
-            (config.lease, config.keep_logs),
-            (Duration::from_secs(2), None)
+            (config.lease, config.keep_logs, config.keep_submissions),
+            (
+                Duration::from_secs(2),
+                None,
+                Some(Duration::from_secs(2 * DAY))
+            )
         );
     }
 

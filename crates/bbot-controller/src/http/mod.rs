@@ -27,6 +27,7 @@ mod problem;
 mod reach;
 mod rebuilds;
 mod result;
+mod retention;
 mod session;
 mod signed;
 mod spool;
@@ -343,6 +344,13 @@ impl App {
                     Ok(0) => {}
                     Ok(n) => tracing::info!("{n} old raw log(s) and result(s) are removed"),
                     Err(e) => tracing::error!("cannot remove old logs: {}", e.sentence),
+                }
+            }
+            if let Some(keep) = self.config.keep_submissions {
+                match self.prune_submissions(keep).await {
+                    Ok(0) => {}
+                    Ok(n) => tracing::info!("{n} old submission(s) are removed"),
+                    Err(e) => tracing::error!("cannot remove old submissions: {}", e.sentence),
                 }
             }
             if let Err(e) = self.look_after_objects().await {

@@ -63,6 +63,11 @@ impl Dialect {
         self.on_postgres(" FOR UPDATE OF b, s")
     }
 
+    /// Ends a `SELECT` of builds (`b`) and more: they stay as they are until the end of the transaction.
+    pub(super) fn build_held(self) -> &'static str {
+        self.on_postgres(" FOR UPDATE OF b")
+    }
+
     /// Ends a `SELECT` of builds (`b`) and more: without builds that somebody else holds.
     pub(super) fn build_held_if_free(self) -> &'static str {
         self.on_postgres(" FOR UPDATE OF b SKIP LOCKED")

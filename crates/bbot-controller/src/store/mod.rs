@@ -23,6 +23,7 @@ mod prune;
 mod reads;
 mod rebuilds;
 mod results;
+mod retire;
 mod rows;
 mod snapshot;
 mod sqlite;

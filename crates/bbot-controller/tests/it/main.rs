@@ -29,6 +29,7 @@ mod pages;
 mod plans;
 mod process;
 mod rebuilds;
+mod retire;
 mod sessions;
 mod shared;
 mod shutdown;
