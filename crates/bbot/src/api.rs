@@ -115,9 +115,12 @@ pub(crate) struct Submission {
     /// Of the answer to cancelling: the builds that were not over before.
     #[serde(default)]
     pub(crate) cancelled: Vec<String>,
-    /// Builds that the package leaves out.
+    /// Builds that the package leaves out: the first of them,
     #[serde(default)]
     pub(crate) excluded: Vec<Excluded>,
+    /// and where the others begin, if there are more.
+    #[serde(default)]
+    pub(crate) excluded_next: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

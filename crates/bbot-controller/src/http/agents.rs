@@ -1,6 +1,7 @@
 //! The agents: who is there, what each of them does.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::App;
@@ -73,66 +74,92 @@ pub(super) async fn each(app: &App) -> Result<Vec<(Doing, usize)>, Problem> {
     Ok(each)
 }
 
-/// All agents that were heard of or have a task, by name.
-pub(super) async fn all(app: &App) -> Result<Vec<Agent>, Problem> {
-    let mut builds: BTreeMap<String, Vec<Build>> = BTreeMap::new();
-    for build in building(app).await?.iter() {
-        let name = build.agent.clone().unwrap_or_default();
-        builds.entry(name).or_default().push(build.clone());
+/// Agents that were heard of, have a task, or about whom something was said, by name: at most `limit` after a name; and the last one's where
+/// there are more.
+pub(super) async fn page(
+    app: &App,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<Agent>, Option<String>), Problem> {
+    let building = building(app).await?;
+    let (heard, said) = (app.agents.list(), app.crew.said());
+    let mut names = BTreeSet::new();
+    names.extend(heard.iter().map(|entry| entry.name.as_str()));
+    names.extend(building.iter().map(agent_of));
+    names.extend(said.standings().map(|s| s.name.as_str()));
+    let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut names = names.range::<str, _>((after, Bound::Unbounded)).copied();
+    let here: HashSet<&str> = names.by_ref().take(limit).collect();
+    let is_more = names.next().is_some();
+    let mut heard: HashMap<&str, &roll::Entry> = heard
+        .iter()
+        .filter(|entry| here.contains(entry.name.as_str()))
+        .map(|entry| (entry.name.as_str(), entry))
+        .collect();
+    let mut builds: HashMap<&str, Vec<Build>> = HashMap::new();
+    for build in building.iter().filter(|b| here.contains(agent_of(b))) {
+        builds
+            .entry(agent_of(build))
+            .or_default()
+            .push(build.clone());
     }
-    let (now, said) = (app.steady(), app.crew.said());
-    let mut agents: Vec<Agent> = app
-        .agents
-        .list()
+    let mut agents: Vec<Agent> = here
         .into_iter()
-        .map(|entry| {
-            let builds = builds.remove(&entry.name).unwrap_or_default();
-            Agent {
-                drained: drained(&said, &entry.name, entry.says.drained),
-                clock_ahead: entry.says.clock_ahead(),
-                doing: roll::doing(builds.len(), entry.asking, Some(entry.steady.until(now))),
-                seen: Some(entry.seen),
-                toolchain: entry.toolchain,
-                asking: entry.asking,
-                name: entry.name,
-                builds,
-            }
+        .map(|name| {
+            let builds = builds.remove(name).unwrap_or_default();
+            Agent::of(name, heard.remove(name), builds, &said, app.steady())
         })
         .collect();
-    // Those that were given their task before this start.
-    agents.extend(builds.into_iter().map(|(name, builds)| {
-        Agent {
-            drained: drained(&said, &name, false),
-            clock_ahead: None,
-            name,
-            doing: Doing::Building,
-            seen: None,
-            toolchain: builds
-                .first()
-                .and_then(|b| b.toolchain_name.clone().zip(b.toolchain_version.clone())),
-            asking: 0,
+    agents.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let next = agents.last().filter(|_| is_more).map(|a| a.name.clone());
+    Ok((agents, next))
+}
+
+/// The agent of this name, whether anything is known of it or not.
+pub(super) async fn one(app: &App, name: &str) -> Result<Agent, Problem> {
+    let building = building(app).await?;
+    let builds = building.iter().filter(|b| agent_of(b) == name);
+    let (heard, said) = (app.agents.list(), app.crew.said());
+    let entry = heard.iter().find(|entry| entry.name == name);
+    Ok(Agent::of(
+        name,
+        entry,
+        builds.cloned().collect(),
+        &said,
+        app.steady(),
+    ))
+}
+
+fn agent_of(build: &Build) -> &str {
+    build.agent.as_deref().unwrap_or_default()
+}
+
+impl Agent {
+    fn of(
+        name: &str,
+        heard: Option<&roll::Entry>,
+        builds: Vec<Build>,
+        said: &Said,
+        now: Millis,
+    ) -> Self {
+        let asking = heard.map_or(0, |entry| entry.asking);
+        let since = heard.map(|entry| entry.steady.until(now));
+        // One that was given its task before this start has not said it here.
+        let of_build = |b: &Build| b.toolchain_name.clone().zip(b.toolchain_version.clone());
+        Self {
+            name: name.to_owned(),
+            doing: roll::doing(builds.len(), asking, since),
+            seen: heard.map(|entry| entry.seen),
+            toolchain: match heard {
+                Some(entry) => entry.toolchain.clone(),
+                None => builds.first().and_then(of_build),
+            },
+            asking,
+            drained: drained(said, name, heard.is_some_and(|entry| entry.says.drained)),
+            clock_ahead: heard.and_then(|entry| entry.says.clock_ahead()),
             builds,
         }
-    }));
-    let known: HashSet<String> = agents.iter().map(|a| a.name.clone()).collect();
-    let others = said.standings().filter(|s| !known.contains(&s.name));
-    agents.extend(others.map(|said| {
-        Agent {
-            name: said.name.clone(),
-            doing: Doing::Silent,
-            seen: None,
-            toolchain: None,
-            asking: 0,
-            builds: Vec::new(),
-            drained: said
-                .drained
-                .clone()
-                .map(|(since, why)| Drained::Here(since, why)),
-            clock_ahead: None,
-        }
-    }));
-    agents.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(agents)
+    }
 }
 
 fn drained(said: &Said, agent: &str, says_so: bool) -> Option<Drained> {

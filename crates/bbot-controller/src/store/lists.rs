@@ -32,6 +32,7 @@ pub type Page<T> = (Vec<T>, Option<i64>);
 
 /// A list's statement, put together from conditions with their values.
 struct Query {
+    columns: &'static str,
     table: &'static str,
     key: &'static str,
     /// Conditions that an index is for.
@@ -45,8 +46,9 @@ struct Query {
 const FIRST: usize = 3;
 
 impl Query {
-    fn new(table: &'static str, key: &'static str) -> Self {
+    fn new(columns: &'static str, table: &'static str, key: &'static str) -> Self {
         Self {
+            columns,
             table,
             key,
             indexed: Vec::new(),
@@ -101,9 +103,14 @@ impl Query {
     }
 
     fn page(&self) -> String {
-        let Self { table, key, .. } = self;
+        let Self {
+            columns,
+            table,
+            key,
+            ..
+        } = self;
         format!(
-            "SELECT * FROM {table} WHERE {key} < $1 AND {key} >= $2{} ORDER BY {key} DESC LIMIT $3",
+            "SELECT {columns} FROM {table} WHERE {key} < $1 AND {key} >= $2{} ORDER BY {key} DESC LIMIT $3",
             self.conditions(&self.looked)
         )
     }
@@ -127,7 +134,7 @@ fn like(name: &str) -> String {
 }
 
 fn builds(filter: &Filter) -> Query {
-    let mut query = Query::new("builds", "position");
+    let mut query = Query::new("*", "builds", "position");
     if let Some(name) = &filter.package {
         query.name("package", name, true);
     }
@@ -159,7 +166,7 @@ impl Store {
             .await
     }
 
-    /// At most `limit` submissions, newest first; of those of a name where one is given.
+    /// At most `limit` submissions, newest first, without their particulars; of those of a name where one is given.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -169,7 +176,7 @@ impl Store {
         before: Option<i64>,
         limit: i64,
     ) -> Result<Page<Submission>, StoreError> {
-        let mut query = Query::new("submissions", "id");
+        let mut query = Query::new(SUBMISSIONS, "submissions", "id");
         if let Some(name) = name {
             query.name("name", name, true);
         }
@@ -272,6 +279,10 @@ impl Store {
     }
 }
 
+/// Of submissions: what they leave out and their particulars may be megabytes each.
+const SUBMISSIONS: &str =
+    "id, name, version, source, submitted, submitter, priority, '{}' AS particulars, service";
+
 const ATTEMPTS: &str =
     "SELECT * FROM attempts WHERE build = $1 AND number < $2 ORDER BY number DESC LIMIT $3";
 
@@ -352,12 +363,12 @@ mod tests {
         let mut statements = vec![
             (ATTEMPTS.to_owned(), "sqlite_autoindex_attempts", false),
             (
-                Query::new("submissions", "id").page(),
+                Query::new(SUBMISSIONS, "submissions", "id").page(),
                 "sqlite_autoindex_submissions",
                 false,
             ),
         ];
-        let mut named = Query::new("submissions", "id");
+        let mut named = Query::new(SUBMISSIONS, "submissions", "id");
         named.name("name", "foo", true);
         statements.push((named.page(), "submissions_name", false));
         for (filter, index) in filters() {

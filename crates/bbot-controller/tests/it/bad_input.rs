@@ -49,6 +49,7 @@ const PATHS: &[&str] = &[
     "/api/v1/submissions",
     "/api/v1/submissions/*",
     "/api/v1/submissions/*/cancel",
+    "/api/v1/submissions/*/excluded",
     "/api/v1/builds",
     "/api/v1/builds/*",
     "/api/v1/builds/*/attempts",

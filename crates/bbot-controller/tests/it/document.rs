@@ -158,6 +158,11 @@ fn answers_are_as_they_are_described() {
         ("/api/v1/submissions/1", 200),
         ("/api/v1/submissions/3", 200),
         ("/api/v1/submissions/9", 404),
+        ("/api/v1/submissions/1/excluded", 200),
+        ("/api/v1/submissions/1/excluded?after=x", 400),
+        ("/api/v1/submissions/9/excluded", 404),
+        ("/api/v1/agents?limit=1&after=a", 200),
+        ("/api/v1/agents?limit=0", 400),
         ("/api/v1/configurations", 200),
         ("/api/v1/agents", 200),
     ] {
@@ -262,6 +267,8 @@ fn parameters_are_those_that_are_described() {
         "/api/v1/builds/1/attempts",
         "/api/v1/builds/1/log",
         "/api/v1/submissions",
+        "/api/v1/submissions/1/excluded",
+        "/api/v1/agents",
     ] {
         let (_, operation) = document.operation("GET", path);
         let described = operation["parameters"].as_array().unwrap().iter();

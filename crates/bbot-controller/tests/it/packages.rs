@@ -1,7 +1,9 @@
 //! Which builds a submission becomes: what its manifest and its request say of that.
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
+use crate::store::{self, on_both, runtime};
 use crate::support::{Answer, Controller, archive, field, gzip, request};
 
 const TAB: &str = "\
@@ -226,4 +228,73 @@ fn what_cannot_be_read_is_refused_and_nothing_is_kept() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(controller.get("/api/v1/builds").json()["builds"], json!([]));
+}
+
+/// However many builds a submission leaves out, an answer has so many.
+#[test]
+fn what_is_left_out_comes_in_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |_| {});
+    controller.submit("foo", "1");
+    let excluded: Vec<Value> = (0..1100)
+        .map(|n| json!({ "configuration": format!("c{n}"), "target": "t", "package_configuration": "default", "why": "so" }))
+        .collect();
+    let url = format!(
+        "sqlite://{}",
+        dir.path().join("controller.sqlite").display()
+    );
+    sqlx::any::install_default_drivers();
+    runtime().block_on(async {
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        let update = sqlx::query("UPDATE submissions SET excluded = $1");
+        let update = update.bind(Value::from(excluded.clone()).to_string());
+        update.execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    });
+    let mut answer = controller.get("/api/v1/submissions/1").json();
+    let mut next = answer["excluded_next"].take();
+    let mut found = answer["excluded"].as_array().unwrap().clone();
+    assert_eq!(found.len(), 500);
+    while let Some(after) = next.as_str() {
+        let mut page = controller
+            .get(&format!("/api/v1/submissions/1/excluded?after={after}"))
+            .json();
+        assert!(page["excluded"].as_array().unwrap().len() <= 500);
+        found.extend(page["excluded"].as_array().unwrap().clone());
+        next = page["next"].take();
+    }
+    assert_eq!(found, excluded);
+    let later = controller.get("/api/v1/submissions/1?after=1").json();
+    assert_eq!(
+        (&later["excluded"], &later["excluded_next"]),
+        (&json!([]), &Value::Null)
+    );
+    for (path, status) in [
+        ("1/excluded?after=x", 400),
+        ("1/excluded?after=5000", 200),
+        ("2/excluded", 404),
+    ] {
+        let answer = controller.get(&format!("/api/v1/submissions/{path}"));
+        assert_eq!(answer.status, status, "{path}");
+    }
+    let page = controller.get("/submissions/1").text();
+    assert_eq!(page.matches("<td>so</td>").count(), 200);
+    assert!(page.contains("And 900 more"), "{page}");
+}
+
+/// What may be megabytes each is not read for a list.
+#[test]
+fn a_list_of_submissions_reads_what_it_shows() {
+    on_both(async |place| {
+        let store = place.open().await;
+        store::submit(&store, "foo", 0).await;
+        let mut connection = sqlx::AnyConnection::connect(&place.url()).await.unwrap();
+        let damage = sqlx::query("UPDATE submissions SET particulars = 'x', excluded = 'x'");
+        damage.execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        assert!(store.submission(1).await.is_err());
+        let (all, next) = store.submissions(None, None, 10).await.unwrap();
+        assert_eq!((all[0].name.as_str(), all.len(), next), ("foo", 1, None));
+        store.close().await;
+    });
 }

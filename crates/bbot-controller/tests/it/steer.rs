@@ -369,3 +369,55 @@ fn nothing_is_handed_out_once_it_is_said_that_an_agent_is_drained() {
         store.close().await;
     });
 }
+
+/// Page by page, however many agents there are; whoever says something about one is answered with that one.
+#[test]
+fn the_list_of_agents_comes_in_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = Controller::start(dir.path(), |c| c.approve_agents = true);
+    // Of all kinds: one that asked and waits, and some that were only spoken of.
+    assert!(!gets(&controller, &[], &request("0.17.0")));
+    for n in 0..210 {
+        let answer = say(&controller, &format!("a-{n:03}"), "drain", &json!({}));
+        let agent = answer.json();
+        assert_eq!(agent["name"], format!("a-{n:03}"));
+        assert_eq!(
+            (&agent["state"], &agent["drained"]["by"]),
+            (&"silent".into(), &"controller".into())
+        );
+    }
+    let mut names = Vec::new();
+    let mut query = String::new();
+    let mut pages = 0;
+    loop {
+        let page = controller
+            .get(&format!("/api/v1/agents?limit=50{query}"))
+            .json();
+        let agents = page["agents"].as_array().unwrap();
+        assert!(agents.len() <= 50);
+        let waiting = page["pending"].as_array().unwrap().len();
+        assert_eq!(waiting, usize::from(pages == 0));
+        names.extend(
+            agents
+                .iter()
+                .map(|a| a["name"].as_str().unwrap().to_owned()),
+        );
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => query = format!("&after={next}"),
+            None => break,
+        }
+    }
+    let mut expected: Vec<String> = (0..210).map(|n| format!("a-{n:03}")).collect();
+    expected.push("bot".to_owned());
+    assert_eq!((names, pages), (expected, 5));
+    assert_eq!(controller.get("/api/v1/agents?limit=0").status, 400);
+    assert_eq!(controller.get("/api/v1/agents?before=x").status, 400);
+    // The page for people.
+    let page = controller.get("/agents").text();
+    assert_eq!(page.matches("<strong>a-").count(), 200);
+    let more = "/agents?after=a-199";
+    assert!(page.contains(more), "{page}");
+    let page = controller.get(more).text();
+    assert!(page.contains("a-209") && !page.contains("a-199<"), "{page}");
+}

@@ -4,7 +4,7 @@ use anyhow::Result;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
-use super::{Api, segment};
+use super::{Api, escape, segment};
 
 /// All of them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -12,6 +12,9 @@ pub(crate) struct Agents {
     pub(crate) agents: Vec<Agent>,
     #[serde(default)]
     pub(crate) pending: Vec<Pending>,
+    /// Where the next page begins, if there is one.
+    #[serde(default, skip_serializing)]
+    next: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,8 +48,17 @@ pub(crate) struct Pending {
 }
 
 impl Api {
+    /// All of them, however many pages these are.
     pub(crate) async fn agents(&self) -> Result<Agents> {
-        self.json(self.request(Method::GET, "/api/v1/agents")).await
+        const PAGE: &str = "/api/v1/agents?limit=500";
+        let mut all: Agents = self.json(self.request(Method::GET, PAGE)).await?;
+        while let Some(next) = all.next.take() {
+            let path = format!("{PAGE}&after={}", escape(&next));
+            let page: Agents = self.json(self.request(Method::GET, &path)).await?;
+            all.agents.extend(page.agents);
+            all.next = page.next;
+        }
+        Ok(all)
     }
 
     /// Says something about an agent: `drain`, `resume`, `approve`, `refuse`.
@@ -55,7 +67,7 @@ impl Api {
         name: &str,
         what: &str,
         body: &serde_json::Value,
-    ) -> Result<Agents> {
+    ) -> Result<Agent> {
         let path = format!("/api/v1/agents/{}/{what}", segment(name)?);
         let request = self
             .changing(Method::POST, &path)?

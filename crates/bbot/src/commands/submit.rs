@@ -155,6 +155,13 @@ pub(crate) async fn run(options: Submit, home: &Home) -> Result<Exit> {
             let configuration = described(&out.configuration, &out.package_configuration);
             eprintln!("left out {configuration}: {}", out.why);
         }
+        if submission.excluded_next.is_some() {
+            eprintln!(
+                "and more are left out: {}/submissions/{}",
+                api.root(),
+                submission.id
+            );
+        }
         if builds.is_empty() {
             eprintln!("submission {}: there is nothing to build", submission.id);
         }

@@ -3,31 +3,44 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-use super::document::{Changes, Reads, Refusal};
+use super::document::{Changes, Lists, Refusal};
 use super::json;
+use super::paging::Limit;
 use super::rebuild::{Because, because, read};
 use super::view::{Id, Time, Toolchain};
 use crate::http::App;
 use crate::http::access::Caller;
-use crate::http::agents::{self, all};
-use crate::http::problem::{Json, Problem};
-use crate::http::steer;
+use crate::http::problem::Json;
+use crate::http::{agents, params, steer};
 use crate::pending::Pending;
 use crate::token::Scope;
 use crate::{roll, store};
 
-/// All agents that were heard of or have a task, by name.
+/// A page of the agents that were heard of, have a task, or about whom something was said, by name.
 #[derive(Debug, Serialize, ToSchema)]
 struct Agents {
     agents: Vec<Agent>,
-    /// Those that wait for a person to let them in.
+    /// Those that wait for a person to let them in, a thousand at most; with the first page.
     pending: Vec<PendingAgent>,
+    /// `after` of the next page; null at the end.
+    next: Option<String>,
+}
+
+/// Which agents a list shows.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+struct Wanted {
+    /// `next` of the page before.
+    after: Option<String>,
+    #[param(inline)]
+    limit: Limit,
 }
 
 /// An agent that waits for a person to let it in.
@@ -177,22 +190,33 @@ impl Agent {
     get,
     path = "/agents",
     tag = "agents",
-    responses((status = 200, description = "All agents", body = Agents), Reads)
+    params(Wanted),
+    responses((status = 200, description = "A page of them", body = Agents), Lists)
 )]
-pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Response, Json> {
-    Ok(json(StatusCode::OK, &agents(&app).await?))
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Json> {
+    let parameters = params::parse(&query.unwrap_or_default());
+    let wanted: Wanted = params::read(params::without_empty(parameters))?;
+    let limit = usize::try_from(i64::from(wanted.limit)).unwrap_or(1);
+    let (agents, next) = agents::page(&app, wanted.after.as_deref(), limit).await?;
+    let pending = match wanted.after {
+        None => app.pending.list(),
+        Some(_) => Vec::new(),
+    };
+    let answer = Agents {
+        agents: agents.into_iter().map(Agent::of).collect(),
+        pending: pending.into_iter().map(PendingAgent::of).collect(),
+        next,
+    };
+    Ok(json(StatusCode::OK, &answer))
 }
 
-async fn agents(app: &App) -> Result<Agents, Problem> {
-    Ok(Agents {
-        agents: all(app).await?.into_iter().map(Agent::of).collect(),
-        pending: app
-            .pending
-            .list()
-            .into_iter()
-            .map(PendingAgent::of)
-            .collect(),
-    })
+/// The answer to what was said about an agent.
+async fn as_it_is(app: &App, name: &str) -> Result<Response, Json> {
+    let agent = agents::one(app, name).await?;
+    Ok(json(StatusCode::OK, &Agent::of(agent)))
 }
 
 /// One agent gets no tasks from now on; what it has it may finish.
@@ -202,7 +226,7 @@ async fn agents(app: &App) -> Result<Agents, Problem> {
     tag = "agents",
     params(("name" = String, Path, description = "Its name")),
     request_body = inline(Option<Because>),
-    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    responses((status = 200, description = "The agent as it is now", body = Agent), Changes),
     security(("token" = ["agents"]))
 )]
 pub(super) async fn drain(
@@ -214,7 +238,7 @@ pub(super) async fn drain(
     caller.may(Scope::Agents)?;
     let reason = because(&app, request).await?;
     steer::drain(&app, &name, reason.as_deref()).await?;
-    Ok(json(StatusCode::OK, &agents(&app).await?))
+    as_it_is(&app, &name).await
 }
 
 /// One agent gets tasks again.
@@ -223,7 +247,7 @@ pub(super) async fn drain(
     path = "/agents/{name}/resume",
     tag = "agents",
     params(("name" = String, Path, description = "Its name")),
-    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    responses((status = 200, description = "The agent as it is now", body = Agent), Changes),
     security(("token" = ["agents"]))
 )]
 pub(super) async fn resume(
@@ -233,7 +257,7 @@ pub(super) async fn resume(
 ) -> Result<Response, Json> {
     caller.may(Scope::Agents)?;
     steer::resume(&app, &name).await?;
-    Ok(json(StatusCode::OK, &agents(&app).await?))
+    as_it_is(&app, &name).await
 }
 
 /// Which agent is let in.
@@ -254,7 +278,7 @@ struct LetIn {
     params(("name" = String, Path, description = "Its name")),
     request_body = inline(Option<LetIn>),
     responses(
-        (status = 200, description = "The agents as they are now", body = Agents),
+        (status = 200, description = "The agent as it is now", body = Agent),
         (status = 409, description = "It is not clear which, or with which key", body = Refusal),
         Changes
     ),
@@ -275,7 +299,7 @@ pub(super) async fn approve(
         asked.key.as_deref(),
     )
     .await?;
-    Ok(json(StatusCode::OK, &agents(&app).await?))
+    as_it_is(&app, &name).await
 }
 
 /// An agent is let in no more: its key is removed if it was added here, and its approval is taken back.
@@ -284,7 +308,7 @@ pub(super) async fn approve(
     path = "/agents/{name}/refuse",
     tag = "agents",
     params(("name" = String, Path, description = "Its name")),
-    responses((status = 200, description = "The agents as they are now", body = Agents), Changes),
+    responses((status = 200, description = "The agent as it is now", body = Agent), Changes),
     security(("token" = ["agents"]))
 )]
 pub(super) async fn refuse(
@@ -294,5 +318,5 @@ pub(super) async fn refuse(
 ) -> Result<Response, Json> {
     caller.may(Scope::Agents)?;
     steer::refuse(&app, &name).await?;
-    Ok(json(StatusCode::OK, &agents(&app).await?))
+    as_it_is(&app, &name).await
 }

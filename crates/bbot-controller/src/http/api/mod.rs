@@ -6,6 +6,7 @@ pub(super) mod builds;
 pub(super) mod cancel;
 mod configurations;
 pub(super) mod document;
+mod excluded;
 pub(super) mod logs;
 mod paging;
 pub(super) mod rebuild;
@@ -54,6 +55,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cancel::submission))
         .routes(routes!(submissions::list, submissions::submit))
         .routes(routes!(submissions::get))
+        .routes(routes!(excluded::list))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
 }

@@ -268,7 +268,10 @@ pub(super) async fn with_builds(
 ) -> Result<SubmissionWithBuilds, Problem> {
     let submission = find(app, id).await?;
     let (builds, next) = app.store.builds_of(id, after, BUILDS).await?;
-    let excluded = app.store.excluded(id).await?;
+    let excluded = match after {
+        None => app.store.excluded(id).await?,
+        Some(_) => Vec::new(),
+    };
     let page = (builds.as_slice(), next);
     Ok(SubmissionWithBuilds::of(
         &submission,

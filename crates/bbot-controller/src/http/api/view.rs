@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::excluded::ExcludedPage;
 use crate::clock::Millis;
 use crate::http::waits;
 use crate::package::plan::Excluded;
@@ -574,8 +575,10 @@ pub(super) struct SubmissionWithBuilds {
     builds: Vec<Build>,
     /// `after` of the submission's next page; null at the end.
     next: Option<String>,
-    /// Those that it has not.
+    /// The builds that it has not: with the first page of its builds, and 500 of them at most.
     excluded: Vec<Excluded>,
+    /// `after` of the list of those that follow; null when these are all.
+    excluded_next: Option<String>,
 }
 
 impl SubmissionWithBuilds {
@@ -585,7 +588,12 @@ impl SubmissionWithBuilds {
         excluded: Vec<Excluded>,
         base: &str,
     ) -> Self {
+        let ExcludedPage {
+            excluded,
+            next: excluded_next,
+        } = ExcludedPage::of(excluded, 0);
         Self {
+            excluded_next,
             submission: Submission::of(submission, base),
             builds: builds.iter().map(|b| Build::of(b, base)).collect(),
             next: next.map(|next| next.to_string()),

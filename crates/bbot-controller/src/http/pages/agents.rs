@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
 
 use super::parts::{self, Frame, Mark, Row};
 use super::{Page, framed, render, sign};
 use crate::http::access::Caller;
-use crate::http::agents::{Drained, all};
+use crate::http::agents::{Drained, page};
 use crate::http::problem::Problem;
 use crate::http::{App, api, params, steer};
 use crate::pending::Pending;
@@ -63,19 +63,30 @@ fn drained(drained: Drained) -> String {
 struct AgentsPage {
     frame: Frame,
     rows: Vec<AgentRow>,
+    /// Whether this is not the first page.
+    later: bool,
+    /// What the next page begins after, in a URL.
+    next: Option<String>,
+    /// With the first page.
     pending: Vec<PendingRow>,
 }
+
+/// Agents on one page.
+const PAGE: usize = 200;
 
 /// `GET /agents`.
 pub(in crate::http) async fn agents(
     State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Page> {
     let frame = Frame::of(&app, &headers, "/agents", "agents");
     framed(frame, async |frame| {
         let now = app.now();
-        let rows = all(&app)
-            .await?
+        let parameters = params::parse(&query.unwrap_or_default());
+        let after = params::get(&parameters, "after").filter(|after| !after.is_empty());
+        let (agents, next) = page(&app, after, PAGE).await?;
+        let rows = agents
             .into_iter()
             .map(|agent| AgentRow {
                 mark: Mark::of_agent(agent.doing),
@@ -87,11 +98,16 @@ pub(in crate::http) async fn agents(
                 name: agent.name,
             })
             .collect();
-        let pending = app.pending.list().into_iter().map(PendingRow::of).collect();
+        let pending = match after {
+            None => app.pending.list(),
+            Some(_) => Vec::new(),
+        };
         let page = AgentsPage {
             frame,
             rows,
-            pending,
+            later: after.is_some(),
+            next: next.map(|next| params::encode(&next)),
+            pending: pending.into_iter().map(PendingRow::of).collect(),
         };
         Ok(render(StatusCode::OK, &page))
     })

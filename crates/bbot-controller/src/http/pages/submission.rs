@@ -25,11 +25,14 @@ struct SubmissionPage {
     /// Whether this is not the first page.
     later: bool,
     next: Option<i64>,
+    /// With the first page,
     excluded: Vec<Excluded>,
+    /// and how many there are besides.
+    more_excluded: usize,
     is_over: bool,
 }
 
-/// Builds on one page.
+/// Builds on one page, and those left out that are shown.
 const PAGE: usize = 200;
 
 /// `GET /submissions/<id>`.
@@ -51,12 +54,19 @@ pub(in crate::http) async fn submission(
         let submission = api::submissions::find(&app, id).await?;
         let (builds, next) = app.store.builds_of(id, after, PAGE).await?;
         let now = app.now();
+        let mut excluded = match after {
+            None => app.store.excluded(id).await?,
+            Some(_) => Vec::new(),
+        };
+        let more_excluded = excluded.len().saturating_sub(PAGE);
+        excluded.truncate(PAGE);
         let page = SubmissionPage {
             rows: builds.iter().map(|b| Row::of(b, now)).collect(),
             is_over: app.store.is_over(id).await?,
             later: after.is_some(),
             next,
-            excluded: app.store.excluded(id).await?,
+            excluded,
+            more_excluded,
             id,
             source: SourceLine::of(&submission.source),
             name: submission.name,
