@@ -264,9 +264,10 @@ fn no_task_is_lost_or_doubled_while_controllers_are_killed() {
             std::thread::spawn(move || work(&all, n % 2))
         })
         .collect();
-    for kill in 0..kills {
-        std::thread::sleep(Duration::from_millis(150));
-        let n = kill % 2;
+    let mut random = Random::start();
+    for _ in 0..kills {
+        std::thread::sleep(Duration::from_millis(50 + random.next() % 200));
+        let n = usize::from(random.next() % 2 == 1);
         let port = port(&both[n]);
         let fresh = {
             both[n].kill_now();
@@ -288,6 +289,24 @@ fn no_task_is_lost_or_doubled_while_controllers_are_killed() {
             (&build["status"], &build["attempt"]),
             (&"success".into(), &1.into())
         );
+    }
+}
+
+/// Numbers that are others each time (xorshift64); where they began is told when the test fails.
+struct Random(u64);
+
+impl Random {
+    fn start() -> Self {
+        let seed = getrandom::u64().unwrap() | 1;
+        eprintln!("random numbers from {seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 8
     }
 }
 
