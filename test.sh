@@ -66,6 +66,7 @@ cargo test --workspace --doc --quiet
 
 step "made-up requests"
 scripts/schemathesis "$([ -n "$full" ] && echo 5000 || echo 300)"
+scripts/with-postgres scripts/schemathesis "$([ -n "$full" ] && echo 5000 || echo 300)"
 
 step "promises"
 scripts/promises

@@ -162,6 +162,14 @@ impl Drop for Cluster {
     }
 }
 
+/// Does this with a controller's own store, and with a database of PostgreSQL.
+pub(crate) fn on_both(test: impl Fn(Option<String>)) {
+    test(None);
+    if let Some(cluster) = Cluster::start() {
+        test(Some(cluster.database()));
+    }
+}
+
 fn try_execute(url: String, statement: String) -> Result<(), sqlx::Error> {
     sqlx::any::install_default_drivers();
     // Of its own: a test may be within one.

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cluster::on_both;
 use crate::support::{Answer, Controller, result};
 
 /// The document of a controller.
@@ -113,8 +114,15 @@ fn fill(controller: &Controller) {
 
 #[test]
 fn answers_are_as_they_are_described() {
+    on_both(answers_are_as_they_are_described_in);
+}
+
+fn answers_are_as_they_are_described_in(database: Option<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |c| c.approve_agents = true);
+    let controller = Controller::start(dir.path(), |c| {
+        c.approve_agents = true;
+        c.database = database;
+    });
     controller.agent("/?build-task", &[], &crate::support::request("0.7.0"));
     let waiting = controller.get("/api/v1/agents");
     let approve = "/api/v1/agents/bot/approve";

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::cluster::on_both;
 use crate::support::{Controller, curl, field, request, result};
 
 #[test]
@@ -133,8 +134,12 @@ fn garbage_and_slow_clients() {
 
 #[test]
 fn paths_that_lead_elsewhere() {
+    on_both(paths_that_lead_elsewhere_in);
+}
+
+fn paths_that_lead_elsewhere_in(database: Option<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |_| {});
+    let controller = Controller::start(dir.path(), |c| c.database = database);
     controller.archive();
     for place in ["archives", "objects/archives"] {
         let place = dir.path().join(place);
@@ -168,8 +173,12 @@ const SQL: &str = "'; DROP TABLE builds; --";
 
 #[test]
 fn markup_and_sql_in_every_field() {
+    on_both(markup_and_sql_in_every_field_in);
+}
+
+fn markup_and_sql_in_every_field_in(database: Option<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let controller = Controller::start(dir.path(), |_| {});
+    let controller = Controller::start(dir.path(), |c| c.database = database);
     let id = controller.submit("foo", "1").remove(0);
     // Everything that an agent may choose freely.
     let text = format!(
