@@ -101,6 +101,14 @@ pub struct Limits {
     pub git_time: Duration,
     /// A request of the API or of a form has at most as many.
     pub form: usize,
+    /// Bodies of requests that are in memory have at most as many together.
+    pub bodies: usize,
+    /// Archives and artifacts that come into the object store at once: each takes some megabytes while it does.
+    pub uploads: usize,
+    /// Clients that read archives and artifacts at once: each takes a megabyte while it does.
+    pub readers: usize,
+    /// Who finds no room among these waits so long for it.
+    pub patience: Duration,
     /// Connections that are open at once.
     pub connections: usize,
     /// Clients that follow a log at once.
@@ -131,6 +139,10 @@ impl Default for Limits {
             git: 1 << 30,
             git_time: Duration::from_secs(300),
             form: 64 << 10,
+            bodies: 64 << 20,
+            uploads: 8,
+            readers: 64,
+            patience: Duration::from_secs(30),
             connections: 16_384,
             followers: 128,
             log_readers: 32,

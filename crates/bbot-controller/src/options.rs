@@ -317,6 +317,7 @@ impl Options {
             connections: self.connections,
             // A quarter at most, and no more than were ever seen to be needed: agents must always get one.
             followers: Limits::default().followers.min(self.connections / 4).max(1),
+            readers: Limits::default().readers.min(self.connections / 4).max(1),
             log_readers: Limits::default()
                 .log_readers
                 .min(self.connections / 4)

@@ -24,7 +24,7 @@ pub(super) async fn get(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        app.body_of(object, archive)
+        app.body_of(object, archive).await?
     };
     Ok((
         [

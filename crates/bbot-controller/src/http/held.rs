@@ -10,6 +10,7 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 
 use super::Base;
+use super::body::Whole;
 use super::problem::Problem;
 use super::reach::Bot;
 use super::task::Wanted;
@@ -35,9 +36,9 @@ pub(super) struct Held {
 /// What was sent. What can be read from it takes more room than it does, and is read anew when it is woken.
 #[derive(Debug)]
 enum Text {
-    Plain(Vec<u8>),
+    Plain(Whole),
     /// Names of machines are much alike, so this takes a tenth.
-    Packed(Box<[u8]>),
+    Packed(Whole),
 }
 
 impl Held {
@@ -46,7 +47,7 @@ impl Held {
         reason = "each is another thing that is known of a request"
     )]
     pub(super) fn new(
-        text: Vec<u8>,
+        text: Whole,
         wanted: Wanted,
         era: Era,
         peer: Peer,
@@ -71,10 +72,11 @@ impl Held {
 
     /// Makes it small: it waits now.
     pub(super) fn pack(&mut self) {
-        if let Text::Plain(text) = &self.text
-            && let Ok(packed) = packed(text)
+        if let Text::Plain(text) = &mut self.text
+            && let Ok(mut packed) = packed(text)
         {
-            self.text = Text::Packed(packed.into());
+            packed.shrink_to_fit();
+            self.text = Text::Packed(std::mem::take(text).replaced(packed));
         }
     }
 
@@ -120,7 +122,7 @@ mod tests {
         }
         let plain = parse(text.as_bytes()).unwrap();
         let mut held = Held::new(
-            text.clone().into(),
+            text.clone().into_bytes().into(),
             Wanted::default(),
             Era::Later,
             Peer::Ours,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
-use tokio::sync::mpsc;
 
+use super::App;
 use super::problem::{Cause, Problem};
-use super::{App, body};
+use super::reader::{self, Reader};
+use crate::objects::log::INLINE;
 use crate::segments::{Piece, Position};
 use crate::store::Build;
 
@@ -83,13 +84,15 @@ pub(super) async fn answer(
         .map_err(|e| internal(&e))?
         .map_err(|e| internal(&e))?;
     let operation = operation.map(str::to_owned);
-    let (sender, receiver) = mpsc::channel(2);
+    let is_long = log.length() > INLINE as u64;
+    let leave = is_long.then(|| reader::leave(app)).transpose()?;
+    let (reader, body) = Reader::new(app, leave);
     tokio::spawn(async move {
         let mut position = Position::default();
         let mut text = Text::default();
         loop {
-            let (reader, from) = (Arc::clone(&log), position);
-            let read = tokio::task::spawn_blocking(move || reader.read(from))
+            let (log, from) = (Arc::clone(&log), position);
+            let read = tokio::task::spawn_blocking(move || log.read(from))
                 .await
                 .map_err(std::io::Error::other)
                 .flatten();
@@ -106,16 +109,12 @@ pub(super) async fn answer(
                 continue;
             }
             // Nobody listens any more, or nothing can be read any more.
-            if sender.send(piece).await.is_err() || end {
+            if reader.send(piece).await.is_none() || end {
                 return;
             }
         }
     });
-    Ok((
-        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-        body::stream(receiver),
-    )
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 
 /// The end of a run's log for a page.

@@ -6,6 +6,7 @@ mod agents;
 mod api;
 mod archives;
 mod artifacts;
+mod bodies;
 mod body;
 mod changes;
 mod cut;
@@ -25,6 +26,7 @@ mod pages;
 mod params;
 mod problem;
 mod reach;
+mod reader;
 mod rebuilds;
 mod result;
 mod retention;
@@ -45,7 +47,7 @@ use axum::extract::{Path, State};
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post, put};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::AgentKeys;
@@ -68,16 +70,17 @@ use crate::upkeep::{self, UpkeepError};
 use crate::watched::Watched;
 
 use artifacts::pieces::Uploads;
+use bodies::Bodies;
 use changes::Changes;
 use ends::Ends;
 use leases::Lapses;
 use looked::Looked;
 use nonces::Nonces;
 use problem::chain;
+use reader::Reader;
 use signed::Signers;
 use spool::Spool;
 
-pub(crate) use body::stream;
 pub use guard::External;
 pub(crate) use guard::{Base, Connection, Scheme};
 
@@ -115,6 +118,12 @@ pub(crate) struct App {
     peeks: Arc<Semaphore>,
     /// Artifacts that come.
     uploads: Uploads,
+    /// Room for bodies that are in memory.
+    bodies: Bodies,
+    /// Archives and artifacts that may still be put into the object store,
+    putting: Arc<Semaphore>,
+    /// and clients that may still read them.
+    readers: Arc<Semaphore>,
     /// Results that come.
     spool: Spool,
     /// The raw logs of runs.
@@ -162,7 +171,13 @@ impl App {
     ) -> Self {
         let runs = config.data_dir.join("runs");
         let uploads = Uploads::new(config.data_dir.join("uploads"));
-        let spool = Spool::new(config.data_dir.clone(), config.limits.result);
+        let bodies = Bodies::new(config.limits.bodies);
+        let spool = Spool::new(
+            config.data_dir.clone(),
+            config.limits.result,
+            bodies.clone(),
+        );
+        let (putting, readers) = (config.limits.uploads, config.limits.readers);
         let archives = Archives::new(
             objects.clone(),
             store.clone(),
@@ -203,6 +218,9 @@ impl App {
             git: Semaphore::new(GIT_FETCHES),
             peeks: Arc::new(Semaphore::new(PEEKS)),
             uploads,
+            bodies,
+            putting: Arc::new(Semaphore::new(putting)),
+            readers: Arc::new(Semaphore::new(readers)),
             spool,
             desk,
             shutdown,
@@ -317,12 +335,31 @@ impl App {
     }
 
     /// An object that is kept as it is, as the body of an answer.
-    fn body_of(self: &Arc<Self>, object: Object, reading: Reading) -> Body {
+    async fn body_of(
+        self: &Arc<Self>,
+        object: Object,
+        reading: Reading,
+    ) -> Result<Body, problem::Problem> {
+        let what = "clients read archives and artifacts";
+        let turn = reader::turn(&self.readers, self.config.limits.patience, what).await?;
+        let (reader, body) = Reader::new(self, Some(turn));
         let app = Arc::clone(self);
-        reading.into_body(object.sha256.clone(), move || {
-            tracing::error!("{} in the object store is damaged", object.place);
-            tokio::spawn(async move { app.note_damaged(&object).await });
-        })
+        tokio::spawn(async move {
+            let damaged = || {
+                let (app, object) = (Arc::clone(&app), object.clone());
+                tracing::error!("{} in the object store is damaged", object.place);
+                tokio::spawn(async move { app.note_damaged(&object).await });
+            };
+            // Whoever has gone needs no more.
+            let _ = reader.take(reading, &object.sha256, damaged).await;
+        });
+        Ok(body)
+    }
+
+    /// Room for an archive or an artifact on its way into the object store.
+    async fn turn_to_put(&self) -> Result<OwnedSemaphorePermit, problem::Problem> {
+        let what = "archives and artifacts come";
+        reader::turn(&self.putting, self.config.limits.patience, what).await
     }
 
     /// Has an object that was found to be damaged put anew by whoever puts the same next.

@@ -12,6 +12,7 @@ use bbot_signature::BodyDigest;
 use rsa::RsaPublicKey;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::bodies::Room;
 use super::kept::{self, Share};
 use super::problem::{Plain, Problem, one_line};
 use super::spool::Text;
@@ -35,7 +36,7 @@ pub(super) async fn handle(
     let peer = task::peer(request.headers());
     let (head, incoming) = request.into_parts();
     let address = task::address(&head.extensions);
-    let (request, digest, _permit) = take_in(app, parameters, incoming, peer)
+    let (request, digest, _room) = take_in(app, parameters, incoming, peer)
         .await
         .inspect_err(|problem| problem.log_refusal("build-result", address))?;
     let ResultRequest {
@@ -156,7 +157,14 @@ async fn take_in(
     parameters: &[(String, String)],
     incoming: Body,
     peer: Peer,
-) -> Result<(ResultRequest, BodyDigest, Option<OwnedSemaphorePermit>), Problem> {
+) -> Result<
+    (
+        ResultRequest,
+        BodyDigest,
+        (Option<OwnedSemaphorePermit>, Room),
+    ),
+    Problem,
+> {
     if let Some((name, _)) = parameters.first() {
         return Err(Problem::bad(format!("unknown parameter {name:?}")));
     }
@@ -164,6 +172,7 @@ async fn take_in(
         bytes,
         digest,
         permit,
+        room,
     } = app.spool.read(incoming).await?;
     let request = if permit.is_none() {
         read(&bytes, peer)?
@@ -173,7 +182,7 @@ async fn take_in(
             .await
             .map_err(|e| Problem::internal("read a result", &e))??
     };
-    Ok((request, digest, permit))
+    Ok((request, digest, (permit, room)))
 }
 
 fn read(text: &[u8], peer: Peer) -> Result<ResultRequest, Problem> {

@@ -75,7 +75,7 @@ pub(super) async fn lease(
     request: Request<Body>,
 ) -> Result<Response, Plain> {
     let (head, body) = request.into_parts();
-    let digest = body_digest(&body::read(body, RENEWAL).await?);
+    let digest = body_digest(&body::read(&app.bodies, body, RENEWAL).await?);
     if !is_path(&path) {
         return Err(unknown().into());
     }
@@ -188,7 +188,7 @@ pub(super) async fn log(
     } else {
         Skip::No
     };
-    let text = body::read(incoming, SEGMENT).await?;
+    let text = body::read(&app.bodies, incoming, SEGMENT).await?;
     signed::is_of(signed.as_ref(), &body_digest(&text)).inspect_err(refused)?;
     // Looked at here, so that what cannot be read never comes near the disk.
     let (operation, data) = record::parse(&text).map_err(Problem::bad)?;

@@ -9,8 +9,9 @@ use bbot_signature::{BodyDigest, body_digest};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::bodies::{Bodies, Room};
 use super::problem::{Cause, Problem};
-use super::{body, cut};
+use super::{body, cut, reader};
 
 /// A result of so many bytes is kept in memory.
 const SHORT: usize = 64 << 10;
@@ -21,6 +22,9 @@ const LONGEST: usize = 16;
 /// Long results that are in memory at once: each is there twice, as text and as logs.
 const LARGE: usize = 2;
 
+/// One has this long to come.
+const WHOLE: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// One that is there waits so long for its turn to be in memory.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -30,6 +34,8 @@ pub(super) struct Spool {
     directory: std::path::PathBuf,
     /// Bytes that are kept of one.
     limit: usize,
+    /// Room in memory for what comes.
+    bodies: Bodies,
     /// Room for those that come, in pieces of [`SHORT`].
     room: Arc<Semaphore>,
     large: Arc<Semaphore>,
@@ -43,16 +49,19 @@ pub(super) struct Text {
     pub(super) digest: BodyDigest,
     /// Whoever has it may have so much in memory.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The same of what is short.
+    pub(super) room: Room,
 }
 
 impl Spool {
     /// Long results go into files in this directory; fewer than `limit` bytes of each are kept.
-    pub(super) fn new(directory: std::path::PathBuf, limit: usize) -> Self {
+    pub(super) fn new(directory: std::path::PathBuf, limit: usize, bodies: Bodies) -> Self {
         // Two of the longest, or any number of usual ones.
         let room = (2 * LONGEST * limit / SHORT).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             directory,
             limit,
+            bodies,
             room: Arc::new(Semaphore::new(room)),
             large: Arc::new(Semaphore::new(LARGE)),
         }
@@ -60,11 +69,12 @@ impl Spool {
 
     /// Reads a result's text, of which the logs are cut where it has `limit` bytes or more.
     pub(super) async fn read(&self, body: Body) -> Result<Text, Problem> {
-        match tokio::time::timeout(body::WHOLE, self.take(body)).await {
-            Ok(Ok(Taken::Short(bytes))) => Ok(Text {
+        match tokio::time::timeout(WHOLE, self.take(body)).await {
+            Ok(Ok(Taken::Short(bytes, room))) => Ok(Text {
                 digest: body_digest(&bytes),
                 bytes,
                 permit: None,
+                room,
             }),
             Ok(Ok(Taken::Long(long))) => self.kept(long).await,
             Ok(Err(problem)) => Err(problem),
@@ -74,13 +84,23 @@ impl Spool {
 
     async fn take(&self, mut body: Body) -> Result<Taken, Problem> {
         let mut short = Vec::new();
+        let mut room = Room::default();
         while let Some(data) = body::next(&mut body).await? {
+            let length = (short.len() + data.len()).min(SHORT);
+            if let Err(problem) = self.bodies.grow(&mut room, length) {
+                drop((short, room));
+                body::drain(&mut body).await;
+                return Err(problem);
+            }
             short.extend_from_slice(&data);
             if short.len() > SHORT || short.len() >= self.limit {
-                return self.take_long(short, body).await;
+                // Of a long one as much is in memory at a time.
+                let taken = self.take_long(short, body).await;
+                drop(room);
+                return taken;
             }
         }
-        Ok(Taken::Short(short))
+        Ok(Taken::Short(short, room))
     }
 
     async fn take_long(&self, begun: Vec<u8>, mut body: Body) -> Result<Taken, Problem> {
@@ -158,14 +178,7 @@ impl Spool {
             held,
         } = long;
         let failed = |e: Cause<'_>| Problem::internal("read a result that came", e);
-        let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.large).acquire_owned());
-        let permit = permit.await.map_err(|_| {
-            Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many long results are being kept: try again later",
-            )
-        })?;
-        let permit = permit.map_err(|e| failed(&e))?;
+        let permit = reader::turn(&self.large, PATIENCE, "long results are kept").await?;
         let limit = self.limit;
         let kept = tokio::task::spawn_blocking(move || {
             if length >= limit {
@@ -184,6 +197,7 @@ impl Spool {
                 bytes,
                 digest,
                 permit: Some(permit),
+                room: Room::default(),
             }),
             None => Err(Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -194,7 +208,7 @@ impl Spool {
 }
 
 enum Taken {
-    Short(Vec<u8>),
+    Short(Vec<u8>, Room),
     Long(Long),
 }
 

@@ -210,9 +210,9 @@ async fn read(
     app: &App,
     parameters: &[(String, String)],
     incoming: Body,
-) -> Result<(Wanted, Vec<u8>, TaskRequest), Problem> {
+) -> Result<(Wanted, body::Whole, TaskRequest), Problem> {
     let wanted = Wanted::parse(parameters)?;
-    let text = body::read(incoming, app.config.limits.task_request).await?;
+    let text = body::read(&app.bodies, incoming, app.config.limits.task_request).await?;
     let task_request = parse(&text)?;
     Ok((wanted, text, task_request))
 }

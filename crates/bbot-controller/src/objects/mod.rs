@@ -237,6 +237,7 @@ impl Objects {
         Ok(Upload {
             objects: self.clone(),
             writer: Some(writer.with_max_concurrency(PIECES)),
+            gathered: Vec::new(),
             hash: Sha256::new(),
             object: Object {
                 kind,
@@ -407,6 +408,8 @@ impl Objects {
 pub struct Upload {
     objects: Objects,
     writer: Option<BufWriter>,
+    /// What has come and is not with the writer: many small pieces would each take more than they hold.
+    gathered: Vec<u8>,
     hash: Sha256,
     object: Object,
 }
@@ -419,11 +422,23 @@ impl Upload {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), ObjectError> {
         self.object.bytes += length(&bytes);
         self.hash.update(&bytes);
-        if let Some(writer) = &mut self.writer {
-            let written = writer.put(bytes).await;
-            written.map_err(|e| self.objects.failed("keep an object", e))?;
+        if self.gathered.is_empty() && bytes.len() >= READ {
+            return self.hand_over(bytes).await;
         }
-        Ok(())
+        self.gathered.extend_from_slice(&bytes);
+        if self.gathered.len() < READ {
+            return Ok(());
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        self.hand_over(gathered.into()).await
+    }
+
+    async fn hand_over(&mut self, bytes: Bytes) -> Result<(), ObjectError> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let written = writer.put(bytes).await;
+        written.map_err(|e| self.objects.failed("keep an object", e))
     }
 
     /// How many bytes there are.
@@ -443,6 +458,10 @@ impl Upload {
                 expected: self.object.sha256.clone(),
                 actual,
             });
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        if !gathered.is_empty() {
+            self.hand_over(gathered.into()).await?;
         }
         if let Some(mut writer) = self.writer.take() {
             let ended = writer.shutdown().await;
@@ -516,4 +535,39 @@ fn place(kind: Kind, sha256: &str) -> Result<String, ObjectError> {
 
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each piece that a writer is given has a place of its own, and more than it holds.
+    #[tokio::test]
+    async fn small_pieces_are_gathered() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::in_directory(dir.path()).unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(2 * READ + 10).collect();
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        let mut upload = objects.begin(Kind::Archive, &sha256).unwrap();
+        for (n, byte) in (1..).zip(&bytes) {
+            upload
+                .write(Bytes::copy_from_slice(&[*byte]))
+                .await
+                .unwrap();
+            assert_eq!(upload.gathered.len(), n % READ);
+        }
+        let object = upload.finish().await.unwrap();
+        assert_eq!(
+            (object.bytes, object.stored),
+            (bytes.len() as u64, bytes.len() as u64)
+        );
+        assert_eq!(objects.read_all(&object).await.unwrap(), bytes);
+        // A large one goes on as it is, behind what came before it.
+        let mut upload = objects.begin(Kind::Archive, &sha256).unwrap();
+        for piece in [&bytes[..READ], &bytes[READ..READ + 5], &bytes[READ + 5..]] {
+            upload.write(Bytes::copy_from_slice(piece)).await.unwrap();
+        }
+        let object = upload.finish().await.unwrap();
+        assert_eq!(objects.read_all(&object).await.unwrap(), bytes);
+    }
 }

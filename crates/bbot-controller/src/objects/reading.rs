@@ -2,11 +2,10 @@
 
 use std::io::Read;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::{GetResult, GetResultPayload};
-use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncRead;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Bytes that are read from disk at once.
@@ -33,7 +32,7 @@ impl Reading {
     }
 
     /// For those who read piece by piece.
-    pub(super) fn into_async(self) -> Box<dyn AsyncRead + Send + Unpin> {
+    pub(crate) fn into_async(self) -> Box<dyn AsyncRead + Send + Unpin> {
         match self.0.payload {
             GetResultPayload::File(file, _) => {
                 let mut file = tokio::fs::File::from_std(file);
@@ -56,44 +55,5 @@ impl Reading {
                 Box::new(SyncIoBridge::new(StreamReader::new(stream)))
             }
         }
-    }
-
-    /// As the body of an answer, of an object that is kept as it is and has this hash. When it has another it breaks off before
-    /// the end, and `damaged` is called.
-    pub fn into_body(self, sha256: String, damaged: impl FnOnce() + Send + 'static) -> Body {
-        let mut reader = self.into_async();
-        let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(2);
-        tokio::spawn(async move {
-            let mut hash = Sha256::new();
-            // The last one is given when all is known to be right.
-            let mut last = Bytes::new();
-            loop {
-                let mut piece = vec![0; PIECE];
-                let read = match reader.read(&mut piece).await {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        piece.truncate(n);
-                        hash.update(&piece);
-                        std::mem::replace(&mut last, piece.into())
-                    }
-                    Err(e) => {
-                        // Nobody listens any more, or nothing can be read any more.
-                        let _ = sender.send(Err(e)).await;
-                        return;
-                    }
-                };
-                if !read.is_empty() && sender.send(Ok(read)).await.is_err() {
-                    return;
-                }
-            }
-            let piece = if hex::encode(hash.finalize()) == sha256 {
-                Ok(last)
-            } else {
-                damaged();
-                Err(std::io::Error::other("it does not hold what it did"))
-            };
-            let _ = sender.send(piece).await;
-        });
-        crate::http::stream(receiver)
     }
 }

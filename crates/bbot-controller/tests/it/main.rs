@@ -11,6 +11,7 @@ mod bucket;
 mod cancel;
 mod challenge;
 mod cluster;
+mod crowd;
 mod damage;
 mod document;
 mod failures;

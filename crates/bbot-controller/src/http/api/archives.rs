@@ -56,11 +56,19 @@ pub(super) async fn put(
         body::drain(&mut incoming_body).await;
         return Ok(answer(&sha256, Put::Known));
     }
-    let mut incoming = app.archives.begin(&sha256)?;
-    while let Some(data) = body::next(&mut incoming_body).await? {
-        if let Err(e) = incoming.write(data).await {
-            drop(incoming);
+    let turn = match app.turn_to_put().await {
+        Ok(turn) => turn,
+        Err(problem) => {
             body::drain(&mut incoming_body).await;
+            return Err(problem.into());
+        }
+    };
+    let mut incoming = app.archives.begin(&sha256)?;
+    let mut coming = body::Long::new(&mut incoming_body);
+    while let Some(data) = coming.next().await? {
+        if let Err(e) = incoming.write(data).await {
+            drop((incoming, turn));
+            body::drain_long(&mut coming).await;
             return Err(e.into());
         }
     }

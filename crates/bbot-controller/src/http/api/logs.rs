@@ -1,20 +1,19 @@
 //! Logs: of results, raw, and as they grow.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State as Shared};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use utoipa::IntoParams;
 
 use super::builds::find;
 use super::document::Gets;
 use super::view::Id;
 use crate::http::problem::{Json, Problem};
+use crate::http::reader::{self, Reader};
 use crate::http::{App, follow, live, params};
 use crate::objects::ObjectError;
 use crate::objects::log::{self, Whole};
@@ -159,33 +158,14 @@ async fn ready(app: &App, text: LogText) -> Result<Ready, ObjectError> {
     }
 }
 
-/// Leave to read long logs, as long as it is held.
-fn leave(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
-    let permit = Arc::clone(&app.log_readers).try_acquire_owned();
-    permit.map_err(|_| {
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!(
-                "{} clients read long logs already, and more are not served: try again later",
-                app.config.limits.log_readers
-            ),
-        )
-    })
-}
-
 /// Logs as one text; of a whole result each is under a line with its name, and one that is lost says so. One that is asked for by
 /// itself is told as lost.
 async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<Response, Problem> {
     let is_long = logs
         .iter()
         .any(|log| matches!(log.text, LogText::Kept { .. }));
-    let leave = is_long.then(|| leave(app)).transpose()?;
-    let (sender, receiver) = mpsc::channel(2);
-    let taker = Taker {
-        sender,
-        patience: app.config.limits.slow_reader,
-        _leave: leave,
-    };
+    let leave = is_long.then(|| reader::leave(app)).transpose()?;
+    let (taker, body) = Reader::new(app, leave);
     if !whole && logs.len() == 1 {
         let log = logs.remove(0);
         // By itself: who has gone meanwhile has not made room for another before it is checked.
@@ -196,7 +176,7 @@ async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<
         let ready = ready?;
         tokio::spawn(async move {
             // Whoever has gone needs no more.
-            let _ = taker.give(ready).await;
+            let _ = give(&taker, ready).await;
         });
     } else {
         let app = Arc::clone(app);
@@ -210,73 +190,55 @@ async fn results_log(app: &Arc<App>, mut logs: Vec<Log>, whole: bool) -> Result<
                     let problem = Problem::from(error);
                     Ready::Text(format!("==== {} ====\n", problem.sentence))
                 });
-                if taker.send(Ok(head.into())).await.is_none() || taker.give(ready).await.is_none()
+                if taker.send(Ok(head.into())).await.is_none()
+                    || give(&taker, ready).await.is_none()
                 {
                     return;
                 }
             }
         });
     }
-    Ok((
-        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-        crate::http::stream(receiver),
-    )
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 
-/// Who takes logs.
-struct Taker {
-    sender: mpsc::Sender<std::io::Result<Bytes>>,
-    /// A piece that is not taken for so long is the last.
-    patience: Duration,
-    _leave: Option<OwnedSemaphorePermit>,
-}
-
-impl Taker {
-    /// Gives a piece away; `None` when nobody takes it any more.
-    async fn send(&self, piece: std::io::Result<Bytes>) -> Option<()> {
-        let sent = tokio::time::timeout(self.patience, self.sender.send(piece)).await;
-        sent.ok()?.ok()
-    }
-
-    /// Gives a log away, with a newline at its end; `None` when nobody takes it any more.
-    async fn give(&self, log: Ready) -> Option<()> {
-        let whole = match log {
-            Ready::Text(mut text) => {
-                if !text.is_empty() && !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                return self.send(Ok(text.into())).await;
+/// Gives a log away, with a newline at its end; `None` when nobody takes it any more.
+async fn give(taker: &Reader, log: Ready) -> Option<()> {
+    let whole = match log {
+        Ready::Text(mut text) => {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
             }
-            Ready::Object(whole) => whole,
-        };
-        let mut pieces = match whole.pieces().await {
-            Ok(pieces) => pieces,
-            Err(e) => {
-                // It was there a moment ago: what comes is broken off, and not taken for the whole.
-                let problem = Problem::from(e);
-                self.send(Err(std::io::Error::other(problem.sentence)))
-                    .await;
+            return taker.send(Ok(text.into())).await;
+        }
+        Ready::Object(whole) => whole,
+    };
+    let mut pieces = match whole.pieces().await {
+        Ok(pieces) => pieces,
+        Err(e) => {
+            // It was there a moment ago: what comes is broken off, and not taken for the whole.
+            let problem = Problem::from(e);
+            taker
+                .send(Err(std::io::Error::other(problem.sentence)))
+                .await;
+            return None;
+        }
+    };
+    let mut last = Bytes::new();
+    loop {
+        let (piece, rest) = tokio::task::spawn_blocking(move || (pieces.next(), pieces))
+            .await
+            .ok()?;
+        pieces = rest;
+        match piece {
+            None if last.ends_with(b"\n") => return Some(()),
+            None => return taker.send(Ok(Bytes::from_static(b"\n"))).await,
+            Some(Ok(piece)) => {
+                last = piece.clone();
+                taker.send(Ok(piece)).await?;
+            }
+            Some(Err(e)) => {
+                taker.send(Err(e)).await?;
                 return None;
-            }
-        };
-        let mut last = Bytes::new();
-        loop {
-            let (piece, rest) = tokio::task::spawn_blocking(move || (pieces.next(), pieces))
-                .await
-                .ok()?;
-            pieces = rest;
-            match piece {
-                None if last.ends_with(b"\n") => return Some(()),
-                None => return self.send(Ok(Bytes::from_static(b"\n"))).await,
-                Some(Ok(piece)) => {
-                    last = piece.clone();
-                    self.send(Ok(piece)).await?;
-                }
-                Some(Err(e)) => {
-                    self.send(Err(e)).await?;
-                    return None;
-                }
             }
         }
     }

@@ -45,7 +45,7 @@ pub(super) async fn read<T: DeserializeOwned + Default>(
     app: &App,
     request: Request<Body>,
 ) -> Result<T, Problem> {
-    let body = body::read(request.into_body(), app.config.limits.form).await?;
+    let body = body::read(&app.bodies, request.into_body(), app.config.limits.form).await?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }

@@ -178,7 +178,7 @@ pub(super) async fn submit(
     request: Request<Body>,
 ) -> Result<Response, Json> {
     let submitter = caller.may(Scope::Submit)?;
-    let text = body::read(request.into_body(), app.config.limits.form).await?;
+    let text = body::read(&app.bodies, request.into_body(), app.config.limits.form).await?;
     let submit: Submit = serde_json::from_slice(&text)
         .map_err(|e| Problem::bad(format!("the submission cannot be read: {e}")))?;
     check_name(&submit.name)?;

@@ -180,7 +180,7 @@ pub(super) async fn create(
     request: Request<Body>,
 ) -> Result<Response, Json> {
     let created_by = caller.may(Scope::Admin)?.to_owned();
-    let text = body::read(request.into_body(), app.config.limits.form).await?;
+    let text = body::read(&app.bodies, request.into_body(), app.config.limits.form).await?;
     let ask: Ask = serde_json::from_slice(&text)
         .map_err(|e| Problem::bad(format!("the token that is asked for cannot be read: {e}")))?;
     check_name(&ask.name)?;

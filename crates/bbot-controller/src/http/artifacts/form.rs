@@ -11,6 +11,7 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use sha2::{Digest as _, Sha256};
 
 use super::{Said, is_taken, keep};
+use crate::http::bodies::Room;
 use crate::http::problem::{Cause, Problem};
 use crate::http::{App, result, task};
 use crate::queue::era::Peer;
@@ -58,6 +59,8 @@ struct Form {
     session: Option<String>,
     challenge: Option<Vec<u8>>,
     instance: String,
+    /// What its words have of the room in memory, and how many bytes they are.
+    room: (Room, usize),
     sha256: Option<String>,
     archive: Option<(String, std::fs::File, String)>,
 }
@@ -97,7 +100,7 @@ async fn take(
         let name = field.name().unwrap_or_default().to_owned();
         match name.as_str() {
             "session" => {
-                let session = text(field).await?;
+                let session = text(app, field, &mut form.room).await?;
                 facts = app.store.session(&session).await?;
                 if let Some(facts) = &facts {
                     result::check_tenant(facts, tenant)?;
@@ -105,14 +108,15 @@ async fn take(
                 form.session = Some(session);
             }
             "challenge" => {
-                let value: String = text(field).await?.split_whitespace().collect();
+                let value = text(app, field, &mut form.room).await?;
+                let value: String = value.split_whitespace().collect();
                 let answer = base64::prelude::BASE64_STANDARD.decode(value);
                 form.challenge =
                     Some(answer.map_err(|_| Problem::bad("the challenge is no base64"))?);
             }
-            "instance" => form.instance = text(field).await?,
+            "instance" => form.instance = text(app, field, &mut form.room).await?,
             "sha256sum" => {
-                let sha256 = text(field).await?;
+                let sha256 = text(app, field, &mut form.room).await?;
                 if !is_sha256(&sha256) {
                     return Err(Problem::bad("sha256sum is not 64 lower-case hex digits"));
                 }
@@ -127,7 +131,7 @@ async fn take(
                 form.archive = Some(archive(app, field, is_wanted).await?);
             }
             // The original takes any others, for what handles its uploads.
-            _ => drop(text(field).await?),
+            _ => drop(text(app, field, &mut Default::default()).await?),
         }
     }
     Err(Problem::bad(format!(
@@ -161,9 +165,15 @@ async fn soon<T>(coming: impl Future<Output = multer::Result<T>>) -> Result<T, P
     }
 }
 
-async fn text(mut field: Field<'_>) -> Result<String, Problem> {
+async fn text(
+    app: &App,
+    mut field: Field<'_>,
+    (room, length): &mut (Room, usize),
+) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     while let Some(piece) = soon(field.chunk()).await? {
+        *length += piece.len();
+        app.bodies.grow(room, *length)?;
         bytes.extend_from_slice(&piece);
     }
     String::from_utf8(bytes).map_err(|_| Problem::bad("a field of the upload is no text"))

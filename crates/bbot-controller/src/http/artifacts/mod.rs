@@ -62,10 +62,12 @@ async fn keep(
     said: Said,
     file: std::fs::File,
 ) -> Result<(), Problem> {
+    let turn = app.turn_to_put().await?;
     let object = app
         .objects
         .put_file(Kind::Artifact, &said.sha256, file)
         .await?;
+    drop(turn);
     let artifact = Artifact {
         build: facts.build.id,
         run: facts.run.unwrap_or(0),
@@ -119,7 +121,7 @@ pub(super) async fn get(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        app.body_of(object, reading)
+        app.body_of(object, reading).await?
     };
     Ok((
         [

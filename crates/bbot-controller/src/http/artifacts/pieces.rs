@@ -230,11 +230,12 @@ async fn append(
 ) -> Result<(std::fs::File, u64, BodyDigest), Problem> {
     let failed = |e: Cause<'_>| Problem::internal("keep an upload", e);
     let mut hash = Sha256::new();
+    let mut incoming = body::Long::new(incoming);
     loop {
         let mut pieces = Vec::new();
         let mut ended = None;
         while pieces.len() < PIECE && ended.is_none() {
-            match body::next(incoming).await {
+            match incoming.next().await {
                 Ok(Some(data)) => pieces.extend_from_slice(&data),
                 Ok(None) => ended = Some(Ok(())),
                 Err(problem) => ended = Some(Err(problem)),

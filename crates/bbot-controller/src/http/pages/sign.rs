@@ -59,7 +59,7 @@ pub(super) async fn checked_form(
 }
 
 async fn read_form(app: &App, body: Body) -> Result<Vec<(String, String)>, Problem> {
-    let bytes = body::read(body, app.config.limits.form).await?;
+    let bytes = body::read(&app.bodies, body, app.config.limits.form).await?;
     Ok(params::parse(&String::from_utf8_lossy(&bytes)))
 }
 
