@@ -297,6 +297,8 @@ fn tell(
         build,
     }: &From,
 ) -> Result<Response, Problem> {
+    // A word of an agent, which may be of several lines.
+    let (name, version) = (one_line(name), one_line(version));
     let changed = || {
         if let Some(build) = build {
             app.build_changed(build.id);

@@ -380,6 +380,58 @@ fn wrong_requests_leave_a_line_in_the_log_each() {
     assert_eq!(running.terminate(), Some(0));
 }
 
+/// What agents say is a part of a line, and never a line of its own.
+#[test]
+fn an_agent_cannot_write_lines_into_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    for format in ["text", "json"] {
+        let data = dir.path().join(format);
+        let log = dir.path().join(format!("{format}.log"));
+        let file = std::fs::File::create(&log).unwrap();
+        let running = Running::start(&data, |command| {
+            command.env("BBOT_LOG", "debug").stderr(file);
+            command.args(["--log-format", format]);
+        });
+        let token = std::fs::read_to_string(data.join("token")).unwrap();
+        let body = br#"{"name": "foo", "version": "1", "source": {"repository": {"url": "https://example.org/1/x"}}}"#;
+        let submit = || running.send(token.trim(), "POST", "/api/v1/submissions", body);
+        let forged = "\\\nbot\nFORGED line\n\\\n";
+        let asks = request("0.17.0")
+            .replace("agent: bot\n", &format!("agent: {forged}"))
+            .replace(
+                "name: linux_debian_12-gcc_13.1\n",
+                &format!("name: {forged}"),
+            );
+        let url = format!("{}/?build-task", running.url);
+        let ask = || {
+            assert_eq!(submit().status, 201);
+            let task = agent(&url, &["Bbot-Agent: 1"], asks.as_bytes());
+            let session = field(&task.text(), "session");
+            assert!(!session.is_empty(), "{}", task.text());
+            session
+        };
+        ask();
+        let cancelled = running.send(token.trim(), "POST", "/api/v1/builds/1/cancel", b"{}");
+        assert_eq!(cancelled.status, 200, "{}", cancelled.text());
+        let brought = result(&ask(), "foo", "1", "success");
+        let url = format!("{}/?build-result", running.url);
+        // Also once more, and of a session that is none.
+        let other = result("x", "a\nFORGED", "1", "success").replace("name: a", "name: \\\na");
+        let other = other.replace("FORGED\n", "FORGED\n\\\n");
+        for (text, status) in [(&brought, 200), (&brought, 200), (&other, 404)] {
+            let answer = agent(&url, &["Bbot-Agent: 1"], text.as_bytes());
+            assert_eq!(answer.status, status, "{}", answer.text());
+        }
+        assert_eq!(running.terminate(), Some(0));
+        let logged = std::fs::read_to_string(&log).unwrap();
+        assert!(logged.contains(" goes to bot FORGED"), "{logged}");
+        for line in logged.lines() {
+            let begins = line.starts_with(if format == "json" { "{\"" } else { "20" });
+            assert!(begins && !line.contains(char::is_control), "{line:?}");
+        }
+    }
+}
+
 #[test]
 fn exit_codes_and_errors() {
     let dir = tempfile::tempdir().unwrap();

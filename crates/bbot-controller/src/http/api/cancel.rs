@@ -14,7 +14,7 @@ use super::submissions::{find as find_submission, with_builds};
 use super::view::{BuildWithAttempts, CancelledSubmission, Id};
 use super::{id, json};
 use crate::http::access::Caller;
-use crate::http::problem::{Json, Problem};
+use crate::http::problem::{Json, Problem, one_line};
 use crate::http::{App, Base, to_the_end};
 use crate::queue::{Cancel, State};
 use crate::store::Build;
@@ -134,8 +134,9 @@ fn tell(app: &App, build: &Build) {
         (State::Building, Some(agent)) => tracing::info!(
             build.id,
             agent,
-            "build {} is cancelled: {agent} is told to stop",
-            build.id
+            "build {} is cancelled: {} is told to stop",
+            build.id,
+            one_line(agent)
         ),
         _ => tracing::info!(build.id, "build {} is cancelled", build.id),
     }

@@ -12,7 +12,7 @@ use crate::auth;
 use crate::dispatch::Desk;
 use crate::dispatch::abilities::Abilities;
 use crate::http::hand_out::HandOut;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, one_line};
 use crate::http::{App, session};
 use crate::queue::lane::Lane;
 use crate::queue::lease;
@@ -159,8 +159,8 @@ pub(super) async fn find(
             lease.build.id,
             lease.build.package,
             lease.build.version,
-            request.agent,
-            machine.name
+            one_line(&request.agent),
+            one_line(&machine.name)
         );
         let base = asked.held.base.as_ref().map_or("", |b| b.0.as_str());
         let response = TaskResponse {
