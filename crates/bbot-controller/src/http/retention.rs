@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::App;
-use super::problem::Problem;
+use super::problem::{Cause, Problem};
 use crate::clock::Millis;
 
 impl App {
@@ -20,8 +20,7 @@ impl App {
 
     /// Removes raw logs of before a time of builds that there are no more.
     async fn remove_lost_logs(&self, before: Millis) -> Result<(), Problem> {
-        let failed =
-            |e: &(dyn std::error::Error + 'static)| Problem::internal("look for raw logs", e);
+        let failed = |e: Cause<'_>| Problem::internal("look for raw logs", e);
         let before = UNIX_EPOCH + Duration::from_millis(u64::try_from(before.0).unwrap_or(0));
         let segments = Arc::clone(&self.segments);
         let old = tokio::task::spawn_blocking(move || segments.unchanged_since(before))
