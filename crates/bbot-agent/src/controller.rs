@@ -170,6 +170,9 @@ pub struct Destination {
     pub kin: Kin,
     /// What it is signed with, where it is.
     pub key: Option<SessionKey>,
+    /// The number of the last segment of its session's log, which the controller has or gets
+    /// by itself; none where there is no such log.
+    pub log: Option<u64>,
 }
 
 impl Destination {
@@ -234,8 +237,10 @@ pub enum Acknowledged {
     Over(String),
     /// It is not one: a fault of the agent's.
     Refused(String),
-    /// No answer, or not now.
+    /// Not now.
     Again(String),
+    /// No answer, or somebody else's than the controller's.
+    Silence(String),
 }
 
 /// The connection to the controllers.
@@ -384,7 +389,7 @@ pub fn acknowledged(
 ) -> Acknowledged {
     let text = said(status, message);
     match (status.as_u16(), next) {
-        _ if !is_ours => Acknowledged::Again(said_between(status, message)),
+        _ if !is_ours => Acknowledged::Silence(said_between(status, message)),
         (200..=299, _) => Acknowledged::Taken,
         (409, Some(next)) => Acknowledged::Gap(next),
         (404 | 410, _) => Acknowledged::Over(text),

@@ -16,6 +16,7 @@ pub mod plan;
 mod post;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -28,12 +29,16 @@ use tokio::time::Instant;
 
 use crate::controller::{Destination, Link, Url};
 use crate::result;
-use crate::session::{self, Session};
+use crate::session::{self, Log, Session, patience};
 use crate::spool::{Held, Spool};
 use plan::{Entry, Id, Plan, Time};
 
-/// How long a result waits for the rest of its log to go before it.
-const LOG_FIRST: Duration = Duration::from_secs(10);
+/// How long a result waits for the rest of its log at most, whatever is heard of its
+/// controller: [`session::patience`] says when sooner. What comes after it is not lost.
+const LOG_FIRST: Duration = patience::GIVEN_UP;
+
+/// No pause between two posts is as long: what is due later waits for its log.
+const NO_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// How much may wait before the agent takes no more tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +67,14 @@ impl Bounds {
 pub struct Status {
     /// Results that are not taken yet.
     pub waiting: usize,
-    /// Log segments of running builds that are not acknowledged yet.
+    /// Log segments that are not acknowledged yet.
     pub segments: usize,
     /// Their size together, in bytes.
     pub bytes: u64,
     /// How old the oldest result is.
     pub oldest: Option<Duration>,
-    /// In what time the next result is posted; none when nothing waits, or one is on its way.
+    /// In what time the next result is posted; none when nothing waits but for its log, or
+    /// one is on its way.
     pub next_try: Option<Duration>,
     /// Tasks that will be given back if the agent ends now.
     pub held: usize,
@@ -93,7 +99,7 @@ pub struct Way {
     pub waiting: usize,
     /// How many of them have stepped behind the others, since it did not take them.
     pub behind: usize,
-    /// In what time the next is posted.
+    /// In what time the next is posted, if it does not wait for its log.
     pub next_try: Option<Duration>,
     /// Why the last one was not taken.
     pub error: Option<String>,
@@ -105,7 +111,8 @@ pub struct Delivery;
 
 impl Delivery {
     /// Starts with what is in the spool: the tasks that an agent before this one was
-    /// killed over are given back, and what it has left of their logs goes before.
+    /// killed over are given back, and what it has left of logs goes before what goes to the
+    /// same controller.
     ///
     /// It must be called within a tokio runtime. Posting ends when the last clone of the
     /// handle is dropped.
@@ -119,8 +126,7 @@ impl Delivery {
                 plan: Plan::new(rand::random()),
                 items: HashMap::new(),
                 errors: BTreeMap::new(),
-                sessions: Vec::new(),
-                left: Vec::new(),
+                logs: Vec::new(),
                 refused: 0,
                 taken: 0,
                 failed: 0,
@@ -131,13 +137,9 @@ impl Delivery {
             wake: Notify::new(),
             changed: watch::Sender::new(()),
         });
-        let given = inner.load();
-        // Listed now, before there are any of this agent.
-        let left = inner.spool.left_logs();
-        let recover = tokio::spawn(recover_logs(inner.clone(), left, given));
-        let posts = tokio::spawn(post::run(inner.clone()));
-        let tasks = [recover.abort_handle(), posts.abort_handle()];
-        Handle(Arc::new(Guard { inner, tasks }))
+        inner.load();
+        let posts = tokio::spawn(post::run(inner.clone())).abort_handle();
+        Handle(Arc::new(Guard { inner, posts }))
     }
 }
 
@@ -148,15 +150,21 @@ pub struct Handle(Arc<Guard>);
 #[derive(Debug)]
 struct Guard {
     inner: Arc<Inner>,
-    tasks: [AbortHandle; 2],
+    posts: AbortHandle,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
+        self.posts.abort();
+        let (logs, items) = {
+            let mut state = self.inner.state();
+            (mem::take(&mut state.logs), mem::take(&mut state.items))
+        };
+        // Before their sessions are dropped with the results.
+        for log in logs {
+            log.leave();
         }
-        self.inner.state().items.clear();
+        drop(items);
         // At once, and not when the runtime gets round to dropping the task.
         self.inner.spool.unlock();
     }
@@ -180,10 +188,9 @@ struct State {
     items: HashMap<Id, Item>,
     /// Why the last result for an origin was not taken.
     errors: BTreeMap<String, String>,
-    /// Those of running tasks; the ones that are over are dropped now and then.
-    sessions: Vec<session::Watch>,
-    /// Logs that an earlier agent has left, while they are sent.
-    left: Vec<session::Left>,
+    /// Logs of tasks and of results, and those that an earlier agent has left; the ones that
+    /// are sent are dropped now and then.
+    logs: Vec<Log>,
     refused: u64,
     taken: u64,
     failed: u64,
@@ -233,20 +240,32 @@ impl Inner {
         self.wake.notify_one();
     }
 
-    /// What waits on disk, and what is held there, which nobody works at any more: those
-    /// are returned.
-    fn load(&self) -> Vec<Id> {
+    /// What waits on disk, and what is held there, which nobody works at any more.
+    fn load(self: &Arc<Self>) {
+        // Listed now, before there are any of this agent. Which of them is whose is not known:
+        // what goes to a controller waits for all that goes there.
+        let mut logs: BTreeMap<String, Vec<Log>> = BTreeMap::new();
+        for dir in self.spool.left_logs() {
+            if let Some(log) = Log::recover(&dir, self.link()) {
+                self.state().logs.push(log.clone());
+                logs.entry(log.origin()).or_default().push(log);
+            }
+        }
         let paths = self.spool.pending().unwrap_or_else(|e| {
             tracing::error!("{:#}", anyhow::Error::new(e));
             Vec::new()
         });
         self.drop_done(&paths);
+        let gate = |origin: &str| logs.contains_key(origin).then_some(LOG_FIRST);
         for path in paths {
-            self.add_file(path, None);
+            self.add_file(path, gate);
         }
-        let given = self.give_back_all(Some(LOG_FIRST));
+        self.give_back_all(gate);
         self.state().refused = self.spool.refused();
-        given
+        for (origin, logs) in logs {
+            let waiting = self.state().of_origin(&origin);
+            tokio::spawn(after_logs(self.clone(), logs, waiting));
+        }
     }
 
     /// An agent that is killed between writing a result and forgetting what it held for
@@ -269,8 +288,8 @@ impl Inner {
         }
     }
 
-    /// Everything that is held is to be posted; what it became.
-    fn give_back_all(&self, gate: Option<Duration>) -> Vec<Id> {
+    /// Everything that is held is to be posted; `gate` as in [`Self::add_file`].
+    fn give_back_all(&self, gate: impl Fn(&str) -> Option<Duration>) {
         let mut paths = self.spool.held().unwrap_or_else(|e| {
             tracing::error!("{:#}", anyhow::Error::new(e));
             Vec::new()
@@ -286,14 +305,15 @@ impl Inner {
         if !paths.is_empty() {
             tracing::info!("giving back {} unfinished task(s)", paths.len());
         }
-        let held = paths.into_iter().map(Held);
-        held.filter_map(|h| self.give_back(h, gate)).collect()
+        for held in paths.into_iter().map(Held) {
+            self.give_back(held, &gate);
+        }
     }
 
-    /// What is held for a task is to be posted; what it became. A disk that does not let it
-    /// be moved must not keep the controller waiting: then it goes from memory, where it has
-    /// some hundred bytes, and stays held until it is taken.
-    fn give_back(&self, held: Held, gate: Option<Duration>) -> Option<Id> {
+    /// What is held for a task is to be posted; `gate` as in [`Self::add_file`]. A disk that
+    /// does not let it be moved must not keep the controller waiting: then it goes from memory,
+    /// where it has some hundred bytes, and stays held until it is taken.
+    fn give_back(&self, held: Held, gate: impl Fn(&str) -> Option<Duration>) {
         match self.spool.give_back(&held, SystemTime::now()) {
             Ok(path) => {
                 self.forget_held();
@@ -301,9 +321,11 @@ impl Inner {
             }
             Err(e) => tracing::error!("{:#}", anyhow::Error::new(e)),
         }
-        let entry = self.spool.read(&held.0);
-        let entry = entry.map_err(|e| tracing::error!("{:#}", anyhow::Error::new(e)));
-        let entry = entry.ok()?;
+        let entry = match self.spool.read(&held.0) {
+            Ok(entry) => entry,
+            Err(e) => return tracing::error!("{:#}", anyhow::Error::new(e)),
+        };
+        let gate = gate(&entry.to.origin());
         let item = Item {
             to: entry.to,
             bytes: entry.body.len() as u64,
@@ -311,11 +333,12 @@ impl Inner {
             _session: None,
             held: Some(held),
         };
-        Some(self.add_item(item, Duration::ZERO, gate))
+        self.add_item(item, Duration::ZERO, gate);
     }
 
-    /// A file is to be posted; a damaged one is set aside.
-    fn add_file(&self, path: PathBuf, gate: Option<Duration>) -> Option<Id> {
+    /// A file is to be posted; a damaged one is set aside. `gate`: for how long it waits for
+    /// logs of its origin at most.
+    fn add_file(&self, path: PathBuf, gate: impl Fn(&str) -> Option<Duration>) {
         let header = match self.spool.header(&path) {
             Ok(header) => header,
             Err(e) => {
@@ -325,9 +348,10 @@ impl Inner {
                 if is_of_file {
                     self.set_aside(&path);
                 }
-                return None;
+                return;
             }
         };
+        let gate = gate(&header.to.origin());
         let age = SystemTime::now()
             .duration_since(header.written)
             .unwrap_or_default();
@@ -338,7 +362,7 @@ impl Inner {
             _session: None,
             held: None,
         };
-        Some(self.add_item(item, age, gate))
+        self.add_item(item, age, gate);
     }
 
     fn add_item(&self, item: Item, age: Duration, gate: Option<Duration>) -> Id {
@@ -394,20 +418,19 @@ impl Inner {
     fn status(&self) -> Status {
         let now = self.now();
         let mut state = self.state();
-        state.sessions.retain(session::Watch::is_alive);
+        state.logs.retain(|log| !log.is_done());
+        let shown = |at: Time| Some(at.saturating_sub(now)).filter(|within| *within < NO_PAUSE);
         let mut status = Status {
             waiting: state.items.len(),
             oldest: state.plan.oldest(now),
-            next_try: state.plan.deadline().map(|at| at.saturating_sub(now)),
+            next_try: state.plan.deadline().and_then(shown),
             held: state.held,
             refused: state.refused,
             taken: state.taken,
             failed: state.failed,
             ..Status::default()
         };
-        let sessions = state.sessions.iter().map(session::Watch::waiting);
-        let left = state.left.iter().map(session::Left::waiting);
-        for (count, bytes) in sessions.chain(left) {
+        for (count, bytes) in state.logs.iter().map(Log::waiting) {
             status.segments += count;
             status.bytes += bytes;
         }
@@ -422,7 +445,7 @@ impl Inner {
                 Way {
                     waiting: way.waiting,
                     behind: way.behind,
-                    next_try: way.next.map(|at| at.saturating_sub(now)),
+                    next_try: way.next.and_then(shown),
                     error,
                 },
             );
@@ -440,23 +463,26 @@ impl Inner {
     }
 }
 
-/// Sends what is left of the logs of tasks that an agent was killed over; only then, or
-/// after a while, the tasks are given back, which ends their sessions.
-async fn recover_logs(inner: Arc<Inner>, left: Vec<PathBuf>, given: Vec<Id>) {
-    let mut tasks = tokio::task::JoinSet::new();
-    // They count for what waits, as those of running builds do.
-    let left: Vec<_> = left
-        .iter()
-        .filter_map(|dir| session::Left::open(dir))
-        .collect();
-    inner.state().left.clone_from(&left);
-    inner.tell();
-    for log in left {
-        tasks.spawn(log.send(inner.link()));
+impl State {
+    /// The results that wait for this origin.
+    fn of_origin(&self, origin: &str) -> Vec<Id> {
+        let items = self.items.iter();
+        let of_it = items.filter(|(_, item)| item.to.origin() == origin);
+        of_it.map(|(id, _)| *id).collect()
     }
-    while tasks.join_next().await.is_some() {}
-    inner.state().left.clear();
-    inner.open_gate(&given);
+}
+
+/// Lets these results go when the logs need not go first (any more).
+async fn after_logs(inner: Arc<Inner>, logs: Vec<Log>, results: Vec<Id>) {
+    for log in &logs {
+        log.gone_first().await;
+    }
+    inner.open_gate(&results);
+}
+
+/// No log goes before it.
+fn at_once(_: &str) -> Option<Duration> {
+    None
 }
 
 impl Handle {
@@ -501,7 +527,7 @@ impl Handle {
 
     /// Posts what is held for this task: it will not be done.
     pub async fn give_back(&self, held: Held) {
-        if let Err(e) = self.on_disk(|inner| inner.give_back(held, None)).await {
+        if let Err(e) = self.on_disk(|inner| inner.give_back(held, at_once)).await {
             tracing::error!("{e:#}");
         }
     }
@@ -509,13 +535,14 @@ impl Handle {
     /// Posts what is held: none of its tasks will be done. What is not taken now is sent
     /// again, by the next agent if need be.
     pub async fn give_back_all(&self) {
-        if let Err(e) = self.on_disk(|inner| inner.give_back_all(None)).await {
+        if let Err(e) = self.on_disk(|inner| inner.give_back_all(at_once)).await {
             tracing::error!("{e:#}");
         }
     }
 
     /// Takes a result; it is on disk when this returns, and is sent from now on. What was
-    /// held for the task is released, and what is left of its log goes before. Should the
+    /// held for the task is released, and what is left of its log goes before, as long as the
+    /// controller may be waited for ([`session::patience`]), else beside it. Should the
     /// disk not take it, it is told and the result waits in memory.
     ///
     /// # Errors
@@ -524,12 +551,17 @@ impl Handle {
     /// what was held is posted.
     pub async fn add(
         &self,
-        to: Destination,
+        mut to: Destination,
         request: ResultRequest,
         era: Era,
         held: Option<Held>,
         session: Option<Session>,
     ) -> Result<()> {
+        let log = session.as_ref().and_then(Session::log).cloned();
+        if let Some(log) = &log {
+            log.complete();
+            to.log = log.last();
+        }
         let written = self.on_disk({
             let to = to.clone();
             move |inner| {
@@ -566,7 +598,7 @@ impl Handle {
                 (Place::Memory(Arc::new(body)), held)
             }
         };
-        let log = session.as_ref().filter(|s| s.waiting().0 > 0).cloned();
+        let log = log.filter(|log| log.waiting().0 > 0);
         let item = Item {
             to,
             bytes,
@@ -577,13 +609,7 @@ impl Handle {
         let gate = log.is_some().then_some(LOG_FIRST);
         let id = self.inner().add_item(item, Duration::ZERO, gate);
         if let Some(log) = log {
-            let inner = self.inner().clone();
-            tokio::spawn(async move {
-                // Its session is over with the result, and with it this.
-                let _ = tokio::time::timeout(LOG_FIRST, log.drained()).await;
-                drop(log);
-                inner.open_gate(&[id]);
-            });
+            tokio::spawn(after_logs(self.inner().clone(), vec![log], vec![id]));
         }
         Ok(())
     }
@@ -608,26 +634,33 @@ impl Handle {
         let inner = self.inner();
         let dir = inner.spool.free_log(SystemTime::now());
         let session = Session::start(terms, dir, inner.link());
-        inner.state().sessions.extend(session.watch());
+        let mut state = inner.state();
+        state.logs.retain(|log| !log.is_done());
+        state.logs.extend(session.log().cloned());
+        drop(state);
         session
     }
 
     /// From now on this is the way to the controllers: the configuration was read again.
-    /// Sessions that run keep theirs.
+    /// The leases of sessions that run keep theirs.
     pub fn set_link(&self, link: Arc<dyn Link>) {
-        let mut current = self
-            .inner()
-            .link
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *current = link;
+        for log in &self.inner().state().logs {
+            log.set_link(link.clone());
+        }
+        let current = self.inner().link.lock();
+        *current.unwrap_or_else(PoisonError::into_inner) = link;
     }
 
     /// A controller has answered a request: what waits for it since it could not be
     /// reached goes now.
     pub fn reached(&self, url: &Url) {
         let origin = url.origin().ascii_serialization();
-        self.inner().state().plan.reached(&origin);
+        let mut state = self.inner().state();
+        state.plan.reached(&origin);
+        for log in state.logs.iter().filter(|log| log.origin() == origin) {
+            log.heard();
+        }
+        drop(state);
         self.inner().wake.notify_one();
     }
 

@@ -9,36 +9,29 @@
 //!   result in the spool: both go on until the result is taken
 //! ```
 //!
-//! No trouble with the controller ends a build: the lease and the log are tried again for
-//! as long as the session lasts, and a result that is late is taken all the same.
+//! No trouble with the controller ends a build: the lease is tried again for as long as the
+//! session lasts, and a result that is late is taken all the same. The log ([`sending`]) goes
+//! on after its session, until the controller has it or does not want it.
 
 mod log;
+pub(crate) mod patience;
+mod sending;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
-use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::controller::{Acknowledged, Channel, Link, Renewed, Url, parse_url};
-use crate::delivery::plan::pause_after;
+use crate::controller::{Channel, Link, Renewed, Url, parse_url};
 use crate::segments;
 use log::SegmentLog;
+pub(crate) use sending::Log;
 
 /// How often a lease is renewed when the controller does not say.
 const RENEW: Duration = Duration::from_secs(15);
-
-/// The longest pause between two tries to post a segment.
-const LONGEST: Duration = Duration::from_secs(30);
-
-/// For how long what an earlier agent left of a log is sent.
-const RECOVER: Duration = Duration::from_secs(60 * 60);
 
 /// The session's URL, if the controller has said one that may be used: its own.
 pub fn url_of(text: Option<&str>, controller: &Url) -> Option<Url> {
@@ -67,98 +60,20 @@ pub struct Terms {
 }
 
 /// A running task's session. Clones are the same session; when the last is dropped the
-/// lease is not renewed any more, and what is left of the log is removed.
+/// lease is not renewed any more. What is left of the log goes on.
 #[derive(Debug, Clone)]
 pub struct Session(Option<Arc<Guard>>);
 
 #[derive(Debug)]
 struct Guard {
-    inner: Arc<Inner>,
-    tasks: Vec<AbortHandle>,
+    log: Log,
+    lease: AbortHandle,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-        self.inner.log().close();
-        self.inner.tell();
-    }
-}
-
-#[derive(Debug)]
-struct Inner {
-    name: String,
-    log: Mutex<SegmentLog>,
-    /// A segment has come.
-    wake: Notify,
-    /// How many segments wait, and their size.
-    waiting: watch::Sender<(usize, u64)>,
-    over: CancellationToken,
-    why: OnceLock<String>,
-}
-
-impl Inner {
-    fn new(name: String, log: SegmentLog) -> Self {
-        let waiting = watch::Sender::new((log.len(), log.bytes()));
-        Self {
-            name,
-            log: Mutex::new(log),
-            wake: Notify::new(),
-            waiting,
-            over: CancellationToken::new(),
-            why: OnceLock::new(),
-        }
-    }
-
-    fn log(&self) -> MutexGuard<'_, SegmentLog> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell(&self) {
-        let (count, bytes) = {
-            let log = self.log();
-            (log.len(), log.bytes())
-        };
-        self.waiting.send_replace((count, bytes));
-    }
-
-    /// The controller does not want anything of this session any more.
-    fn end(&self, why: &str) {
-        if self.why.set(why.to_owned()).is_ok() {
-            tracing::info!("{}: the session is over: {why}", self.name);
-        }
-        self.log().close();
-        self.tell();
-        self.over.cancel();
-    }
-
-    /// A segment has been put in the log, or could not be.
-    fn came(&self, put: std::io::Result<()>) {
-        let (dropped, flush) = {
-            let mut log = self.log();
-            let flush = log.wants_flush(Instant::now());
-            (log.take_dropped(), flush.then(|| log.dir().to_owned()))
-        };
-        if let Err(e) = put {
-            tracing::warn!("{}: a piece of its log is lost: {e}", self.name);
-        }
-        if dropped > 0 {
-            tracing::warn!(
-                "{}: its controller does not take the log in time: {dropped} bytes of the \
-                 middle are dropped",
-                self.name
-            );
-        }
-        if let Some(dir) = flush {
-            // Nobody waits for it: see the module `log`.
-            tokio::task::spawn_blocking(move || {
-                let _ = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
-            });
-        }
-        self.tell();
-        self.wake.notify_one();
+        self.lease.abort();
+        self.log.complete();
     }
 }
 
@@ -176,47 +91,36 @@ impl Session {
             name,
         } = terms;
         let log = SegmentLog::new(dir, channel.clone(), log::LIMIT);
-        let inner = Arc::new(Inner::new(name, log));
-        let lease = tokio::spawn(
-            renew_lease(
-                inner.clone(),
-                link.clone(),
-                channel.clone(),
-                renew.unwrap_or(RENEW),
-            )
-            .in_current_span(),
-        );
-        let log = tokio::spawn(post_log(inner.clone(), link, channel).in_current_span());
-        let tasks = vec![lease.abort_handle(), log.abort_handle()];
-        Self(Some(Arc::new(Guard { inner, tasks })))
+        let log = Log::start(name, log, link.clone());
+        let lease = renew_lease(log.clone(), link, channel, renew.unwrap_or(RENEW));
+        let lease = tokio::spawn(lease.in_current_span()).abort_handle();
+        Self(Some(Arc::new(Guard { log, lease })))
     }
 
-    fn inner(&self) -> Option<&Inner> {
-        self.0.as_ref().map(|guard| &*guard.inner)
+    /// Its log, where it has one.
+    pub(crate) fn log(&self) -> Option<&Log> {
+        self.0.as_ref().map(|guard| &guard.log)
     }
 
     /// Resolves when the controller says that the session is over: the task was given to
     /// somebody else, or is built. Its result is worth nothing then.
     pub async fn cancelled(&self) {
-        match self.inner() {
-            Some(inner) => inner.over.cancelled().await,
+        match self.log() {
+            Some(log) => log.over().await,
             None => std::future::pending().await,
         }
     }
 
     /// Why the controller has ended the session, if it has.
     pub fn is_over(&self) -> Option<&str> {
-        self.inner()?.why.get().map(String::as_str)
+        self.log()?.is_over()
     }
 
     /// Takes a segment that the worker has uploaded: the operation's name on its first
     /// line, then the log. The file is gone then. It waits for nobody.
     pub fn take(&self, path: &Path, bytes: u64) {
-        match self.inner() {
-            Some(inner) => {
-                let put = inner.log().take(path, bytes);
-                inner.came(put);
-            }
+        match self.log() {
+            Some(log) => log.put(|log| log.take(path, bytes)),
             None => return,
         }
         // Lost, or not wanted any more.
@@ -225,98 +129,25 @@ impl Session {
 
     /// Takes a piece of an operation's log.
     pub fn push_log(&self, operation: &str, bytes: &[u8]) {
-        let Some(inner) = self.inner() else { return };
+        let Some(log) = self.log() else { return };
         for piece in bytes.chunks(segments::MOST) {
             let segment = [operation.as_bytes(), b"\n", piece].concat();
             if !operation.contains('\n') && segments::is_segment(&segment) {
-                let put = inner.log().push(&segment);
-                inner.came(put);
+                log.put(|log| log.push(&segment));
             }
         }
     }
 
     /// How many segments wait, and their bytes.
     pub fn waiting(&self) -> (usize, u64) {
-        self.inner().map_or((0, 0), |inner| *inner.waiting.borrow())
-    }
-
-    pub(crate) fn watch(&self) -> Option<Watch> {
-        self.0.as_ref().map(|guard| Watch(Arc::downgrade(guard)))
+        self.log().map_or((0, 0), Log::waiting)
     }
 
     /// Resolves when no segment waits any more.
     pub async fn drained(&self) {
-        if let Some(inner) = self.inner() {
-            let mut waiting = inner.waiting.subscribe();
-            // The sender lives as long as `inner`.
-            let _ = waiting.wait_for(|(count, _)| *count == 0).await;
+        if let Some(log) = self.log() {
+            log.drained().await;
         }
-    }
-}
-
-/// Sees what waits of a session without keeping it alive.
-#[derive(Debug)]
-pub(crate) struct Watch(Weak<Guard>);
-
-impl Watch {
-    pub(crate) fn is_alive(&self) -> bool {
-        self.0.strong_count() > 0
-    }
-
-    /// How many segments wait, and their bytes.
-    pub(crate) fn waiting(&self) -> (usize, u64) {
-        let guard = self.0.upgrade();
-        guard.map_or((0, 0), |guard| *guard.inner.waiting.borrow())
-    }
-}
-
-/// What an earlier agent has left of a session's log. Clones are the same.
-#[derive(Debug, Clone)]
-pub(crate) struct Left(Arc<Inner>);
-
-impl Left {
-    /// Reads what is there. None: it is of no use, and removed.
-    pub(crate) fn open(dir: &Path) -> Option<Self> {
-        let log = match SegmentLog::recover(dir) {
-            Ok(log) => log,
-            Err(e) => {
-                tracing::warn!("a log in {} is lost: {e}", dir.display());
-                if let Err(e) = std::fs::remove_dir_all(dir) {
-                    tracing::warn!("unable to remove {}: {e}", dir.display());
-                }
-                return None;
-            }
-        };
-        let name = format!("session {}", log.channel().url);
-        Some(Self(Arc::new(Inner::new(name, log))))
-    }
-
-    /// How many segments wait, and their bytes.
-    pub(crate) fn waiting(&self) -> (usize, u64) {
-        *self.0.waiting.borrow()
-    }
-
-    /// Sends it, for a while; then it is removed.
-    pub(crate) async fn send(self, link: Arc<dyn Link>) {
-        let inner = self.0;
-        let channel = inner.log().channel().clone();
-        let mut waiting = inner.waiting.subscribe();
-        let count = waiting.borrow().0;
-        if count > 0 {
-            tracing::info!(
-                "sending {count} segment(s) of a log that an earlier agent has left to {}",
-                channel.url.origin().ascii_serialization()
-            );
-        }
-        tokio::select! {
-            _ = waiting.wait_for(|(count, _)| *count == 0) => {}
-            () = post_log(inner.clone(), link, channel) => {}
-            () = sleep(RECOVER) => {
-                tracing::warn!("{}: giving the rest of its log up", inner.name);
-            }
-        }
-        inner.log().close();
-        inner.tell();
     }
 }
 
@@ -325,12 +156,7 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// The first renewal is answered at once, which confirms that the task has arrived. Each other one
 /// the controller holds until the next is due, so that the end of the session is told at once.
-async fn renew_lease(
-    inner: Arc<Inner>,
-    link: Arc<dyn Link>,
-    channel: Channel,
-    mut every: Duration,
-) {
+async fn renew_lease(log: Log, link: Arc<dyn Link>, channel: Channel, mut every: Duration) {
     let mut number = 0;
     let mut hold = Duration::ZERO;
     let mut trouble = false;
@@ -340,86 +166,24 @@ async fn renew_lease(
         number += 1;
         match link.renew_lease(&channel, number, hold, within).await {
             Renewed::Until(next) => {
+                log.heard();
                 if std::mem::take(&mut trouble) {
-                    tracing::info!("{}: its lease is renewed again", inner.name);
+                    tracing::info!("{}: its lease is renewed again", log.name());
                 }
                 // Whether the controller has held it or not.
                 sleep_until(sent + hold).await;
                 every = next.unwrap_or(every);
                 hold = every.min(LONGEST_HOLD);
             }
-            Renewed::Over(why) => return inner.end(&why),
+            Renewed::Over(why) => return log.session_is_over(&why),
             Renewed::Again(why) => {
                 if !std::mem::replace(&mut trouble, true) {
-                    tracing::warn!("{}: unable to renew its lease, going on: {why}", inner.name);
+                    tracing::warn!("{}: unable to renew its lease, going on: {why}", log.name());
                 }
                 sleep(every / 2).await;
                 hold = Duration::ZERO;
             }
         }
-    }
-}
-
-async fn post_log(inner: Arc<Inner>, link: Arc<dyn Link>, channel: Channel) {
-    let mut random = StdRng::from_entropy();
-    let mut failures = 0;
-    loop {
-        if inner.log().is_closed() {
-            return;
-        }
-        let Some(first) = inner.log().first() else {
-            inner.wake.notified().await;
-            continue;
-        };
-        let body = match std::fs::read(&first.path) {
-            Ok(body) if segments::is_segment(&body) => body,
-            read => {
-                let why = read.map_or_else(|e| e.to_string(), |_| "it is damaged".to_owned());
-                tracing::warn!(
-                    "{}: a piece of its log is lost: {}: {why}",
-                    inner.name,
-                    first.path.display()
-                );
-                inner.log().lost();
-                inner.tell();
-                continue;
-            }
-        };
-        let answer = link.post_segment(&channel, first.number, first.skips, body);
-        let again = match answer.await {
-            Acknowledged::Taken => {
-                inner.log().taken(first.number);
-                inner.tell();
-                failures = 0;
-                continue;
-            }
-            Acknowledged::Over(why) => return inner.end(&why),
-            Acknowledged::Refused(why) => {
-                tracing::error!(
-                    "{}: its controller refuses segment {} of its log, and gets no more of \
-                     it before the result: {why}",
-                    inner.name,
-                    first.number
-                );
-                inner.log().close();
-                inner.tell();
-                return;
-            }
-            Acknowledged::Gap(next) => {
-                let moved = inner.log().expect(next);
-                inner.tell();
-                if moved {
-                    continue;
-                }
-                format!("it still waits for segment {next}")
-            }
-            Acknowledged::Again(why) => why,
-        };
-        if failures == 0 {
-            tracing::warn!("{}: unable to send its log, going on: {again}", inner.name);
-        }
-        failures += 1;
-        sleep(pause_after(failures, LONGEST, &mut random)).await;
     }
 }
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The first line of a file says whose controller the result goes to, how long it is,
-//! where it goes, and what it is signed with (so that only the agent's user may read it); the rest
-//! is the body of the post. A file is written, synced and
+//! where it goes, how long its session's log is, and what it is signed with (so that only the
+//! agent's user may read it); the rest is the body of the post. A file is written, synced and
 //! renamed, and its folder synced, before the first try, so that a crash loses nothing.
 
 use std::fs;
@@ -312,11 +312,14 @@ impl Spool {
             Kin::Stranger => STRANGER,
         };
         let (length, url) = (entry.body.len(), &entry.to.url);
-        let (form, key) = match &entry.to.key {
-            Some(key) => (3, format!(" {}", key.secret_text())),
-            None => (2, String::new()),
+        let key = entry.to.key.as_ref().map(SessionKey::secret_text);
+        let (form, rest) = match (entry.to.log, key) {
+            (None, None) => (2, String::new()),
+            (None, Some(key)) => (3, format!(" {key}")),
+            (Some(last), None) => (4, format!(" {last}")),
+            (Some(last), Some(key)) => (4, format!(" {last} {key}")),
         };
-        writeln!(file, "{MAGIC} {form} {kin} {length} {url}{key}")
+        writeln!(file, "{MAGIC} {form} {kin} {length} {url}{rest}")
             .and_then(|()| file.write_all(&entry.body))
             .and_then(|()| file.as_file().sync_all())
             .map_err(&failed)?;
@@ -447,7 +450,7 @@ fn first_line(line: &str) -> Option<(Destination, Option<u64>)> {
     let form = words.next()?;
     let (kin, length) = match form {
         "1" => (Kin::Stranger, None),
-        "2" | "3" => {
+        "2" | "3" | "4" => {
             let kin = match words.next()? {
                 OURS => Kin::Ours,
                 STRANGER => Kin::Stranger,
@@ -458,14 +461,17 @@ fn first_line(line: &str) -> Option<(Destination, Option<u64>)> {
         _ => return None,
     };
     let url = parse_url(words.next()?).ok()?;
-    let key = match form {
-        "3" => Some(SessionKey::parse(words.next()?)?),
+    let log = match form {
+        "4" => Some(words.next()?.parse().ok()?),
         _ => None,
     };
-    words
-        .next()
-        .is_none()
-        .then_some((Destination { url, kin, key }, length))
+    let key = match (form, words.next()) {
+        ("3" | "4", Some(key)) => Some(SessionKey::parse(key)?),
+        ("1" | "2" | "4", None) => None,
+        _ => return None,
+    };
+    let to = Destination { url, kin, key, log };
+    words.next().is_none().then_some((to, length))
 }
 
 fn is_result(path: &Path) -> bool {
@@ -491,6 +497,7 @@ mod tests {
             url,
             kin,
             key: None,
+            log: None,
         }
     }
 
@@ -556,6 +563,29 @@ mod tests {
         ] {
             fs::write(&path, wrong).unwrap();
             assert!(spool.read(&path).unwrap_err().is_of_file());
+        }
+    }
+
+    #[test]
+    fn how_long_its_log_is_is_kept() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path()).unwrap();
+        let key = SessionKey::parse(&"0f".repeat(32));
+        for (log, key) in [(Some(1), None), (Some(u64::MAX), key.clone()), (None, key)] {
+            let to = Destination {
+                key,
+                log,
+                ..to(Kin::Ours)
+            };
+            let path = spool.add(&to, b"body", UNIX_EPOCH).unwrap().path;
+            assert_eq!(spool.read(&path).unwrap().to, to);
+            let text = fs::read_to_string(&path).unwrap();
+            for wrong in [text.replace(" 1\n", " x\n"), text.replace('\n', " 1\n")] {
+                if wrong != text {
+                    fs::write(&path, wrong).unwrap();
+                    assert!(spool.read(&path).unwrap_err().is_of_file());
+                }
+            }
         }
     }
 

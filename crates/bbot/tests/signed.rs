@@ -82,6 +82,7 @@ impl Agent {
             url: of.result_url.clone().unwrap(),
             kin: of.kin,
             key: of.key.clone(),
+            log: Some(2),
         };
         let answer = self.signer.sign(of.challenge.as_ref().unwrap()).await;
         let request = ResultRequest {
@@ -147,6 +148,15 @@ fn a_task_by_the_agents_own_requests_and_over_restarts_of_both_ends() {
             matches!(&refused, Posted::Refused(why) if why.starts_with("403")),
             "{refused:?}"
         );
+        // The end of its log comes after it.
+        for (number, expected) in [(2, Some(Acknowledged::Taken)), (3, None)] {
+            let segment = b"update\nend\n".to_vec();
+            let sent = agent.link.post_segment(&channel, number, false, segment);
+            let sent = sent.await;
+            let is_over = matches!(sent, Acknowledged::Over(_));
+            assert_eq!(expected.clone().unwrap_or(sent.clone()), sent);
+            assert_eq!(is_over, expected.is_none());
+        }
         let built = ("built".to_owned(), "success".to_owned());
         assert_eq!(build(&controller, 1).await, built);
 

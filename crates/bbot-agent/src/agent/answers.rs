@@ -118,6 +118,7 @@ impl<'a> Answers<'a> {
             url: assignment.result_url.clone()?,
             kin: assignment.kin,
             key: assignment.key.clone(),
+            log: None,
         };
         Some((to, self.context.results.as_ref()?))
     }

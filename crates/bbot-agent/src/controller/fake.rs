@@ -19,6 +19,8 @@ use super::{
 pub(crate) struct Seen {
     pub(crate) at: Instant,
     pub(crate) url: String,
+    /// How long the log is said to be.
+    pub(crate) log: Option<u64>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -78,6 +80,7 @@ impl Link for FakeLink {
             self.results.lock().unwrap().push(Seen {
                 at: Instant::now(),
                 url: url.to_string(),
+                log: to.log,
                 body,
             });
             let origin = url.origin().ascii_serialization();

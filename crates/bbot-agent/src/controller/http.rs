@@ -403,7 +403,11 @@ impl Link for Http {
         Box::pin(async move {
             let (url, kin) = (&to.url, to.kin);
             let proof = Proof::of_session(to.key.as_ref(), None);
-            let posted = self.post(url, MANIFEST, HeaderMap::new(), body, proof, self.timeout);
+            let mut headers = HeaderMap::new();
+            if let Some(last) = to.log {
+                headers.insert("bbot-log-last", HeaderValue::from(last));
+            }
+            let posted = self.post(url, MANIFEST, headers, body, proof, self.timeout);
             match posted.await {
                 Ok(response) => {
                     let (status, is_ours) = (response.status(), is_ours(&response));
@@ -465,7 +469,7 @@ impl Link for Http {
                     let next = header(&response, "bbot-log-next").and_then(|n| n.parse().ok());
                     acknowledged(status, is_ours, next, &message(response).await)
                 }
-                Err(e) => Acknowledged::Again(e.to_string()),
+                Err(e) => Acknowledged::Silence(e.to_string()),
             }
         })
     }

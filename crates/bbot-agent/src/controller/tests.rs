@@ -23,6 +23,7 @@ fn to(url: &Url, kin: Kin) -> Destination {
         url: url.clone(),
         kin,
         key: None,
+        log: None,
     }
 }
 

@@ -5,7 +5,9 @@ use bbot_manifest::{BuildResult, Status as BuildStatus};
 
 use super::*;
 use crate::controller::fake::FakeLink;
-use crate::controller::{Acknowledged, Channel, Kin, Posted, parse_url};
+use crate::controller::{Kin, Posted, parse_url};
+
+mod logs;
 
 const A: &str = "http://a.example";
 const B: &str = "http://b.example";
@@ -106,6 +108,7 @@ fn to(origin: &str, kin: Kin) -> Destination {
         url: url(origin),
         kin,
         key: None,
+        log: None,
     }
 }
 
@@ -631,116 +634,6 @@ async fn what_has_room_nowhere_is_given_back() {
     let posted = world.posted();
     let given_back = posted.iter().filter(|(_, s)| *s == BuildStatus::Interrupt);
     assert_eq!((given_back.count(), world.files("held")), (5, 0));
-}
-
-fn terms() -> session::Terms {
-    session::Terms {
-        channel: Channel {
-            url: parse_url("http://a.example/s/1").unwrap(),
-            key: None,
-        },
-        renew: Some(Duration::from_secs(10)),
-        name: "libfoo".to_owned(),
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_rest_of_the_log_goes_before_the_result() {
-    let world = World::new();
-    world.link.segments.lock().unwrap().extend([
-        Acknowledged::Again("503".to_owned()),
-        Acknowledged::Again("503".to_owned()),
-    ]);
-    let session = world.handle().session(terms());
-    session.push_log("update", b"one");
-    session.push_log("update", b"two");
-    let status = world.handle().status();
-    assert_eq!((status.segments, status.bytes), (2, 20));
-    let begin = Instant::now();
-    world.add_for(A, "s/1", None, Some(session)).await.unwrap();
-    assert_eq!(begin.elapsed(), Duration::ZERO, "the run does not wait");
-    world.settle().await;
-    assert_eq!(world.link.log.lock().unwrap().len(), 4);
-    assert!(
-        begin.elapsed() >= Duration::from_secs(2),
-        "{:?}",
-        begin.elapsed()
-    );
-    assert_eq!(
-        (world.sessions(), world.files("logs")),
-        (vec!["s/1".to_owned()], 0)
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_log_that_cannot_be_sent_delays_the_result_within_bounds() {
-    let world = World::new();
-    let again = || Acknowledged::Again("503".to_owned());
-    let answers = std::iter::repeat_with(again).take(1000);
-    world.link.segments.lock().unwrap().extend(answers);
-    let session = world.handle().session(terms());
-    session.push_log("update", b"one");
-    let begin = Instant::now();
-    world.add_for(A, "s/1", None, Some(session)).await.unwrap();
-    world.settle().await;
-    assert_eq!(world.sessions(), ["s/1"]);
-    assert_eq!(begin.elapsed().as_secs(), LOG_FIRST.as_secs());
-    assert_eq!(world.files("logs"), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_lease_is_renewed_until_the_result_is_taken() {
-    let world = World::new();
-    for _ in 0..6 {
-        world.link.answer(A, busy());
-    }
-    let session = world.handle().session(terms());
-    world.add_for(A, "s/1", None, Some(session)).await.unwrap();
-    seconds(25).await;
-    assert_eq!(world.files("results"), 1);
-    assert_eq!(world.link.renewals.lock().unwrap().len(), 4);
-    seconds(200).await;
-    assert_eq!(world.files("results"), 0);
-    let renewals = world.link.renewals.lock().unwrap().len();
-    seconds(200).await;
-    assert_eq!(world.link.renewals.lock().unwrap().len(), renewals);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_left_of_a_dead_agents_log_goes_before_its_task_is_given_back() {
-    let mut world = World::new();
-    world.hold(A, "s/1").await;
-    let session = world.handle().session(terms());
-    session.push_log("update", b"one");
-    // What the disk looks like when the agent is killed here.
-    let logs = world.dir.path().join("logs");
-    let left = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
-    let kept = world.dir.path().join("kept");
-    fs::rename(&left, &kept).unwrap();
-    drop(session);
-    world.handle = None;
-    fs::rename(&kept, &left).unwrap();
-    world.link.log.lock().unwrap().clear();
-    world
-        .link
-        .segments
-        .lock()
-        .unwrap()
-        .push_back(Acknowledged::Again("503".to_owned()));
-    world.restart();
-    moment().await;
-    assert_eq!(world.sessions(), Vec::<String>::new());
-    // It counts for what waits, as if its agent still lived.
-    let status = world.handle().status();
-    assert_eq!(status.segments, 1);
-    assert!(status.bytes >= "update\none".len() as u64, "{status:?}");
-    world.settle().await;
-    assert_eq!(world.handle().status().segments, 0);
-    assert_eq!(world.link.log.lock().unwrap().len(), 2);
-    assert_eq!(
-        (world.sessions(), world.files("logs")),
-        (vec!["s/1".to_owned()], 0)
-    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,6 +51,8 @@ pub(super) struct SegmentLog {
     /// The number that the controller waits for.
     expected: u64,
     flushed: Option<Instant>,
+    /// No more will come.
+    is_complete: bool,
     /// Nothing more is wanted.
     is_closed: bool,
     dropped: u64,
@@ -90,6 +92,7 @@ impl SegmentLog {
             next: 1,
             expected: 1,
             flushed: None,
+            is_complete: false,
             is_closed: false,
             dropped: 0,
         }
@@ -138,6 +141,20 @@ impl SegmentLog {
 
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
+    }
+
+    /// The number of the last one that came, or was lost; none when none has.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.next.checked_sub(1).filter(|last| *last > 0)
+    }
+
+    /// No more will come.
+    pub(super) fn complete(&mut self) {
+        self.is_complete = true;
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_complete
     }
 
     /// Takes the file of a segment, which is moved away from where it is.
@@ -268,8 +285,16 @@ impl SegmentLog {
         self.remove();
     }
 
+    /// What is on disk stays there, for the next agent.
+    pub(super) fn leave(&mut self) {
+        self.is_closed = true;
+        self.waiting.clear();
+        self.weight = 0;
+        self.is_made = false;
+    }
+
     /// Removes the folder.
-    pub(super) fn remove(&mut self) {
+    fn remove(&mut self) {
         if self.is_made
             && let Err(e) = fs::remove_dir_all(&self.dir)
             && e.kind() != io::ErrorKind::NotFound

@@ -2,7 +2,7 @@ use std::fs;
 
 use super::*;
 use crate::controller::fake::FakeLink;
-use crate::controller::task_url;
+use crate::controller::{Acknowledged, task_url};
 
 struct World {
     dir: tempfile::TempDir,
@@ -284,9 +284,12 @@ async fn a_worker_is_not_held_up_by_a_controller_that_takes_nothing() {
     );
 }
 
+/// Until nothing of it is to be sent any more.
 async fn recover(dir: &std::path::Path, world: &World) {
-    if let Some(left) = Left::open(dir) {
-        left.send(world.link.clone()).await;
+    if let Some(log) = Log::recover(dir, world.link.clone()) {
+        while !log.is_done() {
+            seconds(1).await;
+        }
     }
 }
 
@@ -297,15 +300,12 @@ async fn what_an_earlier_agent_left_is_sent_or_dropped() {
     for _ in 0..3 {
         session.push_log("update", b"x");
     }
-    // As if it was killed here: nothing is sent, and nothing is removed.
-    let dir = world.dir.path().join("left");
-    fs::create_dir(&dir).unwrap();
-    for entry in fs::read_dir(world.folder()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-    }
+    // As if it ended here: nothing is sent, and nothing is removed.
+    session.log().unwrap().leave();
     drop(session);
+    seconds(100).await;
     assert_eq!(world.sent(), []);
+    let dir = world.folder();
     world.segments([again(), Acknowledged::Taken, Acknowledged::Gap(3)]);
     recover(&dir, &world).await;
     assert_eq!(
@@ -326,6 +326,78 @@ async fn what_an_earlier_agent_left_is_sent_or_dropped() {
     world.segments([Acknowledged::Over("410 Gone".to_owned())]);
     recover(&dir, &world).await;
     assert!(!dir.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_outlives_its_session_until_the_controller_has_it() {
+    let world = World::new();
+    let away = || Acknowledged::Silence("connection refused".to_owned());
+    world.segments(std::iter::repeat_with(away).take(10_000));
+    let session = world.start(10);
+    session.push_log("update", b"x");
+    let log = session.log().unwrap().clone();
+    drop(session);
+    // Away for days: nothing is given up.
+    seconds(3 * 24 * 3600).await;
+    assert_eq!((log.waiting(), log.is_done()), ((1, 8), false));
+    world.link.segments.lock().unwrap().clear();
+    let sent = world.sent().len();
+    // When it is heard of, it is not waited for any longer.
+    log.heard();
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    assert_eq!(world.sent().len(), sent + 1);
+    assert!(log.is_done() && !world.folder().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_refused_with_answers_for_a_day_is_given_up() {
+    let world = World::new();
+    world.segments(std::iter::repeat_with(again).take(10_000));
+    let session = world.start(10);
+    session.push_log("update", b"x");
+    let log = session.log().unwrap().clone();
+    drop(session);
+    let begin = Instant::now();
+    log.gone_first().await;
+    let waited = begin.elapsed();
+    assert!(waited >= patience::RESULT_WAITS, "{waited:?}");
+    assert!(waited < patience::RESULT_WAITS * 2, "{waited:?}");
+    assert_eq!((log.waiting(), log.is_done()), ((1, 8), false));
+    log.drained().await;
+    let waited = begin.elapsed();
+    assert!(waited >= patience::GIVEN_UP, "{waited:?}");
+    assert!(log.is_done() && !world.folder().exists());
+}
+
+/// Requests for a segment come to nothing, and all others are answered.
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_answers_all_but_segments_is_not_away() {
+    let world = World::new();
+    let away = || Acknowledged::Silence("no answer".to_owned());
+    world.segments(std::iter::repeat_with(away).take(10_000));
+    let session = world.start(10);
+    session.push_log("update", b"x");
+    let log = session.log().unwrap().clone();
+    let begin = Instant::now();
+    log.gone_first().await;
+    let waited = begin.elapsed();
+    assert!(waited >= patience::RESULT_WAITS, "{waited:?}");
+    assert!(waited < patience::RESULT_WAITS * 2, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_with_the_result_does_not_end_its_log() {
+    let world = World::new();
+    world.segments(std::iter::repeat_with(again).take(4));
+    let over = Renewed::Over("410 Gone".to_owned());
+    let first = Renewed::Until(None);
+    world.link.leases.lock().unwrap().extend([first, over]);
+    let session = world.start(1);
+    session.push_log("update", b"x");
+    session.log().unwrap().complete();
+    session.drained().await;
+    assert_eq!((session.is_over(), world.sent().len()), (None, 5));
 }
 
 #[tokio::test(start_paused = true)]

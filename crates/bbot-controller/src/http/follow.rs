@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use super::problem::Problem;
 use super::{App, body};
 use crate::queue::State;
+use crate::queue::late;
 use crate::segments::{Piece, Position, RunLog};
 use crate::store::Build;
 
@@ -161,6 +162,9 @@ impl Follower {
                 }
             }
             if build.state.is_over() {
+                if let (Some((log, _)), Some(run)) = (&log, build.run) {
+                    self.tell_missing(log, run, position).await?;
+                }
                 let status = build.status.filter(|_| build.state == State::Built);
                 let status = status.map(|s| s.to_string());
                 let end = json!({ "status": status, "attempt": build.attempt });
@@ -257,6 +261,23 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Says that the end of the log has not come, where that is known.
+    async fn tell_missing(&self, log: &RunLog, run: i64, at: Position) -> Result<(), Gone> {
+        let end = match self.app.store.log_end(run).await {
+            Ok(end) => end,
+            Err(e) => {
+                tracing::error!("cannot follow a log: {e}");
+                return Err(Gone);
+            }
+        };
+        let Some(missing) = late::missing(end, log.last(), self.app.now()) else {
+            return Ok(());
+        };
+        let id = format!("{run}.{}", at.at);
+        let data = json!({ "left_out": 0, "missing": missing.segments });
+        self.event("gap", Some(&id), &data).await
     }
 
     async fn event(&self, name: &str, id: Option<&str>, data: &Value) -> Result<(), Gone> {

@@ -10,6 +10,7 @@ use super::App;
 use super::problem::{Cause, Problem};
 use super::reader::{self, Reader};
 use crate::objects::log::INLINE;
+use crate::queue::late::{self, Missing};
 use crate::segments::{Piece, Position};
 use crate::store::Build;
 
@@ -61,6 +62,20 @@ impl Text {
         text
     }
 
+    /// What is missing at the end.
+    fn end(&mut self, missing: Missing) -> Vec<u8> {
+        let what = match (missing.segments, missing.may_come) {
+            (1, true) => "piece of the log has not come yet".to_owned(),
+            (1, false) => "piece of the log never came".to_owned(),
+            (n, true) => format!("{n} pieces of the log have not come yet"),
+            (n, false) => format!("{n} pieces of the log never came"),
+        };
+        let mut text = Vec::new();
+        let line = format!("==== ... the last {what} ... ====");
+        self.line(&mut text, &line);
+        text
+    }
+
     fn line(&mut self, text: &mut Vec<u8>, line: &str) {
         if self.begun {
             text.push(b'\n');
@@ -83,6 +98,7 @@ pub(super) async fn answer(
         .await
         .map_err(|e| internal(&e))?
         .map_err(|e| internal(&e))?;
+    let (end, now) = (app.store.log_end(run).await?, app.now());
     let operation = operation.map(str::to_owned);
     let is_long = log.length() > INLINE as u64;
     let leave = is_long.then(|| reader::leave(app)).transpose()?;
@@ -91,13 +107,20 @@ pub(super) async fn answer(
         let mut position = Position::default();
         let mut text = Text::default();
         loop {
-            let (log, from) = (Arc::clone(&log), position);
-            let read = tokio::task::spawn_blocking(move || log.read(from))
+            let (source, from) = (Arc::clone(&log), position);
+            let read = tokio::task::spawn_blocking(move || source.read(from))
                 .await
                 .map_err(std::io::Error::other)
                 .flatten();
             let piece = match read {
-                Ok(None) => return,
+                Ok(None) => {
+                    if let Some(missing) = late::missing(end, log.last(), now) {
+                        let mark = text.end(missing);
+                        // Whoever has gone needs no more.
+                        let _ = reader.send(Ok(mark.into())).await;
+                    }
+                    return;
+                }
                 Ok(Some((piece, next))) => {
                     position = next;
                     Ok(Bytes::from(text.of(piece, operation.as_deref())))
@@ -194,5 +217,25 @@ mod tests {
              ==== ... 3 pieces of the log were lost by the agent ... ====\n2"
         );
         assert!(text(Some("a")).starts_with("x\nyz\n===="));
+    }
+
+    #[test]
+    fn an_end_that_is_missing_is_marked_on_a_line_of_its_own() {
+        for (segments, may_come, what) in [
+            (2, true, "2 pieces of the log have not come yet"),
+            (2, false, "2 pieces of the log never came"),
+            (1, true, "piece of the log has not come yet"),
+            (1, false, "piece of the log never came"),
+        ] {
+            let mut text = Text::default();
+            let piece = Piece::Bytes {
+                operation: "a".to_owned(),
+                bytes: b"x".to_vec(),
+            };
+            assert_eq!(text.of(piece, Some("a")), b"x");
+            let missing = Missing { segments, may_come };
+            let mark = format!("\n==== ... the last {what} ... ====\n");
+            assert_eq!(text.end(missing), mark.as_bytes());
+        }
     }
 }

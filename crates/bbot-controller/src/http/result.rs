@@ -35,6 +35,7 @@ pub(super) async fn handle(
 ) -> Result<Response, Plain> {
     let peer = task::peer(request.headers());
     let (head, incoming) = request.into_parts();
+    let log_last = log_last(&head, peer);
     let address = task::address(&head.extensions);
     let (request, digest, _room) = take_in(app, parameters, incoming, peer)
         .await
@@ -112,6 +113,7 @@ pub(super) async fn handle(
             kept::in_rows(&operations)
         },
         checksums,
+        log_last,
     };
     let take = |new: NewResult| {
         app.store
@@ -138,6 +140,13 @@ pub(super) async fn handle(
         build: taken.map(|taken| taken.facts.build),
     };
     tell(app, verdict, &name, &version, &new, &from).map_err(Plain)
+}
+
+/// Number of the last segment of the run's log, as an agent of ours says it with the result. One that cannot be read says
+/// nothing: a result is worth more than the end of its log.
+fn log_last(head: &Parts, peer: Peer) -> Option<u64> {
+    let last = head.headers.get("bbot-log-last")?.to_str().ok()?;
+    last.parse().ok().filter(|_| peer == Peer::Ours)
 }
 
 /// Whether a result is signed by the key of its session, where that has one.

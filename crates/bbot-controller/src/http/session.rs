@@ -17,6 +17,7 @@ use bbot_signature::body_digest;
 use super::problem::{Plain, Problem};
 use super::{App, body, signed, task};
 use crate::queue::era::Peer;
+use crate::queue::late::{self, Wanted};
 use crate::queue::lease::{self, Renewal};
 use crate::queue::outcome::SessionState;
 use crate::segments::record::{self, DATA_LIMIT};
@@ -178,11 +179,14 @@ pub(super) async fn log(
     };
     let signed = signed::of_session(&app, &head, &facts).inspect_err(refused)?;
     heard(&app, Some(&facts));
-    let run = match (lease::renew(facts.state), facts.run) {
-        (Renewal::Renew | Renewal::Revive, Some(run)) => run,
+    let number = number(&segment)?;
+    let run = match (
+        late::wants(facts.state, facts.log_end, number, app.now()),
+        facts.run,
+    ) {
+        (Wanted::Yes, Some(run)) => run,
         _ => return Err(over(Some(&facts)).into()),
     };
-    let number = number(&segment)?;
     let skip = if head.headers.contains_key("bbot-log-skip") {
         Skip::Yes
     } else {

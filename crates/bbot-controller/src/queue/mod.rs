@@ -23,6 +23,7 @@ pub mod auxiliary;
 pub mod era;
 pub mod failure;
 pub mod lane;
+pub mod late;
 pub mod lease;
 pub mod order;
 pub mod outcome;

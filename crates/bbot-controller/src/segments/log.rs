@@ -178,6 +178,12 @@ impl RunLog {
         self.lock().number.saturating_add(1)
     }
 
+    /// Number of the last segment that is there, 0 where there is none.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.lock().number
+    }
+
     /// Length of the whole log in bytes, what is left out included.
     #[must_use]
     pub fn length(&self) -> u64 {

@@ -13,6 +13,7 @@ use super::{Doing as _, Store, StoreError, builds, leases};
 use crate::clock::Millis;
 use crate::queue::State;
 use crate::queue::failure::{self, Failures};
+use crate::queue::late::LogEnd;
 use crate::queue::lease::Tries;
 use crate::queue::order::Class;
 use crate::queue::outcome::{self, Again, Machine, SessionState, Verdict};
@@ -27,6 +28,8 @@ pub struct NewResult {
     pub operations: Vec<NewOperation>,
     /// What its agent has made it with, if it says so.
     pub checksums: Option<Checksums>,
+    /// Number of the last segment of its run's log, if it says so.
+    pub log_last: Option<u64>,
 }
 
 impl NewResult {
@@ -98,6 +101,8 @@ pub struct SessionFacts {
     pub key: Option<SessionKey>,
     /// The number of its last renewal, where they are signed.
     pub renewal: i64,
+    /// Where its log ends, where its result says so.
+    pub log_end: Option<LogEnd>,
 }
 
 /// What became of a result.
@@ -117,7 +122,7 @@ macro_rules! facts_where {
             "s.attempt AS session_attempt, s.id AS session_id, s.ended AS session_ended, ",
             "s.number AS session_number, s.agent AS session_agent, s.confirmed AS session_confirmed, ",
             "s.latest AS session_latest, s.soft AS session_soft, ",
-            "s.secret AS session_secret, s.renewal AS session_renewal ",
+            "s.secret AS session_secret, s.renewal AS session_renewal, s.log_last, s.log_until ",
             "FROM sessions s JOIN builds b ON b.id = s.build WHERE ",
             $condition
         )
@@ -178,7 +183,19 @@ pub(super) fn facts(row: &sqlx::any::AnyRow) -> Result<SessionFacts, StoreError>
             .filter(|_| row.try_get("session_soft").is_ok_and(|soft: i64| soft == 1)),
         key: secret.map(key).transpose()?,
         renewal: row.try_get("session_renewal").doing(DOING)?,
+        log_end: log_end(row)?,
     })
+}
+
+/// Where the log of a session ends.
+fn log_end(row: &sqlx::any::AnyRow) -> Result<Option<LogEnd>, StoreError> {
+    const DOING: &str = "read where a log ends";
+    let last: Option<i64> = row.try_get("log_last").doing(DOING)?;
+    let until: Option<i64> = row.try_get("log_until").doing(DOING)?;
+    Ok(last.zip(until).map(|(last, until)| LogEnd {
+        last: u64::try_from(last).unwrap_or(0),
+        until: Millis(until),
+    }))
 }
 
 impl Store {
@@ -193,6 +210,19 @@ impl Store {
             .await
             .doing("read a session")?;
         row.as_ref().map(facts).transpose()
+    }
+
+    /// Where the log of a run ends; `None` where there is no result of it that says so.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn log_end(&self, run: i64) -> Result<Option<LogEnd>, StoreError> {
+        let row = sqlx::query("SELECT log_last, log_until FROM sessions WHERE number = $1")
+            .bind(run)
+            .fetch_optional(&self.pool)
+            .await
+            .doing("read where a log ends")?;
+        Ok(row.as_ref().map(log_end).transpose()?.flatten())
     }
 
     /// Takes a result: reads the session, lets `decide` say what to do, and does it, in one transaction. `None` when there is no such
@@ -320,6 +350,7 @@ pub(super) fn given_up(build: &Build, lapses: u32, reason: Option<&str>) -> NewR
             log: NewLog::Whole(log),
         }],
         checksums: None,
+        log_last: None,
     }
 }
 
@@ -397,10 +428,15 @@ pub(super) async fn keep(
         logs::insert(tx, place, &operation.log).await?;
     }
     if let By::Agent { session, .. } = by {
+        let end = result.log_last.map(|last| LogEnd::of(last, now));
         tx.later(
-            Sql::new("UPDATE sessions SET attempt = $2 WHERE id = $1")
-                .bind(session)
-                .bind(number),
+            Sql::new(
+                "UPDATE sessions SET attempt = $2, log_last = $3, log_until = $4 WHERE id = $1",
+            )
+            .bind(session)
+            .bind(number)
+            .bind(end.map(|end| i64::try_from(end.last).unwrap_or(i64::MAX)))
+            .bind(end.map(|end| end.until.0)),
         );
     }
     end_others(tx, build.id);

@@ -20,6 +20,7 @@ mod git;
 mod hostile;
 mod kills;
 mod lanes;
+mod late;
 mod many;
 mod migrations;
 mod model;

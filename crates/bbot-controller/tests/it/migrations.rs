@@ -139,6 +139,10 @@ const MIGRATIONS: &[(&str, &[&str])] = &[
         &["UPDATE objects SET damaged = 7 WHERE sha256 = 'abc'"],
     ),
     ("0021_alive.sql", &["UPDATE alive SET seen = 90"]),
+    (
+        "0022_late_logs.sql",
+        &["UPDATE sessions SET log_last = 12, log_until = 99 WHERE id = 'done'"],
+    ),
 ];
 
 /// How many of them a version knew that has written this.
@@ -231,6 +235,9 @@ async fn check_later(store: &Store, migrations: usize) {
         (standings.unwrap().len(), keys.unwrap().len()),
         (agents, agents)
     );
+    let end = store.session("done").await.unwrap().unwrap().log_end;
+    let last = end.map(|end| (end.last, end.until.0));
+    assert_eq!(last, has("0022_late_logs.sql").then_some((12, 99)));
     let identity = store.identity().await.unwrap();
     assert_eq!(identity == "this-one", has("0017_identity.sql"));
 }

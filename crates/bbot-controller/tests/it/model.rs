@@ -222,6 +222,7 @@ async fn run(store: Store, events: Vec<Event>) {
                     status,
                     operations: Vec::new(),
                     checksums: None,
+                    log_last: None,
                 };
                 let take = store.take_result(&name, result, Millis(now), move |facts| {
                     decide(Facts {

@@ -243,6 +243,7 @@ async fn keep(store: &Store, objects: &Objects, build: i64, session: &str, log: 
             status: Status::Success,
             operations: vec![operation],
             checksums: None,
+            log_last: None,
         };
         match store
             .take_result(session, result, Millis(2), |_| Verdict::Keep(State::Built))

@@ -186,6 +186,7 @@ pub(crate) fn result(log: &str) -> NewResult {
         status: Status::Success,
         operations: vec![operation],
         checksums: None,
+        log_last: None,
     }
 }
 

@@ -189,7 +189,7 @@ impl Printer {
     fn gap(&mut self, left_out: u64, missing: u64) -> Result<()> {
         self.print(true)?;
         let what = match left_out {
-            0 => format!("{missing} pieces of the log were lost by the agent"),
+            0 => format!("{missing} pieces of the log are missing"),
             _ => format!("{left_out} bytes are left out here"),
         };
         write(&format!("==== ... {what} ... ====\n"))

@@ -236,7 +236,7 @@ async fn a_task_is_held_and_its_lease_renewed_before_its_run_begins() {
     world.goes_on_until(|agent| !agent.given.is_empty()).await;
     assert_eq!((tasks(world.agent()), world.spool("held")), (1, 2));
     let given = world.agent().given.values().next().unwrap();
-    assert!(given.session.watch().is_some(), "its lease is renewed");
+    assert!(given.session.log().is_some(), "its lease is renewed");
     // Killed now, the next one gives both back.
     world.restart(&[]).await;
     world.turn().await;

@@ -378,7 +378,7 @@ async fn leases_and_segments_are_posted_as_the_protocol_says() {
     assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
     assert!(matches!(post(8, false).await, Acknowledged::Over(_)));
     for _ in 0..3 {
-        assert!(matches!(post(8, false).await, Acknowledged::Again(_)));
+        assert!(matches!(post(8, false).await, Acknowledged::Silence(_)));
     }
     assert!(matches!(post(8, false).await, Acknowledged::Refused(_)));
     assert!(matches!(post(8, false).await, Acknowledged::Again(_)));

@@ -183,6 +183,7 @@ async fn all_of_a_session_is_signed_by_its_key() {
     assert_eq!(sent.await, Acknowledged::Taken);
     let result = Destination {
         key: Some(key()),
+        log: Some(3),
         ..to(&url, Kin::Ours)
     };
     let posted = http.post_result(&result, b"result".to_vec()).await;
@@ -191,7 +192,7 @@ async fn all_of_a_session_is_signed_by_its_key() {
     let expected = [
         ("\"@path\": /sessions/1/lease\n", "\"bbot-wait\": 5\n"),
         ("\"@path\": /sessions/1/log/3\n", "\"bbot-log-skip\": 1\n"),
-        ("\"@path\": /\n", "\"@method\": POST\n"),
+        ("\"@path\": /\n", "\"bbot-log-last\": 3\n"),
     ];
     for (seen, (path, header)) in seen.iter().zip(expected) {
         let (signed, base) = signed(seen, Kind::Session);
