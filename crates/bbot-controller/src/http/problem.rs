@@ -17,7 +17,8 @@ use crate::store::StoreError;
 const LOGGED: usize = 400;
 
 /// A request that is not done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) sentence: String,

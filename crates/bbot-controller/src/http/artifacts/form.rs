@@ -1,19 +1,20 @@
 //! `?upload=<type>`: an artifact in a form, as the original's agents send it. Answers are manifests.
 
 use std::io::{Seek as _, Write as _};
-use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
+use futures_util::stream;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use sha2::{Digest as _, Sha256};
 
 use super::{Said, is_taken, keep};
 use crate::http::bodies::Room;
 use crate::http::problem::{Cause, Problem};
-use crate::http::{App, result, task};
+use crate::http::{App, body, result, task};
 use crate::queue::era::Peer;
 use crate::queue::outcome::{Proof, SessionState};
 use crate::source::is_sha256;
@@ -24,9 +25,6 @@ const VALUE: u64 = 64 << 10;
 
 /// Most fields.
 const FIELDS: usize = 64;
-
-/// A client that sends nothing for this long is given up.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Handles the request.
 pub(in crate::http) async fn handle(
@@ -42,7 +40,13 @@ pub(in crate::http) async fn handle(
         (status, kind, text).into_response()
     };
     let address = task::address(request.extensions());
-    match take(app, kind, tenant, request).await {
+    let (head, mut body) = request.into_parts();
+    let mut coming = body::Long::new(&mut body);
+    let taken = take(app, kind, tenant, &head, &mut coming).await;
+    if taken.is_err() {
+        body::drain_long(&mut coming).await;
+    }
+    match taken {
         Ok(()) => answer(StatusCode::OK, &format!("{kind} upload is queued")),
         Err(problem) => {
             problem.log_refusal("upload", address);
@@ -69,14 +73,15 @@ async fn take(
     app: &App,
     kind: &str,
     tenant: Option<&str>,
-    request: Request<Body>,
+    head: &Parts,
+    coming: &mut body::Long<'_>,
 ) -> Result<(), Problem> {
     if !is_taken(app, kind) {
         return Err(Problem::not_found(format_args!("upload of type {kind:?}")));
     }
-    let peer = task::peer(request.headers());
-    let form = request
-        .headers()
+    let peer = task::peer(&head.headers);
+    let form = head
+        .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     let boundary = form.and_then(|form| multer::parse_boundary(form).ok());
@@ -86,15 +91,19 @@ async fn take(
         .whole_stream(limit.saturating_add(FIELDS as u64 * VALUE))
         .per_field(VALUE)
         .for_field("archive", limit);
+    let pieces = stream::unfold(coming, async |coming| {
+        let piece = coming.next().await.transpose()?;
+        Some((piece, coming))
+    });
     let mut fields = Multipart::with_constraints(
-        request.into_body().into_data_stream(),
+        Box::pin(pieces),
         boundary,
         Constraints::new().size_limit(sizes),
     );
     let mut form = Form::default();
     let mut facts = None;
     for _ in 0..FIELDS {
-        let Some(field) = soon(fields.next_field()).await? else {
+        let Some(field) = fields.next_field().await.map_err(unread)? else {
             return finish(app, kind, peer, form, facts).await;
         };
         let name = field.name().unwrap_or_default().to_owned();
@@ -146,22 +155,19 @@ fn is_current(facts: &SessionFacts) -> bool {
     )
 }
 
-/// What comes in time, or what is wrong with it.
-async fn soon<T>(coming: impl Future<Output = multer::Result<T>>) -> Result<T, Problem> {
-    match tokio::time::timeout(IDLE, coming).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(
-            e
-            @ (multer::Error::FieldSizeExceeded { .. } | multer::Error::StreamSizeExceeded { .. }),
-        )) => Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("payload too large: {e}"),
-        )),
-        Ok(Err(e)) => Err(Problem::bad(format!("the upload cannot be read: {e}"))),
-        Err(_) => Err(Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "the request's body stopped coming",
-        )),
+/// Why a form cannot be read.
+fn unread(error: multer::Error) -> Problem {
+    match error {
+        e
+        @ (multer::Error::FieldSizeExceeded { .. } | multer::Error::StreamSizeExceeded { .. }) => {
+            let sentence = format!("payload too large: {e}");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
+        }
+        multer::Error::StreamReadFailed(cause) => match cause.downcast() {
+            Ok(problem) => *problem,
+            Err(cause) => Problem::bad(format!("the upload cannot be read: {cause}")),
+        },
+        e => Problem::bad(format!("the upload cannot be read: {e}")),
     }
 }
 
@@ -171,7 +177,7 @@ async fn text(
     (room, length): &mut (Room, usize),
 ) -> Result<String, Problem> {
     let mut bytes = Vec::new();
-    while let Some(piece) = soon(field.chunk()).await? {
+    while let Some(piece) = field.chunk().await.map_err(unread)? {
         *length += piece.len();
         app.bodies.grow(room, *length)?;
         bytes.extend_from_slice(&piece);
@@ -189,7 +195,7 @@ async fn archive(
     let name = field.file_name().unwrap_or_default().to_owned();
     let mut file = tempfile::tempfile_in(&app.config.data_dir).map_err(|e| failed(&e))?;
     let mut hash = Sha256::new();
-    while let Some(piece) = soon(field.chunk()).await? {
+    while let Some(piece) = field.chunk().await.map_err(unread)? {
         if !is_wanted {
             continue;
         }
