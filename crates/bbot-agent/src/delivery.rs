@@ -542,7 +542,7 @@ impl Handle {
 
     /// Takes a result; it is on disk when this returns, and is sent from now on. What was
     /// held for the task is released, and what is left of its log goes before, as long as the
-    /// controller may be waited for ([`session::patience`]), else beside it. Should the
+    /// controller may be waited for (`session::patience`), else beside it. Should the
     /// disk not take it, it is told and the result waits in memory.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! No trouble with the controller ends a build: the lease is tried again for as long as the
-//! session lasts, and a result that is late is taken all the same. The log ([`sending`]) goes
+//! session lasts, and a result that is late is taken all the same. The log (`sending`) goes
 //! on after its session, until the controller has it or does not want it.
 
 mod log;
