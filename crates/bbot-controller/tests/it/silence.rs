@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::support::{Controller, agent, curl, field, request, result};
 
 /// Longer than the controller waits for an answer, and shorter than the system takes to give a connection up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Between the controller and its database: what was connected before the moment of silence gets nothing through any more.
 struct Relay {
