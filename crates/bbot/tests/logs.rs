@@ -11,6 +11,7 @@ use std::time::Duration;
 use bbot_agent::assignment::{self, Assignment, Terms};
 use bbot_agent::controller::{Destination, Http, Link as _, Manner, task_url};
 use bbot_agent::delivery::{Bounds, Delivery, Handle};
+use bbot_agent::session::Session;
 use bbot_agent::spool::Spool;
 use bbot_manifest::{BuildResult, Era, ResultRequest, Status, TaskRequest};
 use support::Controller;
@@ -108,6 +109,24 @@ impl Ends {
         Delivery::start(spool, self.link.clone(), Bounds::of_mib(64))
     }
 
+    /// A controller, its port, and a task of it.
+    fn begin(&self) -> (Controller, u16, Assignment) {
+        let controller = self.controller(0);
+        let port = controller.address.port();
+        let task = task(&controller, &self.data, &self.link);
+        let task = self.runtime.block_on(task);
+        (controller, port, task)
+    }
+
+    /// The agent's results and logs, with the log of a task whose first segment is at the controller.
+    async fn with_log(&self, task: &Assignment) -> (Handle, Session) {
+        let results = self.results();
+        let session = results.session(task.session_terms().unwrap());
+        session.push_log("update", b"one\n");
+        until(&results, |status| status.segments == 0).await;
+        (results, session)
+    }
+
     fn logs(&self) -> usize {
         std::fs::read_dir(self.state.join("logs")).unwrap().count()
     }
@@ -116,32 +135,26 @@ impl Ends {
 #[test]
 fn a_controller_that_was_away_has_the_whole_log_when_it_has_the_result() {
     let ends = Ends::new();
-    let controller = ends.controller(0);
-    let port = controller.address.port();
-    let task = ends
-        .runtime
-        .block_on(task(&controller, &ends.data, &ends.link));
+    let (controller, port, task) = ends.begin();
     ends.runtime.block_on(async {
-        let results = ends.results();
-        let session = results.session(task.session_terms().unwrap());
-        session.push_log("update", b"one\n");
-        until(&results, |status| status.segments == 0).await;
+        let (results, session) = ends.with_log(&task).await;
         drop(controller);
         session.push_log("update", b"two\n");
         session.push_log("update", b"three\n");
         let (to, request) = result_of(&task);
         let added = results.add(to, request, Era::Later, None, Some(session));
         added.await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let status = results.status();
-        assert_eq!((status.waiting, status.segments), (1, 2), "{status:?}");
+        until(&results, |status| {
+            (status.waiting, status.segments) == (1, 2)
+        })
+        .await;
     });
     // The agent has ended, and both come back.
     assert_eq!(ends.logs(), 1);
     ends.runtime.block_on(async {
         let results = ends.results();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert_eq!(results.status().taken, 0);
+        let status = results.status();
+        assert_eq!((status.waiting, status.taken), (1, 0), "{status:?}");
         // It waits for the one that listens.
         let controller = std::thread::scope(|scope| {
             let started = scope.spawn(|| ends.controller(port));
@@ -162,16 +175,9 @@ fn a_controller_that_was_away_has_the_whole_log_when_it_has_the_result() {
 #[test]
 fn a_result_that_came_before_the_end_of_its_log_gets_it_from_the_next_agent() {
     let ends = Ends::new();
-    let controller = ends.controller(0);
-    let port = controller.address.port();
-    let task = ends
-        .runtime
-        .block_on(task(&controller, &ends.data, &ends.link));
+    let (controller, port, task) = ends.begin();
     ends.runtime.block_on(async {
-        let results = ends.results();
-        let session = results.session(task.session_terms().unwrap());
-        session.push_log("update", b"one\n");
-        until(&results, |status| status.segments == 0).await;
+        let (results, session) = ends.with_log(&task).await;
         // As where the controller takes results and no log: nothing of it is sent until the agent ends.
         drop(controller);
         session.push_log("update", b"two\n");

@@ -1,11 +1,12 @@
 use std::fs;
 use std::path::Path;
 
-use bbot_manifest::{BuildResult, Status as BuildStatus};
+use anyhow::Result;
+use bbot_manifest::{BuildResult, Era, Status as BuildStatus};
 
 use super::*;
 use crate::controller::fake::FakeLink;
-use crate::controller::{Kin, Posted, parse_url};
+use crate::controller::{Kin, Posted, Url, parse_url};
 
 mod logs;
 

@@ -86,6 +86,7 @@ fn short_bodies_have_so_much_room_together() {
     // What is short is served as ever.
     let short = agent(&controller.url("/?build-task"), &[], good.as_bytes());
     assert_eq!(short.status, 200);
+    // Nothing tells which of them have been refused; one that comes to be read only now would find the room of those that are done.
     std::thread::sleep(Duration::from_millis(500));
     for stream in &mut come {
         stream.write_all(&text.as_bytes()[SENT..]).unwrap();

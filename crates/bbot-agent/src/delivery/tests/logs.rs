@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::controller::{Acknowledged, Channel, Renewed};
+use crate::session;
 
 impl World {
     fn session(&self) -> Session {
@@ -20,6 +21,21 @@ fn again(world: &World, times: usize) {
     let again = || Acknowledged::Again("503".to_owned());
     let answers = std::iter::repeat_with(again).take(times);
     world.link.segments.lock().unwrap().extend(answers);
+}
+
+/// Nothing is heard of the controller.
+fn away(world: &World) {
+    const TIMES: usize = 100_000;
+    let refused = || "connection refused".to_owned();
+    let segments = std::iter::repeat_with(|| Acknowledged::Silence(refused()));
+    world
+        .link
+        .segments
+        .lock()
+        .unwrap()
+        .extend(segments.take(TIMES));
+    let leases = std::iter::repeat_with(|| Renewed::Again(refused()));
+    world.link.leases.lock().unwrap().extend(leases.take(TIMES));
 }
 
 fn terms() -> session::Terms {
@@ -104,17 +120,7 @@ async fn a_log_that_is_refused_for_good_does_not_hold_up_the_result() {
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_is_away_gets_the_log_and_then_the_result_whoever_sends_them() {
     let mut world = World::new();
-    let away = || Acknowledged::Silence("connection refused".to_owned());
-    let answers = std::iter::repeat_with(away).take(100_000);
-    world.link.segments.lock().unwrap().extend(answers);
-    for _ in 0..100_000 {
-        world
-            .link
-            .leases
-            .lock()
-            .unwrap()
-            .push_back(Renewed::Again("connection refused".to_owned()));
-    }
+    away(&world);
     let session = world.session();
     session.push_log("update", b"one");
     session.push_log("update", b"two");
@@ -157,17 +163,7 @@ async fn a_controller_that_is_away_gets_the_log_and_then_the_result_whoever_send
 #[tokio::test(start_paused = true)]
 async fn a_log_does_not_hold_up_its_result_for_ever_whatever_happens() {
     let world = World::new();
-    let away = || Acknowledged::Silence("no answer".to_owned());
-    let answers = std::iter::repeat_with(away).take(100_000);
-    world.link.segments.lock().unwrap().extend(answers);
-    for _ in 0..100_000 {
-        world
-            .link
-            .leases
-            .lock()
-            .unwrap()
-            .push_back(Renewed::Again("no answer".to_owned()));
-    }
+    away(&world);
     let session = world.session();
     session.push_log("update", b"one");
     world.add_for(A, "s/1", None, Some(session)).await.unwrap();

@@ -7,11 +7,11 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::document::{Changes, Lists, Refusal};
 use super::json;
-use super::paging::Limit;
+use super::paging::ByName;
 use super::rebuild::{Because, because, read};
 use super::view::{Id, Time, Toolchain};
 use crate::http::App;
@@ -30,17 +30,6 @@ struct Agents {
     pending: Vec<PendingAgent>,
     /// `after` of the next page; null at the end.
     next: Option<String>,
-}
-
-/// Which agents a list shows.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
-#[into_params(parameter_in = Query)]
-struct Wanted {
-    /// `next` of the page before.
-    after: Option<String>,
-    #[param(inline)]
-    limit: Limit,
 }
 
 /// An agent that waits for a person to let it in.
@@ -190,7 +179,7 @@ impl Agent {
     get,
     path = "/agents",
     tag = "agents",
-    params(Wanted),
+    params(ByName),
     responses((status = 200, description = "A page of them", body = Agents), Lists)
 )]
 pub(super) async fn list(
@@ -198,7 +187,7 @@ pub(super) async fn list(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Json> {
     let parameters = params::parse(&query.unwrap_or_default());
-    let wanted: Wanted = params::read(params::without_empty(parameters))?;
+    let wanted: ByName = params::read(params::without_empty(parameters))?;
     let limit = usize::try_from(i64::from(wanted.limit)).unwrap_or(1);
     let (agents, next) = agents::page(&app, wanted.after.as_deref(), limit).await?;
     let pending = match wanted.after {

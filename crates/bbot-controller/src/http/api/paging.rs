@@ -2,7 +2,7 @@
 //! whatever is added or removed meanwhile, nothing comes twice.
 
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::http::problem::Problem;
 
@@ -37,6 +37,17 @@ impl From<Limit> for i64 {
     fn from(limit: Limit) -> Self {
         limit.0
     }
+}
+
+/// Which entries a list shows that is in the order of names.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ByName {
+    /// `next` of the page before.
+    pub(super) after: Option<String>,
+    #[param(inline)]
+    pub(super) limit: Limit,
 }
 
 /// The number that a cursor is.

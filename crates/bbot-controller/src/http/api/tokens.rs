@@ -7,11 +7,11 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::document::{Finds, Lists, Makes};
 use super::json;
-use super::paging::{self, Limit};
+use super::paging::{self, ByName};
 use super::view::Time;
 use crate::clock::Millis;
 use crate::http::access::Caller;
@@ -66,17 +66,6 @@ struct Tokens {
     tokens: Vec<Token>,
     /// `after` of the next page; null at the end.
     next: Option<String>,
-}
-
-/// Which tokens a list shows.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
-#[into_params(parameter_in = Query)]
-struct Wanted {
-    /// `next` of the page before.
-    after: Option<String>,
-    #[param(inline)]
-    limit: Limit,
 }
 
 /// A token that is asked for.
@@ -138,7 +127,7 @@ fn end(text: &str, now: Millis) -> Result<Millis, Problem> {
     get,
     path = "/tokens",
     tag = "tokens",
-    params(Wanted),
+    params(ByName),
     responses((status = 200, description = "A page of them", body = Tokens), Lists),
     security(("token" = ["admin"]))
 )]
@@ -149,7 +138,7 @@ pub(super) async fn list(
 ) -> Result<Response, Json> {
     caller.may(Scope::Admin)?;
     let parameters = params::parse(&query.unwrap_or_default());
-    let wanted: Wanted = params::read(params::without_empty(parameters))?;
+    let wanted: ByName = params::read(params::without_empty(parameters))?;
     let limit = wanted.limit.into();
     let rows = app
         .store
