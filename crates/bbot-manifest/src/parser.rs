@@ -7,6 +7,7 @@
 //! places where a backslash ends a line.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use memchr::{memchr, memchr_iter, memmem, memrchr};
 
@@ -23,71 +24,133 @@ use crate::manifest::{Manifest, Pair};
 /// # Errors
 /// The first thing that is not as the format demands, with its line and column.
 pub fn parse(input: &[u8]) -> Result<Vec<Manifest>, ParseError> {
-    parse_stream(input, usize::MAX).map(|(manifests, _)| manifests)
+    let source = Source::of(input);
+    let stream = source.read(usize::MAX)?;
+    let mut pairs = stream.pairs.into_iter();
+    let manifest = |read: ReadManifest| Manifest {
+        position: read.position,
+        pairs: pairs
+            .by_ref()
+            .take(read.pairs.len())
+            .map(ReadPair::owned)
+            .collect(),
+        end: read.end,
+    };
+    Ok(stream.manifests.into_iter().map(manifest).collect())
 }
 
-/// As [`parse`], and the place where the stream ends. More than `max_pairs` pairs,
-/// those of the format version included, are an error: a pair takes much more
-/// memory than the two bytes that it has at least in the text.
-pub(crate) fn parse_stream(
-    input: &[u8],
-    max_pairs: usize,
-) -> Result<(Vec<Manifest>, Position), ParseError> {
-    let bad = find_bad(input);
-    let good = bad.map_or(input, |b| &input[..b.offset]);
-    let text = std::str::from_utf8(good).expect("find_bad has checked these bytes");
-    let text = one_newline(text);
-    let mut reader = Reader {
-        text: &text,
-        bytes: text.as_bytes(),
-        bad,
-        at: 0,
-        line: 1,
-        line_start: 0,
-    };
-    let mut manifests: Vec<Manifest> = Vec::new();
-    let mut pairs_left = max_pairs;
-    while let Some(pair) = reader.pair()? {
-        pairs_left = pairs_left.checked_sub(1).ok_or_else(|| {
-            let what = format!("more than {max_pairs} fields");
-            ParseError::at(pair.name_position, what)
-        })?;
-        if !pair.name.is_empty() {
-            match manifests.last_mut() {
-                Some(manifest) => manifest.pairs.push(pair),
-                None => {
+/// A pair as it stands in the source: whoever takes a few of many values copies no other.
+pub(crate) struct ReadPair<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) value: Cow<'a, str>,
+    pub(crate) name_position: Position,
+    pub(crate) value_position: Position,
+}
+
+impl ReadPair<'_> {
+    fn owned(self) -> Pair {
+        Pair {
+            name: self.name.to_owned(),
+            value: self.value.into_owned(),
+            name_position: self.name_position,
+            value_position: self.value_position,
+        }
+    }
+}
+
+/// A manifest of a stream.
+pub(crate) struct ReadManifest {
+    pub(crate) position: Position,
+    /// Which of the stream's pairs are its own.
+    pub(crate) pairs: Range<usize>,
+    pub(crate) end: Position,
+}
+
+/// A stream of manifests that has been read.
+pub(crate) struct ReadStream<'a> {
+    pub(crate) pairs: Vec<ReadPair<'a>>,
+    pub(crate) manifests: Vec<ReadManifest>,
+    pub(crate) end: Position,
+}
+
+/// What is read.
+pub(crate) struct Source<'a> {
+    /// All characters before the first bad one, with LF for every newline.
+    text: Cow<'a, str>,
+    /// The character that stands behind `text`, if the stream goes on there.
+    bad: Option<Bad>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn of(input: &'a [u8]) -> Self {
+        let bad = find_bad(input);
+        let good = bad.map_or(input, |b| &input[..b.offset]);
+        let text = std::str::from_utf8(good).expect("find_bad has checked these bytes");
+        Self {
+            text: one_newline(text),
+            bad,
+        }
+    }
+
+    /// As [`parse`]. More than `max_pairs` pairs, those of the format version included, are an error: a pair takes much more
+    /// memory than the two bytes that it has at least in the text.
+    pub(crate) fn read(&self, max_pairs: usize) -> Result<ReadStream<'_>, ParseError> {
+        let mut reader = Reader {
+            text: &self.text,
+            bytes: self.text.as_bytes(),
+            bad: self.bad,
+            at: 0,
+            line: 1,
+            line_start: 0,
+        };
+        let mut pairs = Vec::new();
+        let mut manifests: Vec<ReadManifest> = Vec::new();
+        let mut pairs_left = max_pairs;
+        while let Some(pair) = reader.pair()? {
+            pairs_left = pairs_left.checked_sub(1).ok_or_else(|| {
+                let what = format!("more than {max_pairs} fields");
+                ParseError::at(pair.name_position, what)
+            })?;
+            if !pair.name.is_empty() {
+                let Some(manifest) = manifests.last_mut() else {
                     let what = "format version pair expected";
                     return Err(ParseError::at(pair.name_position, what));
+                };
+                pairs.push(pair);
+                manifest.pairs.end = pairs.len();
+                continue;
+            }
+            match &*pair.value {
+                "1" => {}
+                "" if !manifests.is_empty() => {}
+                "" => {
+                    let what = "format version value expected";
+                    return Err(ParseError::at(pair.value_position, what));
+                }
+                other => {
+                    let what = format!("unsupported format version {other}");
+                    return Err(ParseError::at(pair.value_position, what));
                 }
             }
-            continue;
-        }
-        match pair.value.as_str() {
-            "1" => {}
-            "" if !manifests.is_empty() => {}
-            "" => {
-                let what = "format version value expected";
-                return Err(ParseError::at(pair.value_position, what));
+            if let Some(previous) = manifests.last_mut() {
+                previous.end = pair.name_position;
             }
-            other => {
-                let what = format!("unsupported format version {other}");
-                return Err(ParseError::at(pair.value_position, what));
-            }
+            manifests.push(ReadManifest {
+                position: pair.name_position,
+                pairs: pairs.len()..pairs.len(),
+                end: pair.name_position,
+            });
         }
-        if let Some(previous) = manifests.last_mut() {
-            previous.end = pair.name_position;
+        let end = reader.here();
+        if let Some(last) = manifests.last_mut() {
+            last.end = end;
         }
-        manifests.push(Manifest {
-            position: pair.name_position,
-            pairs: Vec::new(),
-            end: pair.name_position,
-        });
+        Ok(ReadStream {
+            pairs,
+            manifests,
+            end,
+        })
     }
-    let end = reader.here();
-    if let Some(last) = manifests.last_mut() {
-        last.end = end;
-    }
-    Ok((manifests, end))
 }
 
 /// Each run of CR, with a LF behind it or not, becomes one LF.
@@ -117,17 +180,15 @@ enum Next {
 }
 
 struct Reader<'a> {
-    /// All characters before the first bad one, with LF for every newline.
     text: &'a str,
     bytes: &'a [u8],
-    /// The character that stands behind `text`, if the stream goes on there.
     bad: Option<Bad>,
     at: usize,
     line: u64,
     line_start: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn here(&self) -> Position {
         let columns = self.text[self.line_start..self.at].chars().count();
         Position::new(self.line, columns as u64 + 1)
@@ -191,7 +252,7 @@ impl Reader<'_> {
     }
 
     /// The next pair, format-version pairs included, or `None` at the end.
-    fn pair(&mut self) -> Result<Option<Pair>, ParseError> {
+    fn pair(&mut self) -> Result<Option<ReadPair<'a>>, ParseError> {
         const MANIFEST: &str = "invalid manifest";
         self.skip_between_pairs()?;
         if self.peek(MANIFEST)? == Next::End {
@@ -207,7 +268,7 @@ impl Reader<'_> {
         if stop.is_none() && self.bad.is_some() {
             return Err(self.bad_character("invalid manifest name"));
         }
-        let name = self.text[start..self.at].to_owned();
+        let name = &self.text[start..self.at];
         self.skip_blanks();
         if self.peek(MANIFEST)? != Next::Byte(b':') {
             return Err(ParseError::at(self.here(), "':' expected after name"));
@@ -216,7 +277,7 @@ impl Reader<'_> {
         self.skip_blanks();
         let next = self.peek(MANIFEST)?;
         let (value, value_position) = self.value(&next)?;
-        Ok(Some(Pair {
+        Ok(Some(ReadPair {
             name,
             value,
             name_position,
@@ -225,22 +286,22 @@ impl Reader<'_> {
     }
 
     /// The value, from its first character that is not blank to its newline.
-    fn value(&mut self, next: &Next) -> Result<(String, Position), ParseError> {
+    fn value(&mut self, next: &Next) -> Result<(Cow<'a, str>, Position), ParseError> {
         let position = self.here();
         match next {
-            Next::End => Ok((String::new(), position)),
+            Next::End => Ok((Cow::default(), position)),
             // The newer introducer of a value of many lines: a line of its own.
             Next::Byte(b'\n') => {
                 self.newline();
                 if self.introduces_lines()? {
                     let body = self.here();
-                    return Ok((self.lines()?, body));
+                    return Ok((self.lines()?.into(), body));
                 }
-                Ok((String::new(), position))
+                Ok((Cow::default(), position))
             }
             Next::Byte(b'\\') if self.introduces_lines()? => {
                 let body = self.here();
-                Ok((self.lines()?, body))
+                Ok((self.lines()?.into(), body))
             }
             Next::Byte(_) | Next::BadLater => Ok((self.simple()?, position)),
         }
@@ -264,7 +325,7 @@ impl Reader<'_> {
     }
 
     /// The rest of the line, without its newline, and whether it has one.
-    fn rest_of_line(&self) -> Result<(&str, bool), ParseError> {
+    fn rest_of_line(&self) -> Result<(&'a str, bool), ParseError> {
         match memchr(b'\n', &self.bytes[self.at..]) {
             Some(length) => Ok((&self.text[self.at..self.at + length], true)),
             None if self.bad.is_some() => Err(self.bad_character(VALUE)),
@@ -273,7 +334,16 @@ impl Reader<'_> {
     }
 
     /// A value on one line, or on several joined by backslashes.
-    fn simple(&mut self) -> Result<String, ParseError> {
+    fn simple(&mut self) -> Result<Cow<'a, str>, ParseError> {
+        let blanks = [' ', '\t'];
+        let (line, has_newline) = self.rest_of_line()?;
+        if trailing_backslashes(line) == 0 {
+            self.at += line.len();
+            if has_newline {
+                self.newline();
+            }
+            return Ok(line.trim_end_matches(blanks).into());
+        }
         let mut value = String::new();
         loop {
             let (line, has_newline) = self.rest_of_line()?;
@@ -306,8 +376,8 @@ impl Reader<'_> {
                 }
             }
         }
-        value.truncate(value.trim_end_matches([' ', '\t']).len());
-        Ok(value)
+        value.truncate(value.trim_end_matches(blanks).len());
+        Ok(value.into())
     }
 
     /// The body of a value of many lines, its last line (one backslash) included.

@@ -1,9 +1,9 @@
 //! What people have said about agents, and the keys that they have added.
 
+use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
-use super::dialect::Dialect;
 use super::tx::Sql;
 use super::{Doing as _, Store, StoreError};
 use crate::clock::Millis;
@@ -35,11 +35,12 @@ pub struct AddedKey {
 /// Nothing is known of an agent about which nothing is said any more.
 const TIDY: &str = "DELETE FROM agents WHERE name = $1 AND drained IS NULL AND approved IS NULL";
 
-/// PostgreSQL's lock of who hands a task to an agent: many do at once,
-pub(super) const SHARED: &str = "pg_advisory_xact_lock_shared";
-
-/// and of who drains it: it has all of its tasks by then, or gets none.
-const ALONE: &str = "pg_advisory_xact_lock";
+/// The number of PostgreSQL's lock of an agent: who hands a task to it holds it together with others, and who drains it holds it alone.
+pub(super) fn lock(name: &str) -> i64 {
+    let hash: [u8; 32] = Sha256::digest(name).into();
+    let [a, b, c, d, e, f, g, h, ..] = hash;
+    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
 
 /// Requests by a key need not be signed, until one is again.
 fn forget_signing(fingerprint: &str) -> Sql {
@@ -125,10 +126,10 @@ impl Store {
         );
         let sql = sql.bind(name).bind(now).bind(reason);
         let mut all = vec![sql];
-        if self.is_shared()
-            && let Some(hold) = Dialect::Postgres.hold_agent(ALONE)
-        {
-            all.insert(0, Sql::new(hold).bind(name));
+        // Who hands tasks to it at this moment comes first: it has all of its tasks by then, or gets none.
+        if self.is_shared() {
+            let hold = "SELECT COUNT(pg_advisory_xact_lock($1)) AS held";
+            all.insert(0, Sql::new(hold).bind(lock(name)));
         }
         self.say("drain an agent", all).await
     }

@@ -41,17 +41,6 @@ impl Dialect {
         self.on_postgres(" FOR UPDATE")
     }
 
-    /// Holds what is said of an agent until the end of the transaction, be there a row of it or not: its name is the value, and `lock`
-    /// the lock.
-    pub(super) fn hold_agent(self, lock: &str) -> Option<String> {
-        match self {
-            Self::Sqlite => None,
-            Self::Postgres => Some(format!(
-                "SELECT CAST(1 AS BIGINT) AS held WHERE {lock}(hashtextextended($1, 0)) IS NOT NULL"
-            )),
-        }
-    }
-
     /// The same, without what somebody else holds.
     pub(super) fn held_if_free(self) -> &'static str {
         self.on_postgres(" FOR UPDATE SKIP LOCKED")

@@ -10,6 +10,8 @@ mod builds;
 mod cancel;
 mod dialect;
 mod error;
+mod given;
+mod hand_out;
 mod identity;
 mod lanes;
 mod leases;
@@ -28,6 +30,7 @@ mod rows;
 mod snapshot;
 mod sqlite;
 mod submissions;
+mod together;
 mod tokens;
 mod turns;
 mod tx;
@@ -37,8 +40,8 @@ mod writer;
 pub use agents::{AddedKey, Standing};
 pub use artifacts::{Artifact, MOST as MOST_ARTIFACTS};
 pub use error::StoreError;
+pub use hand_out::{Instead, Lease, NewLease, SessionSigning, Waiting};
 pub use lanes::{InLane, LaneOf};
-pub use leases::{Instead, Lease, NewLease, SessionSigning, Waiting};
 pub use lists::{Filter, Page};
 pub use logs::{Log, LogExcerpt, LogText, NewLog, OldKey, OldLog};
 pub use look::First;
@@ -66,6 +69,7 @@ use error::Doing;
 use news::Teller;
 use reads::Reads;
 use sqlite::{Durability, File};
+use together::Together;
 use tx::Tx;
 use writer::{Boxed, Writer};
 
@@ -88,6 +92,7 @@ enum Backend {
     Postgres {
         url: String,
         teller: Teller,
+        together: Together,
         /// Milliseconds from 1970 to the time that the database says, less those of our own clock.
         ahead: i64,
     },
@@ -167,6 +172,7 @@ impl Store {
             backend: Backend::Postgres {
                 url: url.to_owned(),
                 teller: Teller::start(pool.clone(), &hex::encode(name)),
+                together: Together::start(url),
                 ahead: theirs.saturating_sub(now.0),
             },
             pool: Reads(pool),

@@ -29,6 +29,9 @@ const PLAIN: char = 'x';
 /// The same of another lane.
 const IN_LANE: char = 'l';
 
+/// The next news go so much later: what has happened by then goes along.
+const GATHERED: Duration = Duration::from_millis(10);
+
 /// After a failure it is tried again so much later.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
@@ -159,6 +162,8 @@ impl Teller {
                 tracing::debug!("cannot tell other controllers: {e}");
                 self.again(pending);
                 tokio::time::sleep(AFTER_ERROR).await;
+            } else {
+                tokio::time::sleep(GATHERED).await;
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AnyConnection, AnyPool, Connection as _};
+use sqlx::{AnyConnection, AnyPool, AssertSqlSafe, Connection as _, SqlSafeStr as _};
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
@@ -150,11 +150,84 @@ where
         transaction.commit().await.doing(doing)?;
         Ok(value)
     };
-    let done = tokio::spawn(async move {
-        let done = timeout(LIMIT, kept).await;
-        done.unwrap_or_else(|_| Err(silent()).doing(doing))
-    });
+    let done = tokio::spawn(within(doing, kept));
     done.await.unwrap_or(Err(StoreError::Closed { doing }))
+}
+
+async fn within<T>(
+    doing: &'static str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let done = timeout(LIMIT, work).await;
+    done.unwrap_or_else(|_| Err(silent()).doing(doing))
+}
+
+/// A connection for one who writes again and again: it is not asked each time whether it is alive.
+#[derive(Debug)]
+pub(super) struct Line {
+    url: String,
+    /// None before the first, and after a failure.
+    connection: Option<AnyConnection>,
+}
+
+impl Line {
+    pub(super) fn to(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            connection: None,
+        }
+    }
+
+    /// Has an operation done; what it gives, once that is kept. The transaction begins with `begin`, which has no values from outside.
+    pub(super) async fn write<T, F>(
+        &mut self,
+        doing: &'static str,
+        begin: String,
+        work: F,
+    ) -> Result<T, StoreError>
+    where
+        F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>>,
+    {
+        let (connection, done) = within(doing, async {
+            let mut connection = self.begun(begin).await.doing(doing)?;
+            let mut tx = Tx::new(&mut connection, Dialect::Postgres);
+            tx.set_doing(doing);
+            let done = match work(&mut tx).await {
+                Ok(value) => tx.flush().await.map(|()| value),
+                Err(e) => Err(e),
+            };
+            let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            let ended = sqlx::raw_sql(end).execute(&mut connection).await;
+            match (done, ended.doing(doing)) {
+                (Ok(value), Ok(_)) => Ok((Some(connection), Ok(value))),
+                (Ok(_), Err(e)) => Err(e),
+                (Err(e), ended) => Ok((ended.is_ok().then_some(connection), Err(e))),
+            }
+        })
+        .await?;
+        self.connection = connection;
+        done
+    }
+
+    /// The connection, with a transaction begun. Whoever gives up has none left.
+    async fn begun(&mut self, begin: String) -> Result<AnyConnection, sqlx::Error> {
+        let begin = AssertSqlSafe(begin).into_sql_str();
+        if let Some(mut connection) = self.connection.take() {
+            let begun = sqlx::raw_sql(begin.clone()).execute(&mut connection).await;
+            // The server may have ended it meanwhile: nothing has been done yet.
+            if begun.is_ok() {
+                return Ok(connection);
+            }
+        }
+        let connected = timeout(ACQUIRE, async {
+            let mut connection = connect(&self.url).await?;
+            sqlx::raw_sql(SETTINGS).execute(&mut connection).await?;
+            Ok(connection)
+        });
+        let mut connection = connected.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        sqlx::raw_sql(begin).execute(&mut connection).await?;
+        Ok(connection)
+    }
 }
 
 #[cfg(test)]

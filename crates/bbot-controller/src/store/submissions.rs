@@ -4,6 +4,7 @@ use super::rows::{self, Build, Service, Submission};
 use sqlx::Row as _;
 
 use super::dialect::Dialect;
+use super::given::{Column, Given, Type};
 use super::objects;
 use super::turns::{self, Asker, Newcomer, Versions};
 use super::tx::{Sql, Tx};
@@ -112,17 +113,20 @@ impl Store {
                     .bind(service.as_deref()),
                 );
                 let (places, exchanged) = places(tx, &submission, (&planned, class), &asker).await?;
-                let mut builds = Vec::with_capacity(planned.len());
-                for (((id, position), place), planned) in numbers.into_iter().zip(places).zip(planned) {
-                    let build = Build {
+                let builds: Vec<Build> = numbers
+                    .into_iter()
+                    .zip(places)
+                    .zip(planned)
+                    .map(|(((id, position), place), planned)| Build {
                         id,
                         position,
                         place,
                         class,
                         ..rows::queued(&submission, planned, breakpoint.clone())
-                    };
-                    tx.run(insert(&build, &repository)).await?;
-                    builds.push(build);
+                    })
+                    .collect();
+                for builds in builds.chunks(TOGETHER) {
+                    tx.run(insert(builds, &repository, tx.dialect())).await?;
                 }
                 Ok(Submitted { submission, builds, exchanged })
             })
@@ -289,29 +293,65 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
     Ok((submission, numbers))
 }
 
-fn insert(build: &Build, repository: &str) -> Sql {
-    Sql::new(
-        "INSERT INTO builds (id, submission, package, version, configuration, target, repository, state, \
-         position, again, queued, attempt, operations, class, priority, submitter, place, package_configuration, lane, breakpoint) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, '[]', $11, $12, $13, $14, $15, $16, $17)",
-    )
-    .bind(build.id)
-    .bind(build.submission)
-    .bind(build.package.as_str())
-    .bind(build.version.as_str())
-    .bind(build.configuration.as_str())
-    .bind(build.target.as_str())
-    .bind(repository)
-    .bind(build.state.as_str())
-    .bind(build.position)
-    .bind(build.queued)
-    .bind(build.class.as_str())
-    .bind(build.priority.number())
-    .bind(build.submitter.as_str())
-    .bind(build.place)
-    .bind(build.package_configuration.as_str())
-    .bind(build.lane.text())
-    .bind(build.breakpoint.as_deref())
+/// So many builds are written by one statement.
+const TOGETHER: usize = 256;
+
+/// What is written of a build. The rest is as the table has it by itself.
+const QUEUED: [Column; 20] = [
+    ("id", Type::Int),
+    ("submission", Type::Int),
+    ("package", Type::Text),
+    ("version", Type::Text),
+    ("configuration", Type::Text),
+    ("target", Type::Text),
+    ("repository", Type::Text),
+    ("state", Type::Text),
+    ("position", Type::Int),
+    ("again", Type::Int),
+    ("queued", Type::Int),
+    ("attempt", Type::Int),
+    ("operations", Type::Text),
+    ("class", Type::Text),
+    ("priority", Type::Int),
+    ("submitter", Type::Text),
+    ("place", Type::Int),
+    ("package_configuration", Type::Text),
+    ("lane", Type::Text),
+    ("breakpoint", Type::Text),
+];
+
+fn insert(builds: &[Build], repository: &str, dialect: Dialect) -> Sql {
+    let mut given = Given::of(QUEUED);
+    for build in builds {
+        given.push([
+            build.id.into(),
+            build.submission.into(),
+            build.package.as_str().into(),
+            build.version.as_str().into(),
+            build.configuration.as_str().into(),
+            build.target.as_str().into(),
+            repository.into(),
+            build.state.as_str().into(),
+            build.position.into(),
+            false.into(),
+            build.queued.into(),
+            0.into(),
+            "[]".into(),
+            build.class.as_str().into(),
+            build.priority.number().into(),
+            build.submitter.as_str().into(),
+            build.place.into(),
+            build.package_configuration.as_str().into(),
+            build.lane.text().into(),
+            build.breakpoint.as_deref().into(),
+        ]);
+    }
+    let columns = QUEUED.map(|(name, _)| name).join(", ");
+    let table = given.table(dialect);
+    Sql::new(format!(
+        "INSERT INTO builds ({columns}) SELECT {columns} FROM {table}"
+    ))
+    .bind(given.value())
 }
 
 #[cfg(test)]

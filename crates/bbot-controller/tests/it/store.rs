@@ -1,5 +1,6 @@
 //! The store over a real SQLite file: nothing handed out twice, nothing lost over a restart.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bbot_controller::clock::Millis;
@@ -13,9 +14,10 @@ use bbot_controller::queue::{Rebuild, State};
 use bbot_controller::source::{Repository, Source};
 use bbot_controller::store::{
     Asker, Filter, InLane, Instead, LaneOf, LogText, NewLease, NewOperation, NewResult,
-    NewSubmission, Store, Submitted, Taken, Waiting,
+    NewSubmission, SessionSigning, Store, StoreError, Submitted, Taken, Waiting,
 };
 use bbot_manifest::Status;
+use bbot_signature::{Ephemeral, PublicKey, SessionKey};
 use sqlx::Connection as _;
 
 use crate::cluster::Cluster;
@@ -453,6 +455,87 @@ fn who_is_too_late_gets_the_next_of_the_same_configuration_when_that_will_do() {
         };
         assert_eq!(store.builds(&filter("A"), 10).await.unwrap().0.len(), 2);
         assert_eq!(store.builds(&filter("a\0"), 10).await.unwrap().0.len(), 0);
+        store.close().await;
+    });
+}
+
+/// Hand-outs that come at once may share a transaction: each comes to what it would have come to alone.
+#[test]
+fn hand_outs_at_once_harm_no_other() {
+    on_both(async |place| {
+        let store = place.open().await;
+        let mut builds = Vec::new();
+        for n in 0..40 {
+            builds.push(submit(&store, &format!("p{n}"), 0).await);
+        }
+        store.drain_agent("drained", None, Millis(0)).await.unwrap();
+        let sessions: Vec<String> = (0..40).map(|n| format!("s{n}")).collect();
+        let of = |n: usize| lease(builds[n], &sessions[n], 100);
+        let agent = PublicKey::parse(&Ephemeral::new().unwrap().public()).unwrap();
+        let key = SessionKey::parse(&"0f".repeat(32)).unwrap();
+        let signing = Some(SessionSigning {
+            key: &key,
+            agent: &agent,
+        });
+        let any = Instead::First(Waiting {
+            configuration: "c",
+            target: "t",
+            lane: "",
+            repository: None,
+        });
+        let mut all: Vec<NewLease<'_>> = (0..30).map(of).collect();
+        all.extend([
+            // A session that there is; a build that is gone; the same where another will do; whoever is drained; one key twice.
+            NewLease {
+                session: "s3",
+                ..of(30)
+            },
+            NewLease {
+                build: builds[4],
+                ..of(31)
+            },
+            NewLease {
+                build: builds[5],
+                instead: any,
+                ..of(32)
+            },
+            NewLease {
+                agent: "drained",
+                instead: any,
+                ..of(33)
+            },
+            NewLease { signing, ..of(34) },
+            NewLease { signing, ..of(35) },
+        ]);
+        let handed = all.iter().map(|new| store.lease(new, Millis(1)));
+        let handed = futures_util::future::join_all(handed).await;
+        let got: Vec<Option<i64>> = handed
+            .iter()
+            .map(|handed| handed.as_ref().ok()?.as_ref().map(|l| l.build.id))
+            .collect();
+        for n in 0..30 {
+            if n != 3 {
+                assert_eq!(got[n], Some(builds[n]), "{n}");
+            }
+        }
+        // Who of two is first is not said.
+        assert_eq!([3, 30].iter().filter(|n| handed[**n].is_err()).count(), 1);
+        assert!(matches!(handed[31], Ok(None)) && matches!(handed[33], Ok(None)));
+        assert!(got[32].is_some_and(|id| id != builds[5]), "{got:?}");
+        let used = |n: usize| matches!(handed[n], Err(StoreError::UsedKey));
+        assert!(used(34) != used(35), "{handed:?}");
+        let given: HashSet<i64> = got.iter().flatten().copied().collect();
+        assert_eq!(given.len(), got.iter().flatten().count(), "each once");
+        // What is kept is what was said.
+        for handed in handed.iter().flatten().flatten() {
+            let session = handed.build.session.clone().unwrap();
+            let facts = store.session_by_path(&session).await.unwrap().unwrap();
+            assert_eq!(facts.build.id, handed.build.id);
+            assert_eq!(
+                store.build(handed.build.id).await.unwrap().unwrap(),
+                handed.build
+            );
+        }
         store.close().await;
     });
 }

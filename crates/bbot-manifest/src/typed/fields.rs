@@ -1,54 +1,58 @@
 //! Taking typed values out of a manifest, and putting them into one.
 
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
 use crate::error::{ManifestError, ParseError, Position};
 use crate::manifest::{Manifest, Pair};
-use crate::parser::parse_stream;
+use crate::parser::{ReadManifest, ReadPair, Source};
 
 /// A stream of manifests that a typed manifest is read from, front to back.
-pub(super) struct Stream {
-    manifests: std::vec::IntoIter<Manifest>,
+pub(super) struct Stream<'a> {
+    pairs: &'a [ReadPair<'a>],
+    manifests: std::slice::Iter<'a, ReadManifest>,
     end: Position,
 }
 
-impl Stream {
+impl<'a> Stream<'a> {
     /// Reads `input` as a whole with `read`, which must use up all manifests.
     pub(super) fn read<T>(
         input: &[u8],
         source_name: &str,
-        read: impl FnOnce(&mut Self) -> Result<T, ParseError>,
+        read: impl FnOnce(&mut Stream<'_>) -> Result<T, ParseError>,
     ) -> Result<T, ManifestError> {
-        parse_stream(input, MAX_PAIRS)
-            .and_then(|(manifests, end)| {
-                let mut stream = Self {
-                    manifests: manifests.into_iter(),
-                    end,
-                };
-                let value = read(&mut stream)?;
-                match stream.manifests.next() {
-                    None => Ok(value),
-                    Some(more) => Err(ParseError::at(
-                        more.position,
-                        "unexpected manifest behind the last one",
-                    )),
-                }
-            })
-            .map_err(|error| error.in_source(source_name))
+        let source = Source::of(input);
+        let all = || {
+            let all = source.read(MAX_PAIRS)?;
+            let mut stream = Stream {
+                pairs: &all.pairs,
+                manifests: all.manifests.iter(),
+                end: all.end,
+            };
+            let value = read(&mut stream)?;
+            match stream.manifests.next() {
+                None => Ok(value),
+                Some(more) => Err(ParseError::at(
+                    more.position,
+                    "unexpected manifest behind the last one",
+                )),
+            }
+        };
+        all().map_err(|error: ParseError| error.in_source(source_name))
     }
 
     /// The next manifest, which the stream must have. `what` names it.
-    pub(super) fn expect(&mut self, what: &'static str) -> Result<Fields, ParseError> {
+    pub(super) fn expect(&mut self, what: &'static str) -> Result<Fields<'a>, ParseError> {
         let end = self.end;
         self.next(what)
             .ok_or_else(|| ParseError::at(end, format!("{what} manifest expected")))
     }
 
     /// The next manifest, if there is one more.
-    pub(super) fn next(&mut self, what: &'static str) -> Option<Fields> {
-        self.manifests.next().map(|m| Fields::new(m, what))
+    pub(super) fn next(&mut self, what: &'static str) -> Option<Fields<'a>> {
+        let manifest = self.manifests.next()?;
+        let pairs = &self.pairs[manifest.pairs.clone()];
+        Some(Fields::new(pairs, manifest.end, what))
     }
 }
 
@@ -58,45 +62,36 @@ const MAX_PAIRS: usize = 100_000;
 
 /// One manifest whose fields are taken by name. What nobody takes is unknown,
 /// and ignored.
-pub(super) struct Fields {
+pub(super) struct Fields<'a> {
     what: &'static str,
     end: Position,
-    pairs: Vec<Pair>,
-    /// Where each name stands, in order.
-    places: HashMap<String, Vec<usize>>,
+    pairs: &'a [ReadPair<'a>],
+    /// Where each field stands: by name, and in order where there are several of one.
+    places: Vec<usize>,
 }
 
 /// A value with its place, for errors about it.
 #[derive(Clone, Copy)]
 pub(super) struct Field<'a> {
     what: &'static str,
-    pair: &'a Pair,
+    pair: &'a ReadPair<'a>,
 }
 
-impl Fields {
-    fn new(manifest: Manifest, what: &'static str) -> Self {
-        let mut places: HashMap<String, Vec<usize>> = HashMap::new();
-        for (i, pair) in manifest.pairs.iter().enumerate() {
-            match places.get_mut(&pair.name) {
-                Some(list) => list.push(i),
-                None => {
-                    places.insert(pair.name.clone(), vec![i]);
-                }
-            }
-        }
+impl<'a> Fields<'a> {
+    fn new(pairs: &'a [ReadPair<'a>], end: Position, what: &'static str) -> Self {
+        let mut places: Vec<usize> = (0..pairs.len()).collect();
+        places.sort_by_key(|&i| pairs[i].name);
         Self {
             what,
-            end: manifest.end,
-            pairs: manifest.pairs,
+            end,
+            pairs,
             places,
         }
     }
 
     /// The only field of this name, if there is one.
     pub(super) fn optional(&self, name: &str) -> Result<Option<Field<'_>>, ParseError> {
-        let Some(places) = self.places.get(name) else {
-            return Ok(None);
-        };
+        let places = self.places(name);
         if let [first, second, ..] = places[..] {
             return Err(ParseError::at(
                 self.pairs[second].name_position,
@@ -128,15 +123,21 @@ impl Fields {
 
     /// All fields of this name in order.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Field<'_>> {
-        let places = self.places.get(name).map_or(&[][..], Vec::as_slice);
-        places.iter().map(|&i| self.field(i))
+        self.places(name).iter().map(|&i| self.field(i))
+    }
+
+    fn places(&self, name: &str) -> &[usize] {
+        let name_of = |&i: &usize| self.pairs[i].name;
+        let first = self.places.partition_point(|i| name_of(i) < name);
+        let behind = self.places[first..].partition_point(|i| name_of(i) == name);
+        &self.places[first..first + behind]
     }
 
     /// All fields whose name is not empty before `suffix`, with that part.
-    pub(super) fn with_suffix<'a>(
-        &'a self,
-        suffix: &'a str,
-    ) -> impl Iterator<Item = (&'a str, Field<'a>)> {
+    pub(super) fn with_suffix<'f>(
+        &'f self,
+        suffix: &'f str,
+    ) -> impl Iterator<Item = (&'f str, Field<'f>)> {
         self.fields().filter_map(move |field| {
             let stem = field.name().strip_suffix(suffix)?;
             (!stem.is_empty()).then_some((stem, field))
@@ -166,7 +167,7 @@ impl Fields {
 
 impl<'a> Field<'a> {
     pub(super) fn name(self) -> &'a str {
-        &self.pair.name
+        self.pair.name
     }
 
     pub(super) fn text(self) -> &'a str {
@@ -174,7 +175,7 @@ impl<'a> Field<'a> {
     }
 
     pub(super) fn owned(self) -> String {
-        self.pair.value.clone()
+        self.text().to_owned()
     }
 
     /// The text, which must not be empty.

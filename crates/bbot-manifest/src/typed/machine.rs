@@ -126,7 +126,7 @@ impl MachineHeader {
         serialize(&[self.to_manifest(era)], Style::wire())
     }
 
-    pub(super) fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    pub(super) fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let role = match fields.optional("role")? {
             None => None,
             Some(field) => Some(match field.text() {
@@ -211,7 +211,7 @@ impl MachineManifest {
         self.options.as_deref().map(quoting::split).transpose()
     }
 
-    pub(super) fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    pub(super) fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let kind = fields.required("type")?;
         let options = fields.optional("options")?;
         if let Some(field) = options {

@@ -55,7 +55,7 @@ impl TaskResponse {
         })
     }
 
-    fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let session = fields.required("session")?.owned();
         let challenge = fields.optional("challenge")?;
         let result_url = fields.optional("result-url")?;

@@ -82,7 +82,7 @@ impl BuildResult {
         serialize(&[self.to_manifest(era)], Style::wire())
     }
 
-    fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let mut operations: Vec<OperationResult> = Vec::new();
         let mut places = HashMap::new();
         for (name, field) in fields.with_suffix("-status") {

@@ -141,7 +141,7 @@ impl Task {
         serialize(&[self.to_manifest(era)], Style::wire())
     }
 
-    pub(super) fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    pub(super) fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let repository = fields.either("repository-url", "repository")?;
         let repository = repository.ok_or_else(|| fields.missing("repository-url"))?;
         let repository_type = match fields.optional("repository-type")? {
@@ -229,7 +229,7 @@ impl Task {
 /// One field is a list whose elements may be quoted. Where the field is repeated,
 /// each is one regex, blanks and all, unless quotes enclose the whole of it: a
 /// list would make of `^warning: .+` a regex that matches everything.
-fn warning_regex(fields: &Fields) -> Result<Vec<String>, ParseError> {
+fn warning_regex(fields: &Fields<'_>) -> Result<Vec<String>, ParseError> {
     let all: Vec<Field<'_>> = fields.all("warning-regex").collect();
     if let [field] = all[..] {
         return quoting::split(field.text()).map_err(|e| field.invalid(e));
@@ -257,7 +257,7 @@ fn version(field: Field<'_>) -> Result<String, ParseError> {
     Ok(text)
 }
 
-fn auxiliaries(fields: &Fields, stem: &str) -> Result<Vec<Auxiliary>, ParseError> {
+fn auxiliaries(fields: &Fields<'_>, stem: &str) -> Result<Vec<Auxiliary>, ParseError> {
     let mut all = Vec::new();
     for field in fields.fields() {
         let Some(rest) = field.name().strip_prefix(stem) else {

@@ -36,7 +36,7 @@ impl ToolchainManifest {
         serialize(&[self.to_manifest()], Style::wire())
     }
 
-    fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         Ok(Self {
             id: fields.required("id")?.filled()?,
         })
@@ -95,7 +95,7 @@ impl BootstrapManifest {
         serialize(&[self.to_manifest()], Style::wire())
     }
 
-    fn from_fields(fields: &Fields) -> Result<Self, ParseError> {
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ParseError> {
         let mut versions = BTreeMap::new();
         for (part, field) in fields.with_suffix(Self::SUFFIX) {
             fields.optional(field.name())?;

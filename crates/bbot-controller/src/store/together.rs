@@ -1,0 +1,150 @@
+//! PostgreSQL: hand-outs that come while others are on their way are handed out together, in one transaction.
+//!
+//! Going to and fro costs more than what is done there, and each commit a sync of the disk. Whoever comes alone waits for nobody.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{self, JoinSet};
+
+use super::StoreError;
+use super::hand_out::{self, DOING, Handed, Owned};
+use super::postgres::Line;
+
+/// So many wait here; more wait outside.
+const WAITING: usize = 1024;
+
+/// So many go together at most: the first of them waits for the last.
+const GROUP: usize = 64;
+
+/// So many groups are on their way at once: while one waits for the disk, another is worked at.
+const LINES: usize = 4;
+
+/// One to be handed out, and who waits for it.
+struct Job {
+    new: Owned,
+    answer: oneshot::Sender<Handed>,
+}
+
+/// The way to those who hand out. Clones lead to the same.
+#[derive(Debug, Clone)]
+pub(super) struct Together {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Together {
+    /// Begins to hand out. It ends when nobody can ask any more.
+    pub(super) fn start(url: &str) -> Self {
+        let (jobs, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(run(receiver, url.to_owned()));
+        Self { jobs }
+    }
+
+    /// Hands one out. What was begun is finished, whether anybody still waits for it or not.
+    pub(super) async fn lease(&self, new: Owned) -> Handed {
+        let closed = || StoreError::Closed { doing: DOING };
+        let (answer, handed) = oneshot::channel();
+        let job = Job { new, answer };
+        self.jobs.send(job).await.map_err(|_| closed())?;
+        handed.await.map_err(|_| closed())?
+    }
+}
+
+/// Whether a group of so many begins while groups of these sizes are under way. A smaller one would keep a line from those who come next, and
+/// soon all would go one by one.
+fn begins(waiting: usize, mut under_way: impl Iterator<Item = usize>) -> bool {
+    waiting > 0 && under_way.all(|size| size <= waiting)
+}
+
+async fn run(mut jobs: mpsc::Receiver<Job>, url: String) {
+    let mut free: Vec<Line> = (0..LINES).map(|_| Line::to(&url)).collect();
+    let mut under_way = JoinSet::new();
+    let mut sizes: HashMap<task::Id, usize> = HashMap::new();
+    let mut waiting = Vec::new();
+    let mut is_open = true;
+    loop {
+        while begins(waiting.len(), sizes.values().copied())
+            && let Some(mut line) = free.pop()
+        {
+            let group = std::mem::take(&mut waiting);
+            let size = group.len();
+            let begun = under_way.spawn(async move {
+                hand_out(&mut line, group).await;
+                line
+            });
+            sizes.insert(begun.id(), size);
+        }
+        let room = GROUP - waiting.len();
+        if !is_open && waiting.is_empty() && sizes.is_empty() {
+            return;
+        }
+        tokio::select! {
+            more = jobs.recv_many(&mut waiting, room), if is_open && room > 0 => {
+                is_open = more > 0;
+            }
+            Some(done) = under_way.join_next_with_id() => {
+                let (id, line) = done.unwrap_or_else(|e| (e.id(), Line::to(&url)));
+                sizes.remove(&id);
+                free.push(line);
+            }
+        }
+    }
+}
+
+async fn hand_out(line: &mut Line, group: Vec<Job>) {
+    let (all, answers): (Vec<Owned>, Vec<_>) =
+        group.into_iter().map(|job| (job.new, job.answer)).unzip();
+    let all: Arc<[Owned]> = all.into();
+    match together(line, Arc::clone(&all)).await {
+        Ok(handed) => {
+            for (handed, answer) in handed.into_iter().zip(answers) {
+                // Whoever does not wait any more does not want to know.
+                let _ = answer.send(handed);
+            }
+        }
+        // None of them is at fault.
+        Err(e) if e.is_passing() => {
+            let source = Arc::new(e);
+            for answer in answers {
+                let source = Arc::clone(&source);
+                let _ = answer.send(Err(StoreError::NotKept { source }));
+            }
+        }
+        // Whichever it was harms no other.
+        Err(_) => {
+            for (new, answer) in all.iter().zip(answers) {
+                let handed = together(line, Arc::from([new.clone()])).await;
+                let _ = answer.send(handed.and_then(|mut one| one.pop().unwrap_or(Ok(None))));
+            }
+        }
+    }
+}
+
+async fn together(line: &mut Line, all: Arc<[Owned]>) -> Result<Vec<Handed>, StoreError> {
+    line.write(DOING, hand_out::begin(&all), |tx| {
+        Box::pin(async move { hand_out::all(tx, &all).await })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_begins_that_is_as_large_as_those_under_way() {
+        for (waiting, under_way, expected) in [
+            (0, &[][..], false),
+            (0, &[1], false),
+            (1, &[], true),
+            (1, &[1, 1], true),
+            (1, &[2], false),
+            (6, &[2, 7], false),
+            (7, &[2, 7], true),
+        ] {
+            let begins = begins(waiting, under_way.iter().copied());
+            assert_eq!(begins, expected, "{waiting} {under_way:?}");
+        }
+    }
+}
