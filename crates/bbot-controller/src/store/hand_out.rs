@@ -154,16 +154,16 @@ pub(super) async fn all(tx: &mut Tx<'_>, all: &[Owned]) -> Result<Vec<Handed>, S
     if wanted.is_empty() {
         return Ok(handed);
     }
-    let table = wanted.table(tx.dialect());
     let these = format!(
-        "SELECT w.n, {} FROM {table} JOIN builds b ON b.id = w.build JOIN submissions p ON p.id = b.submission \
+        "SELECT w.n, {} FROM w JOIN builds b ON b.id = w.build JOIN submissions p ON p.id = b.submission \
          WHERE b.state = 'queued' AND {UNDRAINED}{}",
         found(tx.dialect()),
         tx.dialect().build_held_if_free()
     );
+    let these = wanted.sql(tx.dialect(), &these);
     let mut given = Vec::new();
     let mut gone = HashSet::new();
-    for row in tx.all(Sql::new(these).bind(wanted.value())).await? {
+    for row in tx.all(these).await? {
         let n: i64 = row.try_get("n").doing(DOING)?;
         let n = usize::try_from(n).unwrap_or(usize::MAX);
         let build = rows::build(&row)?;
@@ -218,11 +218,8 @@ async fn used_keys(tx: &mut Tx<'_>, all: &[Owned]) -> Result<HashSet<String>, St
     if keys.is_empty() {
         return Ok(HashSet::new());
     }
-    let used = format!(
-        "SELECT s.agent_key FROM {} JOIN sessions s ON s.agent_key = w.agent_key",
-        keys.table(tx.dialect())
-    );
-    let used = tx.all(Sql::new(used).bind(keys.value())).await?;
+    let used = "SELECT s.agent_key FROM w JOIN sessions s ON s.agent_key = w.agent_key";
+    let used = tx.all(keys.sql(tx.dialect(), used)).await?;
     let key = |row: &AnyRow| row.try_get("agent_key").doing(DOING);
     used.iter().map(key).collect()
 }
@@ -356,32 +353,20 @@ fn give(tx: &mut Tx<'_>, given: &[(Lease, &Owned)]) {
     }
     let columns = GIVEN[..OF_SESSION].iter().map(|(name, _)| *name);
     let columns = columns.collect::<Vec<_>>().join(", ");
-    let sessions =
-        |table: &str| format!("INSERT INTO sessions ({columns}) SELECT {columns} FROM {table}");
-    let builds = |table: &str| {
-        format!(
-            "UPDATE builds SET state = 'building', started = w.issued, session = w.id, lease_until = w.lease_until, again = 0, \
-             agent = w.agent, fingerprint = w.fingerprint, machine = w.machine, machine_summary = w.machine_summary, \
-             toolchain_name = w.toolchain_name, toolchain_version = w.toolchain_version, run = w.number, \
-             auxiliaries = w.auxiliaries, login = w.login FROM {table} WHERE builds.id = w.build"
-        )
-    };
-    let table = all.table(tx.dialect());
-    let all = all.value();
+    let sessions = format!("INSERT INTO sessions ({columns}) SELECT {columns} FROM w");
+    let builds = "UPDATE builds SET state = 'building', started = w.issued, session = w.id, lease_until = w.lease_until, again = 0, \
+        agent = w.agent, fingerprint = w.fingerprint, machine = w.machine, machine_summary = w.machine_summary, \
+        toolchain_name = w.toolchain_name, toolchain_version = w.toolchain_version, run = w.number, \
+        auxiliaries = w.auxiliaries, login = w.login FROM w WHERE builds.id = w.build";
     match tx.dialect() {
         Dialect::Sqlite => {
-            tx.later(Sql::new(builds(&table)).bind(all.as_str()));
-            tx.later(Sql::new(sessions(&table)).bind(all));
+            tx.later(all.clone().sql(Dialect::Sqlite, builds));
+            tx.later(all.sql(Dialect::Sqlite, &sessions));
         }
         // One way to go, and the rows read once.
-        Dialect::Postgres => tx.later(
-            Sql::new(format!(
-                "WITH w AS MATERIALIZED (SELECT * FROM {table}), s AS ({}) {}",
-                sessions("w"),
-                builds("w")
-            ))
-            .bind(all),
-        ),
+        Dialect::Postgres => {
+            tx.later(all.sql(Dialect::Postgres, &format!(", s AS ({sessions}) {builds}")));
+        }
     }
 }
 

@@ -294,7 +294,7 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
 }
 
 /// So many builds are written by one statement.
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 50;
 
 /// What is written of a build. The rest is as the table has it by itself.
 const QUEUED: [Column; 20] = [
@@ -347,11 +347,8 @@ fn insert(builds: &[Build], repository: &str, dialect: Dialect) -> Sql {
         ]);
     }
     let columns = QUEUED.map(|(name, _)| name).join(", ");
-    let table = given.table(dialect);
-    Sql::new(format!(
-        "INSERT INTO builds ({columns}) SELECT {columns} FROM {table}"
-    ))
-    .bind(given.value())
+    let insert = format!("INSERT INTO builds ({columns}) SELECT {columns} FROM w");
+    given.sql(dialect, &insert)
 }
 
 #[cfg(test)]

@@ -17,8 +17,11 @@ use crate::clock::Millis;
 /// So many statements wait at most.
 const WAITING: usize = 32;
 
-/// A text of more statements than this is of a rare kind, and not kept prepared.
+/// A text of more statements than this is of a rare kind, and not kept prepared,
 const KEPT: usize = 12;
+
+/// nor is one of more values than this.
+const KEPT_VALUES: usize = 200;
 
 /// A value that is given to a statement.
 #[derive(Debug, Clone)]
@@ -236,7 +239,9 @@ impl<'c> Tx<'c> {
         self.sent = true;
         if self.dialect == Dialect::Sqlite {
             let kept = waiting.len() <= KEPT;
-            return Ok(query(joined(waiting), kept));
+            let all = joined(waiting);
+            let kept = kept && all.values.len() <= KEPT_VALUES;
+            return Ok(query(all, kept));
         }
         let last = waiting.pop().unwrap_or_else(|| Sql::new(""));
         for sql in waiting {
