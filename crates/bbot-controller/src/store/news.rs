@@ -29,6 +29,9 @@ const PLAIN: char = 'x';
 /// The same of another lane.
 const IN_LANE: char = 'l';
 
+/// News need not be on disk when they are told.
+const TELL: &str = "SELECT set_config('synchronous_commit', 'off', TRUE), pg_notify($1, $2)";
+
 /// The next news go so much later: what has happened by then goes along.
 const GATHERED: Duration = Duration::from_millis(10);
 
@@ -153,7 +156,7 @@ impl Teller {
             if pending == Pending::default() {
                 continue;
             }
-            let told = sqlx::query("SELECT pg_notify($1, $2)")
+            let told = sqlx::query(TELL)
                 .bind(CHANNEL)
                 .bind(write(&self.name, &pending))
                 .execute(&Reads(pool.clone()))
