@@ -2,7 +2,7 @@
 //!
 //! A request counts only for as long as its time is near ours, and is remembered for as long. What is remembered is lost with the
 //! process and is not told to other controllers: there a request that comes once more finds that its session key has
-//! served (`store/leases.rs`), and gets no task.
+//! served (`store/hand_out.rs`), and gets no task.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};

@@ -36,6 +36,33 @@ impl Dialect {
         }
     }
 
+    /// Joins the row of a table, called `name`, whose `column` has this value. PostgreSQL may not begin with the table, however small it takes it
+    /// for.
+    pub(super) fn look_up(self, table: &str, name: &str, column: &str, value: &str) -> String {
+        self.look_up_and(table, name, (column, value), "")
+    }
+
+    /// The same, and the row is held; none where somebody else holds it.
+    pub(super) fn hold(self, table: &str, name: &str, column: &str, value: &str) -> String {
+        self.look_up_and(table, name, (column, value), self.held_if_free())
+    }
+
+    fn look_up_and(
+        self,
+        table: &str,
+        name: &str,
+        (column, value): (&str, &str),
+        held: &str,
+    ) -> String {
+        match self {
+            Self::Sqlite => format!("JOIN {table} {name} ON {name}.{column} = {value}"),
+            // The offset keeps what else is asked of the row from choosing another index.
+            Self::Postgres => format!(
+                "CROSS JOIN LATERAL (SELECT * FROM {table} WHERE {column} = {value} OFFSET 0{held}) AS {name}"
+            ),
+        }
+    }
+
     /// Ends a `SELECT` of one table: what is found stays as it is until the end of the transaction.
     pub(super) fn held(self) -> &'static str {
         self.on_postgres(" FOR UPDATE")

@@ -102,10 +102,31 @@ impl StoreError {
         }
     }
 
+    /// Whether somebody else had what was needed, so that others need not fail with it.
+    #[must_use]
+    pub(super) fn is_contended(&self) -> bool {
+        let code = match self {
+            Self::Statement { source, .. } => source.as_database_error().and_then(|e| e.code()),
+            _ => None,
+        };
+        code.is_some_and(|code| code == "55P03" || (code.len() == 5 && code.starts_with("40")))
+    }
+
     /// Whether it is that a database could not be reached that may be there soon.
     #[must_use]
     pub fn is_away(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if is_passing(source))
+    }
+}
+
+/// Whether it says that a connection is there no more.
+pub(super) fn is_lost(error: &sqlx::Error) -> bool {
+    match error.as_database_error() {
+        // The server ends, or has ended this connection.
+        Some(e) => e.code().is_some_and(|code| {
+            code.starts_with("08") || code.starts_with("57P") || code == "25P03"
+        }),
+        None => true,
     }
 }
 

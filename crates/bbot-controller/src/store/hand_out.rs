@@ -1,6 +1,6 @@
 //! Handing out: a build that waits becomes an agent's. Those that are handed out in one transaction share its statements.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bbot_signature::{PublicKey, SessionKey};
 use sqlx::Row as _;
@@ -130,9 +130,11 @@ pub(super) type Handed = Result<Option<Lease>, StoreError>;
 
 /// How a transaction of PostgreSQL begins that hands these out: whoever is told that one of the agents is drained is told of all that it has.
 pub(super) fn begin(all: &[Owned]) -> String {
-    let locks = all
+    // In one order, so that no two wait for each other.
+    let locks: BTreeSet<i64> = all.iter().map(|new| agents::lock(&new.agent)).collect();
+    let locks = locks
         .iter()
-        .map(|new| format!("pg_advisory_xact_lock_shared({})", agents::lock(&new.agent)));
+        .map(|lock| format!("pg_advisory_xact_lock_shared({lock})"));
     format!("BEGIN; SELECT {}", locks.collect::<Vec<_>>().join(", "))
 }
 
@@ -154,11 +156,13 @@ pub(super) async fn all(tx: &mut Tx<'_>, all: &[Owned]) -> Result<Vec<Handed>, S
     if wanted.is_empty() {
         return Ok(handed);
     }
+    let dialect = tx.dialect();
     let these = format!(
-        "SELECT w.n, {} FROM w JOIN builds b ON b.id = w.build JOIN submissions p ON p.id = b.submission \
-         WHERE b.state = 'queued' AND {UNDRAINED}{}",
-        found(tx.dialect()),
-        tx.dialect().build_held_if_free()
+        "SELECT w.n, {} FROM w {} {} WHERE b.state = 'queued' AND {}",
+        found(dialect),
+        dialect.hold("builds", "b", "id", "w.build"),
+        dialect.look_up("submissions", "p", "id", "b.submission"),
+        undrained("w.agent")
     );
     let these = wanted.sql(tx.dialect(), &these);
     let mut given = Vec::new();
@@ -166,14 +170,19 @@ pub(super) async fn all(tx: &mut Tx<'_>, all: &[Owned]) -> Result<Vec<Handed>, S
     for row in tx.all(these).await? {
         let n: i64 = row.try_get("n").doing(DOING)?;
         let n = usize::try_from(n).unwrap_or(usize::MAX);
-        let build = rows::build(&row)?;
-        // Several may have looked for one.
-        if let (Some(new), Some(handed)) = (all.get(n), handed.get_mut(n))
-            && gone.insert(build.id)
-        {
-            let lease = take(tx, build, &row, new)?;
-            *handed = Ok(Some(lease.clone()));
-            given.push((lease, new));
+        let (Some(new), Some(handed)) = (all.get(n), handed.get_mut(n)) else {
+            continue;
+        };
+        match take(tx, &row, new) {
+            // Several may have looked for one.
+            Ok(lease) => {
+                if gone.insert(lease.build.id) {
+                    *handed = Ok(Some(lease.clone()));
+                    given.push((lease, new));
+                }
+            }
+            // What one has found harms no other.
+            Err(e) => *handed = Err(e),
         }
     }
     give(tx, &given);
@@ -182,7 +191,7 @@ pub(super) async fn all(tx: &mut Tx<'_>, all: &[Owned]) -> Result<Vec<Handed>, S
             && let Some(instead) = &new.instead
             && let Some(row) = first(tx, new, instead).await?
         {
-            let lease = take(tx, rows::build(&row)?, &row, new)?;
+            let lease = take(tx, &row, new)?;
             give(tx, &[(lease.clone(), new)]);
             *handed = Ok(Some(lease));
         }
@@ -198,8 +207,9 @@ const WANTED: [Column; 3] = [
 ];
 
 /// Who gets it is not drained.
-const UNDRAINED: &str =
-    "NOT EXISTS (SELECT 1 FROM agents g WHERE g.name = w.agent AND g.drained IS NOT NULL)";
+fn undrained(agent: &str) -> String {
+    format!("NOT EXISTS (SELECT 1 FROM agents g WHERE g.name = {agent} AND g.drained IS NOT NULL)")
+}
 
 /// What is asked of a build that is found.
 fn found(dialect: Dialect) -> String {
@@ -218,8 +228,12 @@ async fn used_keys(tx: &mut Tx<'_>, all: &[Owned]) -> Result<HashSet<String>, St
     if keys.is_empty() {
         return Ok(HashSet::new());
     }
-    let used = "SELECT s.agent_key FROM w JOIN sessions s ON s.agent_key = w.agent_key";
-    let used = tx.all(keys.sql(tx.dialect(), used)).await?;
+    let used = format!(
+        "SELECT s.agent_key FROM w {}",
+        tx.dialect()
+            .look_up("sessions", "s", "agent_key", "w.agent_key")
+    );
+    let used = tx.all(keys.sql(tx.dialect(), &used)).await?;
     let key = |row: &AnyRow| row.try_get("agent_key").doing(DOING);
     used.iter().map(key).collect()
 }
@@ -233,10 +247,11 @@ async fn first(
     let of = repository.as_ref().map_or("", |_| " AND b.repository = $5");
     // One that has failed may avoid this host.
     let mut first = Sql::new(format!(
-        "SELECT {} FROM (SELECT $4 AS agent) AS w CROSS JOIN builds b JOIN submissions p ON p.id = b.submission \
+        "SELECT {} FROM builds b JOIN submissions p ON p.id = b.submission \
          WHERE b.state = 'queued' AND b.configuration = $1 AND b.target = $2 AND b.lane = $3{of} \
-         AND b.failures = '[]' AND {UNDRAINED} ORDER BY b.place, b.id LIMIT 1{}",
+         AND b.failures = '[]' AND {} ORDER BY b.place, b.id LIMIT 1{}",
         found(tx.dialect()),
+        undrained("$4"),
         tx.dialect().build_held_if_free()
     ))
     .bind(configuration.as_str())
@@ -249,12 +264,9 @@ async fn first(
     tx.optional(first).await
 }
 
-/// A build, which is in this row as it waits, as it is when it has been given.
-fn take(tx: &mut Tx<'_>, build: Build, row: &AnyRow, new: &Owned) -> Result<Lease, StoreError> {
-    if build.again {
-        // A rebuild was asked for since its sessions were handed out: this one is it, and they are not.
-        leases::end_lapsed(tx, build.id);
-    }
+/// The build of this row, where it waits, as it is when it has been given.
+fn take(tx: &mut Tx<'_>, row: &AnyRow, new: &Owned) -> Result<Lease, StoreError> {
+    let (waiting, submission) = (rows::build(row)?, rows::submission_of(row)?);
     let last = rebuilds::last(row)?;
     let checksums = new.makings.as_ref().and_then(|makings| {
         rebuild::checksums(last.kind, last.makings.as_ref(), makings, last.checksums)
@@ -273,11 +285,15 @@ fn take(tx: &mut Tx<'_>, build: Build, row: &AnyRow, new: &Owned) -> Result<Leas
         login: new.login.clone(),
         toolchain_name: Some(new.toolchain_name.clone()),
         toolchain_version: Some(new.toolchain_version.clone()),
-        ..build
+        ..waiting
     };
+    if waiting.again {
+        // A rebuild was asked for since its sessions were handed out: this one is it, and they are not.
+        leases::end_lapsed(tx, build.id);
+    }
     Ok(Lease {
         build,
-        submission: rows::submission_of(row)?,
+        submission,
         checksums,
     })
 }
@@ -365,7 +381,10 @@ fn give(tx: &mut Tx<'_>, given: &[(Lease, &Owned)]) {
         }
         // One way to go, and the rows read once.
         Dialect::Postgres => {
-            tx.later(all.sql(Dialect::Postgres, &format!(", s AS ({sessions}) {builds}")));
+            // It may not begin with all builds.
+            let these = "AND builds.id = ANY(ARRAY(SELECT build FROM w))";
+            let both = format!(", s AS ({sessions}) {builds} {these}");
+            tx.later(all.sql(Dialect::Postgres, &both));
         }
     }
 }

@@ -15,6 +15,7 @@ mod hand_out;
 mod identity;
 mod lanes;
 mod leases;
+mod line;
 mod lists;
 mod logs;
 mod look;
@@ -79,7 +80,7 @@ const CLOSING: Duration = Duration::from_secs(10);
 /// The open store. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// Connections that read; on PostgreSQL all of them.
+    /// Connections that read; on PostgreSQL all that do not hand out.
     pool: Reads,
     backend: Backend,
     /// Where it is, for people.
@@ -256,8 +257,11 @@ impl Store {
     pub async fn close(&self) {
         // A connection that leads nowhere any more may be among them, and is not waited for.
         let _ = tokio::time::timeout(CLOSING, self.pool.0.close()).await;
-        if let Backend::Sqlite(writer) = &self.backend {
-            writer.close().await;
+        match &self.backend {
+            Backend::Sqlite(writer) => writer.close().await,
+            Backend::Postgres { together, .. } => {
+                let _ = tokio::time::timeout(CLOSING, together.close()).await;
+            }
         }
     }
 

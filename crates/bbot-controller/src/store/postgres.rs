@@ -1,5 +1,6 @@
 //! PostgreSQL: several controllers over one database. Each operation is a transaction of its own, on whichever connection is
-//! free; what it decides on is held by row locks, and the server commits many at once by itself.
+//! free; what it decides on is held by row locks, and the server commits many at once by itself. Hand-outs alone have connections of their
+//! own and share transactions (`together`).
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AnyConnection, AnyPool, AssertSqlSafe, Connection as _, SqlSafeStr as _};
+use sqlx::{AnyConnection, AnyPool, Connection as _};
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
@@ -17,21 +18,21 @@ use super::sqlite::Durability;
 use super::tx::{Sql, Tx};
 use super::writer::Boxed;
 
-/// Connections at most: a controller's operations are short.
+/// Connections of the pool at most: a controller's operations are short.
 const CONNECTIONS: u32 = 16;
 
 /// Whoever cannot be served for so long is told to come again.
-const ACQUIRE: Duration = Duration::from_secs(5);
+pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
 
 /// A connection that was given back has to answer within so long, or is ended: it may have gone silent under a question that was given up. (The
 /// pool asks once more by itself, without a bound: one that goes silent just then is lost to it until the system gives it up.)
-const ANSWER: Duration = Duration::from_secs(5);
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// What the server is told for each connection. Nothing that a controller does takes long, and a controller whose host has failed must
 /// not keep the others from what it held: the server sees by itself within half a minute that it is gone. Every statement has its index, and
 /// the queue may grow from nothing to a million within less than the server takes to count it anew: what is planned for a small table has to
 /// do for a large one.
-const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+pub(super) const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '30s'; \
      SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s'; \
      SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
@@ -154,80 +155,13 @@ where
     done.await.unwrap_or(Err(StoreError::Closed { doing }))
 }
 
-async fn within<T>(
+/// The same within the bound of time.
+pub(super) async fn within<T>(
     doing: &'static str,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let done = timeout(LIMIT, work).await;
     done.unwrap_or_else(|_| Err(silent()).doing(doing))
-}
-
-/// A connection for one who writes again and again: it is not asked each time whether it is alive.
-#[derive(Debug)]
-pub(super) struct Line {
-    url: String,
-    /// None before the first, and after a failure.
-    connection: Option<AnyConnection>,
-}
-
-impl Line {
-    pub(super) fn to(url: &str) -> Self {
-        Self {
-            url: url.to_owned(),
-            connection: None,
-        }
-    }
-
-    /// Has an operation done; what it gives, once that is kept. The transaction begins with `begin`, which has no values from outside.
-    pub(super) async fn write<T, F>(
-        &mut self,
-        doing: &'static str,
-        begin: String,
-        work: F,
-    ) -> Result<T, StoreError>
-    where
-        F: for<'t, 'c> FnOnce(&'t mut Tx<'c>) -> Boxed<'t, Result<T, StoreError>>,
-    {
-        let (connection, done) = within(doing, async {
-            let mut connection = self.begun(begin).await.doing(doing)?;
-            let mut tx = Tx::new(&mut connection, Dialect::Postgres);
-            tx.set_doing(doing);
-            let done = match work(&mut tx).await {
-                Ok(value) => tx.flush().await.map(|()| value),
-                Err(e) => Err(e),
-            };
-            let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
-            let ended = sqlx::raw_sql(end).execute(&mut connection).await;
-            match (done, ended.doing(doing)) {
-                (Ok(value), Ok(_)) => Ok((Some(connection), Ok(value))),
-                (Ok(_), Err(e)) => Err(e),
-                (Err(e), ended) => Ok((ended.is_ok().then_some(connection), Err(e))),
-            }
-        })
-        .await?;
-        self.connection = connection;
-        done
-    }
-
-    /// The connection, with a transaction begun. Whoever gives up has none left.
-    async fn begun(&mut self, begin: String) -> Result<AnyConnection, sqlx::Error> {
-        let begin = AssertSqlSafe(begin).into_sql_str();
-        if let Some(mut connection) = self.connection.take() {
-            let begun = sqlx::raw_sql(begin.clone()).execute(&mut connection).await;
-            // The server may have ended it meanwhile: nothing has been done yet.
-            if begun.is_ok() {
-                return Ok(connection);
-            }
-        }
-        let connected = timeout(ACQUIRE, async {
-            let mut connection = connect(&self.url).await?;
-            sqlx::raw_sql(SETTINGS).execute(&mut connection).await?;
-            Ok(connection)
-        });
-        let mut connection = connected.await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
-        sqlx::raw_sql(begin).execute(&mut connection).await?;
-        Ok(connection)
-    }
 }
 
 #[cfg(test)]

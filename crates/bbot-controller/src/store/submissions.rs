@@ -125,7 +125,7 @@ impl Store {
                         ..rows::queued(&submission, planned, breakpoint.clone())
                     })
                     .collect();
-                for builds in builds.chunks(TOGETHER) {
+                for builds in builds.chunks(together(tx.dialect())) {
                     tx.run(insert(builds, &repository, tx.dialect())).await?;
                 }
                 Ok(Submitted { submission, builds, exchanged })
@@ -293,8 +293,13 @@ async fn take_numbers(tx: &mut Tx<'_>, builds: i64) -> Result<Numbers, StoreErro
     Ok((submission, numbers))
 }
 
-/// So many builds are written by one statement.
-const TOGETHER: usize = 50;
+/// So many builds are written by one statement. SQLite looks for each of its values from the first on.
+fn together(dialect: Dialect) -> usize {
+    match dialect {
+        Dialect::Sqlite => 10,
+        Dialect::Postgres => 50,
+    }
+}
 
 /// What is written of a build. The rest is as the table has it by itself.
 const QUEUED: [Column; 20] = [

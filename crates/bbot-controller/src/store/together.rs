@@ -1,16 +1,18 @@
 //! PostgreSQL: hand-outs that come while others are on their way are handed out together, in one transaction.
 //!
-//! Going to and fro costs more than what is done there, and each commit a sync of the disk. Whoever comes alone waits for nobody.
+//! Going to and fro costs more than what is done there, and each commit a sync of the disk.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{self, JoinSet};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{self, JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 use super::StoreError;
 use super::hand_out::{self, DOING, Handed, Owned};
-use super::postgres::Line;
+use super::line::Line;
 
 /// So many wait here; more wait outside.
 const WAITING: usize = 1024;
@@ -20,6 +22,9 @@ const GROUP: usize = 64;
 
 /// So many groups are on their way at once: while one waits for the disk, another is worked at.
 const LINES: usize = 4;
+
+/// A group that is under way for longer is held up by something, and holds up no other.
+const HELD_UP: Duration = Duration::from_millis(50);
 
 /// One to be handed out, and who waits for it.
 struct Job {
@@ -31,14 +36,21 @@ struct Job {
 #[derive(Debug, Clone)]
 pub(super) struct Together {
     jobs: mpsc::Sender<Job>,
+    task: Arc<Mutex<Option<JoinHandle<()>>>>,
+    end: Arc<Notify>,
 }
 
 impl Together {
-    /// Begins to hand out. It ends when nobody can ask any more.
+    /// Begins to hand out.
     pub(super) fn start(url: &str) -> Self {
         let (jobs, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(run(receiver, url.to_owned()));
-        Self { jobs }
+        let end = Arc::new(Notify::new());
+        let task = tokio::spawn(run(receiver, url.to_owned(), Arc::clone(&end)));
+        Self {
+            jobs,
+            task: Arc::new(Mutex::new(Some(task))),
+            end,
+        }
     }
 
     /// Hands one out. What was begun is finished, whether anybody still waits for it or not.
@@ -49,6 +61,20 @@ impl Together {
         self.jobs.send(job).await.map_err(|_| closed())?;
         handed.await.map_err(|_| closed())?
     }
+
+    /// Does what was asked for, and ends.
+    pub(super) async fn close(&self) {
+        self.end.notify_one();
+        let task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(task) = task {
+            // It ends by itself in whatever way: there is nothing to be done about it here.
+            let _ = task.await;
+        }
+    }
 }
 
 /// Whether a group of so many begins while groups of these sizes are under way. A smaller one would keep a line from those who come next, and
@@ -57,14 +83,19 @@ fn begins(waiting: usize, mut under_way: impl Iterator<Item = usize>) -> bool {
     waiting > 0 && under_way.all(|size| size <= waiting)
 }
 
-async fn run(mut jobs: mpsc::Receiver<Job>, url: String) {
+async fn run(mut jobs: mpsc::Receiver<Job>, url: String, end: Arc<Notify>) {
     let mut free: Vec<Line> = (0..LINES).map(|_| Line::to(&url)).collect();
     let mut under_way = JoinSet::new();
-    let mut sizes: HashMap<task::Id, usize> = HashMap::new();
-    let mut waiting = Vec::new();
+    // How large they are, and until when they count.
+    let mut counting: HashMap<task::Id, (usize, Instant)> = HashMap::new();
+    let mut waiting: Vec<Job> = Vec::new();
     let mut is_open = true;
     loop {
-        while begins(waiting.len(), sizes.values().copied())
+        let now = Instant::now();
+        counting.retain(|_, (_, until)| now < *until);
+        // Nothing is handed out for whoever has gone away before it was begun.
+        waiting.retain(|job| !job.answer.is_closed());
+        while begins(waiting.len(), counting.values().map(|(size, _)| *size))
             && let Some(mut line) = free.pop()
         {
             let group = std::mem::take(&mut waiting);
@@ -73,21 +104,24 @@ async fn run(mut jobs: mpsc::Receiver<Job>, url: String) {
                 hand_out(&mut line, group).await;
                 line
             });
-            sizes.insert(begun.id(), size);
+            counting.insert(begun.id(), (size, now + HELD_UP));
         }
         let room = GROUP - waiting.len();
-        if !is_open && waiting.is_empty() && sizes.is_empty() {
+        if !is_open && waiting.is_empty() && under_way.is_empty() {
             return;
         }
+        let next = counting.values().map(|(_, until)| *until).min();
         tokio::select! {
             more = jobs.recv_many(&mut waiting, room), if is_open && room > 0 => {
                 is_open = more > 0;
             }
             Some(done) = under_way.join_next_with_id() => {
                 let (id, line) = done.unwrap_or_else(|e| (e.id(), Line::to(&url)));
-                sizes.remove(&id);
+                counting.remove(&id);
                 free.push(line);
             }
+            () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() && !waiting.is_empty() => {}
+            () = end.notified(), if is_open => jobs.close(),
         }
     }
 }
@@ -104,20 +138,33 @@ async fn hand_out(line: &mut Line, group: Vec<Job>) {
             }
         }
         // None of them is at fault.
-        Err(e) if e.is_passing() => {
-            let source = Arc::new(e);
-            for answer in answers {
-                let source = Arc::clone(&source);
-                let _ = answer.send(Err(StoreError::NotKept { source }));
-            }
-        }
+        Err(e) if e.is_passing() && !e.is_contended() => fail(answers, e),
         // Whichever it was harms no other.
         Err(_) => {
-            for (new, answer) in all.iter().zip(answers) {
+            let mut each = all.iter().zip(answers);
+            while let Some((new, answer)) = each.next() {
                 let handed = together(line, Arc::from([new.clone()])).await;
-                let _ = answer.send(handed.and_then(|mut one| one.pop().unwrap_or(Ok(None))));
+                match handed {
+                    Err(e) if e.is_passing() && !e.is_contended() => {
+                        let left = each.map(|(_, answer)| answer);
+                        return fail(std::iter::once(answer).chain(left), e);
+                    }
+                    handed => {
+                        let one = handed.and_then(|mut one| one.pop().unwrap_or(Ok(None)));
+                        let _ = answer.send(one);
+                    }
+                }
             }
         }
+    }
+}
+
+/// Tells all of these that the database is not there.
+fn fail(answers: impl IntoIterator<Item = oneshot::Sender<Handed>>, error: StoreError) {
+    let source = Arc::new(error);
+    for answer in answers {
+        let source = Arc::clone(&source);
+        let _ = answer.send(Err(StoreError::NotKept { source }));
     }
 }
 

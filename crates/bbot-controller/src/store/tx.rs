@@ -21,7 +21,7 @@ const WAITING: usize = 32;
 const KEPT: usize = 12;
 
 /// nor is one of more values than this.
-const KEPT_VALUES: usize = 200;
+const KEPT_VALUES: usize = 300;
 
 /// A value that is given to a statement.
 #[derive(Debug, Clone)]

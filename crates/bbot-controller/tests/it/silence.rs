@@ -85,6 +85,7 @@ fn a_database_that_goes_silent_is_told_and_heals_by_itself() {
     let controller = start(dir.path(), &relayed);
     let source = serde_json::json!({ "repository": { "url": "https://pkg.x.org/1/a" } });
     let build = controller.submit_source("foo", "1", &source).remove(0);
+    controller.submit_source("bar", "1", &source);
     let ours = ["Bbot-Agent: 1"];
     let asked = request("0.17.0");
     let task = agent(&controller.url("/?build-task"), &ours, asked.as_bytes());
@@ -105,6 +106,20 @@ fn a_database_that_goes_silent_is_told_and_heals_by_itself() {
     assert!(ask_all().iter().all(|answer| answer.status == 200));
     relay.fall_silent();
     let begun = Instant::now();
+    // The connection that hands out leads nowhere, too, and another takes its place.
+    let other = request("0.17.0").replace("agent: ", "agent: other-");
+    let handed = std::iter::repeat_with(|| {
+        let task = agent(&controller.url("/?build-task"), &ours, other.as_bytes());
+        (task.status == 200).then(|| field(&task.text(), "session"))
+    })
+    .take_while(|_| begun.elapsed() < PATIENCE)
+    .flatten()
+    .next();
+    assert!(
+        handed.is_some_and(|session| !session.is_empty()),
+        "after {:?}",
+        begun.elapsed()
+    );
     for answer in ask_all() {
         match answer.status {
             200 => {}

@@ -18,6 +18,7 @@ use bbot_controller::store::{
 };
 use bbot_manifest::Status;
 use bbot_signature::{Ephemeral, PublicKey, SessionKey};
+use sha2::Digest as _;
 use sqlx::Connection as _;
 
 use crate::cluster::Cluster;
@@ -506,6 +507,11 @@ fn hand_outs_at_once_harm_no_other() {
             },
             NewLease { signing, ..of(34) },
             NewLease { signing, ..of(35) },
+            NewLease {
+                machine_summary: "a\0b",
+                until: Millis(i64::MAX),
+                ..of(36)
+            },
         ]);
         let handed = all.iter().map(|new| store.lease(new, Millis(1)));
         let handed = futures_util::future::join_all(handed).await;
@@ -531,12 +537,64 @@ fn hand_outs_at_once_harm_no_other() {
             let session = handed.build.session.clone().unwrap();
             let facts = store.session_by_path(&session).await.unwrap().unwrap();
             assert_eq!(facts.build.id, handed.build.id);
-            assert_eq!(
-                store.build(handed.build.id).await.unwrap().unwrap(),
-                handed.build
-            );
+            let mut kept = store.build(handed.build.id).await.unwrap().unwrap();
+            if kept.id == builds[36] {
+                // PostgreSQL has no text with a zero byte.
+                let summary = kept.machine_summary.replace("a\0b".to_owned());
+                assert!(matches!(summary.as_deref(), Some("a\0b" | "a\u{fffd}b")));
+            }
+            assert_eq!(kept, handed.build);
         }
         store.close().await;
+    });
+}
+
+/// Who is about to be drained keeps others from nothing.
+#[test]
+fn an_agent_that_somebody_holds_holds_up_no_other() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.database();
+    runtime().block_on(async {
+        let store = Store::open_postgres(&url, Millis(0)).await.unwrap();
+        let mut builds = Vec::new();
+        for n in 0..20 {
+            builds.push(submit(&store, &format!("p{n}"), 0).await);
+        }
+        // As the transaction that drains it does, if it stays.
+        let hash = sha2::Sha256::digest("held");
+        let lock = i64::from_le_bytes(hash[..8].try_into().unwrap());
+        let mut other = sqlx::AnyConnection::connect(&url).await.unwrap();
+        sqlx::query("SELECT COUNT(pg_advisory_lock($1))")
+            .bind(lock)
+            .execute(&mut other)
+            .await
+            .unwrap();
+        let sessions: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
+        let all: Vec<NewLease<'_>> = (0..20)
+            .map(|n| NewLease {
+                agent: if n == 10 { "held" } else { "free" },
+                ..lease(builds[n], &sessions[n], 100)
+            })
+            .collect();
+        let handed = all.iter().map(|new| store.lease(new, Millis(1)));
+        let handed = futures_util::future::join_all(handed).await;
+        for (n, handed) in handed.iter().enumerate() {
+            match handed {
+                Ok(lease) => assert!(n != 10 && lease.is_some(), "{n}"),
+                Err(e) => assert!(n == 10 && e.is_passing(), "{n}: {e:?}"),
+            }
+        }
+        other.close().await.unwrap();
+        let again = store.lease(&all[10], Millis(2)).await.unwrap();
+        assert!(again.is_some());
+        store.close().await;
+        let closed = store.lease(&all[10], Millis(2)).await;
+        assert!(
+            matches!(closed, Err(StoreError::Closed { .. })),
+            "{closed:?}"
+        );
     });
 }
 
