@@ -57,11 +57,8 @@ impl Line {
             match (done, ended.doing(doing)) {
                 (Ok(value), Ok(_)) => Ok((Some(connection), Ok(value))),
                 (Ok(_), Err(e)) => Err(e),
-                // Another server may be where this one was: it is asked anew.
-                (Err(e), ended) => {
-                    let is_good = ended.is_ok() && !e.is_passing();
-                    Ok((is_good.then_some(connection), Err(e)))
-                }
+                // What it is that failed, another connection may be without it.
+                (Err(e), _) => Ok((None, Err(e))),
             }
         })
         .await?;

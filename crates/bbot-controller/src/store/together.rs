@@ -26,6 +26,9 @@ const LINES: usize = 4;
 /// A group that is under way for longer is held up by something, and holds up no other.
 const HELD_UP: Duration = Duration::from_millis(50);
 
+/// Of a group whose transaction somebody held up, so many are held up by themselves: then the others are asked to come again.
+const CONTENDED: usize = 3;
+
 /// One to be handed out, and who waits for it.
 struct Job {
     new: Owned,
@@ -127,7 +130,7 @@ async fn run(mut jobs: mpsc::Receiver<Job>, url: String, end: Arc<Notify>) {
 }
 
 async fn hand_out(line: &mut Line, group: Vec<Job>) {
-    let (all, answers): (Vec<Owned>, Vec<_>) =
+    let (all, answers): (Vec<Owned>, Vec<oneshot::Sender<Handed>>) =
         group.into_iter().map(|job| (job.new, job.answer)).unzip();
     let all: Arc<[Owned]> = all.into();
     match together(line, Arc::clone(&all)).await {
@@ -137,15 +140,20 @@ async fn hand_out(line: &mut Line, group: Vec<Job>) {
                 let _ = answer.send(handed);
             }
         }
-        // None of them is at fault.
-        Err(e) if e.is_passing() && !e.is_contended() => fail(answers, e),
+        // None of them is at fault, or there is one.
+        Err(e) if e.is_passing() && (!e.is_contended() || answers.len() == 1) => fail(answers, e),
         // Whichever it was harms no other.
         Err(_) => {
+            let mut contended = 0;
             let mut each = all.iter().zip(answers);
             while let Some((new, answer)) = each.next() {
+                if answer.is_closed() {
+                    continue;
+                }
                 let handed = together(line, Arc::from([new.clone()])).await;
+                contended += usize::from(handed.as_ref().is_err_and(StoreError::is_contended));
                 match handed {
-                    Err(e) if e.is_passing() && !e.is_contended() => {
+                    Err(e) if e.is_passing() && (!e.is_contended() || contended == CONTENDED) => {
                         let left = each.map(|(_, answer)| answer);
                         return fail(std::iter::once(answer).chain(left), e);
                     }
@@ -159,7 +167,7 @@ async fn hand_out(line: &mut Line, group: Vec<Job>) {
     }
 }
 
-/// Tells all of these that the database is not there.
+/// Tells all of these that nothing could be kept.
 fn fail(answers: impl IntoIterator<Item = oneshot::Sender<Handed>>, error: StoreError) {
     let source = Arc::new(error);
     for answer in answers {
