@@ -244,7 +244,13 @@ async fn first(
     new: &Owned,
     (configuration, target, lane, repository): &Among,
 ) -> Result<Option<AnyRow>, StoreError> {
-    let of = repository.as_ref().map_or("", |_| " AND b.repository = $5");
+    let of = repository
+        .as_ref()
+        .map_or("", |_| " AND b.repository = $5 AND b.repository <> ''");
+    if tx.dialect() == Dialect::Postgres {
+        // What is planned for an empty queue would not do later on.
+        tx.later(Sql::new("SET LOCAL plan_cache_mode = force_custom_plan"));
+    }
     // One that has failed may avoid this host.
     let mut first = Sql::new(format!(
         "SELECT {} FROM builds b JOIN submissions p ON p.id = b.submission \

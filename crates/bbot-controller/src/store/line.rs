@@ -15,8 +15,9 @@ use super::writer::Boxed;
 /// One that was not used for so long may lead nowhere any more, without anybody having said so.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// What is said besides: many may wait for who waits for a lock.
-const OWN: &str = "SET lock_timeout = '1s'";
+/// What is said besides: many may wait for who waits for a lock, and what is asked leaves no choice of plans (`dialect::look_up`), so that they may be
+/// kept.
+const OWN: &str = "SET lock_timeout = '1s'; SET plan_cache_mode = auto";
 
 /// The connection, if there is one.
 #[derive(Debug)]

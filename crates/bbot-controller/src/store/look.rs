@@ -115,7 +115,10 @@ fn text(size: usize, repository: bool) -> String {
         })
         .collect();
     let (column, condition) = if repository {
-        (", repository", " AND q.repository = w.repository")
+        (
+            ", repository",
+            " AND q.repository = w.repository AND q.repository <> ''",
+        )
     } else {
         ("", "")
     };

@@ -31,11 +31,12 @@ pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// What the server is told for each connection. Nothing that a controller does takes long, and a controller whose host has failed must
 /// not keep the others from what it held: the server sees by itself within half a minute that it is gone. Every statement has its index, and
 /// the queue may grow from nothing to a million within less than the server takes to count it anew: what is planned for a small table has to
-/// do for a large one.
+/// do for a large one, and is not kept for later.
 pub(super) const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '30s'; \
      SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s'; \
-     SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+     SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
+     SET plan_cache_mode = force_custom_plan";
 
 /// Takes the bounds of [`SETTINGS`] off a transaction.
 pub(super) const UNBOUNDED: [&str; 2] = [

@@ -143,6 +143,7 @@ const MIGRATIONS: &[(&str, &[&str])] = &[
         "0022_late_logs.sql",
         &["UPDATE sessions SET log_last = 12, log_until = 99 WHERE id = 'done'"],
     ),
+    ("0023_by_repository.sql", &[]),
 ];
 
 /// How many of them a version knew that has written this.
