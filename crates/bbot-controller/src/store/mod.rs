@@ -9,6 +9,7 @@ mod artifacts;
 mod builds;
 mod cancel;
 mod dialect;
+mod ending;
 mod error;
 mod given;
 mod hand_out;

@@ -3,14 +3,15 @@
 //! Going to and fro costs more than what is done there, and each commit a sync of the disk.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::{self, JoinHandle, JoinSet};
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 
 use super::StoreError;
+use super::ending::Ending;
 use super::hand_out::{self, DOING, Handed, Owned};
 use super::line::Line;
 
@@ -39,8 +40,7 @@ struct Job {
 #[derive(Debug, Clone)]
 pub(super) struct Together {
     jobs: mpsc::Sender<Job>,
-    task: Arc<Mutex<Option<JoinHandle<()>>>>,
-    end: Arc<Notify>,
+    ending: Ending,
 }
 
 impl Together {
@@ -51,8 +51,7 @@ impl Together {
         let task = tokio::spawn(run(receiver, url.to_owned(), Arc::clone(&end)));
         Self {
             jobs,
-            task: Arc::new(Mutex::new(Some(task))),
-            end,
+            ending: Ending::of(task, end),
         }
     }
 
@@ -67,16 +66,7 @@ impl Together {
 
     /// Does what was asked for, and ends.
     pub(super) async fn close(&self) {
-        self.end.notify_one();
-        let task = self
-            .task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(task) = task {
-            // It ends by itself in whatever way: there is nothing to be done about it here.
-            let _ = task.await;
-        }
+        self.ending.close().await;
     }
 }
 

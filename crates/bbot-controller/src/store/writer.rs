@@ -7,14 +7,14 @@
 //! still waits for it or not, and in the order in which it was sent.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sqlx::{AnyConnection, Connection as _};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use super::StoreError;
 use super::dialect::Dialect;
+use super::ending::Ending;
 use super::sqlite::{self, Durability, File};
 use super::tx::{Sql, Tx};
 
@@ -44,8 +44,7 @@ struct Job {
 #[derive(Debug, Clone)]
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
-    task: Arc<Mutex<Option<JoinHandle<()>>>>,
-    end: Arc<tokio::sync::Notify>,
+    ending: Ending,
 }
 
 impl Writer {
@@ -65,8 +64,7 @@ impl Writer {
         );
         Self {
             jobs,
-            task: Arc::new(Mutex::new(Some(task))),
-            end,
+            ending: Ending::of(task, end),
         }
     }
 
@@ -111,16 +109,7 @@ impl Writer {
 
     /// Does what has been sent, and ends.
     pub(super) async fn close(&self) {
-        self.end.notify_one();
-        let task = self
-            .task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(task) = task {
-            // It ends by itself in whatever way: there is nothing to be done about it here.
-            let _ = task.await;
-        }
+        self.ending.close().await;
     }
 }
 
@@ -314,6 +303,7 @@ mod tests {
 
     use sqlx::Row as _;
     use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
 
     use super::*;
     use crate::store::Store;

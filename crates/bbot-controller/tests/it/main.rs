@@ -17,6 +17,7 @@ mod document;
 mod failures;
 mod follow;
 mod git;
+mod hand_out;
 mod hostile;
 mod kills;
 mod lanes;
